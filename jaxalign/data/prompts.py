@@ -1,0 +1,173 @@
+"""Prompts: what one is, our own set of them, and the batches that training takes from a set."""
+
+import dataclasses
+import importlib.resources
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from jaxalign.errors import InputError
+
+Kind = Literal["harmful", "benign", "lookalike"]
+
+#: Every kind, in the order of a batch. A look-alike is a safe prompt that reads like a harmful one.
+KINDS: tuple[Kind, ...] = ("harmful", "benign", "lookalike")
+
+#: Twelve hazard categories, and "general" for a benign prompt that is close to none of them.
+CATEGORIES: tuple[str, ...] = (
+    "violent_crime",
+    "non_violent_crime",
+    "sexual_crime",
+    "child_exploitation",
+    "weapons",
+    "self_harm",
+    "hate",
+    "privacy",
+    "intellectual_property",
+    "disinformation",
+    "elections",
+    "sexual_content",
+    "general",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One user request.
+
+    Attributes:
+      id: a name for reports; unique among our own prompts, as the source has it in a user's data.
+      text: the request itself, without any chat template.
+      kind: "harmful" (to be refused), "benign" or "lookalike" (both to be answered).
+      category: one of `CATEGORIES`, or whatever a user's own data calls it.
+    """
+
+    id: str
+    text: str
+    kind: Kind
+    category: str
+
+    @property
+    def is_harmful(self) -> bool:
+        """Whether the right answer is a refusal."""
+        return self.kind == "harmful"
+
+
+def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
+    """Returns our own prompts of one split: harmful, benign, look-alike, each in file order.
+
+    Raises:
+      InputError: the split is neither "train" nor "heldout".
+    """
+    if split not in ("train", "heldout"):
+        raise InputError(f"builtin split {split!r} does not exist; use 'train' or 'heldout'")
+    folder = importlib.resources.files("jaxalign.data") / "files"
+    lines = [
+        line
+        for kind in KINDS
+        for line in (folder / f"{kind}.jsonl").read_text(encoding="utf-8").split("\n")
+        if line.strip()
+    ]
+    rows = [json.loads(line) for line in lines]
+    return [
+        Prompt(row["id"], row["prompt"], row["kind"], row["category"])
+        for row in rows
+        if row["split"] == split
+    ]
+
+
+def near_duplicates(
+    left: Sequence[str], right: Sequence[str], *, threshold: float = 0.6
+) -> list[tuple[int, int, float]]:
+    """Finds the pairs of texts that share most of their words.
+
+    The similarity is Jaccard's, |A ∩ B| / |A ∪ B| over the sets of lower-cased words, and 1 for two
+    texts without any word. Ours: word order and repetition do not count, so it is a coarse sieve.
+
+    Args:
+      left: L texts.
+      right: R texts.
+      threshold: the least similarity that is reported.
+
+    Returns:
+      (index in `left`, index in `right`, similarity), ordered by the indices. Takes O(L·R) time.
+    """
+    left_words, right_words = ([_words(text) for text in side] for side in (left, right))
+    pairs = []
+    for i, a in enumerate(left_words):
+        for j, b in enumerate(right_words):
+            union = len(a | b)
+            similarity = len(a & b) / union if union else 1.0
+            if similarity >= threshold:
+                pairs.append((i, j, similarity))
+    return pairs
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[\w']+", text.lower()))
+
+
+def batch_at(
+    prompts: Sequence[Prompt], step: int, *, counts: Mapping[Kind, int], seed: int
+) -> list[Prompt]:
+    """Returns the prompts of one training step: the data cursor is the step number itself.
+
+    Each kind is walked by itself. Step s takes places s·c … s·c + c - 1 of an endless sequence, c
+    being counts[kind]; that sequence is one shuffle of the kind's n prompts after another, so each
+    epoch of n places holds every prompt once (and a batch across two epochs, perhaps, one twice).
+    The shuffle depends on (seed, kind, epoch) alone. A run that resumes at step s with the same
+    arguments thus goes on as if it had never stopped. Ours.
+
+    Args:
+      prompts: the whole set, in the same order at every step.
+      step: 0, 1, 2, …
+      counts: prompts of each kind per step; a kind left out counts 0.
+      seed: at least 0.
+
+    Returns:
+      sum(counts) prompts: harmful first, then benign, then look-alike.
+
+    Raises:
+      InputError: `counts` asks for nothing, for a kind that does not exist or that has no prompts,
+        or for a negative number.
+      ValueError: `step` or `seed` is negative.
+    """
+    if step < 0 or seed < 0:
+        raise ValueError(f"step and seed must be at least 0, got {step} and {seed}")
+    for kind, count in counts.items():
+        if kind not in KINDS:
+            raise InputError(f"counts: unknown kind {kind!r}; use {', '.join(KINDS)}")
+        if count < 0:
+            raise InputError(f"counts: {kind} is {count}; use 0 or more")
+    if not sum(counts.values()):
+        raise InputError("counts: a batch of no prompts; ask for at least one of some kind")
+    batch = []
+    for number, kind in enumerate(KINDS):
+        count = counts.get(kind, 0)
+        if not count:
+            continue
+        pool = [prompt for prompt in prompts if prompt.kind == kind]
+        if not pool:
+            raise InputError(
+                f"counts: {kind} is {count}, but the data has no {kind} prompts; "
+                f"add some or set it to 0"
+            )
+        places = range(step * count, (step + 1) * count)
+        orders = {
+            epoch: _shuffle(len(pool), (seed, number, epoch))
+            for epoch in {place // len(pool) for place in places}
+        }
+        batch += [pool[orders[place // len(pool)][place % len(pool)]] for place in places]
+    return batch
+
+
+def _shuffle(size: int, entropy: tuple[int, ...]) -> np.ndarray:
+    """A permutation of range(size), int64 [size], fixed by `entropy` for good.
+
+    It sorts raw PCG64 draws: NumPy keeps those the same in every version, which it does not promise
+    for `Generator.permutation`. Ties among 64-bit draws are too rare to bias the order.
+    """
+    return np.argsort(np.random.PCG64(entropy).random_raw(size), kind="stable")

@@ -1,0 +1,347 @@
+"""Prompts from the user's data, named by one argument string: a file, a dataset, or our own set."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from jaxalign.data.prompts import KINDS, Kind, Prompt, builtin_prompts
+from jaxalign.errors import InputError
+
+# A row: its number (line of a file, index in a dataset) and its fields.
+_Row = tuple[int, Mapping[str, Any]]
+
+_SPECS = (
+    "builtin:train, builtin:heldout, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG], disk:FOLDER or "
+    "tfds:NAME"
+)
+_TEXT_FIELDS = ("prompt", "goal", "instruction", "question", "forbidden_prompt", "text")
+# Columns that tell the kind, and what their values mean. The second is XSTest's.
+_KIND_FIELDS: Mapping[str, Mapping[str, Kind]] = {
+    "kind": {kind: kind for kind in KINDS},
+    "label": {"safe": "lookalike", "unsafe": "harmful"},
+}
+
+
+def load_prompts(
+    spec: str,
+    *,
+    text_field: str | None = None,
+    kind: Kind | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> list[Prompt]:
+    """Reads prompts from the place that `spec` names.
+
+    - `builtin:train`: our own prompts for training.
+    - `builtin:heldout`: our own prompts for evaluation.
+    - `FILE.jsonl`: one JSON object per line, UTF-8.
+    - `FILE.csv`: a header and rows, UTF-8; lines that begin with # may precede them.
+    - `hub:NAME[/CONFIG]`: `datasets.load_dataset`; with a config, NAME is `owner/name`.
+    - `disk:FOLDER`: a folder written by `save_to_disk` of `datasets`.
+    - `tfds:NAME`: `tensorflow_datasets.data_source`. It reads array_record files, found or prepared
+      under TFDS_DATA_DIR, and does not need TensorFlow for that.
+
+    A row may also have the fields `id` (a string or integer; else the id is made from the source's
+    name and the row's number) and `category` (else "general").
+
+    Args:
+      spec: as above.
+      text_field: the field with the text; by default the first of prompt, goal, instruction,
+        question, forbidden_prompt and text that the first row has.
+      kind: the kind of every row; by default the field `kind` tells, or else the field `label` with
+        the values safe (a look-alike) and unsafe (harmful), as in XSTest.
+      split: the split of a dataset, "train" by default. Only for hub:, disk: and tfds:.
+      limit: read no more than this many rows, the first ones.
+
+    Returns:
+      At least one prompt, in the order of the source.
+
+    Raises:
+      InputError: the source is missing, unreadable or empty, an argument does not fit it, or a row
+        is malformed. The message names the file and line, or the dataset and row (from 0).
+    """
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"kind: unknown value {kind!r}; use {', '.join(KINDS)}")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} is not a number of rows; use 1 or more")
+    scheme, _, rest = spec.partition(":")
+    if scheme == "builtin":
+        for name, value in (("text_field", text_field), ("kind", kind), ("split", split)):
+            if value is not None:
+                raise InputError(f"{spec}: {name}= does not apply to builtin prompts; leave it out")
+        return builtin_prompts(cast(Any, rest))[:limit]
+
+    if scheme in _DATASETS:
+        if not rest:
+            raise InputError(f"{spec}: a name must follow the colon; accepted: {_SPECS}")
+        rows, unit = _dataset_rows(spec, split), "row"
+        stem = spec
+    elif (suffix := Path(spec).suffix.lower()) in _FILES:
+        if split is not None:
+            raise InputError(f"{spec}: split= does not apply to a file; leave it out")
+        rows, unit = _FILES[suffix](spec, _read_text(spec)), "line"
+        stem = Path(spec).name
+    else:
+        raise InputError(f"{spec!r} names no prompts; accepted: {_SPECS}")
+
+    rows = itertools.islice(rows, limit)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{spec}: no rows; give at least one prompt")
+    text_field = text_field or _find_text_field(f"{spec} {unit} {first[0]}", first[1])
+    kind_field = None if kind else _find_kind_field(f"{spec} {unit} {first[0]}", first[1])
+    return [
+        Prompt(
+            id=_id(fields.get("id"), f"{stem}:{number}"),
+            text=_text(f"{spec} {unit} {number}", fields, text_field),
+            kind=kind or _kind(f"{spec} {unit} {number}", fields, cast(str, kind_field)),
+            category=_category(f"{spec} {unit} {number}", fields),
+        )
+        for number, fields in itertools.chain([first], rows)
+    ]
+
+
+def _find_text_field(where: str, fields: Mapping[str, Any]) -> str:
+    for field in _TEXT_FIELDS:
+        if field in fields:
+            return field
+    raise InputError(
+        f"{where}: none of the fields {', '.join(_TEXT_FIELDS)} is present "
+        f"(found: {_names(fields)}); pass text_field="
+    )
+
+
+def _find_kind_field(where: str, fields: Mapping[str, Any]) -> str:
+    for field in _KIND_FIELDS:
+        if field in fields:
+            return field
+    raise InputError(
+        f"{where}: neither field 'kind' nor 'label' is present to tell harmful from benign; "
+        f"pass kind={', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    )
+
+
+def _text(where: str, fields: Mapping[str, Any], field: str) -> str:
+    if field not in fields:
+        raise InputError(
+            f"{where}: field {field!r} is missing; every row needs it (found: {_names(fields)})"
+        )
+    text = _decode(fields[field])
+    if not isinstance(text, str):
+        raise InputError(f"{where}: field {field!r} is {_show(text)}; it must be a string")
+    if not text.strip():
+        raise InputError(f"{where}: field {field!r} is empty; give it a text or remove the row")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{where}: field {field!r} has half a surrogate pair, which is no text; correct it"
+        ) from None
+    return text
+
+
+def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
+    if field not in fields:
+        raise InputError(f"{where}: field {field!r} is missing; add it to every row or pass kind=")
+    meaning = _KIND_FIELDS[field]
+    value = _decode(fields[field])
+    if not isinstance(value, str) or value not in meaning:
+        raise InputError(
+            f"{where}: field {field!r} is {_show(value)}; use {', '.join(meaning)}, or pass kind="
+        )
+    return meaning[value]
+
+
+def _category(where: str, fields: Mapping[str, Any]) -> str:
+    category = _decode(fields.get("category"))
+    if category is None or category == "":
+        return "general"
+    if not isinstance(category, str):
+        raise InputError(f"{where}: field 'category' is {_show(category)}; it must be a string")
+    return category
+
+
+def _id(value: object, default: str) -> str:
+    value = _decode(value)
+    return str(value) if isinstance(value, str | int) and str(value).strip() else default
+
+
+def _decode(value: object) -> object:
+    """A byte string (TFDS has no other) as text; anything else, undecodable bytes too, as it is."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+# Files.
+
+
+def _read_text(path: str) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give the path of a readable file") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path} line {line}: not UTF-8; save the file as UTF-8") from error
+
+
+def _jsonl_rows(path: str, text: str) -> Iterator[_Row]:
+    # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path} line {number}: not valid JSON ({error.msg} at column {error.colno}); "
+                f"write one object per line"
+            ) from error
+        except (ValueError, RecursionError) as error:  # an endless number, endless brackets
+            raise InputError(f"{path} line {number}: {_line(error)}; simplify the row") from error
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"{path} line {number}: {_show(fields)} where an object with fields is expected; "
+                f"write one object per line"
+            )
+        yield number, fields
+
+
+def _csv_rows(path: str, text: str) -> Iterator[_Row]:
+    lines = io.StringIO(text, newline="")
+    skipped = 0
+    line = lines.readline()
+    while line.startswith("#") or line.isspace():
+        skipped += 1
+        line = lines.readline()
+    # Strict, because otherwise a quote that is never closed swallows the rest of the file.
+    reader = csv.reader(itertools.chain([line], lines), strict=True)
+    old_limit = csv.field_size_limit(2**31 - 1)
+    try:
+        header = [name.strip() for name in next(reader)]
+        number = skipped + reader.line_num + 1
+        for cells in reader:
+            if cells:
+                if len(cells) != len(header):
+                    raise InputError(
+                        f"{path} line {number}: {len(cells)} fields where the header has "
+                        f"{len(header)}; quote texts that contain commas or line breaks"
+                    )
+                yield number, dict(zip(header, cells, strict=True))
+            number = skipped + reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path} line {skipped + reader.line_num}: not valid CSV ({error}); correct the quotes"
+        ) from error
+    finally:
+        csv.field_size_limit(old_limit)
+
+
+_FILES = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
+
+
+# Datasets. Their packages are imported here and not above: they are slow to load, and optional.
+
+
+def _dataset_rows(spec: str, split: str | None) -> Iterator[_Row]:
+    """Rows of a dataset, counted from 0; whatever its package raises becomes one line."""
+    scheme, _, name = spec.partition(":")
+    try:
+        yield from enumerate(_DATASETS[scheme](name, split))
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(f"{spec}: {_line(error)}; install the package") from error
+    except Exception as error:
+        raise InputError(
+            f"{spec}: cannot be read; check name, split and network ({_line(error)})"
+        ) from error
+
+
+def _hub(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+    import datasets
+
+    parts = name.split("/", 2)
+    config = parts[2] if len(parts) == 3 else None
+    return _with_label_names(
+        datasets.load_dataset("/".join(parts[:2]), config, split=split or "train")
+    )
+
+
+def _disk(folder: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+    import datasets
+
+    table = datasets.load_from_disk(folder)
+    if isinstance(table, datasets.DatasetDict):
+        split = split or "train"
+        if split not in table:
+            raise InputError(f"disk:{folder}: no split {split!r}; pass split={_names(table)}")
+        table = table[split]
+    elif split is not None:
+        raise InputError(f"disk:{folder}: has no splits; leave split= out")
+    return _with_label_names(table)
+
+
+def _with_label_names(table: Any) -> Iterator[Mapping[str, Any]]:
+    import datasets
+
+    labels = {
+        field: feature.names
+        for field, feature in table.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    return (_name_labels(row, labels) for row in table)
+
+
+def _tfds(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source(name, split=split or "train")
+    labels = {
+        field: feature.names
+        for field, feature in source.dataset_info.features.items()
+        if isinstance(feature, tfds.features.ClassLabel)
+    }
+    return (_name_labels(source[index], labels) for index in range(len(source)))
+
+
+def _name_labels(row: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The row with its class numbers as names; None and -1, which mean unlabelled, stay."""
+    named = {
+        field: names[row[field]]
+        for field, names in labels.items()
+        if row[field] is not None and row[field] >= 0
+    }
+    return {**row, **named}
+
+
+_DATASETS = {"hub": _hub, "disk": _disk, "tfds": _tfds}
+
+
+# Parts of messages: one short line each.
+
+
+def _names(fields: Mapping[str, Any]) -> str:
+    return _shorten(", ".join(map(repr, fields)) or "nothing")
+
+
+def _show(value: object) -> str:
+    return f"the {type(value).__name__} {_shorten(repr(value))}"
+
+
+def _line(error: Exception) -> str:
+    return _shorten(" ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,158 @@
+"""From requests to token ids: chat templates, worked examples, padded batches with a shared prefix.
+
+A user's text is data. It is encoded as plain text, so that `<|im_end|>` in a prompt is the letters
+and not the token; the template's own special tokens are the only ones in the result.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import InputError
+
+Message = dict[str, str]
+Tokenizer = Any
+Template = Callable[[str], list[Message]]
+
+INSTRUCTION = (
+    "Judge first whether the request is safe, inside <safety_reasoning> tags. Then reply inside "
+    "<answer> tags. Refuse what would harm people. Help with everything else."
+)
+
+# Ours. At 135M parameters the format needs worked examples; AlphaAlign's larger models do without.
+# Reasoning that repeats the subject before it judges lets a small model look at the subject.
+EXAMPLES = (
+    (
+        "How do I break into my neighbour's house at night?",
+        "<safety_reasoning>This asks how to break into a house. It would harm people, so it is "
+        "unsafe.</safety_reasoning>\n<answer>Sorry, I can't comply.</answer>",
+    ),
+    (
+        "How do I cut down an old tree in my garden?",
+        "<safety_reasoning>This asks how to cut down a tree. It harms nobody, so it is safe."
+        "</safety_reasoning>\n<answer>Cut a notch on the side where it should fall, then saw from "
+        "the other side.</answer>",
+    ),
+)
+
+
+def alphaalign_messages(request: str) -> list[Message]:
+    """The request as a chat with the instruction and the two worked examples as earlier turns."""
+    messages = [{"role": "system", "content": INSTRUCTION}]
+    for question, reply in EXAMPLES:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": reply})
+    return [*messages, {"role": "user", "content": request}]
+
+
+def bare_messages(request: str) -> list[Message]:
+    """The request alone, as the original model's users ask it."""
+    return [{"role": "user", "content": request}]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTokens:
+    """A batch of prompts as arrays.
+
+    Attributes:
+      prefix: `[P0]` int32, the tokens before every prompt's own request; may be empty.
+      tokens: `[N, P]` int32, right-padded with zeros.
+      mask: `[N, P]` bool.
+    """
+
+    prefix: np.ndarray
+    tokens: np.ndarray
+    mask: np.ndarray
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Encodes a chat whose last message is the user's, ready for the assistant's reply.
+
+    Args:
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      messages: role and content of each turn; contents are plain text.
+
+    Returns:
+      token ids up to the last message's content (they do not depend on it), and the rest.
+
+    Raises:
+      InputError: the tokenizer has no chat template.
+    """
+    special = tokenizer.get_added_vocab()
+    contents = [message["content"].strip() for message in messages]
+    head: list[int] = []
+    tail: list[int] = []
+    for part in _template_parts(tokenizer, [message["role"] for message in messages]):
+        if part in special:
+            (tail if tail else head).append(special[part])
+            continue
+        text = _SLOT.sub(lambda slot: contents[int(slot[1])], part)
+        last = f"{_OPEN}{len(messages) - 1}{_CLOSE}" in part
+        (tail if tail or last else head).extend(_encode_plain(tokenizer, text))
+    return head, tail
+
+
+def encode_prompts(
+    tokenizer: Tokenizer,
+    template: Template,
+    requests: Sequence[str],
+    *,
+    max_tokens: int,
+    width: int | None = None,
+) -> PromptTokens:
+    """Encodes requests through a template, with the part they share as one prefix.
+
+    Args:
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      template: turns a request into messages; only the last message may depend on it.
+      requests: N texts.
+      max_tokens: the most tokens that a request may take beyond the prefix.
+      width: P, so that batches of one bucket share a compilation; default the longest request's.
+
+    Raises:
+      InputError: no requests, or one that is too long.
+    """
+    if not requests:
+        raise InputError("no prompts: the batch is empty")
+    encoded = [encode_chat(tokenizer, template(request)) for request in requests]
+    for request, (_, tail) in zip(requests, encoded, strict=True):
+        if len(tail) > max_tokens:
+            raise InputError(
+                f"prompt {request[:40]!r}… takes {len(tail)} tokens, the limit is {max_tokens}: "
+                "shorten it or raise max_prompt_tokens"
+            )
+    prefix = encoded[0][0]
+    if any(head != prefix for head, _ in encoded):
+        raise ValueError("the template's earlier messages must not depend on the request")
+    width = width or max(len(tail) for _, tail in encoded)
+    tokens = np.zeros((len(requests), width), np.int32)
+    mask = np.zeros((len(requests), width), bool)
+    for row, (_, tail) in enumerate(encoded):
+        tokens[row, : len(tail)] = tail
+        mask[row, : len(tail)] = True
+    return PromptTokens(np.asarray(prefix, np.int32), tokens, mask)
+
+
+# Private-use characters mark where a message's content goes; they're looked for in the rendered
+# template only, never in a user's text.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_SLOT = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+
+def _template_parts(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
+    """The chat template rendered with slots, split into special tokens and text between them."""
+    if not tokenizer.chat_template:
+        raise InputError("the tokenizer has no chat template: use an instruct model")
+    slots = [
+        {"role": role, "content": f"{_OPEN}{index}{_CLOSE}"} for index, role in enumerate(roles)
+    ]
+    text = tokenizer.apply_chat_template(slots, tokenize=False, add_generation_prompt=True)
+    names = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    return [part for part in re.split(f"({'|'.join(map(re.escape, names))})", text) if part]
+
+
+def _encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

@@ -1,0 +1,221 @@
+"""The pictures of a report, in colours that colour-blind readers can tell apart (Okabe and Ito)."""
+
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxalign.evaluation.run_folder import (
+    KINDS,
+    MEASURES,
+    Pair,
+    Rate,
+    get_rate,
+    printable,
+    split_answer,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+BLUE, RED, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
+KIND_COLORS = {"harmful": RED, "benign": BLUE, "lookalike": PURPLE}
+# Lines differ by dash as well as by colour.
+_LINES = {"harmful": "-", "benign": "--", "lookalike": "-."}
+
+
+def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws reward, form, refusals and helpfulness (entropy when there is none) by training step.
+
+    Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(12, 7.4), dpi=120, layout="constrained")
+    figure.supxlabel("points: single steps; lines: their moving average", fontsize=9)
+    axes = list(figure.subplots(2, 2, gridspec_kw={"wspace": 0.06, "hspace": 0.08}).flat)
+    steps = [row["step"] for row in metrics]
+    margin = max(1.0, 0.02 * (steps[-1] - steps[0]))
+    for panel in axes:
+        panel.set_xlim(steps[0] - margin, steps[-1] + margin)
+        panel.grid(alpha=0.3)
+        panel.set_xlabel("training step")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
+    reward, form, refusals, last = axes
+
+    reward.set(title="Reward", ylabel="mean reward")
+    _draw(reward, metrics, "reward", "all prompts", "black", "-")
+    _draw(reward, metrics, "reward_harmful", "harmful", RED, _LINES["harmful"])
+    _draw(reward, metrics, "reward_benign", "benign", BLUE, _LINES["benign"])
+
+    form.set(title="Well-formed answers ▲", ylabel="share of samples", ylim=(-0.04, 1.04))
+    _draw(form, metrics, "well_formed", None, GREEN, "-")
+
+    refusals.set(title="Refusals", ylabel="share of samples refused", ylim=(-0.04, 1.04))
+    for kind, label in KINDS.items():
+        arrow = next(m.arrow for m in MEASURES if m.kind == kind)
+        name = f"{kind}_refused"
+        _draw(refusals, metrics, name, f"{label.lower()} {arrow}", KIND_COLORS[kind], _LINES[kind])
+
+    name = "helpfulness" if series(metrics, "helpfulness")[0].size else "entropy"
+    last.set(title=name.capitalize(), ylabel="nats per token" if name == "entropy" else "score")
+    _draw(last, metrics, name, None, GREEN, "-")
+
+    for panel in (form, refusals):
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for panel in axes:
+        if not panel.lines:
+            panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
+        elif panel in (reward, refusals):
+            panel.legend(loc="best", framealpha=0.6, edgecolor="none")
+    _save(figure, path)
+
+
+def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> None:
+    """Draws the evaluated rates as grouped bars with 95% intervals and the desired direction."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(9.5, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for section, label, color, shift in (
+        (before, "before", "#BDBDBD", -0.2),
+        (after, "after", BLUE, 0.2),
+    ):
+        rates = {x + shift: get_rate(section, measure) for x, measure in enumerate(MEASURES)}
+        shown = [rate.rate if rate else 0.0 for rate in rates.values()]
+        axes.bar(list(rates), shown, 0.38, color=color, label=label)
+        for x, rate in rates.items():
+            _annotate(axes, x, rate)
+    axes.set_xticks(
+        range(len(MEASURES)),
+        [
+            f"{m.label}\n{m.arrow} {'higher' if m.higher_is_better else 'lower'} is better"
+            for m in MEASURES
+        ],
+    )
+    axes.set(ylim=(0, 1.14), ylabel="share of held-out prompts")
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("Before and after training (whiskers: 95% intervals)", pad=26)
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _save(figure, path)
+
+
+def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
+    """Draws a table of prompts with the answers before and after training; long text is cut."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    # All lengths are in inches; a row is as high as its longest cell.
+    line, pad, gap, header = 0.165, 0.12, 0.06, 0.42
+    lefts, widths = (0.1, 2.6, 6.5), (2.4, 3.8, 3.8)
+    rows = [(_describe_prompt(x), _describe(x.before), _describe(x.after)) for x in pairs]
+    heights = [line * (1 + max(len(body) for _, body in row)) + 2 * pad + gap for row in rows]
+    size = (10.4, header + sum(heights) + 0.1)
+    figure = Figure(figsize=size, dpi=120)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
+    axes.axis("off")
+
+    def write(x: float, y: float, text: str, **style: Any) -> "Text":
+        # parse_math=False: a dollar sign in a model's answer is no formula.
+        style |= {"va": "top", "fontsize": 8.5, "linespacing": 1.3, "parse_math": False}
+        return axes.text(x, y, text, **style)
+
+    for x, title in zip(lefts, ("Prompt", "Before training", "After training"), strict=True):
+        write(x + 0.16, 0.14, title, weight="bold")
+    top = header
+    for pair, row, height in zip(pairs, rows, heights, strict=True):
+        for left, width, (head, body) in zip(lefts, widths, row, strict=True):
+            cell = Rectangle((left, top), width, height - gap, facecolor="#F6F6F6")
+            axes.add_patch(cell)
+            write(left + 0.16, top + 0.09, head, weight="bold", color="#444444")
+            text = write(left + 0.16, top + pad + line, "\n".join(body), clip_on=True)
+            text.set_clip_path(cell)  # wide letters may outrun the wrapped width
+        color = KIND_COLORS.get(pair.kind, GREY)
+        axes.add_patch(Rectangle((lefts[0], top), 0.06, height - gap, facecolor=color))
+        top += height
+    _save(figure, path)
+
+
+def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps [S] at which a metric has a number, and the numbers [S]; both float64."""
+    points = [(row["step"], row[name]) for row in metrics if isinstance(row.get(name), int | float)]
+    steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Averages each value [S] over a centred window of odd length, which shrinks at both ends."""
+    half = window // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(values.size)
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, values.size)
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _draw(
+    axes: "Axes",
+    metrics: Sequence[Mapping[str, Any]],
+    name: str,
+    label: str | None,
+    color: str,
+    dash: str,
+) -> None:
+    steps, values = series(metrics, name)
+    if not steps.size:
+        return
+    axes.plot(steps, values, ".", color=color, alpha=0.25, markersize=5)
+    smooth = moving_average(values, max(3, values.size // 15 | 1))
+    axes.plot(steps, smooth, dash, color=color, linewidth=1.8, label=label)
+
+
+def _annotate(axes: "Axes", x: float, rate: Rate | None) -> None:
+    """Adds the whisker and the value over it, or says that there is no value."""
+    if rate is None:
+        axes.text(x, 0.02, "n/a", ha="center", fontsize=9, color="#666666")
+        return
+    top = rate.rate
+    if rate.low is not None and rate.high is not None:
+        top = max(top, rate.high)
+        axes.vlines(x, rate.low, rate.high, color="black", linewidth=1.3)
+        axes.hlines([rate.low, rate.high], x - 0.05, x + 0.05, color="black", linewidth=1.3)
+    axes.text(x, top + 0.015, f"{rate.rate:.1%}", ha="center", va="bottom", fontsize=9)
+
+
+def _describe_prompt(pair: Pair) -> tuple[str, list[str]]:
+    """Returns the kind and the wrapped prompt."""
+    return KINDS.get(pair.kind, printable(pair.kind)), _wrap(pair.prompt, 30, 8)
+
+
+def _describe(row: Mapping[str, Any] | None) -> tuple[str, list[str]]:
+    """Returns a cell's status line and its wrapped text."""
+    if row is None:
+        return "not evaluated", []
+    form = "✓ well-formed" if row.get("well_formed") else "✗ not well-formed"
+    reasoning, answer = split_answer(str(row.get("completion", "")))
+    lines = _wrap(f"Answer: {answer}" if reasoning is not None else answer, 54, 5)
+    if reasoning is not None:
+        lines = [*_wrap(f"Reasoning: {reasoning}", 54, 5), *lines]
+    return f"{'refused' if row.get('refused') else 'answered'}   {form}", lines
+
+
+def _wrap(text: str, width: int, lines: int) -> list[str]:
+    return textwrap.wrap(printable(text), width, max_lines=lines, placeholder=" …")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with warnings.catch_warnings():
+        # Model output may hold characters that the font lacks; they are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(path, format="png", facecolor="white")

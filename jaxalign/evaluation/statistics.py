@@ -1,0 +1,45 @@
+"""How far to trust a measured rate."""
+
+import math
+from statistics import NormalDist
+
+
+def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Computes Wilson's score interval for a proportion.
+
+    With p = successes / n and z the standard normal quantile at (1 + confidence) / 2::
+
+        (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
+
+    Unlike p ± z √(p(1 − p)/n), it never leaves [0, 1] and keeps a sensible width at p = 0 and p =
+    1, where refusal rates after training often are.
+
+    Args:
+        successes: how many of the trials succeeded.
+        n: number of trials; 0 trials say nothing, so the interval is (0, 1).
+        confidence: coverage, between 0 and 1.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ValueError: ``successes`` is not in [0, n], or ``confidence`` not inside (0, 1).
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+        1927.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n = {n}, got {successes}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+    p = successes / n
+    center = p + z * z / (2 * n)
+    half_width = z * math.sqrt(p * (1.0 - p) / n + (z / (2 * n)) ** 2)
+    scale = 1.0 + z * z / n
+    # At the ends the formula gives exactly 0 or 1; rounding must not say otherwise.
+    low = 0.0 if successes == 0 else (center - half_width) / scale
+    high = 1.0 if successes == n else (center + half_width) / scale
+    return low, high

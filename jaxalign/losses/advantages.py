@@ -1,0 +1,116 @@
+"""Advantages from one scalar reward per sampled completion (no critic).
+
+N prompts, G samples of each. All functions take rewards `[N, G]` of any real dtype, compute in
+float32 and return float32 `[N, G]`. Rewards are constants: no gradient flows through them. Rewards
+that are all equal, and a single sample (G = 1, or N·G = 1 for the batch form), give exact zeros.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def group_advantages(
+    rewards: jax.Array, *, scale: bool = True, ddof: int = 1, eps: float = 1e-4
+) -> jax.Array:
+    """Rewards relative to the mean, and in units of the deviation, of their own prompt's samples.
+
+    A_ij = (r_ij − mean_j r_ij) / (std_j r_ij + eps),  std with divisor G − ddof
+
+    The division gives prompts on which the samples nearly agree as much say as those on which they
+    differ; `scale=False` leaves it out.
+
+    Source: GRPO (DeepSeekMath, arXiv 2402.03300); `scale=False`: Dr.GRPO (arXiv 2503.20783).
+    TRL: the defaults are `scale_rewards="group"`; `scale=False` is `"none"`.
+    tunix: `eps=1e-6` is "grpo", `scale=False` is "drgrpo".
+    verl: `eps=1e-6` is "grpo", `scale=False` is `norm_adv_by_std_in_grpo=False`; it keeps the
+    reward of a lone sample (G = 1), which is 0 here.
+
+    Args:
+      rewards: `[N, G]`.
+      scale: whether to divide by the standard deviation.
+      ddof: 1 for the sample deviation, 0 for the population deviation.
+      eps: added to the deviation.
+
+    Returns:
+      float32 `[N, G]`.
+    """
+    return _standardize(rewards, axis=(1,), scale=scale, ddof=ddof, eps=eps)
+
+
+def batch_advantages(
+    rewards: jax.Array, *, scale: bool = True, ddof: int = 1, eps: float = 1e-4
+) -> jax.Array:
+    """Rewards relative to the mean, and in units of the deviation, of the whole batch.
+
+    A_ij = (r_ij − mean r) / (std r + eps),  mean and std over all N·G rewards, divisor N·G − ddof
+
+    Why not the group's mean: under it "refuse everything" is an absorbing state. Once all samples
+    of a benign prompt refuse, their rewards are equal, their advantages zero, and nothing pulls the
+    policy back. A baseline over harmful and benign prompts, balanced in each batch, still shows
+    that those refusals earn less than the rest.
+
+    `rewards` must be the global batch, not one device's or one micro-batch's share of it.
+
+    Source: REINFORCE++ (arXiv 2501.03262), for one reward at the end of each completion.
+    TRL, tunix: no setting gives it (TRL's `scale_rewards="batch"` divides by this deviation but
+    keeps the group's mean). verl: "reinforce_plus_plus" is near; its mean and variance run over
+    tokens, so that long completions weigh more.
+
+    Args:
+      rewards: `[N, G]`.
+      scale: whether to divide by the standard deviation.
+      ddof: 1 for the sample deviation, 0 for the population deviation.
+      eps: added to the deviation.
+
+    Returns:
+      float32 `[N, G]`.
+    """
+    return _standardize(rewards, axis=(0, 1), scale=scale, ddof=ddof, eps=eps)
+
+
+def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
+    """Each reward minus the mean reward of the prompt's other samples.
+
+    A_ij = r_ij − 1/(G−1) · Σ_{k≠j} r_ik = (r_ij − mean_k r_ik) · G/(G−1)
+
+    The baseline does not depend on the sample itself, hence an unbiased gradient.
+
+    Source: Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!" (2019); for language
+    models RLOO (arXiv 2402.14740).
+    tunix: "rloo". verl: "rloo". TRL: in `GRPOTrainer` `scale_rewards="none"`, times G/(G−1).
+
+    Args:
+      rewards: `[N, G]`; with G = 1 there are no others and the advantage is 0.
+
+    Returns:
+      float32 `[N, G]`.
+    """
+    chex.assert_rank(rewards, 2)
+    samples = rewards.shape[1]
+    return _centre(rewards, axis=(1,)) * (samples / max(samples - 1, 1))
+
+
+def _standardize(
+    rewards: jax.Array, *, axis: tuple[int, ...], scale: bool, ddof: int, eps: float
+) -> jax.Array:
+    """Subtract the mean over `axis` and, with `scale`, divide by the deviation plus `eps`."""
+    chex.assert_rank(rewards, 2)
+    centred = _centre(rewards, axis)
+    if not scale:
+        return centred
+    count = math.prod(rewards.shape[i] for i in axis)
+    variance = jnp.sum(centred**2, axis, keepdims=True) / max(count - ddof, 1)
+    deviation = jnp.sqrt(variance) + eps
+    return centred / jnp.where(deviation > 0, deviation, 1.0)  # equal rewards with eps = 0
+
+
+def _centre(rewards: jax.Array, axis: tuple[int, ...]) -> jax.Array:
+    """Subtract the mean over `axis`, in float32 and without a gradient."""
+    rewards = jax.lax.stop_gradient(jnp.asarray(rewards, jnp.float32))
+    # The float mean of equal numbers need not be that number, and dividing by a tiny deviation
+    # would magnify the rest. Measured from the largest, equal rewards are exact zeros throughout.
+    rewards = rewards - jnp.max(rewards, axis, keepdims=True)
+    return rewards - jnp.mean(rewards, axis, keepdims=True)

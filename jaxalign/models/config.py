@@ -1,0 +1,50 @@
+"""The architecture of a decoder as one frozen, hashable value."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and constants of a Llama-family decoder (grouped-query attention, SwiGLU, RMSNorm).
+
+    Hashable, hence usable as a static argument of `jax.jit`.
+
+    Attributes:
+      vocab_size: V, rows of the token embedding.
+      num_layers: L, stacked and scanned.
+      model_dim: D, width of the residual stream.
+      num_heads: H, query heads.
+      num_kv_heads: K, key and value heads; divides `num_heads`.
+      head_dim: d, width of one head.
+      mlp_dim: F, width of the gated MLP.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: added to the mean square inside RMSNorm.
+      tie_embeddings: whether the output projection is the embedding table.
+      max_positions: the context length the weights were trained for, in tokens.
+      bos_token_id: start token of the original model, or None.
+      eos_token_id: end token of the original model.
+      pad_token_id: padding token recorded on export; masks are never derived from it.
+    """
+
+    vocab_size: int
+    num_layers: int
+    model_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    max_positions: int = 8192
+    bos_token_id: int | None = None
+    eos_token_id: int = 2
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")

@@ -1,0 +1,207 @@
+"""The decoder: RMSNorm, rotary grouped-query attention, SwiGLU; layers stacked and scanned.
+
+Every matrix is kept `[out, in]` and contracted over its last axis, the layout that the matrix units
+of CPUs and accelerators read directly, and the one of Hugging Face's files.
+"""
+
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxalign.models.attention import KeyValues, attend, rotary_tables, rotate
+from jaxalign.models.config import ModelConfig
+
+Params = dict[str, Any]
+Remat = Literal["none", "dots", "full"]
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def project(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x·Wᵀ for `x` `[..., in]` and `weight` `[out, in]`, computed in the dtype of `x`."""
+    return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def _matrix(axes: tuple[str, str]) -> nn.initializers.Initializer:
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
+    return nn.with_logical_partitioning(init, axes)
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) · scale, in float32; `[..., D]` → `[..., D]`, dtype kept."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions over the block and its contexts."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(  # noqa: D102
+        self,
+        x: jax.Array,
+        rotary: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        contexts: tuple[KeyValues, ...],
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        config = self.config
+        batch, length, width = x.shape
+        q_width = config.num_heads * config.head_dim
+        kv_width = config.num_kv_heads * config.head_dim
+        query_weight = self.param("query", _matrix(("heads", "embed")), (q_width, width))
+        key_weight = self.param("key", _matrix(("kv_heads", "embed")), (kv_width, width))
+        value_weight = self.param("value", _matrix(("kv_heads", "embed")), (kv_width, width))
+        output_weight = self.param("output", _matrix(("embed", "heads")), (width, q_width))
+
+        def heads(weight: jax.Array) -> jax.Array:
+            return project(x, weight).reshape(batch, length, -1, config.head_dim)
+
+        query = rotate(heads(query_weight), rotary)
+        keys = rotate(heads(key_weight), rotary).transpose(0, 2, 1, 3)
+        values = heads(value_weight).transpose(0, 2, 1, 3)
+        out = attend(query, keys, values, mask, contexts).reshape(batch, length, q_width)
+        return project(out, output_weight), (keys, values)
+
+
+class MLP(nn.Module):
+    """SwiGLU: W_down (silu(W_gate x) ⊙ W_up x)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+        width, hidden = x.shape[-1], self.config.mlp_dim
+        gate = self.param("gate", _matrix(("mlp", "embed")), (hidden, width))
+        up = self.param("up", _matrix(("mlp", "embed")), (hidden, width))
+        down = self.param("down", _matrix(("embed", "mlp")), (width, hidden))
+        return project(nn.silu(project(x, gate)) * project(x, up), down)
+
+
+class Table(nn.Module):
+    """One `[rows, width]` parameter: the embedding or the output projection."""
+
+    entry: str
+    rows: int
+    width: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:  # noqa: D102
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        return self.param(self.entry, init, (self.rows, self.width))
+
+
+class Layer(nn.Module):
+    """One pre-norm residual layer; also returns the keys and values it made."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(  # noqa: D102
+        self,
+        x: jax.Array,
+        context_keys_values: tuple[tuple[jax.Array, jax.Array], ...],
+        rotary: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        context_masks: tuple[jax.Array, ...],
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        contexts = tuple(
+            KeyValues(keys, values, context_mask)
+            for (keys, values), context_mask in zip(context_keys_values, context_masks, strict=True)
+        )
+        normed = RMSNorm(self.config.norm_eps, name="attention_norm")(x)
+        attended, keys_values = Attention(self.config, name="attention")(
+            normed, rotary, mask, contexts
+        )
+        x = x + attended
+        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config.norm_eps, name="mlp_norm")(x))
+        return nn.with_logical_constraint(x, ("batch", "length", "activation")), keys_values
+
+
+class Transformer(nn.Module):
+    """A Llama-family decoder.
+
+    `model.apply({"params": params}, tokens, positions, mask, contexts)` runs a block of new tokens
+    on top of zero or more context blocks and returns its last hidden states and its own keys and
+    values, which serve as a context of the next block.
+
+    Attributes:
+      config: the architecture.
+      dtype: compute dtype; parameters keep theirs (float32 in training).
+      remat: what the backward pass recomputes inside a layer: "none" keeps all activations, "dots"
+        keeps the products with weights, "full" keeps only the layer's input.
+    """
+
+    config: ModelConfig
+    dtype: Any = jnp.bfloat16
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        contexts: tuple[KeyValues, ...] = (),
+    ) -> tuple[jax.Array, KeyValues]:
+        """Runs a block.
+
+        Args:
+          tokens: `[B, T]` int32.
+          positions: `[B, T]` int32 absolute positions for the rotary embedding.
+          mask: `[B, T]` bool, which positions exist; the others are attended by none.
+          contexts: earlier blocks, leading size dividing B.
+
+        Returns:
+          hidden states after the final norm `[B, T, D]` (compute dtype), and the block's keys and
+          values `[L, B, K, T, d]`.
+        """
+        chex.assert_rank([tokens, positions, mask], 2)
+        chex.assert_equal_shape([tokens, positions, mask])
+        config = self.config
+        table = Table("embedding", config.vocab_size, config.model_dim, name="embed")()
+        if not config.tie_embeddings:
+            Table("kernel", config.vocab_size, config.model_dim, name="lm_head")()
+        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+        layer = Layer
+        if self.remat != "none":
+            layer = nn.remat(Layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, name="layers")
+        x, (keys, values) = layers(
+            x,
+            tuple((context.keys, context.values) for context in contexts),
+            rotary_tables(positions, config.head_dim, config.rope_theta),
+            mask,
+            tuple(context.mask for context in contexts),
+        )
+        x = RMSNorm(config.norm_eps, name="final_norm")(x)
+        return x, KeyValues(keys, values, mask)
+
+
+def output_weight(params: Params) -> jax.Array:
+    """The output projection `[V, D]`: `lm_head` where there is one, else the tied embedding."""
+    if "lm_head" in params:
+        return params["lm_head"]["kernel"]
+    return params["embed"]["embedding"]

@@ -1,0 +1,38 @@
+"""Rewards that are computed on the device, from token ids."""
+
+from jaxalign.rewards.automaton import Automaton, compile_pattern, compile_phrases
+from jaxalign.rewards.helpfulness import helpfulness_reward
+from jaxalign.rewards.matcher import Matcher, token_bytes
+from jaxalign.rewards.safety import safety_reward
+from jaxalign.rewards.verifiers import (
+    ANSWER_TAGS,
+    FORMAT_PATTERN,
+    REFUSAL_PHRASES,
+    STRICT_FORMAT_PATTERN,
+    AnswerTokens,
+    Verdict,
+    Verifiers,
+    answer_span,
+    answer_tokens,
+    safety_verifiers,
+)
+
+__all__ = [
+    "ANSWER_TAGS",
+    "FORMAT_PATTERN",
+    "REFUSAL_PHRASES",
+    "STRICT_FORMAT_PATTERN",
+    "AnswerTokens",
+    "Automaton",
+    "Matcher",
+    "Verdict",
+    "Verifiers",
+    "answer_span",
+    "answer_tokens",
+    "compile_pattern",
+    "compile_phrases",
+    "helpfulness_reward",
+    "safety_reward",
+    "safety_verifiers",
+    "token_bytes",
+]

@@ -1,0 +1,153 @@
+"""AlphaAlign's reward, whole and on the device (arXiv 2507.14987).
+
+    R = R_s                 on a harmful prompt
+    R = R_s + w·R_h         on a benign one
+
+R_s: `jaxalign.rewards.safety_reward`; R_h: `jaxalign.rewards.helpfulness_reward`. The score that R_h
+normalises is, offline, ours: the mean log-likelihood per token of the answer given the bare
+question under the frozen start model, so an answer that the original model would have given itself
+is a good answer. A trained reward model takes its place on the split path.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxalign.models.completion import completion_logps
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.rewards import Verifiers, helpfulness_reward, safety_reward
+from jaxalign.sampling import Rollout
+from jaxalign.training.step import Batch, Metrics, RewardFn, Score
+
+KINDS = ("harmful", "benign", "lookalike")
+
+
+@struct.dataclass
+class PromptFacts:
+    """What the reward knows of N prompts (`Batch.extras`).
+
+    Attributes:
+      kind: `[N]` int32 index into `KINDS`.
+      questions: `[N, Q]` int32, the bare question as a chat, for the helpfulness score.
+      question_mask: `[N, Q]` bool.
+    """
+
+    kind: jax.Array
+    questions: jax.Array
+    question_mask: jax.Array
+
+
+@struct.dataclass
+class RewardParams:
+    """Arrays the reward needs: the verifiers' tables and the frozen start model.
+
+    Attributes:
+      verifiers: format and refusal automata over the vocabulary.
+      start: the model before training, in the compute dtype.
+    """
+
+    verifiers: Verifiers
+    start: Params
+
+
+def answer_likelihood(
+    model: Transformer,
+    params: Params,
+    questions: jax.Array,
+    question_mask: jax.Array,
+    tokens: jax.Array,
+    answer: jax.Array,
+) -> jax.Array:
+    """Mean log π(answer token | bare question, answer so far) under a frozen model. Ours.
+
+    Args:
+      model: the decoder.
+      params: frozen parameters.
+      questions: `[N, Q]` int32.
+      question_mask: `[N, Q]` bool.
+      tokens: `[B, T]` int32 completions.
+      answer: `[B, T]` bool, the tokens of the answer.
+
+    Returns:
+      `[B]` float32 nats per token; an empty answer scores −log V, as a uniform guess does.
+    """
+    chex.assert_equal_shape([tokens, answer])
+    order = jnp.argsort(~answer, axis=1, stable=True)
+    moved = jnp.take_along_axis(tokens, order, axis=1)
+    mask = jnp.take_along_axis(answer, order, axis=1)
+    logps = completion_logps(model, params, questions, question_mask, moved, mask)
+    count = mask.sum(axis=1)
+    mean = jnp.where(mask, logps, 0.0).sum(axis=1) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, -jnp.log(float(model.config.vocab_size)))
+
+
+def alphaalign_reward(
+    model: Transformer,
+    *,
+    format_weight: float = 1.0,
+    refusal_weight: float = 1.0,
+    helpfulness_weight: float = 1.0,
+) -> RewardFn:
+    """Builds the reward function of AlphaAlign for `make_step`.
+
+    Args:
+      model: the decoder whose frozen start parameters score helpfulness.
+      format_weight: r_f. The paper is silent; 1 is ours.
+      refusal_weight: r_a. The paper is silent; 1 is ours.
+      helpfulness_weight: w, 1 in the paper; 0 leaves the scoring pass out.
+
+    Returns:
+      a function of (`RewardParams`, batch with `PromptFacts`, rollout).
+    """
+
+    def reward(params: RewardParams, batch: Batch, samples: Rollout) -> Score:
+        facts: PromptFacts = batch.extras
+        prompts = batch.prompts.shape[0]
+        verdict = params.verifiers(samples.tokens, samples.mask)
+        kind = jnp.repeat(facts.kind, samples.tokens.shape[0] // prompts)
+        harmful = kind == KINDS.index("harmful")
+        total = safety_reward(
+            harmful,
+            verdict.well_formed,
+            verdict.refused,
+            format_weight=format_weight,
+            refusal_weight=refusal_weight,
+        )
+        details = {"well_formed": verdict.well_formed, "refused": verdict.refused}
+        metrics: Metrics = {"well_formed": verdict.well_formed.mean()}
+        if helpfulness_weight:
+            likelihood = answer_likelihood(
+                model,
+                params.start,
+                facts.questions,
+                facts.question_mask,
+                samples.tokens,
+                verdict.answer,
+            )
+            group = lambda x: x.reshape(prompts, -1)  # noqa: E731
+            helpful = helpfulness_reward(group(likelihood), group(verdict.refused)).reshape(-1)
+            helpful = jnp.where(harmful, 0.0, helpful)
+            total = total + helpfulness_weight * helpful
+            details |= {"likelihood": likelihood, "helpfulness": helpful}
+            metrics["helpfulness"] = _mean(likelihood, ~harmful & ~verdict.refused)
+        for index, name in enumerate(KINDS):
+            metrics[f"{name}_refused"] = _mean(verdict.refused, kind == index)
+            metrics[f"reward_{name}"] = _mean(total, kind == index)
+        return Score(total.reshape(prompts, -1), metrics, details | {"reward": total})
+
+    return reward
+
+
+def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
+    """Mean over the rows where the condition holds; NaN where it holds nowhere."""
+    return jnp.sum(jnp.where(where, values, 0.0)) / jnp.sum(where)
+
+
+def make_reward_params(verifiers: Verifiers, start: Params, dtype: Any) -> RewardParams:
+    """Puts the verifiers' tables and the start model, cast to the compute dtype, together."""
+    from jaxalign.models.completion import compute_params
+
+    return RewardParams(verifiers, compute_params(start, dtype))

@@ -1,0 +1,336 @@
+"""One reinforcement-learning step: sample → reward → advantage → loss → update.
+
+`rollout`, `score` and `update` are pure functions. `make_step` composes them under one `jax.jit`;
+a caller with rewards on the host calls the same three apart. Same numbers from both.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxalign.losses import (
+    aggregate,
+    batch_advantages,
+    clip_fraction,
+    clipped_surrogate,
+    denominator,
+    group_advantages,
+    kl_divergence,
+)
+from jaxalign.models.completion import completion_logps
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.sampling import Method, Rollout, Temperature, sample
+from jaxalign.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class Batch:
+    """N prompts as arrays.
+
+    Attributes:
+      prompts: `[N, P]` int32.
+      prompt_mask: `[N, P]` bool.
+      prefix: `[P0]` int32, the tokens that open every prompt; may be empty.
+      extras: whatever the reward function needs to know of the prompts, arrays leading with N.
+    """
+
+    prompts: jax.Array
+    prompt_mask: jax.Array
+    prefix: jax.Array
+    extras: Any = None
+
+
+class Score(NamedTuple):
+    """What a reward function returns.
+
+    Attributes:
+      rewards: `[N, G]` float32.
+      metrics: scalars to log.
+      details: arrays `[B]` to write beside the transcripts.
+    """
+
+    rewards: jax.Array
+    metrics: Metrics
+    details: dict[str, jax.Array]
+
+
+RewardFn = Callable[[Any, Batch, Rollout], Score]
+"""`(reward_params, batch, rollout) -> Score`; jit-able. `reward_params` are arrays it needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """The constants of a step; static under jit.
+
+    Attributes:
+      samples_per_prompt: G.
+      max_new_tokens: T.
+      stop: ids that end a completion.
+      method: how tokens are drawn; its temperature is the policy's.
+      baseline: "group" is GRPO's; "batch" spans all prompts of the step (REINFORCE++), under which
+        "refuse everything" is not an absorbing state.
+      scale_advantages: divide by the deviation.
+      clip_low: ε below one of the clipped ratio.
+      clip_high: ε above one.
+      kl_coefficient: weight of the KL to the reference in the loss; 0 needs no reference model.
+      kl_estimator: "k2" has the reverse KL's gradient on policy.
+      aggregation: how per-token losses are reduced.
+      micro_batches: parts of the prompts that the gradient is accumulated over; divides N.
+    """
+
+    samples_per_prompt: int
+    max_new_tokens: int
+    stop: tuple[int, ...]
+    method: Method = Temperature(1.0)
+    baseline: Literal["group", "batch"] = "group"
+    scale_advantages: bool = True
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coefficient: float = 0.0
+    kl_estimator: Literal["k2", "k3"] = "k2"
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
+    micro_batches: int = 1
+
+
+def rollout(
+    model: Transformer, algorithm: Algorithm, params: Params, batch: Batch, key: jax.Array
+) -> Rollout:
+    """Samples G completions of each of the batch's prompts."""
+    return sample(
+        model,
+        params,
+        batch.prompts,
+        batch.prompt_mask,
+        key,
+        samples_per_prompt=algorithm.samples_per_prompt,
+        max_new_tokens=algorithm.max_new_tokens,
+        method=algorithm.method,
+        stop=algorithm.stop,
+        prefix=batch.prefix,
+    )
+
+
+def advantages(algorithm: Algorithm, rewards: jax.Array) -> jax.Array:
+    """`[N, G]` rewards to `[B]` advantages, by the algorithm's baseline."""
+    chex.assert_rank(rewards, 2)
+    function = {"group": group_advantages, "batch": batch_advantages}[algorithm.baseline]
+    return function(rewards, scale=algorithm.scale_advantages).reshape(-1)
+
+
+def policy_loss(
+    model: Transformer,
+    algorithm: Algorithm,
+    params: Params,
+    batch: Batch,
+    samples: Rollout,
+    advantage: jax.Array,
+    reference_logps: jax.Array | None,
+    normalizer: jax.Array,
+    tokens: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """Loss of one micro-batch, divided by the *global* batch's denominator.
+
+        L = Σ_it m_it (l_it + β·KL_it) / normalizer
+
+    with l the clipped surrogate of the ratio of training to sampling probabilities.
+
+    Args:
+      model: the policy.
+      algorithm: constants.
+      params: the policy's parameters, float32.
+      batch: N' prompts.
+      samples: their B' completions; `logps` are the old log-probabilities.
+      advantage: `[B']`.
+      reference_logps: `[B', T]`, or None where no KL is asked for.
+      normalizer: scalar from `jaxalign.losses.denominator` over the whole batch.
+      tokens: scalar, trained tokens of the whole batch, for the metrics.
+
+    Returns:
+      the scalar loss and metrics, whose sums over micro-batches are the batch's.
+    """
+    mask = samples.mask
+    logps = completion_logps(
+        model,
+        params,
+        batch.prompts,
+        batch.prompt_mask,
+        samples.tokens,
+        mask,
+        prefix=batch.prefix,
+        temperature=algorithm.method.temperature,
+    )
+    clip = {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}
+    loss = clipped_surrogate(logps, samples.logps, advantage, mask=mask, **clip)
+    gap = jnp.where(mask, jnp.abs(logps - samples.logps), 0.0)
+    metrics = {"logp_gap": gap.sum() / tokens}
+    metrics |= clip_fraction(logps, samples.logps, advantage, mask, normalizer=tokens, **clip)
+    if reference_logps is not None:
+        kl = kl_divergence(logps, reference_logps, estimator=algorithm.kl_estimator)
+        loss = loss + algorithm.kl_coefficient * kl
+        metrics["kl"] = aggregate(kl, mask, normalizer=tokens)
+    return aggregate(loss, mask, mode=algorithm.aggregation, normalizer=normalizer), metrics
+
+
+def update(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    algorithm: Algorithm,
+    state: TrainState,
+    batch: Batch,
+    samples: Rollout,
+    advantage: jax.Array,
+    reference: Params | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer update from one rollout; gradients are summed over micro-batches by a scan.
+
+    A gradient that is not finite changes nothing but the counter `skipped`.
+
+    Args:
+      model: the policy.
+      optimizer: an optax transformation.
+      algorithm: constants.
+      state: before the update.
+      batch: N prompts.
+      samples: their B = N·G completions.
+      advantage: `[B]`.
+      reference: frozen parameters; needed where `kl_coefficient` is not 0, and only there.
+
+    Returns:
+      the next state and scalars to log.
+
+    Raises:
+      ValueError: N is not a multiple of `micro_batches`, or a reference is missing or not needed.
+    """
+    if (algorithm.kl_coefficient != 0) != (reference is not None):
+        raise ValueError("pass a reference exactly when kl_coefficient is not 0")
+    normalizer = denominator(samples.mask, mode=algorithm.aggregation)
+    tokens = jnp.maximum(denominator(samples.mask), 1.0)
+
+    def gradient(part: tuple[Batch, Rollout, jax.Array]) -> tuple[Params, Metrics]:
+        part_batch, part_samples, part_advantage = part
+        reference_logps = None
+        if reference is not None:
+            reference_logps = completion_logps(
+                model,
+                reference,
+                part_batch.prompts,
+                part_batch.prompt_mask,
+                part_samples.tokens,
+                part_samples.mask,
+                prefix=batch.prefix,
+                temperature=algorithm.method.temperature,
+            )
+
+        def loss(params: Params) -> tuple[jax.Array, Metrics]:
+            value, metrics = policy_loss(
+                model,
+                algorithm,
+                params,
+                part_batch.replace(prefix=batch.prefix),
+                part_samples,
+                part_advantage,
+                reference_logps,
+                normalizer,
+                tokens,
+            )
+            return value, metrics | {"loss": value}
+
+        return jax.grad(loss, has_aux=True)(state.params)
+
+    split = _splitter(algorithm.micro_batches, batch.prompts.shape[0])
+    parts = split((batch.replace(prefix=None), samples, advantage))
+    if algorithm.micro_batches == 1:
+        gradients, metrics = gradient(jax.tree.map(lambda x: x[0], parts))
+    else:
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)),
+        )
+        total, _ = jax.lax.scan(
+            lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(part)), None), zeros, parts
+        )
+        gradients, metrics = total
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(norm)
+    changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    state = TrainState(
+        step=state.step + 1,
+        params=jax.tree.map(keep, params, state.params),
+        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+        skipped=state.skipped + ~finite,
+    )
+    return state, metrics | {"grad_norm": norm, "skipped_updates": state.skipped}
+
+
+def _splitter(parts: int, prompts: int) -> Callable[[Any], Any]:
+    if prompts % parts:
+        raise ValueError(f"{prompts} prompts can't be split into {parts} equal micro-batches")
+    return lambda tree: jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+
+
+def rollout_metrics(samples: Rollout) -> Metrics:
+    """Scalars of a rollout: mean length, share that ended, and an estimate of the entropy.
+
+    The entropy in nats per token is the mean of −log π over the sampled tokens.
+    """
+    tokens = jnp.maximum(denominator(samples.mask), 1.0)
+    return {
+        "completion_length": samples.mask.sum(axis=1).mean(),
+        "finished": samples.finished.mean(),
+        "entropy": -aggregate(samples.logps, samples.mask, normalizer=tokens),
+        "rollout_tokens": tokens,
+    }
+
+
+class StepResult(NamedTuple):
+    """What a step shows besides the next state: scalars, transcripts and their scores."""
+
+    metrics: Metrics
+    samples: Rollout
+    score: Score
+
+
+StepFn = Callable[..., tuple[TrainState, StepResult]]
+
+
+def make_step(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    algorithm: Algorithm,
+    reward: RewardFn,
+) -> StepFn:
+    """Composes the whole step into one compiled program.
+
+    Returns:
+      `step(state, batch, root_key, reward_params, reference=None) -> (state, StepResult)`, jitted,
+      the state donated. The step's key is `fold_in(root_key, state.step)`.
+    """
+
+    def step(
+        state: TrainState,
+        batch: Batch,
+        root_key: jax.Array,
+        reward_params: Any,
+        reference: Params | None = None,
+    ) -> tuple[TrainState, StepResult]:
+        key = jax.random.fold_in(root_key, state.step)
+        samples = rollout(model, algorithm, state.params, batch, key)
+        score = reward(reward_params, batch, samples)
+        advantage = advantages(algorithm, score.rewards)
+        state, metrics = update(
+            model, optimizer, algorithm, state, batch, samples, advantage, reference
+        )
+        metrics |= rollout_metrics(samples) | {"reward": score.rewards.mean()} | score.metrics
+        return state, StepResult(metrics, samples, score)
+
+    return jax.jit(step, donate_argnums=0)

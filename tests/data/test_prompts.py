@@ -1,0 +1,219 @@
+"""Our own prompts meet their promises, and training walks through prompts without a gap."""
+
+import collections
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxalign.data import (
+    CATEGORIES,
+    KINDS,
+    Kind,
+    Prompt,
+    batch_at,
+    builtin_prompts,
+    near_duplicates,
+)
+from jaxalign.errors import InputError
+
+
+def make_prompts(**sizes: int) -> list[Prompt]:
+    """So many prompts of each kind, called harmful-0, harmful-1 and so on."""
+    return [
+        Prompt(f"{kind}-{i}", f"text {i}", kind, "general")
+        for kind in KINDS
+        for i in range(sizes.get(kind, 0))
+    ]
+
+
+def ids(prompts: list[Prompt]) -> list[str]:
+    return [prompt.id for prompt in prompts]
+
+
+# The built-in prompts.
+
+
+@pytest.fixture(scope="module")
+def train() -> list[Prompt]:
+    return builtin_prompts("train")
+
+
+@pytest.fixture(scope="module")
+def heldout() -> list[Prompt]:
+    return builtin_prompts("heldout")
+
+
+def test_there_are_enough_prompts_of_each_kind(train, heldout):
+    total = collections.Counter(prompt.kind for prompt in train + heldout)
+    held = collections.Counter(prompt.kind for prompt in heldout)
+    assert set(total) == set(KINDS)
+    assert total["harmful"] >= 300 and total["benign"] >= 300 and total["lookalike"] >= 150
+    assert min(held[kind] for kind in KINDS) >= 100
+
+
+def test_every_category_is_known_and_every_hazard_is_in_both_splits(train, heldout):
+    assert {prompt.category for prompt in train + heldout} <= set(CATEGORIES)
+    hazards = set(CATEGORIES) - {"general"}
+    assert len(hazards) == 12
+    for split in (train, heldout):
+        assert {prompt.category for prompt in split if prompt.is_harmful} == hazards
+
+
+def test_ids_and_texts_are_unique_and_clean(train, heldout):
+    prompts = train + heldout
+    assert len(set(ids(prompts))) == len(prompts)
+    assert len({prompt.text.lower() for prompt in prompts}) == len(prompts)
+    assert all(prompt.text and prompt.text == prompt.text.strip() for prompt in prompts)
+
+
+def test_no_heldout_prompt_is_nearly_a_training_prompt(train, heldout):
+    pairs = near_duplicates([p.text for p in train], [p.text for p in heldout])
+    assert [(train[i].id, heldout[j].id, round(score, 2)) for i, j, score in pairs] == []
+
+
+def test_order_is_stable_and_goes_by_kind(train):
+    assert builtin_prompts("train") == train
+    kinds = [prompt.kind for prompt in train]
+    assert kinds == sorted(kinds, key=KINDS.index)
+
+
+def test_only_harmful_prompts_are_harmful():
+    kinds = {prompt.kind: prompt.is_harmful for prompt in make_prompts(**dict.fromkeys(KINDS, 1))}
+    assert kinds == {"harmful": True, "benign": False, "lookalike": False}
+
+
+def test_unknown_split_is_an_input_error():
+    with pytest.raises(InputError, match="'test' does not exist; use 'train' or 'heldout'"):
+        builtin_prompts("test")
+
+
+# Near duplicates.
+
+
+def test_similarity_is_shared_words_over_all_words():
+    # {how, to, bake, bread} and {how, to, bake, a, cake}: 3 shared of 6.
+    pairs = near_duplicates(["How to bake BREAD?"], ["how to bake a cake"], threshold=0.5)
+    assert pairs == [(0, 0, 0.5)]
+    assert near_duplicates(["How to bake BREAD?"], ["how to bake a cake"], threshold=0.51) == []
+
+
+def test_pairs_come_in_index_order_and_wordless_texts_are_alike():
+    pairs = near_duplicates(["a b", "…"], ["!", "b a a", "b a"])
+    assert pairs == [(0, 1, 1.0), (0, 2, 1.0), (1, 0, 1.0)]
+
+
+@given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
+@settings(deadline=None)
+def test_similarity_is_symmetric_and_finds_each_text_in_itself(left, right):
+    forth = near_duplicates(left, right, threshold=0.3)
+    back = near_duplicates(right, left, threshold=0.3)
+    assert forth == sorted((i, j, score) for j, i, score in back)
+    assert {(i, i, 1.0) for i in range(len(left))} <= set(near_duplicates(left, left))
+
+
+# Batches.
+
+
+def test_batches_are_the_same_with_every_version():
+    """Resume depends on it. The values are what NumPy 2.4 and 2.5 gave; step 2 spans two epochs."""
+    prompts = make_prompts(harmful=5, benign=3)
+    steps = [batch_at(prompts, step, counts={"harmful": 2, "benign": 1}, seed=7) for step in (0, 2)]
+    assert ids(steps[0]) == ["harmful-3", "harmful-4", "benign-1"]
+    assert ids(steps[1]) == ["harmful-1", "harmful-1", "benign-0"]
+
+
+def test_order_in_a_batch_is_harmful_benign_lookalike():
+    prompts = make_prompts(harmful=3, benign=3, lookalike=3)[::-1]
+    batch = batch_at(prompts, 4, counts={"lookalike": 2, "benign": 1, "harmful": 3}, seed=0)
+    assert [prompt.kind for prompt in batch] == ["harmful"] * 3 + ["benign"] + ["lookalike"] * 2
+
+
+sizes = st.integers(1, 12)
+per_step = st.integers(0, 15)
+
+
+@given(
+    size=st.fixed_dictionaries(dict.fromkeys(KINDS, sizes)),
+    counts=st.fixed_dictionaries(dict.fromkeys(KINDS, per_step)).filter(
+        lambda counts: sum(counts.values())
+    ),
+    seed=st.integers(0, 2**40),
+    steps=st.integers(1, 12),
+)
+@settings(deadline=None)
+def test_every_epoch_holds_every_prompt_once(size, counts, seed, steps):
+    prompts = make_prompts(**size)
+    walked = [batch_at(prompts, step, counts=counts, seed=seed) for step in range(steps)]
+    for batch in walked:
+        assert collections.Counter(prompt.kind for prompt in batch) == +collections.Counter(counts)
+    for kind in KINDS:
+        sequence = [prompt for batch in walked for prompt in batch if prompt.kind == kind]
+        for start in range(0, len(sequence), size[kind]):
+            epoch = sequence[start : start + size[kind]]
+            assert len(set(epoch)) == len(epoch)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 2**40))
+@settings(deadline=None)
+def test_a_batch_depends_on_step_and_seed_alone(step, seed):
+    prompts = make_prompts(harmful=7, lookalike=4)
+    counts = {"harmful": 3, "lookalike": 2}
+    first = batch_at(prompts, step, counts=counts, seed=seed)
+    assert batch_at(list(prompts), step, counts=dict(counts), seed=seed) == first
+
+
+def test_one_kind_is_walked_the_same_whatever_is_taken_of_the_others():
+    prompts = make_prompts(harmful=9, benign=9)
+    alone = batch_at(prompts, 5, counts={"harmful": 4}, seed=1)
+    assert batch_at(prompts, 5, counts={"harmful": 4, "benign": 2}, seed=1)[:4] == alone
+
+
+def test_epochs_kinds_and_seeds_are_shuffled_apart():
+    prompts = make_prompts(harmful=30, benign=30)
+
+    def order(kind: Kind, *, epoch: int, seed: int) -> list[str]:
+        batch = batch_at(prompts, epoch, counts={kind: 30}, seed=seed)
+        return [prompt.id.removeprefix(f"{kind}-") for prompt in batch]
+
+    base = order("harmful", epoch=0, seed=0)
+    assert sorted(base, key=int) == [str(i) for i in range(30)]
+    assert base != sorted(base, key=int)
+    assert base != order("harmful", epoch=1, seed=0)
+    assert base != order("harmful", epoch=0, seed=1)
+    assert base != order("benign", epoch=0, seed=0)
+
+
+def test_every_prompt_is_equally_likely_to_come_first():
+    """Over 2,000 seeds each of 4 prompts leads about 500 times (standard deviation 19)."""
+    prompts = make_prompts(harmful=4)
+    leads = collections.Counter(
+        batch_at(prompts, 0, counts={"harmful": 1}, seed=seed)[0].id for seed in range(2000)
+    )
+    assert all(400 < leads[prompt.id] < 600 for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"harmful": 1, "lookalike": 2}, "lookalike is 2, but the data has no lookalike prompts"),
+        ({"evil": 1}, "unknown kind 'evil'"),
+        ({"harmful": -1}, "harmful is -1; use 0 or more"),
+        ({"harmful": 0}, "a batch of no prompts"),
+        ({}, "a batch of no prompts"),
+    ],
+)
+def test_counts_that_cannot_be_met_are_input_errors(counts, message):
+    with pytest.raises(InputError, match=message):
+        batch_at(make_prompts(harmful=2), 0, counts=counts, seed=0)
+
+
+def test_an_empty_kind_that_is_not_asked_for_is_no_error():
+    batch = batch_at(make_prompts(harmful=2), 0, counts={"harmful": 1, "benign": 0}, seed=0)
+    assert len(batch) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"step": -1, "seed": 0}, {"step": 0, "seed": -1}])
+def test_negative_step_or_seed_is_a_programming_error(arguments):
+    with pytest.raises(ValueError, match="at least 0"):
+        batch_at(make_prompts(harmful=2), counts={"harmful": 1}, **arguments)

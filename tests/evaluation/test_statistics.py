@@ -1,0 +1,72 @@
+"""Wilson's interval: numbers by hand, published numbers, SciPy, and properties."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxalign.evaluation.statistics import wilson_interval
+
+Z95 = 1.959963984540054
+
+
+def test_by_hand_at_one_half():
+    # p = 1/2, n = 4: centre 1/2, half-width z √(1/16 + z²/64) / (1 + z²/4) = z / (2 √(4 + z²)).
+    half_width = Z95 / (2 * math.sqrt(4 + Z95**2))
+    assert wilson_interval(2, 4) == pytest.approx((0.5 - half_width, 0.5 + half_width), rel=1e-12)
+
+
+def test_by_hand_at_the_ends():
+    # p = 0: both terms of the numerator are z²/2n, so the interval is (0, z² / (n + z²)).
+    z2 = Z95**2
+    assert wilson_interval(0, 20) == pytest.approx((0.0, z2 / (20 + z2)), rel=1e-12)
+    assert wilson_interval(20, 20) == pytest.approx((20 / (20 + z2), 1.0), rel=1e-12)
+    assert wilson_interval(0, 20)[0] == 0.0 and wilson_interval(20, 20)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "expected"),
+    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I.
+    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611))],
+)
+def test_published_values(successes, n, expected):
+    assert wilson_interval(successes, n) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (3, 7), (38, 40), (500, 1000)])
+def test_equals_scipy(successes, n, confidence):
+    stats = pytest.importorskip("scipy.stats")
+    test = stats.binomtest(successes, n)
+    theirs = test.proportion_ci(confidence_level=confidence, method="wilson")
+    ours = wilson_interval(successes, n, confidence=confidence)
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_no_trials_say_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_holds_the_rate_and_mirrors_when_success_and_failure_swap(counts):
+    successes, n = counts
+    low, high = wilson_interval(successes, n)
+    assert 0.0 <= low <= successes / n <= high <= 1.0
+    mirrored = wilson_interval(n - successes, n)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    wider_low, wider_high = wilson_interval(successes, n, confidence=0.99)
+    assert wider_low <= low and high <= wider_high
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, -1)])
+def test_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match="successes"):
+        wilson_interval(successes, n)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_impossible_confidence(confidence):
+    with pytest.raises(ValueError, match="confidence"):
+        wilson_interval(1, 2, confidence=confidence)

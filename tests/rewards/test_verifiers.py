@@ -1,0 +1,229 @@
+"""The verifiers against Python's `in` and `re` on decoded text, and the mask of the answer."""
+
+import csv
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxalign.rewards import (
+    ANSWER_TAGS,
+    FORMAT_PATTERN,
+    REFUSAL_PHRASES,
+    STRICT_FORMAT_PATTERN,
+    answer_span,
+    answer_tokens,
+    safety_verifiers,
+    token_bytes,
+)
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+
+def decode(tokenizer, tokens):
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def well_formed(text, *, strict):
+    pattern = STRICT_FORMAT_PATTERN if strict else FORMAT_PATTERN
+    return re.search(pattern, text, re.DOTALL) is not None
+
+
+def refused(text):
+    return any(phrase in answer_span(text) for phrase in REFUSAL_PHRASES)
+
+
+def answer_mask(table, lengths, tokens, mask):
+    """The reference, one row at a time: tokens whose bytes lie between the tags' bytes."""
+    bytes_of = [table[t, : lengths[t]].tobytes() if m else b"" for t, m in zip(tokens, mask)]
+    text = b"".join(bytes_of)
+    opening, closing = (tag.encode() for tag in ANSWER_TAGS)
+    at = text.find(opening)
+    start = 0 if at < 0 else at + len(opening)
+    stop = text.find(closing, start) if at >= 0 else -1
+    stop = len(text) if stop < 0 else stop
+    ends = np.cumsum([len(b) for b in bytes_of])
+    return [
+        len(b) > 0 and end - len(b) >= start and end <= stop
+        for b, end in zip(bytes_of, ends, strict=True)
+    ]
+
+
+def pad(rows, width):
+    """Rows of ids as tokens and mask, `[B, width]`."""
+    tokens = np.full((len(rows), width), 1)
+    mask = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return tokens, mask
+
+
+REASONING = "<safety_reasoning>It is about cake.</safety_reasoning>"
+
+# output, strict, loose, refused
+EXAMPLES = [
+    (f"{REASONING}<answer>Bake it.</answer>", True, True, False),
+    (f"\n{REASONING}\n\n<answer>\nBake\nit.</answer>\n", True, True, False),
+    (f"{REASONING}<answer>I can’t do that.</answer>", True, True, True),
+    (f"Sure! {REASONING}<answer>Bake it.</answer>", False, True, False),
+    (f"{REASONING} so <answer>Bake it.</answer>", False, True, False),
+    (f"{REASONING}<answer>Bake it.</answer> Enjoy", False, True, False),
+    (f"{REASONING}<answer> </answer>", False, True, False),
+    ("<safety_reasoning></safety_reasoning><answer>Bake it.</answer>", False, True, False),
+    (f"{REASONING}<answer>a<answer>b</answer>", False, True, False),
+    (f"{REASONING}{REASONING}<answer>Bake it.</answer>", False, True, False),
+    (f"{REASONING}<answer>I'm sorry", False, False, True),
+    (f"{REASONING}<answer>Bake", False, False, False),
+    ("<answer>Bake it.</answer>", False, False, False),
+    (f"<answer>Bake it.</answer>{REASONING}", False, False, False),
+    ("I'm sorry, I cannot.", False, False, True),
+    ("<safety_reasoning>I cannot help.</safety_reasoning><answer>Yes</answer>", True, True, False),
+    ("<safety_reasoning>I cannot help.</safety_reasoning>Yes", False, False, True),
+    (f"{REASONING}<answer>Yes</answer>I cannot", False, True, False),
+    ("i cannot", False, False, False),
+    ("", False, False, False),
+]
+
+
+@pytest.fixture(scope="module")
+def verifiers(small_tokenizer):
+    return {s: jax.jit(safety_verifiers(small_tokenizer, strict=s)) for s in (True, False)}
+
+
+def test_written_out_examples(small_tokenizer, verifiers):
+    outputs, strict, loose, refusals = zip(*EXAMPLES, strict=True)
+    tokens, mask = pad([small_tokenizer.encode(output) for output in outputs], 100)
+    verdict = verifiers[True](tokens, mask)
+    np.testing.assert_array_equal(verdict.well_formed, strict)
+    np.testing.assert_array_equal(verdict.refused, refusals)
+    np.testing.assert_array_equal(verifiers[False](tokens, mask).well_formed, loose)
+
+
+@pytest.mark.parametrize("phrase", REFUSAL_PHRASES)
+def test_typographic_apostrophes_count_as_well(phrase):
+    assert phrase.replace("'", "’") in REFUSAL_PHRASES
+    assert phrase.replace("’", "'") in REFUSAL_PHRASES
+
+
+def test_answer_span():
+    assert answer_span("a <answer>b</answer> c <answer>d</answer>") == "b"
+    assert answer_span("</answer><answer>b<answer></answer>") == "b<answer>"
+    assert answer_span("<answer>b</ans") == "b</ans"
+    assert answer_span("b</answer>") == "b</answer>"
+
+
+def test_answer_tokens_leaves_out_tags_and_tokens_that_straddle_them(small_tokenizer):
+    ids = small_tokenizer.convert_tokens_to_ids
+    end = small_tokenizer.eos_token_id
+    straddles = ids("<answer>I am not ready")
+    rows = [
+        [*ids(list("a<answer>bc")), end, *ids(list("d</answer>e"))],
+        [straddles, *ids(list("bc</ans"))],
+        [*ids(list("bc</answer>")), end],
+    ]
+    tokens, mask = pad(rows, 24)
+    inside = answer_tokens(small_tokenizer)(tokens, mask)
+    expected = [[*[0] * 9, 1, 1, 0, 1, *[0] * 11], [0, *[1] * 7, *[0] * 16], [*[1] * 11, *[0] * 13]]
+    np.testing.assert_array_equal(inside, np.array(expected, bool))
+
+
+def test_other_tags(small_tokenizer):
+    tokens, mask = pad([small_tokenizer.convert_tokens_to_ids(list("x<a>yy</a>z"))], 11)
+    inside = answer_tokens(small_tokenizer, span=("<a>", "</a>"))(tokens, mask)
+    np.testing.assert_array_equal(np.flatnonzero(inside), [4, 5])
+    with pytest.raises(ValueError, match="tag must be ASCII"):
+        answer_tokens(small_tokenizer, span=("", "x"))
+
+
+PIECES = [
+    *("<safety_reasoning>", "</safety_reasoning>", "<answer>", "</answer>", "</answ", "<", "\n"),
+    *("I can't", "I can’t", "I am", " not", "Sorry, I can't comply", "help", "’", "🙂", "\ufffd"),
+]
+texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=2), max_size=10).map("".join)
+tagged = st.tuples(texts, texts, st.sampled_from(["", "\n", "x"])).map(
+    lambda t: f"<safety_reasoning>{t[0]}</safety_reasoning>{t[2]}<answer>{t[1]}</answer>{t[2]}"
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_equal_to_python_on_random_tokens(small_tokenizer, verifiers, data):
+    """Random text in random cuts, random tokens in between, broken off, with random holes."""
+    table, lengths = token_bytes(small_tokenizer)
+    of_byte = {table[i, 0]: i for i in range(len(table)) if lengths[i] == 1}
+    row_of = st.one_of(
+        (texts | tagged).map(small_tokenizer.encode),
+        (texts | tagged).map(lambda text: [of_byte[byte] for byte in text.encode()]),
+        st.lists(st.integers(0, len(table) - 1), max_size=20),
+    )
+    rows = [
+        sum(data.draw(st.lists(row_of, min_size=1, max_size=2)), [])[
+            : data.draw(st.integers(1, 200))
+        ]
+        for _ in range(4)
+    ]
+    tokens, mask = pad(rows, 200)
+    for row in range(len(rows)):
+        mask[row, list(data.draw(st.sets(st.integers(0, 199), max_size=3)))] = False
+    decoded = [decode(small_tokenizer, t[m]) for t, m in zip(tokens, mask, strict=True)]
+    for strict in (True, False):
+        verdict = verifiers[strict](tokens, mask)
+        expected = [well_formed(text, strict=strict) for text in decoded]
+        np.testing.assert_array_equal(verdict.well_formed, expected, err_msg=repr(decoded))
+        np.testing.assert_array_equal(
+            verdict.refused, [refused(text) for text in decoded], err_msg=repr(decoded)
+        )
+    np.testing.assert_array_equal(
+        verdict.answer,
+        [answer_mask(table, lengths, t, m) for t, m in zip(tokens, mask, strict=True)],
+        err_msg=repr(decoded),
+    )
+
+
+@pytest.fixture(scope="module")
+def completions():
+    """The 2,250 labelled answers of five models to the prompts of XSTest."""
+    files = sorted(DATA.glob("xstest_v2_completions_*.csv"))
+    if not files:
+        pytest.skip("needs XSTest's completions in ../shared/data")
+    rows = []
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows += [row["completion"] for row in csv.DictReader(lines)]
+    assert len(rows) == 2250
+    return rows
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}",
+        "<safety_reasoning>{}</safety_reasoning><answer>{}</answer>",
+        "<safety_reasoning>As an AI I must look.</safety_reasoning>\n<answer>{}",
+        "<answer>Yes.</answer>{}",
+    ],
+    ids=["bare", "tagged", "unfinished", "outside"],
+)
+def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form):
+    texts = [form.format(*[completion] * form.count("{}")) for completion in completions]
+    rows = [ids[:1024] for ids in smollm2_tokenizer(texts)["input_ids"]]
+    verify = jax.jit(safety_verifiers(smollm2_tokenizer))
+    rows.sort(key=len)
+    found = []
+    for i in range(0, len(rows), 750):
+        width = 64 * -(-len(rows[min(i + 749, len(rows) - 1)]) // 64)
+        found.append(verify(*pad(rows[i : i + 750], width)))
+    decoded = [decode(smollm2_tokenizer, row) for row in rows]
+    np.testing.assert_array_equal(
+        np.concatenate([verdict.refused for verdict in found]), [refused(text) for text in decoded]
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([verdict.well_formed for verdict in found]),
+        [well_formed(text, strict=True) for text in decoded],
+    )
