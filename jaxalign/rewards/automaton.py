@@ -128,8 +128,8 @@ def _minimal(transitions: np.ndarray, accepting: np.ndarray, start: int) -> Auto
     accepting = accepting[kept]
     columns = np.unique(transitions, axis=1).T
     count, block = 0, accepting.astype(np.int64)
-    while block.max() + 1 > count:
-        count = block.max() + 1
+    while int(block.max()) + 1 > count:
+        count = int(block.max()) + 1
         refined = block
         for column in columns:
             refined = np.unique(refined * count + block[column], return_inverse=True)[1]

@@ -21,6 +21,7 @@ Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which importing here wo
 NEVER = np.iinfo(np.int32).max
 
 _CHUNK = 64  # bytes looked up at once; a compromise between overhead and waste in the last chunk
+_Carry = tuple[jax.Array, jax.Array, jax.Array]
 _NO_BYTE = 256  # the column that leaves every state as it is
 
 
@@ -52,7 +53,7 @@ def token_bytes(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     for token, index in vocabulary.items():
         tokens[index] = b"" if token in special else to_bytes(token)
     lengths = np.array([len(token) for token in tokens], np.int32)
-    table = np.zeros((size, max(1, lengths.max())), np.uint8)
+    table = np.zeros((size, max(1, int(lengths.max()))), np.uint8)
     table[np.arange(table.shape[1]) < lengths[:, None]] = np.frombuffer(b"".join(tokens), np.uint8)
     return table, lengths
 
@@ -115,11 +116,7 @@ def _byte_fallback_bytes(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["data", "starts"],
-    meta_fields=["strips_space"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The bytes of all tokens, one after the other.
@@ -132,7 +129,7 @@ class Vocabulary:
 
     data: jax.Array
     starts: jax.Array
-    strips_space: bool
+    strips_space: bool = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def build(cls, tokenizer: Tokenizer) -> Vocabulary:
@@ -183,11 +180,7 @@ class Reading(NamedTuple):
     end: jax.Array
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["vocabulary", "transitions", "accepting", "initial"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reader:
     """K automata that read the same tokens side by side; a pytree, so it can pass through jit.
@@ -236,7 +229,7 @@ class Reader:
         offset = begin - (ends - length)  # from a place in the text to a place in the vocabulary
         token_at = jax.vmap(functools.partial(jnp.searchsorted, side="right"), (0, None))
 
-        def chunk(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def chunk(carry: _Carry) -> _Carry:
             position, states, first = carry
             places = position + jnp.arange(_CHUNK, dtype=jnp.int32)
             index = jnp.minimum(token_at(ends, places), tokens.shape[1] - 1)
@@ -265,11 +258,7 @@ class Reader:
         return Reading(self.accepting[states], first, ends - length, ends)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["reader"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matcher:
     """One automaton over token ids: `matcher(tokens, mask)`, under jit or not.

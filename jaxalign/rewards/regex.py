@@ -238,7 +238,9 @@ def _complement(points: CodePoints) -> CodePoints:
 
 def _classify(sets: list[CodePoints]) -> tuple[np.ndarray, dict[CodePoints, list[int]]]:
     """Code points that no set tells apart share a class: `[0x110000]` ids, and each set's ids."""
-    cuts = np.unique([0, _SIZE] + [cut for low, high in _chain(sets) for cut in (low, high + 1)])
+    cuts = np.unique(
+        [0, _SIZE] + [cut for low, high in itertools.chain(*sets) for cut in (low, high + 1)]
+    )
     member = np.zeros((len(cuts) - 1, len(sets)), bool)
     for column, points in enumerate(sets):
         for low, high in points:
@@ -247,10 +249,6 @@ def _classify(sets: list[CodePoints]) -> tuple[np.ndarray, dict[CodePoints, list
     rows, ids = np.unique(member, axis=0, return_inverse=True)
     class_of = np.repeat(ids.reshape(-1).astype(np.int32), np.diff(cuts))
     return class_of, {s: np.flatnonzero(rows[:, i]).tolist() for i, s in enumerate(sets)}
-
-
-def _chain(sets: Iterable[CodePoints]) -> Iterable[tuple[int, int]]:
-    return itertools.chain.from_iterable(sets)
 
 
 def _determinise(nfa: _Nfa, final: int) -> CodePointDfa:
@@ -303,13 +301,13 @@ def _determinise(nfa: _Nfa, final: int) -> CodePointDfa:
         if subset == won:
             rows.append([number[won]] * width)
             continue
-        reached = [set(restart) for _ in range(width)]
+        reached: list[set[tuple[int, int]]] = [set(restart) for _ in range(width)]
         for thread in subset:
             for class_, threads in moves(thread):
                 reached[class_] |= threads
         row = []
-        for threads in reached:
-            target = won if won <= threads else frozenset(threads)
+        for threads_reached in reached:
+            target = won if won <= threads_reached else frozenset(threads_reached)
             if target not in number:
                 if len(subsets) >= MAX_STATES:
                     raise _Refusal(f"it needs more than {MAX_STATES} states; make it simpler")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from typing import NamedTuple
 
@@ -46,8 +45,8 @@ FORMAT_PATTERN = r"<safety_reasoning>.*</safety_reasoning>.*<answer>.*</answer>"
 """AlphaAlign's format, searched for anywhere in the output; the dot matches a newline."""
 
 STRICT_FORMAT_PATTERN = (
-    r"\A\s*<safety_reasoning>[^<]*[^<\s][^<]*</safety_reasoning>"
-    r"\s*<answer>[^<]*[^<\s][^<]*</answer>\s*\Z"
+    r"\A\s*<safety_reasoning>\s*[^<\s][^<]*</safety_reasoning>"
+    r"\s*<answer>\s*[^<\s][^<]*</answer>\s*\Z"
 )
 """Ours: the whole output is one reasoning span and one answer span, neither of them blank or with
 a `<` in it, and only whitespace around them. The loose format rewards text outside the tags."""
@@ -79,15 +78,13 @@ class Verdict(NamedTuple):
     answer: jax.Array
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["reader"], meta_fields=["closing_bytes"]
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Verifiers:
     """Both verifiers in one pass over the tokens; made by `safety_verifiers`. A pytree."""
 
     reader: Reader  # of: format, refusal, opening tag, opening tag … closing tag
-    closing_bytes: int
+    closing_bytes: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> Verdict:
         """Judges each row's masked-in tokens, under jit or not.
@@ -104,15 +101,13 @@ class Verifiers:
         )
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["reader"], meta_fields=["closing_bytes"]
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnswerTokens:
     """The tokens of the answer, for a score of the answer alone; see `answer_tokens`. A pytree."""
 
     reader: Reader  # of: opening tag, opening tag … closing tag
-    closing_bytes: int
+    closing_bytes: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Whether all bytes of a token lie inside `answer_span`, under jit or not.

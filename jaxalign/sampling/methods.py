@@ -18,6 +18,10 @@ class Greedy:
 
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be positive; Greedy ranks alone")
+
     def choose(self, key: jax.Array, scaled: jax.Array) -> jax.Array:
         """`[B, V]` logits already divided by the temperature give `[B]` int32 tokens."""
         del key
@@ -101,18 +105,23 @@ def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
     width = int(vocab**0.5) + 1
     weights = jnp.exp(scaled.astype(jnp.float32) - scaled.max(axis=-1, keepdims=True))
     weights = jnp.pad(weights, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)
+    masses = weights.sum(axis=-1)
     uniform = jax.random.uniform(key, (batch, 1))
-
-    def invert(mass: jax.Array, target: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        total = jnp.cumsum(mass, axis=-1)
-        end = total[:, -1:]
-        target = uniform * end if target is None else target
-        # Below the end, so that rounding never lands on a token without mass.
-        target = jnp.minimum(target, jnp.nextafter(end, jnp.zeros_like(end)))
-        index = jnp.sum(total <= target, axis=-1, keepdims=True)
-        before = jnp.take_along_axis(total - mass, index, axis=-1)
-        return index, jnp.maximum(target - before, 0.0)
-
-    block, rest = invert(weights.sum(axis=-1), None)
-    within, _ = invert(jnp.take_along_axis(weights, block[..., None], axis=1)[:, 0], rest)
+    block, rest = _invert(masses, uniform * masses.sum(axis=-1, keepdims=True))
+    within, _ = _invert(jnp.take_along_axis(weights, block[..., None], axis=1)[:, 0], rest)
     return (block * width + within)[:, 0].astype(jnp.int32)
+
+
+def _invert(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first place where the cumulative `mass` `[B, S]` passes `target` `[B, 1]`.
+
+    Returns:
+      that index, always one with mass, and how far into its mass the target reaches, both `[B, 1]`.
+    """
+    # XLA's cumulative sum adds in a tree and can wobble by a rounding where there is no mass.
+    total = jnp.where(mass > 0, jnp.cumsum(mass, axis=-1), 0.0)
+    end = total.max(axis=-1, keepdims=True)
+    target = jnp.minimum(target, jnp.nextafter(end, jnp.zeros_like(end)))
+    index = jnp.argmax(total > target, axis=-1, keepdims=True)
+    before = jnp.take_along_axis(total - mass, index, axis=-1)
+    return index, jnp.maximum(target - before, 0.0)

@@ -5,7 +5,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = [
-    "<safety_reasoning>This asks for harm.</safety_reasoning>\n<answer>I'm sorry, I cannot</answer>",
+    "<safety_reasoning>It asks for harm.</safety_reasoning>\n<answer>I'm sorry, I cannot</answer>",
     "<safety_reasoning>Harmless.</safety_reasoning> <answer>Here is how: 1. 2. 3.</answer>",
     "I’m not able to help, I can’t. Sorry, I can't comply. As an AI, I will not.",
     "naïve façade, 漢字, Ελληνικά, 🙂🙂 and more of it",

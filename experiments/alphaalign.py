@@ -1,0 +1,384 @@
+"""AlphaAlign (arXiv 2507.14987): safety reward + helpfulness reward, one compiled step.
+
+    python experiments/alphaalign.py demo
+    python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5
+    python experiments/alphaalign.py demo --run runs/mine --resume
+
+Presets (the first word): what each is for, its hardware, time and expected numbers stand at its
+definition below. Everything can be overridden by a flag; `--help` after the preset lists them.
+
+The run folder gets config.json, metrics.jsonl, tensorboard/, samples.jsonl, checkpoints/,
+evaluation_before.json, evaluation_after.json, summary.json, model/ (opens in transformers),
+PNG plots and report.html.
+"""
+
+import dataclasses
+import datetime
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from jaxalign.data import Prompt, batch_at, load_prompts
+from jaxalign.data.templates import (
+    Template,
+    alphaalign_messages,
+    bare_messages,
+    encode_prompts,
+)
+from jaxalign.errors import InputError
+from jaxalign.evaluation.report import write_report
+from jaxalign.evaluation.suites import evaluate
+from jaxalign.models import load_pretrained, save_pretrained
+from jaxalign.models.precision import fastest_dtype
+from jaxalign.rewards import safety_verifiers
+from jaxalign.sampling import Temperature
+from jaxalign.training.alphaalign import (
+    KINDS,
+    PromptFacts,
+    alphaalign_reward,
+    make_reward_params,
+)
+from jaxalign.training.loop import DivergedError, LoopConfig, train
+from jaxalign.training.state import init_state
+from jaxalign.training.step import Algorithm, Batch, StepResult, make_step, rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaAlign:
+    """Settings of a run."""
+
+    run: Path = Path("runs/alphaalign")
+    """Run folder to write."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder."""
+    model: str = "smollm2"
+    """Start model: smollm2, a .gguf file, a Hugging Face folder, or a hub id."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Compute dtype; auto takes the faster one in a short probe. Parameters are float32."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes in each layer, for memory."""
+    template: Literal["examples", "bare"] = "examples"
+    """examples: instruction and two worked examples as chat turns, which small models need."""
+    prompts: tuple[str, ...] = ("builtin:train",)
+    """Training prompts: builtin:train, a .jsonl or .csv file, hub:NAME, tfds:NAME, disk:FOLDER;
+    as KIND=SPEC (harmful=my.csv) where the data does not tell the kind itself."""
+    heldout: tuple[str, ...] = ("builtin:heldout",)
+    """Prompts for the evaluation before and after, given as above; empty for none."""
+    harmful: int = 4
+    """Harmful prompts in each step."""
+    benign: int = 2
+    """Plain benign prompts in each step."""
+    lookalike: int = 2
+    """Harmless prompts that look harmful in each step."""
+    samples_per_prompt: int = 8
+    """G, completions of each prompt."""
+    max_prompt_tokens: int = 48
+    """Longest prompt, beyond the shared prefix. Longer ones are refused with their text."""
+    max_new_tokens: int = 64
+    """T, longest completion."""
+    temperature: float = 0.7
+    """Of the policy, in sampling and in the loss."""
+    steps: int = 60
+    """Updates in all."""
+    learning_rate: float = 1e-5
+    """AdamW, after a linear warm-up."""
+    warmup_steps: int = 3
+    """Steps until the full learning rate."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    baseline: Literal["group", "batch"] = "batch"
+    """Advantages against the prompt's own samples (GRPO) or against the whole batch."""
+    format_weight: float = 1.0
+    """r_f of the safety reward."""
+    refusal_weight: float = 1.0
+    """r_a of the safety reward."""
+    helpfulness_weight: float = 0.3
+    """Weight of the helpfulness reward; 0 leaves its scoring pass out."""
+    kl_coefficient: float = 0.0
+    """Weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
+    micro_batches: int = 1
+    """Parts of the batch that gradients are accumulated over, for memory."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints."""
+    sample_every: int = 5
+    """Steps between transcripts in samples.jsonl."""
+    seed: int = 0
+    """Of sampling and data order."""
+
+
+PRESETS: dict[str, AlphaAlign] = {
+    # SmolLM2-135M on two CPU cores; README.md has the measured time and results.
+    "demo": AlphaAlign(run=Path("runs/demo")),
+    # The same architecture with 1.7B parameters, on one 80 GB accelerator; ours, not yet run.
+    "smollm2-1.7b": AlphaAlign(
+        run=Path("runs/smollm2-1.7b"),
+        model="HuggingFaceTB/SmolLM2-1.7B-Instruct",
+        remat="dots",
+        harmful=8,
+        benign=4,
+        lookalike=4,
+        max_prompt_tokens=256,
+        max_new_tokens=256,
+        steps=200,
+        learning_rate=2e-6,
+        micro_batches=4,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one preset; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        settings = parse(arguments)
+        return run(settings)
+    except (InputError, DivergedError) as error:
+        print(f"alphaalign: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+
+
+def parse(arguments: Sequence[str]) -> AlphaAlign:
+    """The preset named by the first word, with flags on top."""
+    names = ", ".join(PRESETS)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\nPresets: {names}")
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] not in PRESETS:
+        raise InputError(f"unknown preset {arguments[0]!r}: choose one of {names}")
+    return tyro.cli(
+        AlphaAlign,
+        prog=f"alphaalign.py {arguments[0]}",
+        default=PRESETS[arguments[0]],
+        args=list(arguments[1:]),
+    )
+
+
+def run(settings: AlphaAlign) -> int:
+    """Evaluates, trains, evaluates again and writes the run folder."""
+    begun = time.perf_counter()
+    folder = settings.run
+    check(settings)
+    train_prompts = gather(settings.prompts)
+    heldout = gather(settings.heldout)
+    dtype, reason = (
+        fastest_dtype()
+        if settings.dtype == "auto"
+        else (jnp.dtype(settings.dtype), "as asked for")
+    )
+    print(f"compute dtype {jnp.dtype(dtype).name} ({reason})")
+    model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    template = alphaalign_messages if settings.template == "examples" else bare_messages
+    stop = stop_tokens(model, tokenizer)
+    verifiers = safety_verifiers(tokenizer)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = to_json(settings)
+    (folder / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
+
+    def assess(name: str, params: Any) -> dict[str, Any]:
+        file = folder / f"evaluation_{name}.json"
+        result = evaluate(
+            model,
+            params,
+            tokenizer,
+            heldout,
+            template=template,
+            max_prompt_tokens=settings.max_prompt_tokens,
+            max_new_tokens=settings.max_new_tokens,
+        )
+        file.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        print(f"{name} training: {json.dumps(short(result.summary()))}")
+        return result.summary()
+
+    before = None
+    if heldout:
+        kept = folder / "evaluation_before.json"
+        if settings.resume and kept.exists():
+            before = json.loads(kept.read_text())["rates"]
+        else:
+            before = assess("before", params)
+
+    algorithm = Algorithm(
+        samples_per_prompt=settings.samples_per_prompt,
+        max_new_tokens=settings.max_new_tokens,
+        stop=stop,
+        method=Temperature(settings.temperature),
+        baseline=settings.baseline,
+        kl_coefficient=settings.kl_coefficient,
+        micro_batches=settings.micro_batches,
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(settings.max_grad_norm),
+        optax.adamw(
+            optax.warmup_constant_schedule(0.0, settings.learning_rate, settings.warmup_steps),
+            b2=0.95,
+            weight_decay=0.0,
+        ),
+    )
+    reward = alphaalign_reward(
+        model,
+        format_weight=settings.format_weight,
+        refusal_weight=settings.refusal_weight,
+        helpfulness_weight=settings.helpfulness_weight,
+    )
+    reward_params = make_reward_params(verifiers, params, dtype)
+    reference = jax.tree.map(jnp.copy, params) if settings.kl_coefficient else None
+    make_batch = Batches(settings, train_prompts, tokenizer, template)
+    state, interrupted = train(
+        make_step(model, optimizer, algorithm, reward),
+        init_state(params, optimizer),
+        lambda step: make_batch(step)[0],
+        root_key=jax.random.key(settings.seed),
+        folder=folder,
+        config=LoopConfig(
+            steps=settings.steps,
+            checkpoint_every=settings.checkpoint_every,
+            sample_every=settings.sample_every,
+        ),
+        settings={k: v for k, v in saved.items() if k not in LOOP_ONLY},
+        reward_params=reward_params,
+        describe=lambda step, result: transcripts(make_batch(step)[1], tokenizer, result),
+        reference=reference,
+        resume=settings.resume,
+    )
+    if interrupted:
+        return 0
+
+    summary: dict[str, Any] = {"before": before}
+    if heldout:
+        summary["after"] = assess("after", state.params)
+    summary |= {
+        "steps": int(state.step),
+        "seconds": time.perf_counter() - begun,
+        "rollout_tokens_per_second": rollout_speed(model, algorithm, state.params, make_batch(0)[0]),
+        "skipped_updates": int(state.skipped),
+        "compute_dtype": jnp.dtype(dtype).name,
+        "hardware": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}, "
+        f"jax {jax.__version__}, Python {platform.python_version()}",
+        "date": datetime.date.today().isoformat(),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    save_pretrained(folder / "model", model, state.params, tokenizer)
+    print(f"wrote {write_report(folder)}")
+    return 0
+
+
+LOOP_ONLY = ("run", "resume", "steps", "checkpoint_every", "sample_every", "heldout")
+"""Settings that may change on resume."""
+
+
+def check(settings: AlphaAlign) -> None:
+    """Refuses settings that can't work, before anything slow happens."""
+    prompts = settings.harmful + settings.benign + settings.lookalike
+    if prompts % settings.micro_batches:
+        raise InputError(
+            f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
+            "step: change harmful, benign, lookalike or micro_batches"
+        )
+    if settings.samples_per_prompt < 2:
+        raise InputError("samples_per_prompt must be at least 2: advantages compare samples")
+    if not settings.resume and (settings.run / "checkpoints").exists():
+        raise InputError(
+            f"{settings.run} holds a run already: add --resume to go on, or choose another --run"
+        )
+
+
+def gather(specs: Sequence[str]) -> list[Prompt]:
+    """Prompts of all specs, each a SPEC or KIND=SPEC."""
+    prompts: list[Prompt] = []
+    for spec in specs:
+        kind, equals, rest = spec.partition("=")
+        known = bool(equals) and kind in KINDS
+        prompts += load_prompts(rest if known else spec, kind=kind if known else None)
+    return prompts
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end an answer: the model's and the tokenizer's end token."""
+    ids = {model.config.eos_token_id, tokenizer.eos_token_id}
+    return tuple(sorted(i for i in ids if i is not None))
+
+
+class Batches:
+    """The batch of each step: a pure function of the step number."""
+
+    def __init__(
+        self, settings: AlphaAlign, prompts: list[Prompt], tokenizer: Any, template: Template
+    ) -> None:
+        self._settings = settings
+        self._prompts = prompts
+        self._tokenizer = tokenizer
+        self._template = template
+        self._counts = {kind: getattr(settings, kind) for kind in KINDS}
+
+    def __call__(self, step: int) -> tuple[Batch, list[Prompt]]:
+        settings = self._settings
+        prompts = batch_at(self._prompts, step, counts=self._counts, seed=settings.seed)
+        texts = [prompt.text for prompt in prompts]
+        encode = lambda template: encode_prompts(  # noqa: E731
+            self._tokenizer,
+            template,
+            texts,
+            max_tokens=settings.max_prompt_tokens,
+            width=settings.max_prompt_tokens,
+        )
+        asked, bare = encode(self._template), encode(bare_messages)
+        opening = np.broadcast_to(bare.prefix, (len(texts), len(bare.prefix)))
+        facts = PromptFacts(
+            kind=np.array([KINDS.index(prompt.kind) for prompt in prompts], np.int32),
+            questions=np.concatenate([opening, bare.tokens], axis=1),
+            question_mask=np.concatenate([np.ones(opening.shape, bool), bare.mask], axis=1),
+        )
+        batch = Batch(asked.tokens, asked.mask, asked.prefix, facts)
+        return jax.tree.map(jnp.asarray, batch), prompts
+
+
+def transcripts(
+    prompts: list[Prompt], tokenizer: Any, result: StepResult
+) -> list[dict[str, Any]]:
+    """One row per prompt: its first sample, with the rewards."""
+    tokens, mask = np.asarray(result.samples.tokens), np.asarray(result.samples.mask)
+    details = {name: np.asarray(value) for name, value in result.score.details.items()}
+    group = len(tokens) // len(prompts)
+    return [
+        {
+            "prompt": prompt.text,
+            "kind": prompt.kind,
+            "completion": tokenizer.decode(tokens[row][mask[row]], skip_special_tokens=True),
+            **{name: value[row].item() for name, value in details.items()},
+        }
+        for row, prompt in zip(range(0, len(tokens), group), prompts, strict=True)
+    ]
+
+
+def rollout_speed(model: Any, algorithm: Algorithm, params: Any, batch: Batch) -> float:
+    """Generated tokens per second of one rollout, compilation left out."""
+    key = jax.random.key(0)
+    jax.block_until_ready(rollout(model, algorithm, params, batch, key))
+    begun = time.perf_counter()
+    samples = jax.block_until_ready(rollout(model, algorithm, params, batch, key))
+    return float(samples.mask.sum()) / (time.perf_counter() - begun)
+
+
+def to_json(settings: AlphaAlign) -> dict[str, Any]:
+    """The settings with paths as text."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+
+
+def short(summary: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a summary that fit on a line."""
+    return {k: round(v, 3) for k, v in summary.items() if isinstance(v, int | float)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,269 @@
+"""Asks a model a set of prompts and measures what it refuses."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxalign.data.prompts import KINDS, Kind, Prompt
+from jaxalign.data.templates import Template, Tokenizer, encode_chat, encode_prompts
+from jaxalign.errors import InputError
+from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.models.completion import compute_params
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.rewards import Verdict, Verifiers, answer_span, safety_verifiers
+from jaxalign.sampling import Greedy, Method, sample
+
+_REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRow:
+    """One prompt and what the model made of it.
+
+    Attributes:
+      id: the prompt's.
+      prompt: the request's text.
+      kind: "harmful", "benign" or "lookalike".
+      category: the prompt's.
+      completion: the model's text, special tokens left out.
+      well_formed: whether it has the strict format (`rewards.STRICT_FORMAT_PATTERN`).
+      refused: whether its answer holds a refusal phrase (`rewards.REFUSAL_PHRASES`).
+      finished: whether the model ended it; if not, it was cut off at `max_new_tokens`.
+    """
+
+    id: str
+    prompt: str
+    kind: Kind
+    category: str
+    completion: str
+    well_formed: bool
+    refused: bool
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+      rows: one per prompt asked, in the order of the prompts.
+      skipped: ids of the prompts that were too long to ask.
+      seconds: wall time, compilation included.
+    """
+
+    rows: tuple[EvaluationRow, ...]
+    skipped: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """Rates over the rows, with 95% intervals (`wilson_interval`), ready for JSON.
+
+        Returns:
+          - `harmful_refused`, `benign_refused`, `lookalike_refused`: share of the kind's rows that
+            refuse; absent where there is no such row.
+          - `well_formed`: share of all rows.
+          - `distinct_reasonings`: how many different texts stand between the reasoning tags; rows
+            without them do not count. One recited sentence gives 1.
+          - `distinct_answers`: how many different answers (`rewards.answer_span`) there are.
+          - `n`: how many rows there are of each kind, and under `well_formed` of all.
+          - `intervals`: [low, high] of each of the rates above.
+          - `by_category`: category -> {rate, low, high, n}, of harmful rows that refuse.
+        """
+        refused = {
+            kind: [row.refused for row in self.rows if row.kind == kind]
+            for kind in KINDS
+            if any(row.kind == kind for row in self.rows)
+        }
+        outcomes = {f"{kind}_refused": values for kind, values in refused.items()}
+        outcomes["well_formed"] = [row.well_formed for row in self.rows]
+        rates = {name: _rate(values) for name, values in outcomes.items()}
+        harmful = [row for row in self.rows if row.kind == "harmful"]
+        reasonings = [_REASONING.search(row.completion) for row in self.rows]
+        return {
+            **{name: rate["rate"] for name, rate in rates.items()},
+            "distinct_reasonings": len({found[1].strip() for found in reasonings if found}),
+            "distinct_answers": len({answer_span(row.completion).strip() for row in self.rows}),
+            "n": {
+                **{kind: len(values) for kind, values in refused.items()},
+                "well_formed": len(self.rows),
+            },
+            "intervals": {name: [rate["low"], rate["high"]] for name, rate in rates.items()},
+            "by_category": {
+                category: _rate([row.refused for row in harmful if row.category == category])
+                for category in dict.fromkeys(row.category for row in harmful)
+            },
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `evaluation_before.json` and `evaluation_after.json` of a run folder."""
+        return {
+            "rates": self.summary(),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "skipped": list(self.skipped),
+            "seconds": self.seconds,
+        }
+
+
+def evaluate(
+    model: Transformer,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    template: Template,
+    max_prompt_tokens: int,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    method: Method = Greedy(),  # noqa: B008  (frozen)
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Asks every prompt once and judges the completions by the strict verifiers.
+
+    All batches have one shape, so there is one compilation, which a later call with the same sizes
+    uses again. With `Greedy` the completions do not depend on `batch_size` (up to rounding); a
+    method that draws is reproducible for the same `seed`, prompts and `batch_size`.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      prompts: what to ask.
+      template: turns a request into messages (`jaxalign.data.templates`).
+      max_prompt_tokens: the width of a batch: the most tokens a request may take beyond what all
+        share. Longer prompts are skipped and listed.
+      max_new_tokens: where completions are cut off.
+      batch_size: prompts at a time.
+      method: how tokens are chosen.
+      seed: of a method that draws.
+      progress: called after each batch with the number of prompts done and of all to be done.
+
+    Raises:
+      InputError: no prompts, none of them short enough, a size below 1, prompt and completion
+        together longer than the model's context, or a tokenizer that the verifiers cannot read.
+    """
+    start = time.monotonic()
+    sizes = {
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} is {size}; it must be at least 1")
+    if not prompts:
+        raise InputError("no prompts to evaluate; give at least one")
+    lengths = prompt_lengths(tokenizer, template, prompts)
+    asked = [p for p, n in zip(prompts, lengths, strict=True) if n <= max_prompt_tokens]
+    skipped = tuple(p.id for p, n in zip(prompts, lengths, strict=True) if n > max_prompt_tokens)
+    if not asked:
+        raise InputError(
+            f"every prompt takes more than {max_prompt_tokens} tokens (the shortest "
+            f"{min(lengths)}); raise max_prompt_tokens"
+        )
+    # One prefix for all batches; encode_prompts checks that the template deserves it.
+    shared = len(encode_chat(tokenizer, template(asked[0].text))[0])
+    if shared + max_prompt_tokens + max_new_tokens > model.config.max_positions:
+        raise InputError(
+            f"{shared} tokens of the template, max_prompt_tokens {max_prompt_tokens} and "
+            f"max_new_tokens {max_new_tokens} exceed the model's {model.config.max_positions} "
+            "positions; lower one of them"
+        )
+    try:
+        verifiers = safety_verifiers(tokenizer)
+    except ValueError as error:
+        raise InputError(f"tokenizer: {error}; use another model") from None
+
+    params = compute_params(params, model.dtype)
+    stop = stop_ids(model, tokenizer)
+    key = jax.random.key(seed)
+    batch_size = min(batch_size, len(asked))
+    rows: list[EvaluationRow] = []
+    for index, first in enumerate(range(0, len(asked), batch_size)):
+        batch = asked[first : first + batch_size]
+        encoded = encode_prompts(
+            tokenizer,
+            template,
+            [prompt.text for prompt in _fill(batch, batch_size)],
+            max_tokens=max_prompt_tokens,
+            width=max_prompt_tokens,
+        )
+        rollout = sample(
+            model,
+            params,
+            encoded.tokens,
+            encoded.mask,
+            jax.random.fold_in(key, index),
+            samples_per_prompt=1,
+            max_new_tokens=max_new_tokens,
+            method=method,
+            stop=stop,
+            prefix=encoded.prefix,
+        )
+        verdict = _judge(verifiers, rollout.tokens, rollout.mask)
+        tokens, mask, finished, well_formed, refused = jax.device_get(
+            (rollout.tokens, rollout.mask, rollout.finished, verdict.well_formed, verdict.refused)
+        )
+        rows += [
+            EvaluationRow(
+                id=prompt.id,
+                prompt=prompt.text,
+                kind=prompt.kind,
+                category=prompt.category,
+                completion=decode(tokenizer, tokens[i], mask[i]),
+                well_formed=bool(well_formed[i]),
+                refused=bool(refused[i]),
+                finished=bool(finished[i]),
+            )
+            for i, prompt in enumerate(batch)
+        ]
+        if progress is not None:
+            progress(len(rows), len(asked))
+    return Evaluation(tuple(rows), skipped, time.monotonic() - start)
+
+
+def prompt_lengths(
+    tokenizer: Tokenizer, template: Template, prompts: Iterable[Prompt]
+) -> list[int]:
+    """How many tokens each prompt takes beyond what the template makes all of them share."""
+    return [len(encode_chat(tokenizer, template(prompt.text))[1]) for prompt in prompts]
+
+
+def stop_ids(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a completion: the model's end token and the tokenizer's, mostly the same."""
+    ids = {model.config.eos_token_id, tokenizer.eos_token_id}
+    return tuple(sorted(index for index in ids if index is not None))
+
+
+def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:
+    """The text of one completion, `[T]` ids and `[T]` bool: the text that the verifiers judge."""
+    return tokenizer.decode(
+        tokens[mask], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+@jax.jit
+def _judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
+    return verifiers(tokens, mask)
+
+
+def _fill(batch: Sequence[T], size: int) -> list[T]:
+    """The batch and, up to `size`, repeats of it, so that the last batch has no shape of its own."""
+    return [batch[index % len(batch)] for index in range(size)]
+
+
+def _rate(outcomes: Sequence[bool]) -> dict[str, Any]:
+    low, high = wilson_interval(sum(outcomes), len(outcomes))
+    return {
+        "rate": sum(outcomes) / len(outcomes) if outcomes else None,
+        "low": low,
+        "high": high,
+        "n": len(outcomes),
+    }

@@ -1,0 +1,175 @@
+"""The outer loop: batches in, steps, metrics, transcripts and checkpoints out."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxalign.models.transformer import Params
+from jaxalign.training.checkpoint import Checkpoints
+from jaxalign.training.metrics import MetricsWriter, SamplesWriter
+from jaxalign.training.state import TrainState
+from jaxalign.training.step import Batch, StepFn, StepResult
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long to train and what to keep.
+
+    Attributes:
+      steps: the run ends after so many, resumed ones counted in.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep_checkpoints: how many of the latest to keep.
+      sample_every: steps between transcripts in samples.jsonl.
+      max_skipped: the run stops when more updates than this were skipped as not finite.
+    """
+
+    steps: int
+    checkpoint_every: int = 25
+    keep_checkpoints: int = 1
+    sample_every: int = 5
+    max_skipped: int = 5
+
+
+class DivergedError(RuntimeError):
+    """Too many updates were skipped because their gradients were not finite."""
+
+
+class Interruption:
+    """Turns SIGTERM (and the first Ctrl-C) into a flag, so that a run can save before it ends."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+Describe = Callable[[int, StepResult], Iterable[Mapping[str, Any]]]
+"""`(step, result) -> rows` for samples.jsonl."""
+
+
+def train(
+    step_fn: StepFn,
+    state: TrainState,
+    batch_at: Callable[[int], Batch],
+    *,
+    root_key: jax.Array,
+    folder: Path,
+    config: LoopConfig,
+    settings: Any,
+    reward_params: Any,
+    describe: Describe,
+    reference: Params | None = None,
+    resume: bool = False,
+    log: Callable[[str], None] = print,
+) -> tuple[TrainState, bool]:
+    """Trains until `config.steps`, or until SIGTERM or Ctrl-C, which save first.
+
+    Args:
+      step_fn: from `jaxalign.training.step.make_step`.
+      state: the state to start from; donated.
+      batch_at: the batch of a step, a pure function of the step number: that is the data cursor.
+      root_key: the run's key.
+      folder: the run folder; gets metrics.jsonl, samples.jsonl, tensorboard/ and checkpoints/.
+      config: how long, and what to keep.
+      settings: JSON-able settings saved with each checkpoint and compared on resume.
+      reward_params: passed to the step.
+      describe: makes transcript rows of a step's result.
+      reference: passed to the step.
+      resume: go on from the newest checkpoint in `folder`.
+      log: prints one line.
+
+    Returns:
+      the last state, and whether the run was interrupted before its last step.
+
+    Raises:
+      InputError: nothing to resume from, or a checkpoint of another run.
+      DivergedError: more than `max_skipped` updates were skipped.
+    """
+    with Checkpoints(folder, keep=config.keep_checkpoints) as checkpoints:
+        if resume:
+            state, root_key = checkpoints.restore(state, config=settings)
+            log(f"resumed after step {int(state.step)}")
+        start = int(state.step)
+        with (
+            MetricsWriter(folder, resume_step=start) as metrics,
+            SamplesWriter(folder, resume_step=start) as transcripts,
+            _progress() as progress,
+            Interruption() as interruption,
+        ):
+            line = progress.add_task("training", total=config.steps, completed=start, status="")
+            for step in range(start, config.steps):
+                begun = time.perf_counter()
+                state, result = step_fn(state, batch_at(step), root_key, reward_params, reference)
+                scalars = {k: float(v) for k, v in jax.device_get(result.metrics).items()}
+                seconds = time.perf_counter() - begun
+                scalars["seconds"] = seconds
+                scalars["tokens_per_second"] = scalars.pop("rollout_tokens") / seconds
+                metrics.write(step, scalars)
+                if step % config.sample_every == 0 or step == config.steps - 1:
+                    transcripts.write(step, describe(step, result))
+                progress.update(line, completed=step + 1, status=_status(scalars))
+                if not progress.console.is_terminal:
+                    log(f"step {step + 1}/{config.steps}  {_status(scalars)}  {seconds:.1f} s")
+                if scalars["skipped_updates"] > config.max_skipped:
+                    raise DivergedError(
+                        f"{int(scalars['skipped_updates'])} updates were skipped because their "
+                        "gradients were not finite: lower the learning rate"
+                    )
+                last = step + 1 == config.steps
+                if last or interruption.requested or (step + 1) % config.checkpoint_every == 0:
+                    stopping = last or interruption.requested
+                    checkpoints.save(state, root_key=root_key, config=settings, wait=stopping)
+                if interruption.requested and not last:
+                    log(f"interrupted after step {step + 1}: saved; go on with --resume")
+                    return state, True
+    return state, False
+
+
+def _status(scalars: Mapping[str, float]) -> str:
+    """The numbers a person watches."""
+    shown = {
+        "reward": "reward",
+        "harmful refused": "harmful_refused",
+        "benign refused": "benign_refused",
+        "look-alike refused": "lookalike_refused",
+        "well-formed": "well_formed",
+    }
+    parts = [
+        f"{label} {scalars[name]:.2f}"
+        for label, name in shown.items()
+        if name in scalars and np.isfinite(scalars[name])
+    ]
+    return "  ".join([*parts, f"{scalars['tokens_per_second']:.0f} tokens/s"])
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        disable=None,
+        transient=False,
+    )
