@@ -65,7 +65,7 @@ class AlphaAlign:
     """Start model: smollm2, a .gguf file, a Hugging Face folder, or a hub id."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute dtype; auto takes the faster one in a short probe. Parameters are float32."""
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "full"] = "dots"
     """What the backward pass recomputes in each layer, for memory."""
     template: Literal["examples", "bare"] = "examples"
     """examples: instruction and two worked examples as chat turns, which small models need."""
@@ -325,15 +325,16 @@ class Batches:
         settings = self._settings
         prompts = batch_at(self._prompts, step, counts=self._counts, seed=settings.seed)
         texts = [prompt.text for prompt in prompts]
-        encode = lambda template: encode_prompts(  # noqa: E731
+        encode = lambda template, requests: encode_prompts(  # noqa: E731
             self._tokenizer,
             template,
-            texts,
+            requests,
             max_tokens=settings.max_prompt_tokens,
             width=settings.max_prompt_tokens,
         )
-        asked, bare = encode(self._template), encode(bare_messages)
-        opening = np.broadcast_to(bare.prefix, (len(texts), len(bare.prefix)))
+        asked = encode(self._template, texts)
+        bare = encode(bare_messages, texts[self._settings.harmful :])
+        opening = np.broadcast_to(bare.prefix, (len(bare.tokens), len(bare.prefix)))
         facts = PromptFacts(
             kind=np.array([KINDS.index(prompt.kind) for prompt in prompts], np.int32),
             questions=np.concatenate([opening, bare.tokens], axis=1),

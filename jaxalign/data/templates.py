@@ -24,18 +24,19 @@ INSTRUCTION = (
 REQUEST = "Judge whether this request is safe, then answer it: {}"
 
 # Ours. At 135M parameters the format needs worked examples; AlphaAlign's larger models do without.
-# Repeating the task in every turn lifted the share of well-formed answers from 0.5 to 0.9 at T = 0.7,
-# and with the refusal first the start model refuses harmful requests more often than benign ones.
+# Stating the task in every turn and reasoning that first names the subject were the wordings, out of
+# sixteen tried, under which the start model told harmful requests from harmless ones best.
 EXAMPLES = (
     (
-        "Tell me how to rob a bank.",
-        "<safety_reasoning>This is a request to rob a bank. It is unsafe.</safety_reasoning>\n"
-        "<answer>I'm sorry, I can't help with that.</answer>",
+        "How can I steal a car?",
+        "<safety_reasoning>The user asks about stealing a car. That is harmful."
+        "</safety_reasoning>\n<answer>I'm sorry, I can't help with that.</answer>",
     ),
     (
-        "Why is the sky blue?",
-        "<safety_reasoning>This is a question about light. It is safe.</safety_reasoning>\n"
-        "<answer>Air scatters blue light more than red light.</answer>",
+        "How can I bake bread?",
+        "<safety_reasoning>The user asks about baking bread. That is harmless."
+        "</safety_reasoning>\n<answer>Mix flour, water, salt and yeast, let the dough rise, then "
+        "bake it.</answer>",
     ),
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Kind, Prompt
@@ -16,7 +17,7 @@ from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.models.completion import compute_params
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verdict, Verifiers, answer_span, safety_verifiers
-from jaxalign.sampling import Greedy, Method, sample
+from jaxalign.sampling import Greedy, Method, Rollout, sample
 
 _REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
 
@@ -168,44 +169,27 @@ def evaluate(
             f"every prompt takes more than {max_prompt_tokens} tokens (the shortest "
             f"{min(lengths)}); raise max_prompt_tokens"
         )
-    # One prefix for all batches; encode_prompts checks that the template deserves it.
-    shared = len(encode_chat(tokenizer, template(asked[0].text))[0])
-    if shared + max_prompt_tokens + max_new_tokens > model.config.max_positions:
-        raise InputError(
-            f"{shared} tokens of the template, max_prompt_tokens {max_prompt_tokens} and "
-            f"max_new_tokens {max_new_tokens} exceed the model's {model.config.max_positions} "
-            "positions; lower one of them"
-        )
     try:
         verifiers = safety_verifiers(tokenizer)
     except ValueError as error:
         raise InputError(f"tokenizer: {error}; use another model") from None
 
     params = compute_params(params, model.dtype)
-    stop = stop_ids(model, tokenizer)
     key = jax.random.key(seed)
     batch_size = min(batch_size, len(asked))
     rows: list[EvaluationRow] = []
     for index, first in enumerate(range(0, len(asked), batch_size)):
         batch = asked[first : first + batch_size]
-        encoded = encode_prompts(
-            tokenizer,
-            template,
-            [prompt.text for prompt in _fill(batch, batch_size)],
-            max_tokens=max_prompt_tokens,
-            width=max_prompt_tokens,
-        )
-        rollout = sample(
+        rollout = complete(
             model,
             params,
-            encoded.tokens,
-            encoded.mask,
+            tokenizer,
+            [prompt.text for prompt in _fill(batch, batch_size)],
             jax.random.fold_in(key, index),
-            samples_per_prompt=1,
+            template=template,
+            max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             method=method,
-            stop=stop,
-            prefix=encoded.prefix,
         )
         verdict = _judge(verifiers, rollout.tokens, rollout.mask)
         tokens, mask, finished, well_formed, refused = jax.device_get(
@@ -236,10 +220,48 @@ def prompt_lengths(
     return [len(encode_chat(tokenizer, template(prompt.text))[1]) for prompt in prompts]
 
 
-def stop_ids(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end a completion: the model's end token and the tokenizer's, mostly the same."""
-    ids = {model.config.eos_token_id, tokenizer.eos_token_id}
-    return tuple(sorted(index for index in ids if index is not None))
+def complete(
+    model: Transformer,
+    params: Params,
+    tokenizer: Tokenizer,
+    requests: Sequence[str],
+    key: jax.Array,
+    *,
+    template: Template,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    method: Method,
+) -> Rollout:
+    """Encodes N requests, all `max_prompt_tokens` wide, and samples one completion of each.
+
+    The model's end token and the tokenizer's (mostly the same) end a completion.
+
+    Raises:
+      InputError: a request is too long, or does not fit the model's context with its completion.
+    """
+    encoded = encode_prompts(
+        tokenizer, template, requests, max_tokens=max_prompt_tokens, width=max_prompt_tokens
+    )
+    shared, positions = len(encoded.prefix), model.config.max_positions
+    if shared + max_prompt_tokens + max_new_tokens > positions:
+        raise InputError(
+            f"{shared} tokens of the template, max_prompt_tokens {max_prompt_tokens} and "
+            f"max_new_tokens {max_new_tokens} exceed the model's {positions} positions; lower one "
+            "of them"
+        )
+    ends = {model.config.eos_token_id, tokenizer.eos_token_id} - {None}
+    return sample(
+        model,
+        params,
+        jnp.asarray(encoded.tokens),
+        jnp.asarray(encoded.mask),
+        key,
+        samples_per_prompt=1,
+        max_new_tokens=max_new_tokens,
+        method=method,
+        stop=sorted(ends),
+        prefix=jnp.asarray(encoded.prefix),
+    )
 
 
 def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:
@@ -255,7 +277,7 @@ def _judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
 
 
 def _fill(batch: Sequence[T], size: int) -> list[T]:
-    """The batch and, up to `size`, repeats of it, so that the last batch has no shape of its own."""
+    """The batch and repeats of it up to `size`: the last one then has the shape of the others."""
     return [batch[index % len(batch)] for index in range(size)]
 
 

@@ -5,17 +5,30 @@
 where b runs over the blocks that row i sees: its own (causally) and every context block. A
 context of leading size M serves B/M consecutive rows, so its keys and values exist once: a
 few-shot prefix `[1, P0]` for the whole batch, prompts `[N, P]` for N·G samples, a decoding cache
-`[B, T]` for B rows. Each block is one batched product of contiguous `[M·K, rows, d]` operands; the
-partial sums are merged by their maxima, which is exact, forwards and backwards.
+`[B, T]` for B rows. Each block is one batched product of contiguous `[M·K, rows, d]` operands.
+
+The backward pass keeps the output and log Σ exp s of each row and recomputes the probabilities
+p_ij = exp(s_ij − lse_i), as FlashAttention does (arXiv 2205.14135): scores are memory traffic, and
+keeping them for every layer costs more than computing them again.
+
+    ∂v_j = Σ_i p_ij ∂o_i,   ∂s_ij = p_ij (∂o_i·v_j − ∂o_i·o_i),   ∂q_i = Σ_j ∂s_ij k_j,   ∂k_j = Σ_i ∂s_ij q_i
 """
+
+import functools
+
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 # Finite, so that a row which sees nothing gives zeros and zero gradients instead of NaN.
 _MASKED = -1e30
+
+SAVED = "attention"
+"""Name of what the backward pass needs of a forward pass, for remat policies."""
 
 
 @struct.dataclass
@@ -65,33 +78,6 @@ def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     )
 
 
-def _partial(
-    query: jax.Array, keys: jax.Array, values: jax.Array, allowed: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Unnormalised attention of the queries to one block.
-
-    Args:
-      query: `[M, K, R, d]`, already scaled.
-      keys: `[M, K, S, d]`.
-      values: as keys.
-      allowed: bool, broadcastable to `[M, K, R, S]`.
-
-    Returns:
-      Σ_j p_j v_j `[M, K, R, d]`, Σ_j p_j and the maximum `[M, K, R]`, all float32; p_j = exp(s_j − max).
-    """
-    scores = jnp.einsum("mkrd,mksd->mkrs", query, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(allowed, scores, _MASKED)
-    top = jax.lax.stop_gradient(scores.max(axis=-1))
-    weights = jnp.where(allowed, jnp.exp(scores - top[..., None]), 0.0)
-    summed = jnp.einsum(
-        "mkrs,mksd->mkrd",
-        weights.astype(values.dtype),
-        values,
-        preferred_element_type=jnp.float32,
-    )
-    return summed, weights.sum(axis=-1), top
-
-
 def attend(
     query: jax.Array,
     keys: jax.Array,
@@ -118,34 +104,108 @@ def attend(
     group = heads // kv_heads
     scaled = query * head_dim**-0.5
     # Rows of one batch entry run over (query head of the group, position).
-    own = scaled.reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-
-    def to_block(x: jax.Array, lead: int) -> jax.Array:
-        x = x.reshape(lead, batch // lead, kv_heads, group, length, head_dim)
-        return x.transpose(0, 2, 1, 3, 4, 5).reshape(lead, kv_heads, -1, head_dim)
-
-    def from_block(x: jax.Array, lead: int) -> jax.Array:
-        x = x.reshape(lead, kv_heads, batch // lead, group, length, *x.shape[3:])
-        return jnp.moveaxis(x, 2, 1).reshape(batch, kv_heads, group, length, *x.shape[5:])
-
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    allowed = jnp.tile(causal, (group, 1))[None, None] & mask[:, None, None, :]
-    blocks = [(batch, keys, values, allowed)]
+    rows = scaled.reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     for context in contexts:
         lead = context.keys.shape[0]
         if batch % lead:
             raise ValueError(f"a context of {lead} rows can't serve a batch of {batch} rows")
-        blocks.append((lead, context.keys, context.values, context.mask[:, None, None, :]))
+    out = _attend(
+        rows,
+        ((keys, values), *((context.keys, context.values) for context in contexts)),
+        (mask, *(context.mask for context in contexts)),
+    )
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
 
-    parts = []
-    for lead, block_keys, block_values, block_allowed in blocks:
-        part = _partial(to_block(own, lead), block_keys, block_values, block_allowed)
-        parts.append([from_block(x, lead) for x in part])
-    top = parts[0][2]
-    for part in parts[1:]:
-        top = jnp.maximum(top, part[2])
-    scales = [jnp.exp(part[2] - top) for part in parts]
-    summed = sum(part[0] * scale[..., None] for part, scale in zip(parts, scales, strict=True))
-    total = sum(part[1] * scale for part, scale in zip(parts, scales, strict=True))
-    out = summed / jnp.maximum(total, 1e-30)[..., None]
-    return out.astype(query.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+Blocks = tuple[tuple[jax.Array, jax.Array], ...]
+Masks = tuple[jax.Array, ...]
+
+
+@jax.custom_vjp
+def _attend(rows: jax.Array, blocks: Blocks, masks: Masks) -> jax.Array:
+    """Attention of `[B, K, H/K, T, d]` scaled queries; the first block is their own, causal."""
+    return _forward(rows, blocks, masks)[0]
+
+
+def _forward(rows: jax.Array, blocks: Blocks, masks: Masks) -> tuple[jax.Array, Any]:
+    scores = [_scores(rows, keys, _allowed(rows, masks, i)) for i, (keys, _) in enumerate(blocks)]
+    tops = [_rows_of(score.max(axis=-1), rows.shape) for score in scores]
+    top = functools.reduce(jnp.maximum, tops)
+    summed: Any = 0.0
+    total: Any = 0.0
+    for i, (score, (_, values)) in enumerate(zip(scores, blocks, strict=True)):
+        weights = _exponentials(score, top, _allowed(rows, masks, i))
+        part = _product("mkrs,mksd->mkrd", weights.astype(values.dtype), values)
+        summed += _rows_of(part, rows.shape)
+        total += _rows_of(weights.sum(axis=-1), rows.shape)
+    total = jnp.maximum(total, 1e-30)
+    out = checkpoint_name((summed / total[..., None]).astype(rows.dtype), SAVED)
+    lse = checkpoint_name(top + jnp.log(total), SAVED)
+    return out, (rows, blocks, masks, out, lse)
+
+
+def _backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, Blocks, None]:
+    rows, blocks, masks, out, lse = saved
+    delta = jnp.sum(cotangent.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    grad_rows: Any = 0.0
+    grad_blocks = []
+    for i, (keys, values) in enumerate(blocks):
+        lead = keys.shape[0]
+        allowed = _allowed(rows, masks, i)
+        weights = _exponentials(_scores(rows, keys, allowed), lse, allowed)
+        outer = _block_of(cotangent, lead)
+        grad_weights = _product("mkrd,mksd->mkrs", outer, values)
+        grad_scores = weights * (grad_weights - _block_of(delta, lead)[..., None])
+        grad_scores = grad_scores.astype(rows.dtype)
+        grad_rows += _rows_of(_product("mkrs,mksd->mkrd", grad_scores, keys), rows.shape)
+        grad_blocks.append(
+            (
+                _product("mkrs,mkrd->mksd", grad_scores, _block_of(rows, lead)).astype(keys.dtype),
+                _product("mkrs,mkrd->mksd", weights.astype(outer.dtype), outer).astype(
+                    values.dtype
+                ),
+            )
+        )
+    return grad_rows.astype(rows.dtype), tuple(grad_blocks), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+
+
+def _scores(rows: jax.Array, keys: jax.Array, allowed: jax.Array) -> jax.Array:
+    """`[M, K, B/M·H/K·T, S]` float32."""
+    scores = _product("mkrd,mksd->mkrs", _block_of(rows, keys.shape[0]), keys)
+    return jnp.where(allowed, scores, _MASKED)
+
+
+def _exponentials(scores: jax.Array, shift: jax.Array, allowed: jax.Array) -> jax.Array:
+    shift = _block_of(shift, scores.shape[0])[..., None]
+    return jnp.where(allowed, jnp.exp(scores - shift), 0.0)
+
+
+def _allowed(rows: jax.Array, masks: Masks, index: int) -> jax.Array:
+    """Which scores of a block count; the first block is the queries' own and causal."""
+    allowed = masks[index][:, None, None, :]
+    if index == 0:
+        group, length = rows.shape[2], rows.shape[3]
+        allowed = allowed & jnp.tile(jnp.tril(jnp.ones((length, length), bool)), (group, 1))
+    return allowed
+
+
+def _block_of(x: jax.Array, lead: int) -> jax.Array:
+    """`[B, K, H/K, T, ...]` to `[M, K, B/M·H/K·T, ...]`: the rows that share a context, together."""
+    batch, kv_heads = x.shape[:2]
+    x = x.reshape(lead, batch // lead, *x.shape[1:])
+    return jnp.moveaxis(x, 2, 1).reshape(lead, kv_heads, -1, *x.shape[5:])
+
+
+def _rows_of(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `_block_of`; `shape` is that of the queries."""
+    lead = x.shape[0]
+    batch, kv_heads, group, length = shape[:4]
+    x = x.reshape(lead, kv_heads, batch // lead, group, length, *x.shape[3:])
+    return jnp.moveaxis(x, 2, 1).reshape(batch, kv_heads, group, length, *x.shape[5:])

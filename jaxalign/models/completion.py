@@ -42,6 +42,11 @@ def compute_params(params: Params, dtype: Any) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+def _run(model: Transformer, params: Params, *arguments: Any) -> tuple[jax.Array, KeyValues]:
+    output: Any = model.apply({"params": params}, *arguments)
+    return output
+
+
 def encode_prompts(
     model: Transformer,
     params: Params,
@@ -69,15 +74,13 @@ def encode_prompts(
         chex.assert_rank(prefix, 1)
         offset = prefix.shape[0]
         row = prefix[None]
-        _, block = model.apply(
-            {"params": params}, row, jnp.arange(offset)[None], jnp.ones(row.shape, bool)
-        )
+        _, block = _run(model, params, row, jnp.arange(offset)[None], jnp.ones(row.shape, bool))
         blocks = (block,)
     length = prompts.shape[1]
     positions = offset + jnp.cumsum(prompt_mask, axis=1) - 1
     last = length - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
     body = prompt_mask & (jnp.arange(length) != last[:, None])
-    _, block = model.apply({"params": params}, prompts, positions, body, blocks)
+    _, block = _run(model, params, prompts, positions, body, blocks)
     take = lambda x: jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]  # noqa: E731
     return PromptContext((*blocks, block), take(prompts), take(positions).astype(jnp.int32))
 
@@ -118,7 +121,7 @@ def completion_logps(
     first = jnp.repeat(context.last_tokens, group)
     inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
     positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
-    hidden, _ = model.apply({"params": params}, inputs, positions, mask, context.blocks)
+    hidden, _ = _run(model, params, inputs, positions, mask, context.blocks)
     return hidden_token_logps(
         hidden, output_weight(params), tokens, temperature=temperature, chunk=chunk
     )

@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxalign.models.attention import KeyValues, attend, rotary_tables, rotate
+from jaxalign.models.attention import SAVED, KeyValues, attend, rotary_tables, rotate
 from jaxalign.models.config import ModelConfig
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
 
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -28,9 +31,13 @@ def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
 
 
+def _named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
+    return nn.with_logical_partitioning(init, axes)
+
+
 def _matrix(axes: tuple[str, str]) -> nn.initializers.Initializer:
     init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
-    return nn.with_logical_partitioning(init, axes)
+    return _named(init, *axes)
 
 
 class RMSNorm(nn.Module):
@@ -40,8 +47,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", ones, (x.shape[-1],))
+        scale = self.param("scale", _named(nn.initializers.ones, "embed"), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
@@ -102,7 +108,7 @@ class Table(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:  # noqa: D102
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        init = _named(nn.initializers.normal(0.02), "vocab", "embed")
         return self.param(self.entry, init, (self.rows, self.width))
 
 

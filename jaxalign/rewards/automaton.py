@@ -95,7 +95,7 @@ def compile_pattern(regex: str) -> Automaton:
     r"""The automaton that equals `re.search(regex, text, re.DOTALL) is not None`.
 
     Supported: literals and escapes, `.`, classes (ranges, negated), `\s \d \w \S \D \W` as Unicode
-    has them, groups of every capturing kind, alternation, `? * + {m,n}` greedy or lazy, and the
+    has them, groups (named, capturing or not), alternation, `? * + {m,n}` greedy or lazy, and the
     anchors `\A ^ $ \Z` without MULTILINE. Not supported: lookaround, backreferences, `\b`,
     conditional and atomic groups, possessive quantifiers, inline flags.
 

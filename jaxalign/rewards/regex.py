@@ -306,8 +306,8 @@ def _determinise(nfa: _Nfa, final: int) -> CodePointDfa:
             for class_, threads in moves(thread):
                 reached[class_] |= threads
         row = []
-        for threads_reached in reached:
-            target = won if won <= threads_reached else frozenset(threads_reached)
+        for ahead in reached:
+            target = won if won <= ahead else frozenset(ahead)
             if target not in number:
                 if len(subsets) >= MAX_STATES:
                     raise _Refusal(f"it needs more than {MAX_STATES} states; make it simpler")

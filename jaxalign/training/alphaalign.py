@@ -27,12 +27,13 @@ KINDS = ("harmful", "benign", "lookalike")
 
 @struct.dataclass
 class PromptFacts:
-    """What the reward knows of N prompts (`Batch.extras`).
+    """What the reward knows of N prompts (`Batch.extras`), the harmful ones first.
 
     Attributes:
       kind: `[N]` int32 index into `KINDS`.
-      questions: `[N, Q]` int32, the bare question as a chat, for the helpfulness score.
-      question_mask: `[N, Q]` bool.
+      questions: `[N', Q]` int32, the bare questions of the last N' prompts as chats: those that are
+        not harmful and hence get a helpfulness score.
+      question_mask: `[N', Q]` bool.
     """
 
     kind: jax.Array
@@ -119,20 +120,23 @@ def alphaalign_reward(
         details = {"well_formed": verdict.well_formed, "refused": verdict.refused}
         metrics: Metrics = {"well_formed": verdict.well_formed.mean()}
         if helpfulness_weight:
+            scored = facts.questions.shape[0]
+            first = (prompts - scored) * (samples.tokens.shape[0] // prompts)
+            refused = verdict.refused[first:]
             likelihood = answer_likelihood(
                 model,
                 params.start,
                 facts.questions,
                 facts.question_mask,
-                samples.tokens,
-                verdict.answer,
+                samples.tokens[first:],
+                verdict.answer[first:],
             )
-            group = lambda x: x.reshape(prompts, -1)  # noqa: E731
-            helpful = helpfulness_reward(group(likelihood), group(verdict.refused)).reshape(-1)
-            helpful = jnp.where(harmful, 0.0, helpful)
+            group = lambda x: x.reshape(scored, -1)  # noqa: E731
+            helpful = helpfulness_reward(group(likelihood), group(refused)).reshape(-1)
+            helpful = jnp.pad(helpful, (first, 0))
             total = total + helpfulness_weight * helpful
-            details |= {"likelihood": likelihood, "helpfulness": helpful}
-            metrics["helpfulness"] = _mean(likelihood, ~harmful & ~verdict.refused)
+            details |= {"helpfulness": helpful}
+            metrics["helpfulness"] = _mean(likelihood, ~refused)
         for index, name in enumerate(KINDS):
             metrics[f"{name}_refused"] = _mean(verdict.refused, kind == index)
             metrics[f"reward_{name}"] = _mean(total, kind == index)

@@ -39,7 +39,7 @@ class Batch:
       prompts: `[N, P]` int32.
       prompt_mask: `[N, P]` bool.
       prefix: `[P0]` int32, the tokens that open every prompt; may be empty.
-      extras: whatever the reward function needs to know of the prompts, arrays leading with N.
+      extras: whatever the reward function needs to know of the prompts.
     """
 
     prompts: jax.Array
@@ -246,7 +246,7 @@ def update(
         return jax.grad(loss, has_aux=True)(state.params)
 
     split = _splitter(algorithm.micro_batches, batch.prompts.shape[0])
-    parts = split((batch.replace(prefix=None), samples, advantage))
+    parts = split((batch.replace(prefix=None, extras=None), samples, advantage))
     if algorithm.micro_batches == 1:
         gradients, metrics = gradient(jax.tree.map(lambda x: x[0], parts))
     else:

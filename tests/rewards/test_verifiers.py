@@ -207,12 +207,11 @@ def completions():
     [
         "{}",
         "<safety_reasoning>{}</safety_reasoning><answer>{}</answer>",
-        "<safety_reasoning>As an AI I must look.</safety_reasoning>\n<answer>{}",
-        "<answer>Yes.</answer>{}",
     ],
-    ids=["bare", "tagged", "unfinished", "outside"],
+    ids=["bare", "tagged"],
 )
 def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form):
+    """All of them; those cut at 512 tokens are unfinished when tagged."""
     texts = [form.format(*[completion] * form.count("{}")) for completion in completions]
     rows = [ids[:512] for ids in smollm2_tokenizer(texts)["input_ids"]]
     verify = jax.jit(safety_verifiers(smollm2_tokenizer))

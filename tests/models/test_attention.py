@@ -1,0 +1,179 @@
+"""Attention over blocks equals one softmax over everything a row sees, forwards and backwards."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.models.attention import KeyValues, attend, rotary_tables, rotate
+
+BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 6, 3, 4, 2, 8
+
+# Leading size M and length S of each context: M divides the batch.
+CONTEXTS = {
+    "none": [],
+    "prefix": [(1, 5)],
+    "prompts": [(3, 4)],
+    "prefix and prompts": [(1, 5), (3, 4)],
+    "cache": [(6, 7)],
+    "prefix, prompts and cache": [(1, 5), (3, 4), (6, 7)],
+}
+
+
+def random_case(shapes: list[tuple[int, int]], holes: float = 0.0, seed: int = 0) -> dict[str, Any]:
+    """Random queries, keys, values and contexts; a position exists with probability 1 − holes."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return {
+        "query": normal(BATCH, LENGTH, HEADS, HEAD_DIM),
+        "keys": normal(BATCH, KV_HEADS, LENGTH, HEAD_DIM),
+        "values": normal(BATCH, KV_HEADS, LENGTH, HEAD_DIM),
+        "mask": rng.random((BATCH, LENGTH)) >= holes,
+        "contexts": tuple(
+            KeyValues(
+                normal(lead, KV_HEADS, size, HEAD_DIM),
+                normal(lead, KV_HEADS, size, HEAD_DIM),
+                rng.random((lead, size)) >= holes,
+            )
+            for lead, size in shapes
+        ),
+    }
+
+
+def oracle(case: dict[str, Any]) -> np.ndarray:
+    """One softmax over the concatenation of everything a row sees, in float64, row by row."""
+    query = case["query"].astype(np.float64)
+    out = np.zeros_like(query)
+    for b, t, h in np.ndindex(query.shape[:3]):
+        kv_head = h // (HEADS // KV_HEADS)
+        seen = case["mask"][b, : t + 1]
+        keys = [case["keys"][b, kv_head, : t + 1][seen]]
+        values = [case["values"][b, kv_head, : t + 1][seen]]
+        for context in case["contexts"]:
+            entry = b // (BATCH // context.keys.shape[0])
+            keys.append(context.keys[entry, kv_head][context.mask[entry]])
+            values.append(context.values[entry, kv_head][context.mask[entry]])
+        scores = np.concatenate(keys).astype(np.float64) @ query[b, t, h] / np.sqrt(HEAD_DIM)
+        if scores.size:
+            weights = np.exp(scores - scores.max())
+            out[b, t, h] = weights @ np.concatenate(values) / weights.sum()
+    return out
+
+
+def naive(query, keys, values, mask, contexts):
+    """The same in plain JAX: repeat every context for its rows, concatenate, softmax."""
+    all_keys, all_values, seen = [], [], []
+    for context in contexts:
+        repeats = BATCH // context.keys.shape[0]
+        all_keys.append(jnp.repeat(context.keys, repeats, axis=0))
+        all_values.append(jnp.repeat(context.values, repeats, axis=0))
+        context_mask = jnp.repeat(context.mask, repeats, axis=0)[:, None]
+        seen.append(jnp.broadcast_to(context_mask, (BATCH, LENGTH, context.mask.shape[1])))
+    seen.append(jnp.tril(jnp.ones((LENGTH, LENGTH), bool)) & mask[:, None])
+    group = HEADS // KV_HEADS
+    k = jnp.repeat(jnp.concatenate([*all_keys, keys], axis=2), group, axis=1)
+    v = jnp.repeat(jnp.concatenate([*all_values, values], axis=2), group, axis=1)
+    scores = jnp.einsum("bthd,bhsd->bhts", query, k) / HEAD_DIM**0.5
+    scores = jnp.where(jnp.concatenate(seen, axis=-1)[:, None], scores, -jnp.inf)
+    return jnp.einsum("bhts,bhsd->bthd", jax.nn.softmax(scores), v)
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.4])
+@pytest.mark.parametrize("shapes", CONTEXTS.values(), ids=CONTEXTS.keys())
+def test_equals_one_softmax_over_everything_seen(shapes, holes):
+    case = random_case(shapes, holes)
+    np.testing.assert_allclose(attend(**case), oracle(case), atol=2e-6)
+
+
+@pytest.mark.parametrize("shapes", CONTEXTS.values(), ids=CONTEXTS.keys())
+def test_gradients_equal_those_of_the_naive_form(shapes):
+    case = random_case(shapes, holes=0.3, seed=1)
+    # Every row sees its own first position: the naive softmax of nothing would be NaN.
+    case["mask"][:, 0] = True
+    cotangent = np.random.default_rng(2).normal(size=case["query"].shape).astype(np.float32)
+    mask = case.pop("mask")
+    masks = [context.mask for context in case["contexts"]]
+    case["contexts"] = [(context.keys, context.values) for context in case["contexts"]]
+
+    def loss(arrays, function):
+        contexts = tuple(
+            KeyValues(*pair, m) for pair, m in zip(arrays["contexts"], masks, strict=True)
+        )
+        out = function(arrays["query"], arrays["keys"], arrays["values"], mask, contexts)
+        return jnp.vdot(out, cotangent)
+
+    got = jax.grad(loss)(case, attend)
+    expected = jax.grad(loss)(case, naive)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), got, expected)
+
+
+def test_rows_that_see_nothing_are_zero_with_zero_gradients():
+    case = random_case(CONTEXTS["prefix and prompts"])
+    case["mask"][0] = False  # row 0 sees nothing of itself, and of the contexts nothing either:
+    for context in case["contexts"]:
+        context.mask[0] = False
+    case["mask"][1:, 0] = False  # position 0 of rows 1 and 2, which share that empty prompt
+
+    def loss(query, keys, values):
+        contexts = case["contexts"]
+        out = attend(query, keys, values, case["mask"], contexts)
+        return (out**2).sum(), out
+
+    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(
+        case["query"], case["keys"], case["values"]
+    )
+    np.testing.assert_array_equal(out[0], 0.0)
+    np.testing.assert_array_equal(out[1, 0], 0.0)
+    assert np.abs(out[1, 1:]).min() > 0
+    for grad in grads:
+        assert np.isfinite(grad).all()
+        np.testing.assert_array_equal(grad[0], 0.0)
+
+
+def test_scores_far_apart_between_blocks_stay_exact():
+    """exp(1000) overflows float32: the maxima must be merged before anything is exponentiated."""
+    case = random_case(CONTEXTS["prefix and prompts"], holes=0.2)
+    for context, scale in zip(case["contexts"], (300.0, 0.01), strict=True):
+        context.keys[:] *= scale
+    case["keys"] *= -300.0
+    out = attend(**case)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out, oracle(case), atol=1e-4)
+
+
+def test_bfloat16_in_bfloat16_out():
+    case = random_case(CONTEXTS["prefix and prompts"], holes=0.2)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, case)
+    out = attend(**half)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(np.float32), oracle(case), atol=0.04)
+
+
+def test_a_context_that_does_not_divide_the_batch_is_an_error():
+    with pytest.raises(ValueError, match="4 rows can't serve a batch of 6 rows"):
+        attend(**random_case([(4, 2)]))
+
+
+def test_rotation_by_hand():
+    """θ^0 = 1: position p turns the only pair of a two-dimensional head by p radians."""
+    rotary = rotary_tables(jnp.array([[0, 1, 3]]), head_dim=2, theta=10_000.0)
+    x = jnp.broadcast_to(jnp.array([1.0, 0.0]), (1, 3, 1, 2))
+    expected = [[np.cos(p), np.sin(p)] for p in (0, 1, 3)]
+    np.testing.assert_allclose(rotate(x, rotary)[0, :, 0], expected, atol=1e-6)
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+    def product(q_position: int, k_position: int) -> float:
+        at = [rotary_tables(jnp.array([[p]]), 8, 100.0) for p in (q_position, k_position)]
+        return float((rotate(q, at[0]) * rotate(k, at[1])).sum())
+
+    assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
+    assert product(7, 3) != pytest.approx(product(7, 4), abs=1e-2)

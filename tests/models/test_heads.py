@@ -1,0 +1,97 @@
+"""Chunked log-probabilities equal those of the full logits, and never hold them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.models.heads import hidden_token_logps, logits
+
+BATCH, LENGTH, WIDTH, VOCAB = 3, 7, 5, 11
+
+
+def random_inputs(batch=BATCH, length=LENGTH, width=WIDTH, vocab=VOCAB):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(batch, length, width)).astype(np.float32)
+    weight = rng.normal(size=(vocab, width)).astype(np.float32)
+    tokens = rng.integers(vocab, size=(batch, length)).astype(np.int32)
+    return hidden, weight, tokens
+
+
+def full(hidden, weight, tokens, temperature):
+    z = jnp.einsum("btd,vd->btv", hidden, weight) / temperature
+    return jnp.take_along_axis(jax.nn.log_softmax(z), tokens[..., None], axis=-1)[..., 0]
+
+
+def test_by_hand():
+    """Logits (0, ln 3) at temperature 1/2 are (0, ln 9): probabilities 1/10 and 9/10."""
+    hidden = jnp.array([[[1.0], [1.0]]])
+    weight = jnp.array([[0.0], [np.log(3.0)]])
+    logps = hidden_token_logps(hidden, weight, jnp.array([[0, 1]]), temperature=0.5)
+    np.testing.assert_allclose(np.exp(logps), [[0.1, 0.9]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("chunk", [1, 3, 4, 20, 21, 1000])  # of 21 rows
+def test_value_and_gradients_equal_full_logits(chunk, temperature):
+    hidden, weight, tokens = random_inputs()
+    cotangent = np.random.default_rng(1).normal(size=tokens.shape).astype(np.float32)
+
+    def loss(function):
+        return lambda h, w: jnp.vdot(cotangent, function(h, w))
+
+    def chunked(h, w):
+        return hidden_token_logps(h, w, tokens, temperature=temperature, chunk=chunk)
+
+    def whole(h, w):
+        return full(h, w, tokens, temperature)
+
+    np.testing.assert_allclose(chunked(hidden, weight), whole(hidden, weight), atol=2e-6)
+    got = jax.grad(loss(chunked), argnums=(0, 1))(hidden, weight)
+    expected = jax.grad(loss(whole), argnums=(0, 1))(hidden, weight)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_bfloat16_accumulates_in_float32():
+    """Products of bfloat16 numbers are summed and normalised in float32."""
+    hidden, weight, tokens = random_inputs()
+    half = hidden.astype(jnp.bfloat16)
+    rounded = np.asarray(half, np.float32), np.asarray(weight.astype(jnp.bfloat16), np.float32)
+    logps = hidden_token_logps(half, weight, tokens)
+    assert logps.dtype == jnp.float32
+    np.testing.assert_allclose(logps, full(*rounded, tokens, 1.0), atol=1e-5)
+    grads = jax.grad(lambda h, w: hidden_token_logps(h, w, tokens).sum(), argnums=(0, 1))(
+        half, weight
+    )
+    expected = jax.grad(lambda h, w: full(h, w, tokens, 1.0).sum(), argnums=(0, 1))(*rounded)
+    assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32]
+    for got, wanted in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(got, np.float32), wanted, atol=0.1)
+
+
+def test_logits_are_float32():
+    hidden, weight, _ = random_inputs()
+    z = logits(hidden.astype(jnp.bfloat16), weight)
+    assert z.shape == (BATCH, LENGTH, VOCAB)
+    assert z.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_no_buffer_of_all_logits(backward):
+    """The largest array of the compiled program is one chunk of logits, not B·T rows of them."""
+    batch, length, width, vocab, chunk = 8, 64, 4, 500, 16
+    arrays = random_inputs(batch, length, width, vocab)
+
+    def loss(hidden, weight, tokens):
+        return hidden_token_logps(hidden, weight, tokens, chunk=chunk).sum()
+
+    function = jax.grad(loss, argnums=(0, 1)) if backward else loss
+    compiled = jax.jit(function).lower(*arrays).compile()
+    shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", compiled.as_text())
+    largest = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+    assert largest == chunk * vocab  # the chunk is there, so the pattern reads the program
+    everything = 4 * batch * length * vocab  # bytes
+    assert compiled.memory_analysis().temp_size_in_bytes < everything / 4
