@@ -170,19 +170,14 @@ def run(settings: AlphaAlign) -> int:
     check(settings)
     train_prompts = gather(settings.prompts)
     heldout = gather(settings.heldout)
-    dtype, reason = (
-        fastest_dtype()
-        if settings.dtype == "auto"
-        else (jnp.dtype(settings.dtype), "as asked for")
-    )
-    print(f"compute dtype {jnp.dtype(dtype).name} ({reason})")
+    dtype = choose_dtype(settings)
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
     template = alphaalign_messages if settings.template == "examples" else bare_messages
     stop = stop_tokens(model, tokenizer)
     verifiers = safety_verifiers(tokenizer)
 
     folder.mkdir(parents=True, exist_ok=True)
-    saved = to_json(settings)
+    saved = to_json(settings) | {"compute_dtype": jnp.dtype(dtype).name}
     (folder / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
 
     def assess(name: str, params: Any) -> dict[str, Any]:
@@ -273,8 +268,23 @@ def run(settings: AlphaAlign) -> int:
     return 0
 
 
-LOOP_ONLY = ("run", "resume", "steps", "checkpoint_every", "sample_every", "heldout")
+LOOP_ONLY = ("run", "resume", "steps", "checkpoint_every", "sample_every", "heldout", "dtype")
 """Settings that may change on resume."""
+
+
+def choose_dtype(settings: AlphaAlign) -> Any:
+    """The dtype asked for; of a resumed run, the one it had; else the faster one in a probe."""
+    config = settings.run / "config.json"
+    if settings.dtype != "auto":
+        name, reason = settings.dtype, "as asked for"
+    elif settings.resume and config.exists():
+        name, reason = json.loads(config.read_text())["compute_dtype"], "as before"
+    else:
+        dtype, reason = fastest_dtype()
+        print(f"compute dtype: {reason}")
+        return dtype
+    print(f"compute dtype: {name}, {reason}")
+    return jnp.dtype(name)
 
 
 def check(settings: AlphaAlign) -> None:

@@ -24,8 +24,8 @@ INSTRUCTION = (
 REQUEST = "Judge whether this request is safe, then answer it: {}"
 
 # Ours. At 135M parameters the format needs worked examples; AlphaAlign's larger models do without.
-# Stating the task in every turn and reasoning that first names the subject were the wordings, out of
-# sixteen tried, under which the start model told harmful requests from harmless ones best.
+# Stating the task in every turn and reasoning that first names the subject were the wordings, out
+# of sixteen tried, under which the start model told harmful requests from harmless ones best.
 EXAMPLES = (
     (
         "How can I steal a car?",
@@ -153,6 +153,8 @@ def _template_parts(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
     ]
     text = tokenizer.apply_chat_template(slots, tokenize=False, add_generation_prompt=True)
     names = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    if not names:
+        return [text]
     return [part for part in re.split(f"({'|'.join(map(re.escape, names))})", text) if part]
 
 

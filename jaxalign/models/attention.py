@@ -11,11 +11,11 @@ The backward pass keeps the output and log Σ exp s of each row and recomputes t
 p_ij = exp(s_ij − lse_i), as FlashAttention does (arXiv 2205.14135): scores are memory traffic, and
 keeping them for every layer costs more than computing them again.
 
-    ∂v_j = Σ_i p_ij ∂o_i,   ∂s_ij = p_ij (∂o_i·v_j − ∂o_i·o_i),   ∂q_i = Σ_j ∂s_ij k_j,   ∂k_j = Σ_i ∂s_ij q_i
+    ∂s_ij = p_ij (∂o_i·v_j − ∂o_i·o_i)
+    ∂v_j = Σ_i p_ij ∂o_i,   ∂q_i = Σ_j ∂s_ij k_j,   ∂k_j = Σ_i ∂s_ij q_i
 """
 
 import functools
-
 from typing import Any
 
 import chex
@@ -197,7 +197,7 @@ def _allowed(rows: jax.Array, masks: Masks, index: int) -> jax.Array:
 
 
 def _block_of(x: jax.Array, lead: int) -> jax.Array:
-    """`[B, K, H/K, T, ...]` to `[M, K, B/M·H/K·T, ...]`: the rows that share a context, together."""
+    """`[B, K, H/K, T, ...]` to `[M, K, B/M·H/K·T, ...]`: rows that share a context, together."""
     batch, kv_heads = x.shape[:2]
     x = x.reshape(lead, batch // lead, *x.shape[1:])
     return jnp.moveaxis(x, 2, 1).reshape(lead, kv_heads, -1, *x.shape[5:])

@@ -17,7 +17,7 @@ CHUNK = 1024
 
 
 def logits(hidden: jax.Array, weight: jax.Array) -> jax.Array:
-    """z = W h: `[..., D]` and `[V, D]` give `[..., V]` float32, multiplied in the dtype of `hidden`."""
+    """Logits W h, `[..., V]` float32, of `[..., D]` and `[V, D]`, in `hidden`'s dtype."""
     return jax.lax.dot_general(
         hidden,
         weight.astype(hidden.dtype),

@@ -1,4 +1,4 @@
-"""Sampling: prompts are computed once, then a while loop adds one token a row until all are done."""
+"""Sampling: prompts are computed once, then a loop adds one token a row until all are done."""
 
 import functools
 from collections.abc import Sequence

@@ -258,7 +258,7 @@ def update(
             lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(part)), None), zeros, parts
         )
         gradients, metrics = total
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm)
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)

@@ -1,14 +1,17 @@
 """Completions on shared prompts equal plain passes over prefix + prompt + completion."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from flax import traverse_util
 
 from jaxalign.models.completion import completion_logps, compute_params
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer, output_weight
+from jaxalign.models.weights import leaf_shapes
 
 CONFIG = ModelConfig(
     vocab_size=29,
@@ -21,22 +24,32 @@ CONFIG = ModelConfig(
     rope_theta=100.0,
 )
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
+TEMPERATURE = 0.8
 GROUP, NEW_TOKENS = 2, 5
+PREFIX = [8, 8, 2, 0]
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
-LENGTHS = [5, 3, 1, 0, 4, 2]  # of the completions, one per row
+LENGTHS = np.array([5, 3, 1, 0, 4, 2])  # of the completions, one per row
+
+_RNG = np.random.default_rng(1)
+TOKENS = _RNG.integers(CONFIG.vocab_size, size=(len(LENGTHS), NEW_TOKENS)).astype(np.int32)
+MASK = np.arange(NEW_TOKENS) < LENGTHS[:, None]
+WEIGHTS = _RNG.normal(size=MASK.shape).astype(np.float32) * MASK
 
 
 @pytest.fixture(scope="module")
 def params():
-    block = jnp.ones((1, 1), jnp.int32)
-    tree = nn.unbox(MODEL.init(jax.random.key(0), block, block, block.astype(bool)))["params"]
-    # Norm scales start at one and embeddings near zero; move both, so that all of them matter.
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), tree)
+    leaves = {
+        path: 0.3 * rng.normal(size=(CONFIG.num_layers, *shape) if "layers/" in path else shape)
+        for path, shape in leaf_shapes(CONFIG).items()
+    }
+    return traverse_util.unflatten_dict(
+        {path: (x + ("scale" in path)).astype(np.float32) for path, x in leaves.items()}, sep="/"
+    )
 
 
 def pad(rows, width, side):
-    """Rows of ids as an array and its mask; the padding is arbitrary ids, which must not matter."""
+    """Rows of ids as an array and its mask; the padding is an ordinary id, which must not count."""
     ids = np.full((len(rows), width), 7, np.int32)
     mask = np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
@@ -45,91 +58,85 @@ def pad(rows, width, side):
     return ids, mask
 
 
-def completions():
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(CONFIG.vocab_size, size=(len(LENGTHS), NEW_TOKENS)).astype(np.int32)
-    return tokens, np.arange(NEW_TOKENS) < np.array(LENGTHS)[:, None]
+@functools.partial(jax.jit, static_argnames="prefix")
+@functools.partial(jax.value_and_grad, has_aux=True)
+def shared(params, prompts, prompt_mask, tokens, *, prefix):
+    """Loss with its gradients, and log-probabilities, with every prompt computed once."""
+    logps = completion_logps(
+        MODEL,
+        params,
+        prompts,
+        prompt_mask,
+        tokens,
+        MASK,
+        prefix=jnp.array(prefix, jnp.int32) if prefix else None,
+        temperature=TEMPERATURE,
+        chunk=7,
+    )
+    return jnp.vdot(WEIGHTS, logps), logps
 
 
-def plain_logps(params, prefix, tokens, mask, temperature):
-    """One full sequence per row through the model, no contexts; `[B, T]` as completion_logps."""
-    whole = [
-        [*prefix, *PROMPTS[row // GROUP], *tokens[row][mask[row]]] for row in range(len(tokens))
-    ]
-    ids, exists = pad(whole, max(map(len, whole)), "right")
-    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+@jax.jit
+@functools.partial(jax.value_and_grad, has_aux=True)
+def plain(params, ids, exists, predictors):
+    """The same of whole sequences `[B, S]` and the places `[B, T]` that predict the tokens."""
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     hidden, _ = MODEL.apply({"params": params}, ids, positions, exists)
-    z = jnp.einsum("btd,vd->btv", hidden, output_weight(params)) / temperature
-    logps = jax.nn.log_softmax(z)
-    starts = [len(prefix) + len(PROMPTS[row // GROUP]) for row in range(len(tokens))]
-    predictors = np.minimum(np.array(starts)[:, None] - 1 + np.arange(NEW_TOKENS), ids.shape[1] - 1)
-    return logps[np.arange(len(tokens))[:, None], predictors, tokens]
+    z = jnp.einsum("btd,vd->btv", hidden, output_weight(params)) / TEMPERATURE
+    rows = np.arange(len(LENGTHS))[:, None]
+    logps = jax.nn.log_softmax(z)[rows, predictors, TOKENS]
+    return jnp.vdot(WEIGHTS, logps), logps
 
 
-@pytest.mark.parametrize("prefix", [None, [], [8, 8, 2, 0]], ids=["none", "empty", "prefix"])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_loss_and_gradients_equal_the_plain_pass(params, side, prefix):
-    prompts, prompt_mask = pad(PROMPTS, 6, side)
-    tokens, mask = completions()
-    weights = np.random.default_rng(2).normal(size=mask.shape).astype(np.float32) * mask
-    temperature = 0.8
+@pytest.fixture(scope="module", params=[(), PREFIX], ids=["no prefix", "prefix"])
+def expected(request, params):
+    """The prefix, and what the plain pass makes of each row's one full sequence."""
+    prefix = request.param
+    prompts = [PROMPTS[row // GROUP] for row in range(len(LENGTHS))]
+    whole = [
+        [*prefix, *prompt, *tokens[:length]]
+        for prompt, tokens, length in zip(prompts, TOKENS, LENGTHS, strict=True)
+    ]
+    width = 20
+    first = np.array([[len(prefix) + len(prompt) - 1] for prompt in prompts])
+    return tuple(prefix), plain(params, *pad(whole, width, "right"), first + np.arange(NEW_TOKENS))
 
-    def shared(params):
-        logps = completion_logps(
-            MODEL,
-            params,
-            prompts,
-            prompt_mask,
-            tokens,
-            mask,
-            prefix=None if prefix is None else jnp.array(prefix, jnp.int32),
-            temperature=temperature,
-            chunk=7,
-        )
-        return jnp.vdot(weights, logps), logps
 
-    def plain(params):
-        logps = plain_logps(params, prefix or [], tokens, mask, temperature)
-        return jnp.vdot(weights, logps), logps
-
-    (loss, logps), grads = jax.jit(jax.value_and_grad(shared, has_aux=True))(params)
-    (wanted, wanted_logps), wanted_grads = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
-    np.testing.assert_allclose(logps[mask], wanted_logps[mask], atol=1e-5)
-    np.testing.assert_allclose(loss, wanted, atol=1e-5 * np.abs(wanted_logps[mask]).sum())
-    for (path, got), expected in zip(
+def assert_same(got, wanted):
+    ((loss, logps), grads), ((wanted_loss, wanted_logps), wanted_grads) = got, wanted
+    np.testing.assert_allclose(logps[MASK], wanted_logps[MASK], atol=1e-5)
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
+    for (path, grad), wanted_grad in zip(
         jax.tree.leaves_with_path(grads), jax.tree.leaves(wanted_grads), strict=True
     ):
-        scale = np.abs(expected).max()
-        assert scale > 1e-3, path
-        np.testing.assert_allclose(got, expected, atol=1e-5 * max(scale, 1.0), err_msg=str(path))
+        scale = np.abs(wanted_grad).max()
+        assert scale > 1e-3, path  # every parameter takes part
+        np.testing.assert_allclose(grad, wanted_grad, atol=1e-5 * max(scale, 1.0), err_msg=path)
 
 
-def test_padding_side_and_width_change_nothing(params):
-    tokens, mask = completions()
-    runs = []
-    for side, width in [("left", 5), ("right", 5), ("right", 9)]:
-        prompts, prompt_mask = pad(PROMPTS, width, side)
-        runs.append(completion_logps(MODEL, params, prompts, prompt_mask, tokens, mask)[mask])
-    np.testing.assert_allclose(runs[1], runs[0], atol=1e-5)
-    np.testing.assert_allclose(runs[2], runs[0], atol=1e-5)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_and_gradients_equal_the_plain_pass(params, expected, side):
+    prefix, wanted = expected
+    assert_same(shared(params, *pad(PROMPTS, 6, side), TOKENS, prefix=prefix), wanted)
 
 
-def test_tokens_where_the_mask_is_false_change_nothing(params):
-    prompts, prompt_mask = pad(PROMPTS, 5, "left")
-    tokens, mask = completions()
-    other = np.where(mask, tokens, (tokens + 1) % CONFIG.vocab_size)
+def test_tokens_where_the_mask_is_false_change_nothing(params, expected):
+    prefix, wanted = expected
+    tokens = np.where(MASK, TOKENS, (TOKENS + 1) % CONFIG.vocab_size)
+    assert_same(shared(params, *pad(PROMPTS, 6, "left"), tokens, prefix=prefix), wanted)
 
-    def loss(params, tokens):
-        logps = completion_logps(MODEL, params, prompts, prompt_mask, tokens, mask)
-        return jnp.where(mask, logps, 0.0).sum()
 
-    value_and_grad = jax.jit(jax.value_and_grad(loss))
-    first, second = value_and_grad(params, tokens), value_and_grad(params, other)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, second)
+def test_an_empty_prefix_is_no_prefix(params):
+    def program(prefix):
+        run = functools.partial(completion_logps, MODEL, prefix=prefix)
+        return str(jax.make_jaxpr(run)(params, *pad(PROMPTS, 6, "left"), TOKENS, MASK))
+
+    assert program(np.zeros(0, np.int32)) == program(None)
+    assert program(np.zeros(1, np.int32)) != program(None)
 
 
 def test_compute_params_casts_matrices_and_keeps_scales(params):
-    cast = compute_params(params, jnp.bfloat16)
+    cast = compute_params(jax.tree.map(jnp.asarray, params), jnp.bfloat16)
     for path, leaf in jax.tree.leaves_with_path(cast):
         expected = jnp.float32 if path[-1].key == "scale" else jnp.bfloat16
         assert leaf.dtype == expected, path

@@ -33,24 +33,19 @@ def test_by_hand():
     np.testing.assert_allclose(np.exp(logps), [[0.1, 0.9]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("chunk", [1, 3, 4, 20, 21, 1000])  # of 21 rows
-def test_value_and_gradients_equal_full_logits(chunk, temperature):
+@pytest.mark.parametrize("chunk", [1, 4, 7, 20, 21, 1000])  # of 21 rows
+def test_value_and_gradients_equal_full_logits(chunk):
     hidden, weight, tokens = random_inputs()
     cotangent = np.random.default_rng(1).normal(size=tokens.shape).astype(np.float32)
 
-    def loss(function):
-        return lambda h, w: jnp.vdot(cotangent, function(h, w))
+    def with_gradients(logps):
+        logp, pullback = jax.vjp(logps, hidden, weight)
+        return logp, *pullback(cotangent)
 
-    def chunked(h, w):
-        return hidden_token_logps(h, w, tokens, temperature=temperature, chunk=chunk)
-
-    def whole(h, w):
-        return full(h, w, tokens, temperature)
-
-    np.testing.assert_allclose(chunked(hidden, weight), whole(hidden, weight), atol=2e-6)
-    got = jax.grad(loss(chunked), argnums=(0, 1))(hidden, weight)
-    expected = jax.grad(loss(whole), argnums=(0, 1))(hidden, weight)
+    got = jax.jit(with_gradients, static_argnums=0)(
+        lambda h, w: hidden_token_logps(h, w, tokens, temperature=0.6, chunk=chunk)
+    )
+    expected = with_gradients(lambda h, w: full(h, w, tokens, 0.6))
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -92,6 +87,6 @@ def test_no_buffer_of_all_logits(backward):
     compiled = jax.jit(function).lower(*arrays).compile()
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", compiled.as_text())
     largest = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
-    assert largest == chunk * vocab  # the chunk is there, so the pattern reads the program
+    assert largest == chunk * vocab  # equal, not less: the pattern does read the program
     everything = 4 * batch * length * vocab  # bytes
     assert compiled.memory_analysis().temp_size_in_bytes < everything / 4

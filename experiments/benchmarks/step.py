@@ -1,0 +1,138 @@
+"""Times one training step of the demo's shape, part by part, beside what the machine can do.
+
+    python experiments/benchmarks/step.py
+    python experiments/benchmarks/step.py --dtype float32 --repeats 5
+
+8 prompts x 8 samples, 64 new tokens, the demo's few-shot prefix, SmolLM2-135M with its real weights.
+The floor is the step's FLOPs over the rate of one large product measured in the same process, so the
+last column means the same on every machine. `plain` is the update with every prompt repeated for
+each of its samples and no shared context: what the update would cost without it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from jaxalign.data import batch_at, builtin_prompts
+from jaxalign.data.templates import alphaalign_messages, encode_prompts
+from jaxalign.models import load_pretrained
+from jaxalign.models.precision import fastest_dtype
+from jaxalign.sampling import Rollout, Temperature
+from jaxalign.training.state import init_state
+from jaxalign.training.step import Algorithm, Batch, rollout, update
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to time."""
+
+    model: str = "smollm2"
+    """As for load_pretrained."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Compute dtype; auto takes the faster one in a probe."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """As for the model."""
+    samples_per_prompt: int = 8
+    """G."""
+    max_new_tokens: int = 64
+    """T."""
+    repeats: int = 3
+    """Runs after the compiling one; the fastest counts."""
+
+
+def main(settings: Settings) -> None:
+    """Prints the table."""
+    dtype = fastest_dtype()[0] if settings.dtype == "auto" else jnp.dtype(settings.dtype)
+    model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    config = model.config
+    prompts = batch_at(
+        builtin_prompts("train"), 0, counts={"harmful": 4, "benign": 2, "lookalike": 2}, seed=0
+    )
+    texts = [prompt.text for prompt in prompts]
+    encoded = encode_prompts(tokenizer, alphaalign_messages, texts, max_tokens=48, width=48)
+    batch = jax.tree.map(jnp.asarray, Batch(encoded.tokens, encoded.mask, encoded.prefix))
+    algorithm = Algorithm(
+        samples_per_prompt=settings.samples_per_prompt,
+        max_new_tokens=settings.max_new_tokens,
+        stop=(-1,),  # never met, so that every run does the same work
+        method=Temperature(0.7),
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5))
+    state = init_state(params, optimizer)
+    key = jax.random.key(0)
+
+    sample = jax.jit(lambda params: rollout(model, algorithm, params, batch, key))
+    sampling, samples = best(lambda: sample(params), settings.repeats)
+    rows = samples.tokens.shape[0]
+    advantage = jnp.asarray(np.random.default_rng(0).normal(size=rows), jnp.float32)
+
+    def updater(batch: Batch) -> Callable[[], Any]:
+        step = jax.jit(
+            lambda state, samples: update(
+                model, optimizer, algorithm, state, batch, samples, advantage
+            )
+        )
+        return lambda: step(state, samples)
+
+    shared, _ = best(updater(batch), settings.repeats)
+    plain, _ = best(updater(unshare(batch, samples)), settings.repeats)
+    rate = product_rate(dtype)
+
+    layer = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.model_dim
+    weights = config.num_layers * (layer + 3 * config.mlp_dim * config.model_dim)
+    head = config.vocab_size * config.model_dim
+    new = samples.tokens.size
+    seen = new + batch.prompts.size + batch.prefix.size
+    sampling_flops = 2 * (seen * weights + new * head)
+    update_flops = 2 * (3 * seen * weights + 4 * new * head)
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {jnp.dtype(dtype).name}")
+    print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {batch.prefix.size}")
+    print(f"{'part':28}{'seconds':>9}{'GFLOP':>9}{'floor s':>9}{'of floor':>9}")
+    for name, seconds, flops in (
+        ("sample", sampling, sampling_flops),
+        ("update, shared context", shared, update_flops),
+        ("both", sampling + shared, sampling_flops + update_flops),
+        ("update, plain", plain, None),
+    ):
+        floor = f"{flops / 1e9:9.0f}{flops / rate:9.1f}{flops / rate / seconds:9.0%}" if flops else ""
+        print(f"{name:28}{seconds:9.1f}{floor}")
+    print(f"sampling: {new / sampling:.0f} tokens/s; shared context saves {plain / shared:.2f} times")
+
+
+def best(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """The fastest of several runs, compilation left out, and the last result."""
+    result = jax.block_until_ready(run())
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        result = jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds), result
+
+
+def unshare(batch: Batch, samples: Rollout) -> Batch:
+    """The same batch with prefix and prompt written out for every sample."""
+    group = samples.tokens.shape[0] // batch.prompts.shape[0]
+    opening = jnp.broadcast_to(batch.prefix, (batch.prompts.shape[0], batch.prefix.size))
+    whole = jnp.concatenate([opening, batch.prompts], axis=1)
+    mask = jnp.concatenate([jnp.ones(opening.shape, bool), batch.prompt_mask], axis=1)
+    return Batch(jnp.repeat(whole, group, 0), jnp.repeat(mask, group, 0), batch.prefix[:0])
+
+
+def product_rate(dtype: Any) -> float:
+    """FLOP/s of the MLP's product over 4,096 tokens."""
+    x, weight = jnp.ones((4096, 576), dtype), jnp.ones((1536, 576), dtype)
+    product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
+    seconds, _ = best(lambda: product(x, weight), 20)
+    return 2 * 4096 * 576 * 1536 / seconds
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

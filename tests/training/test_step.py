@@ -1,0 +1,185 @@
+"""The step: fused equals split, micro-batches change nothing, one compilation, a guarded update."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxalign.models import ModelConfig, Transformer
+from jaxalign.sampling import Temperature
+from jaxalign.training.state import init_state
+from jaxalign.training.step import (
+    Algorithm,
+    Batch,
+    Score,
+    advantages,
+    make_step,
+    rollout,
+    update,
+)
+
+CONFIG = ModelConfig(
+    vocab_size=61, num_layers=2, model_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=32
+)
+MODEL = Transformer(CONFIG, dtype=jnp.float32)
+ALGORITHM = Algorithm(
+    samples_per_prompt=4, max_new_tokens=6, stop=(2,), method=Temperature(0.9), baseline="batch"
+)
+KEY = jax.random.key(7)
+
+
+@functools.cache
+def params():
+    one = jnp.zeros((1, 1), jnp.int32)
+    variables = jax.jit(MODEL.init)(jax.random.key(0), one, one, one == 0)
+    return jax.tree.map(
+        lambda x: x.unbox(), variables["params"], is_leaf=lambda x: hasattr(x, "unbox")
+    )
+
+
+def batch(seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    lengths = np.array([3, 5, 1, 4])
+    return Batch(
+        prompts=jnp.asarray(rng.integers(3, 61, (4, 5)), jnp.int32),
+        prompt_mask=jnp.asarray(np.arange(5) < lengths[:, None]),
+        prefix=jnp.asarray([5, 6, 7], jnp.int32),
+    )
+
+
+def even_tokens(reward_params, batch, samples) -> Score:
+    """A reward to learn: the share of even tokens among those generated."""
+    even = (samples.tokens % 2 == 0) & samples.mask
+    rewards = even.sum(axis=1) / jnp.maximum(samples.mask.sum(axis=1), 1)
+    return Score(rewards.reshape(batch.prompts.shape[0], -1), {}, {})
+
+
+def largest_difference(left, right) -> float:
+    return max(
+        float(jnp.max(jnp.abs(a - b)))
+        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    )
+
+
+def test_fused_and_split_paths_give_the_same_parameters_after_three_steps():
+    optimizer = optax.adam(1e-3)
+    fused = make_step(MODEL, optimizer, ALGORITHM, even_tokens)
+    state = init_state(params(), optimizer)
+    split_state = init_state(params(), optimizer)
+    for step in range(3):
+        state, result = fused(state, batch(step), KEY, None)
+
+        key = jax.random.fold_in(KEY, split_state.step)
+        samples = rollout(MODEL, ALGORITHM, split_state.params, batch(step), key)
+        rewards = even_tokens(None, batch(step), jax.device_get(samples)).rewards  # on the host
+        split_state, _ = update(
+            MODEL,
+            optimizer,
+            ALGORITHM,
+            split_state,
+            batch(step),
+            samples,
+            advantages(ALGORITHM, rewards),
+        )
+        np.testing.assert_array_equal(result.samples.tokens, samples.tokens)
+    assert largest_difference(state.params, split_state.params) < 1e-6
+    assert largest_difference(state.params, params()) > 1e-3
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
+def test_micro_batches_change_nothing(aggregation):
+    optimizer = optax.sgd(0.1)
+    results = []
+    for parts in (1, 2, 4):
+        algorithm = dataclasses.replace(
+            ALGORITHM, micro_batches=parts, aggregation=aggregation, kl_coefficient=0.1
+        )
+        step = make_step(MODEL, optimizer, algorithm, even_tokens)
+        reference = jax.tree.map(lambda x: 1.1 * x, params())
+        results.append(step(init_state(params(), optimizer), batch(), KEY, None, reference))
+    (whole, first), *others = results
+    for state, result in others:
+        assert largest_difference(whole.params, state.params) < 1e-6
+        for name in ("loss", "kl", "logp_gap", "clip_low", "clip_high"):
+            np.testing.assert_allclose(result.metrics[name], first.metrics[name], atol=1e-6)
+
+
+def test_a_second_batch_of_the_same_bucket_compiles_nothing():
+    optimizer = optax.adam(1e-3)
+    step = make_step(MODEL, optimizer, ALGORITHM, even_tokens)
+    state = init_state(params(), optimizer)
+    for seed in range(3):
+        state, _ = step(state, batch(seed), KEY, None)
+    assert step._cache_size() == 1
+
+
+def test_the_policy_learns_what_is_rewarded():
+    optimizer = optax.adam(1e-2)
+    step = make_step(MODEL, optimizer, ALGORITHM, even_tokens)
+    state = init_state(params(), optimizer)
+    rewards = []
+    for seed in range(40):
+        state, result = step(state, batch(seed), KEY, None)
+        rewards.append(float(result.metrics["reward"]))
+    assert np.mean(rewards[:3]) < 0.65
+    assert np.mean(rewards[-3:]) > 0.9
+
+
+def test_training_logps_are_the_samplers():
+    step = make_step(MODEL, optax.sgd(0.0), ALGORITHM, even_tokens)
+    _, result = step(init_state(params(), optax.sgd(0.0)), batch(), KEY, None)
+    assert float(result.metrics["logp_gap"]) < 1e-4
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
+    def broken(reward_params, batch, samples):
+        return Score(jnp.full((4, 4), jnp.nan), {}, {})
+
+    optimizer = optax.adam(1e-3)
+    state = init_state(params(), optimizer)
+    after, result = make_step(MODEL, optimizer, ALGORITHM, broken)(state, batch(), KEY, None)
+    assert int(after.step) == 1 and int(after.skipped) == 1
+    assert float(result.metrics["skipped_updates"]) == 1
+    assert largest_difference(after.params, params()) == 0
+    assert int(after.opt_state[0].count) == 0
+
+
+def test_the_kl_pulls_towards_the_reference_and_needs_one():
+    optimizer = optax.sgd(1.0)
+    pulled = dataclasses.replace(ALGORITHM, kl_coefficient=0.1)
+
+    def step(algorithm, reference):
+        state = init_state(params(), optimizer)
+        return make_step(MODEL, optimizer, algorithm, even_tokens)(
+            state, batch(), KEY, None, reference
+        )
+
+    free, _ = step(ALGORITHM, None)
+    same, same_result = step(pulled, params())
+    other, other_result = step(pulled, jax.tree.map(lambda x: 1.2 * x, params()))
+    assert float(same_result.metrics["kl"]) < 1e-8 < float(other_result.metrics["kl"])
+    assert largest_difference(free.params, same.params) < 1e-5
+    assert largest_difference(free.params, other.params) > 1e-4
+    with pytest.raises(ValueError, match="exactly when kl_coefficient"):
+        step(pulled, None)
+    with pytest.raises(ValueError, match="exactly when kl_coefficient"):
+        step(ALGORITHM, params())
+
+
+def test_prompts_that_micro_batches_do_not_divide_are_refused():
+    algorithm = dataclasses.replace(ALGORITHM, micro_batches=3)
+    step = make_step(MODEL, optax.sgd(0.1), algorithm, even_tokens)
+    with pytest.raises(ValueError, match="4 prompts can't be split into 3"):
+        step(init_state(params(), optax.sgd(0.1)), batch(), KEY, None)
+
+
+def test_the_group_baseline_leaves_a_prompt_without_spread_alone():
+    rewards = jnp.array([[1.0, 1.0], [0.0, 1.0]])
+    group = advantages(dataclasses.replace(ALGORITHM, baseline="group"), rewards)
+    whole = advantages(ALGORITHM, rewards)
+    np.testing.assert_allclose(group[:2], 0.0)
+    assert (np.asarray(whole[:2]) > 0).all()
