@@ -2,7 +2,9 @@
 # make test   ruff, mypy and the tests that are not slow; make test SLOW=1 runs all
 # Each does its own set-up. PYTHON=python3.11 chooses the interpreter; default the newest there is.
 
-PYTHON ?= $(shell sh tools/find_python.sh)
+PYTHON ?= $(shell for v in 13 12 11; do \
+	for p in python3.$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$v.*/bin/python3.$$v; do \
+	"$$p" -c 'import ssl, venv' 2>/dev/null && { echo "$$p"; exit; }; done; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python

@@ -88,10 +88,10 @@ class AlphaAlign:
     """T, longest completion."""
     temperature: float = 0.7
     """Of the policy, in sampling and in the loss."""
-    steps: int = 60
+    steps: int = 40
     """Updates in all."""
-    learning_rate: float = 1e-5
-    """AdamW, after a linear warm-up."""
+    learning_rate: float = 2e-5
+    """AdamW's highest; linear warm-up, then linear decay to zero at the last step."""
     warmup_steps: int = 3
     """Steps until the full learning rate."""
     max_grad_norm: float = 1.0
@@ -212,10 +212,17 @@ def run(settings: AlphaAlign) -> int:
         kl_coefficient=settings.kl_coefficient,
         micro_batches=settings.micro_batches,
     )
+    decay_steps = max(settings.steps - settings.warmup_steps, 1)
     optimizer = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
         optax.adamw(
-            optax.warmup_constant_schedule(0.0, settings.learning_rate, settings.warmup_steps),
+            optax.join_schedules(
+                [
+                    optax.linear_schedule(0.0, settings.learning_rate, settings.warmup_steps),
+                    optax.linear_schedule(settings.learning_rate, 0.0, decay_steps),
+                ],
+                [settings.warmup_steps],
+            ),
             b2=0.95,
             weight_decay=0.0,
         ),
@@ -255,7 +262,9 @@ def run(settings: AlphaAlign) -> int:
     summary |= {
         "steps": int(state.step),
         "seconds": time.perf_counter() - begun,
-        "rollout_tokens_per_second": rollout_speed(model, algorithm, state.params, make_batch(0)[0]),
+        "rollout_tokens_per_second": rollout_speed(
+            model, algorithm, state.params, make_batch(0)[0]
+        ),
         "skipped_updates": int(state.skipped),
         "compute_dtype": jnp.dtype(dtype).name,
         "hardware": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}, "
@@ -268,7 +277,7 @@ def run(settings: AlphaAlign) -> int:
     return 0
 
 
-LOOP_ONLY = ("run", "resume", "steps", "checkpoint_every", "sample_every", "heldout", "dtype")
+LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "heldout", "dtype")
 """Settings that may change on resume."""
 
 
@@ -332,6 +341,7 @@ class Batches:
         self._counts = {kind: getattr(settings, kind) for kind in KINDS}
 
     def __call__(self, step: int) -> tuple[Batch, list[Prompt]]:
+        """The arrays of a step's batch, and its prompts in the same order."""
         settings = self._settings
         prompts = batch_at(self._prompts, step, counts=self._counts, seed=settings.seed)
         texts = [prompt.text for prompt in prompts]
@@ -354,9 +364,7 @@ class Batches:
         return jax.tree.map(jnp.asarray, batch), prompts
 
 
-def transcripts(
-    prompts: list[Prompt], tokenizer: Any, result: StepResult
-) -> list[dict[str, Any]]:
+def transcripts(prompts: list[Prompt], tokenizer: Any, result: StepResult) -> list[dict[str, Any]]:
     """One row per prompt: its first sample, with the rewards."""
     tokens, mask = np.asarray(result.samples.tokens), np.asarray(result.samples.mask)
     details = {name: np.asarray(value) for name, value in result.score.details.items()}

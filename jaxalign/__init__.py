@@ -1,0 +1,1 @@
+"""Reinforcement learning that aligns language models for safety, in JAX."""

@@ -3,10 +3,10 @@
     python experiments/benchmarks/step.py
     python experiments/benchmarks/step.py --dtype float32 --repeats 5
 
-8 prompts x 8 samples, 64 new tokens, the demo's few-shot prefix, SmolLM2-135M with its real weights.
-The floor is the step's FLOPs over the rate of one large product measured in the same process, so the
-last column means the same on every machine. `plain` is the update with every prompt repeated for
-each of its samples and no shared context: what the update would cost without it.
+8 prompts x 8 samples, 64 new tokens, the demo's few-shot prefix, SmolLM2-135M with its weights.
+The floor is the step's FLOPs over the rate of one large product measured in the same process, so
+the last column means the same on every machine. `plain` is the update with every prompt repeated
+for each of its samples and no shared context: what the update would cost without it.
 """
 
 import dataclasses
@@ -101,9 +101,13 @@ def main(settings: Settings) -> None:
         ("both", sampling + shared, sampling_flops + update_flops),
         ("update, plain", plain, None),
     ):
-        floor = f"{flops / 1e9:9.0f}{flops / rate:9.1f}{flops / rate / seconds:9.0%}" if flops else ""
+        floor = (
+            f"{flops / 1e9:9.0f}{flops / rate:9.1f}{flops / rate / seconds:9.0%}" if flops else ""
+        )
         print(f"{name:28}{seconds:9.1f}{floor}")
-    print(f"sampling: {new / sampling:.0f} tokens/s; shared context saves {plain / shared:.2f} times")
+    print(
+        f"sampling: {new / sampling:.0f} tokens/s; shared context saves {plain / shared:.2f} times"
+    )
 
 
 def best(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:

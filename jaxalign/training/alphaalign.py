@@ -1,12 +1,16 @@
 """AlphaAlign's reward, whole and on the device (arXiv 2507.14987).
 
-    R = R_s                 on a harmful prompt
-    R = R_s + w·R_h         on a benign one
+    R = R_s                       on a harmful prompt
+    R = R_s + r_a + w·R_h         on a benign one
 
-R_s: `jaxalign.rewards.safety_reward`; R_h: `jaxalign.rewards.helpfulness_reward`. The score that R_h
-normalises is, offline, ours: the mean log-likelihood per token of the answer given the bare
-question under the frozen start model, so an answer that the original model would have given itself
-is a good answer. A trained reward model takes its place on the split path.
+The constant r_a on benign prompts is ours: a critic or a group's mean would absorb it, but under
+a baseline that spans the batch it makes a right answer worth the same on both kinds of prompts.
+Without it refusing would look good as such, since harmful prompts would pay more at their best.
+
+R_s: `jaxalign.rewards.safety_reward`; R_h: `jaxalign.rewards.helpfulness_reward`. The score that
+R_h normalises is, offline, ours: the mean log-likelihood per token of the answer given the bare
+question under the frozen start model, so an answer that the original model would have given
+itself is a good answer. A trained reward model takes its place on the split path.
 """
 
 from typing import Any
@@ -117,6 +121,7 @@ def alphaalign_reward(
             format_weight=format_weight,
             refusal_weight=refusal_weight,
         )
+        total = total + refusal_weight * ~harmful
         details = {"well_formed": verdict.well_formed, "refused": verdict.refused}
         metrics: Metrics = {"well_formed": verdict.well_formed.mean()}
         if helpfulness_weight:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
@@ -108,7 +109,7 @@ class Checkpoints:
                 f"{where}: the checkpoint is damaged ({_line(error)}); delete that folder to go "
                 "on from the one before"
             ) from error
-        key = jax.random.wrap_key_data(np.asarray(run["key"], np.uint32))
+        key = jax.random.wrap_key_data(jnp.asarray(run["key"], jnp.uint32))
         return state, key
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxalign.models.transformer import Params
@@ -164,12 +165,13 @@ def _status(scalars: Mapping[str, float]) -> str:
 
 
 def _progress() -> Progress:
+    console = Console()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
-        disable=None,
-        transient=False,
+        console=console,
+        disable=not console.is_terminal,
     )

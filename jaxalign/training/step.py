@@ -38,13 +38,13 @@ class Batch:
     Attributes:
       prompts: `[N, P]` int32.
       prompt_mask: `[N, P]` bool.
-      prefix: `[P0]` int32, the tokens that open every prompt; may be empty.
+      prefix: `[P0]` int32, the tokens that open every prompt; may be empty, or None for none.
       extras: whatever the reward function needs to know of the prompts.
     """
 
     prompts: jax.Array
     prompt_mask: jax.Array
-    prefix: jax.Array
+    prefix: jax.Array | None = None
     extras: Any = None
 
 
@@ -167,11 +167,15 @@ def policy_loss(
         prefix=batch.prefix,
         temperature=algorithm.method.temperature,
     )
-    clip = {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}
-    loss = clipped_surrogate(logps, samples.logps, advantage, mask=mask, **clip)
+    low, high = algorithm.clip_low, algorithm.clip_high
+    loss = clipped_surrogate(
+        logps, samples.logps, advantage, mask=mask, clip_low=low, clip_high=high
+    )
     gap = jnp.where(mask, jnp.abs(logps - samples.logps), 0.0)
     metrics = {"logp_gap": gap.sum() / tokens}
-    metrics |= clip_fraction(logps, samples.logps, advantage, mask, normalizer=tokens, **clip)
+    metrics |= clip_fraction(
+        logps, samples.logps, advantage, mask, clip_low=low, clip_high=high, normalizer=tokens
+    )
     if reference_logps is not None:
         kl = kl_divergence(logps, reference_logps, estimator=algorithm.kl_estimator)
         loss = loss + algorithm.kl_coefficient * kl
@@ -234,7 +238,7 @@ def update(
                 model,
                 algorithm,
                 params,
-                part_batch.replace(prefix=batch.prefix),
+                dataclasses.replace(part_batch, prefix=batch.prefix),
                 part_samples,
                 part_advantage,
                 reference_logps,
@@ -246,7 +250,7 @@ def update(
         return jax.grad(loss, has_aux=True)(state.params)
 
     split = _splitter(algorithm.micro_batches, batch.prompts.shape[0])
-    parts = split((batch.replace(prefix=None, extras=None), samples, advantage))
+    parts = split((dataclasses.replace(batch, prefix=None, extras=None), samples, advantage))
     if algorithm.micro_batches == 1:
         gradients, metrics = gradient(jax.tree.map(lambda x: x[0], parts))
     else:

@@ -1,4 +1,4 @@
-"""The script as a person runs it, on a tiny random model: files, determinism, kill, resume, errors."""
+"""The script as a person runs it, on a tiny random model: files, bits, kill, resume, errors."""
 
 import json
 import os
