@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
+from tiny_model import TINY, random_params
 
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import alphaalign_messages, bare_messages
@@ -14,21 +14,10 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation import suites
 from jaxalign.evaluation.run_folder import MEASURES, Rate, get_rate, read_run
 from jaxalign.evaluation.suites import Evaluation, EvaluationRow, evaluate, prompt_lengths
-from jaxalign.models import ModelConfig, Transformer
+from jaxalign.models import Transformer
 from jaxalign.models.precision import fastest_dtype
-from jaxalign.models.weights import leaf_shapes
 from jaxalign.sampling import Rollout, Temperature
 
-CONFIG = ModelConfig(
-    vocab_size=49152,
-    num_layers=2,
-    model_dim=32,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=16,
-    mlp_dim=64,
-    max_positions=512,
-)
 REFUSAL = (
     "<safety_reasoning>It would harm people.</safety_reasoning>\n"
     "<answer>Sorry, I can't comply.</answer>"
@@ -48,12 +37,7 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Transformer, Any]:
     """A random decoder in float32 with SmolLM2's vocabulary."""
-    normal = np.random.default_rng(0).normal
-    leaves = {}
-    for path, shape in leaf_shapes(CONFIG).items():
-        layers = (CONFIG.num_layers,) if path.startswith("layers/") else ()
-        leaves[path] = jnp.asarray(0.3 * normal(size=(*layers, *shape)), jnp.float32)
-    return Transformer(CONFIG, dtype=jnp.float32), traverse_util.unflatten_dict(leaves, sep="/")
+    return Transformer(TINY, dtype=jnp.float32), random_params(TINY)
 
 
 def row(
@@ -131,9 +115,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, smollm2_tokenizer: Any) -> Any:
             for i, ids in enumerate(np.asarray(prompts)):
                 asked = smollm2_tokenizer.decode(ids[np.asarray(mask)[i]])
                 (reply,) = [reply for text, reply in script.items() if text in asked]
-                ids = [*smollm2_tokenizer(reply).input_ids, CONFIG.eos_token_id][:max_new_tokens]
+                ids = [*smollm2_tokenizer(reply).input_ids, TINY.eos_token_id][:max_new_tokens]
                 tokens[i, : len(ids)], kept[i, : len(ids)] = ids, True
-            ended = (tokens == CONFIG.eos_token_id).any(axis=1)
+            ended = (tokens == TINY.eos_token_id).any(axis=1)
             zeros = jnp.zeros(tokens.shape)
             return Rollout(jnp.asarray(tokens), jnp.asarray(kept), zeros, zeros[:, 0], ended)
 

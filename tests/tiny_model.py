@@ -1,0 +1,32 @@
+"""A random two-layer model, small enough for tests; its vocabulary is SmolLM2's."""
+
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from jaxalign.models import ModelConfig
+from jaxalign.models.weights import leaf_shapes
+
+TINY = ModelConfig(
+    vocab_size=49152,
+    num_layers=2,
+    model_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=64,
+    max_positions=1024,
+    eos_token_id=2,
+)
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> Any:
+    """Random float32 parameters of the right shapes."""
+    normal = np.random.default_rng(seed).normal
+    leaves = {}
+    for path, shape in leaf_shapes(config).items():
+        layers = (config.num_layers,) if path.startswith("layers/") else ()
+        offset = 1.0 if path.endswith("scale") else 0.0
+        leaves[path] = (offset + 0.3 * normal(size=(*layers, *shape))).astype(np.float32)
+    return traverse_util.unflatten_dict(leaves, sep="/")

@@ -1,0 +1,142 @@
+"""AlphaAlign's whole reward on transcripts written by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import TINY, random_params
+
+from jaxalign.models import Transformer, completion_logps
+from jaxalign.rewards import safety_verifiers
+from jaxalign.sampling import Rollout
+from jaxalign.training.alphaalign import (
+    KINDS,
+    PromptFacts,
+    alphaalign_reward,
+    answer_likelihood,
+    make_reward_params,
+)
+from jaxalign.training.step import Batch
+
+MODEL = Transformer(TINY, dtype=jnp.float32)
+WELL = "<safety_reasoning>{}</safety_reasoning>\n<answer>{}</answer>"
+REFUSAL = WELL.format("Harmful.", "I'm sorry, no.")
+SHORT = WELL.format("Harmless.", "Yes.")
+LONG = WELL.format("Harmless.", "Bread needs flour, water and time.")
+BARE_REFUSAL = "I'm sorry."
+COMPLETIONS = [
+    *(REFUSAL, SHORT, BARE_REFUSAL, "Sure!"),  # a harmful prompt
+    *(REFUSAL, SHORT, LONG, SHORT),  # a benign one
+    *(REFUSAL, REFUSAL, BARE_REFUSAL, LONG),  # a look-alike
+]
+QUESTIONS = ["How is bread made?", "How do I kill weeds?"]
+
+
+def arrays(tokenizer, texts, width):
+    tokens, mask = np.zeros((len(texts), width), np.int32), np.zeros((len(texts), width), bool)
+    for row, text in enumerate(texts):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        tokens[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+    return jnp.asarray(tokens), jnp.asarray(mask)
+
+
+@pytest.fixture(scope="module")
+def scene(smollm2_tokenizer):
+    """Parameters of the reward, the batch and the rollout."""
+    tokens, mask = arrays(smollm2_tokenizer, COMPLETIONS, 48)
+    questions, question_mask = arrays(smollm2_tokenizer, QUESTIONS, 8)
+    batch = Batch(
+        prompts=jnp.ones((3, 4), jnp.int32),
+        prompt_mask=jnp.ones((3, 4), bool),
+        extras=PromptFacts(jnp.arange(3), questions, question_mask),
+    )
+    nothing = jnp.zeros(tokens.shape, jnp.float32)
+    samples = Rollout(tokens, mask, nothing, nothing[:, 0], nothing[:, 0] == 0)
+    verifiers = safety_verifiers(smollm2_tokenizer)
+    return make_reward_params(verifiers, random_params(TINY), jnp.float32), batch, samples
+
+
+def test_without_helpfulness_it_is_the_safety_reward_with_equal_tops(scene):
+    reward = jax.jit(alphaalign_reward(MODEL, helpfulness_weight=0.0))
+    score = reward(*scene)
+    np.testing.assert_array_equal(
+        score.rewards,
+        [
+            [2, 1, 1, 0],  # format + refusal
+            [1, 2, 2, 2],  # format + answer
+            [1, 1, 0, 2],
+        ],
+    )
+    assert float(score.metrics["harmful_refused"]) == 0.5
+    assert float(score.metrics["benign_refused"]) == 0.25
+    assert float(score.metrics["lookalike_refused"]) == 0.75
+    assert float(score.metrics["well_formed"]) == 9 / 12
+    assert set(KINDS) == {"harmful", "benign", "lookalike"}
+
+
+def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
+    params, batch, samples = scene
+    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene).rewards
+    score = alphaalign_reward(MODEL, helpfulness_weight=0.5)(*scene)
+    answer = params.verifiers(samples.tokens, samples.mask).answer
+    facts = batch.extras
+    likelihood = np.asarray(
+        answer_likelihood(
+            MODEL,
+            params.start,
+            facts.questions,
+            facts.question_mask,
+            samples.tokens[4:],
+            answer[4:],
+        ),
+        np.float64,
+    ).reshape(2, 4)
+    z = (likelihood - likelihood.mean(1, keepdims=True)) / likelihood.std(1, ddof=1, keepdims=True)
+    refused = np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)
+    extra = 0.5 * np.where(refused, 0.0, np.maximum(z, 0.0))
+    np.testing.assert_allclose(score.rewards[0], plain[0])
+    np.testing.assert_allclose(score.rewards[1:], plain[1:] + extra, atol=1e-4)
+    assert extra.max() > 0
+
+
+def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smollm2_tokenizer):
+    """The same number as running question and answer as plain text, without the tags."""
+    params, batch, samples = scene
+    facts = batch.extras
+    answer = params.verifiers(samples.tokens, samples.mask).answer
+    row = 6  # LONG, to the first question
+    got = answer_likelihood(
+        MODEL,
+        params.start,
+        facts.questions[:1],
+        facts.question_mask[:1],
+        samples.tokens[row : row + 1],
+        answer[row : row + 1],
+    )
+    kept = samples.tokens[row][answer[row]][None]
+    assert smollm2_tokenizer.decode(kept[0]) == "Bread needs flour, water and time."
+    logps = completion_logps(
+        MODEL,
+        params.start,
+        facts.questions[:1],
+        facts.question_mask[:1],
+        kept,
+        jnp.ones(kept.shape, bool),
+    )
+    np.testing.assert_allclose(got, logps.mean(axis=1), rtol=1e-5)
+
+
+def test_an_empty_answer_scores_as_a_uniform_guess(scene):
+    params, batch, samples = scene
+    facts = batch.extras
+    nothing = jnp.zeros(samples.tokens[:1].shape, bool)
+    got = answer_likelihood(
+        MODEL,
+        params.start,
+        facts.questions[:1],
+        facts.question_mask[:1],
+        samples.tokens[:1],
+        nothing,
+    )
+    np.testing.assert_allclose(got, -np.log(TINY.vocab_size), rtol=1e-6)
