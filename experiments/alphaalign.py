@@ -15,6 +15,7 @@ PNG plots and report.html.
 import dataclasses
 import datetime
 import json
+import os
 import platform
 import sys
 import time
@@ -267,8 +268,7 @@ def run(settings: AlphaAlign) -> int:
         ),
         "skipped_updates": int(state.skipped),
         "compute_dtype": jnp.dtype(dtype).name,
-        "hardware": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}, "
-        f"jax {jax.__version__}, Python {platform.python_version()}",
+        "hardware": hardware(),
         "date": datetime.date.today().isoformat(),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -387,6 +387,18 @@ def rollout_speed(model: Any, algorithm: Algorithm, params: Any, batch: Batch) -
     begun = time.perf_counter()
     samples = jax.block_until_ready(rollout(model, algorithm, params, batch, key))
     return float(samples.mask.sum()) / (time.perf_counter() - begun)
+
+
+def hardware() -> str:
+    """What the run ran on, and with which versions."""
+    device = jax.devices()[0]
+    machine = f"{jax.device_count()} x {device.device_kind}"
+    if device.platform == "cpu":
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        machine = f"{os.cpu_count()} cores, {(names or [platform.machine()])[0]}"
+    return f"{machine}; jax {jax.__version__}, Python {platform.python_version()}"
 
 
 def to_json(settings: AlphaAlign) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.errors import InputError
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.gguf import load_gguf, load_gguf_tokenizer, smollm2_path
@@ -42,7 +43,8 @@ def load_pretrained(
       the model, its parameters (float32), and a fast Hugging Face tokenizer with a chat template.
 
     Raises:
-      InputError: nothing there, a corrupt file, an unsupported architecture.
+      InputError: nothing there, a corrupt file, an unsupported architecture, or a tokenizer with
+        more tokens than the model.
     """
     path = resolve(str(path_or_id))
     if path.is_file():
@@ -50,6 +52,11 @@ def load_pretrained(
         tokenizer = load_gguf_tokenizer(path)
     else:
         config, params, tokenizer = load_hf(path)
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
+            "they do not belong together"
+        )
     model = Transformer(config, dtype=dtype, remat=remat)
     to_float32 = lambda x: x.astype("float32")  # noqa: E731
     params = jax.tree.map(to_float32, params)
