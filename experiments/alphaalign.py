@@ -89,9 +89,9 @@ class AlphaAlign:
     """T, longest completion."""
     temperature: float = 0.7
     """Of the policy, in sampling and in the loss."""
-    steps: int = 40
+    steps: int = 34
     """Updates in all."""
-    learning_rate: float = 2e-5
+    learning_rate: float = 3e-5
     """AdamW's highest; linear warm-up, then linear decay to zero at the last step."""
     warmup_steps: int = 3
     """Steps until the full learning rate."""

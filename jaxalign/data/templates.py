@@ -115,7 +115,8 @@ def encode_prompts(
       width: P, so that batches of one bucket share a compilation; default the longest request's.
 
     Raises:
-      InputError: no requests, or one that is too long.
+      InputError: no requests, or one that is longer than `max_tokens`.
+      ValueError: one that is longer than `width`.
     """
     if not requests:
         raise InputError("no prompts: the batch is empty")
@@ -129,7 +130,10 @@ def encode_prompts(
     prefix = encoded[0][0]
     if any(head != prefix for head, _ in encoded):
         raise ValueError("the template's earlier messages must not depend on the request")
-    width = width or max(len(tail) for _, tail in encoded)
+    longest = max(len(tail) for _, tail in encoded)
+    width = longest if width is None else width
+    if longest > width:
+        raise ValueError(f"the longest prompt takes {longest} tokens, width is {width}")
     tokens = np.zeros((len(requests), width), np.int32)
     mask = np.zeros((len(requests), width), bool)
     for row, (_, tail) in enumerate(encoded):

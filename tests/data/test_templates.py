@@ -112,6 +112,11 @@ def assert_one_line(error):
     assert "\n" not in str(error.value)
 
 
+def test_a_width_that_does_not_hold_the_prompts_is_refused(smollm2_tokenizer):
+    with pytest.raises(ValueError, match=r"the longest prompt takes \d+ tokens, width is 3"):
+        encode_prompts(smollm2_tokenizer, bare_messages, ["Why?"], max_tokens=64, width=3)
+
+
 def test_a_prompt_that_is_too_long_is_one_line(smollm2_tokenizer):
     requests = ["short", "first line\n" + "very " * 200 + "long"]
     with pytest.raises(InputError, match="takes 2.. tokens, the limit is 64: shorten it") as error:
