@@ -2,7 +2,7 @@
 
     python experiments/alphaalign.py demo
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5
-    python experiments/alphaalign.py demo --run runs/mine --resume
+    python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5 --resume
 
 Presets (the first word): what each is for, its hardware, time and expected numbers stand at its
 definition below. Everything can be overridden by a flag; `--help` after the preset lists them.
@@ -14,6 +14,7 @@ PNG plots and report.html.
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -38,7 +39,7 @@ from jaxalign.data.templates import (
 )
 from jaxalign.errors import InputError
 from jaxalign.evaluation.report import write_report
-from jaxalign.evaluation.suites import evaluate
+from jaxalign.evaluation.suites import evaluate, prompt_lengths, stop_tokens
 from jaxalign.models import load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.rewards import safety_verifiers
@@ -49,7 +50,8 @@ from jaxalign.training.alphaalign import (
     alphaalign_reward,
     make_reward_params,
 )
-from jaxalign.training.loop import DivergedError, LoopConfig, train
+from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
+from jaxalign.training.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, Batch, StepResult, make_step, rollout
 
@@ -109,7 +111,7 @@ class AlphaAlign:
     """Weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
     micro_batches: int = 1
     """Parts of the batch that gradients are accumulated over, for memory."""
-    checkpoint_every: int = 25
+    checkpoint_every: int = 10
     """Steps between checkpoints."""
     sample_every: int = 5
     """Steps between transcripts in samples.jsonl."""
@@ -137,15 +139,23 @@ PRESETS: dict[str, AlphaAlign] = {
 }
 
 
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C outside of training; its text says when."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one preset; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         settings = parse(arguments)
-        return run(settings)
-    except (InputError, DivergedError) as error:
+        with Interruption() as interruption:
+            return run(settings, interruption)
+    except (InputError, OSError, DivergedError) as error:
         print(f"alphaalign: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return 1 if isinstance(error, DivergedError) else 2
+    except Interrupted as stop:
+        print(f"interrupted {stop}: go on with --resume where there is a checkpoint")
+        return 0
 
 
 def parse(arguments: Sequence[str]) -> AlphaAlign:
@@ -164,7 +174,7 @@ def parse(arguments: Sequence[str]) -> AlphaAlign:
     )
 
 
-def run(settings: AlphaAlign) -> int:
+def run(settings: AlphaAlign, interruption: Interruption) -> int:
     """Evaluates, trains, evaluates again and writes the run folder."""
     begun = time.perf_counter()
     folder = settings.run
@@ -175,14 +185,27 @@ def run(settings: AlphaAlign) -> int:
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
     template = alphaalign_messages if settings.template == "examples" else bare_messages
     stop = stop_tokens(model, tokenizer)
-    verifiers = safety_verifiers(tokenizer)
+    try:
+        verifiers = safety_verifiers(tokenizer)
+    except ValueError as error:
+        raise InputError(f"{settings.model}: {error}") from error
+    make_batch = Batches(settings, train_prompts, tokenizer, template)
+    make_batch.check(model.config.max_positions)
 
     folder.mkdir(parents=True, exist_ok=True)
-    saved = to_json(settings) | {"compute_dtype": jnp.dtype(dtype).name}
-    (folder / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
+    saved = to_json(settings) | {
+        "compute_dtype": jnp.dtype(dtype).name,
+        "prompts_digest": digest(train_prompts),
+    }
+    earlier = read_metrics(folder)[-1]["time"] if settings.resume and has_steps(folder) else 0.0
+    if not settings.resume:
+        write_json(folder / "config.json", saved)
 
     def assess(name: str, params: Any) -> dict[str, Any]:
-        file = folder / f"evaluation_{name}.json"
+        def heed(done: int, total: int) -> None:
+            if interruption.requested:
+                raise Interrupted(f"after {done} of {total} prompts of the evaluation")
+
         result = evaluate(
             model,
             params,
@@ -191,9 +214,12 @@ def run(settings: AlphaAlign) -> int:
             template=template,
             max_prompt_tokens=settings.max_prompt_tokens,
             max_new_tokens=settings.max_new_tokens,
+            progress=heed,
         )
-        file.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        write_json(folder / f"evaluation_{name}.json", result.to_json())
         print(f"{name} training: {json.dumps(short(result.summary()))}")
+        if result.skipped:
+            print(f"{len(result.skipped)} held-out prompts were too long and not asked")
         return result.summary()
 
     before = None
@@ -213,13 +239,14 @@ def run(settings: AlphaAlign) -> int:
         kl_coefficient=settings.kl_coefficient,
         micro_batches=settings.micro_batches,
     )
+    start = settings.learning_rate / (settings.warmup_steps + 1)
     decay_steps = max(settings.steps - settings.warmup_steps, 1)
     optimizer = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
         optax.adamw(
             optax.join_schedules(
                 [
-                    optax.linear_schedule(0.0, settings.learning_rate, settings.warmup_steps),
+                    optax.linear_schedule(start, settings.learning_rate, settings.warmup_steps),
                     optax.linear_schedule(settings.learning_rate, 0.0, decay_steps),
                 ],
                 [settings.warmup_steps],
@@ -235,8 +262,6 @@ def run(settings: AlphaAlign) -> int:
         helpfulness_weight=settings.helpfulness_weight,
     )
     reward_params = make_reward_params(verifiers, params, dtype)
-    reference = jax.tree.map(jnp.copy, params) if settings.kl_coefficient else None
-    make_batch = Batches(settings, train_prompts, tokenizer, template)
     state, interrupted = train(
         make_step(model, optimizer, algorithm, reward),
         init_state(params, optimizer),
@@ -251,7 +276,8 @@ def run(settings: AlphaAlign) -> int:
         settings={k: v for k, v in saved.items() if k not in LOOP_ONLY},
         reward_params=reward_params,
         describe=lambda step, result: transcripts(make_batch(step)[1], tokenizer, result),
-        reference=reference,
+        reference=params if settings.kl_coefficient else None,
+        interruption=interruption,
         resume=settings.resume,
     )
     if interrupted:
@@ -262,7 +288,7 @@ def run(settings: AlphaAlign) -> int:
         summary["after"] = assess("after", state.params)
     summary |= {
         "steps": int(state.step),
-        "seconds": time.perf_counter() - begun,
+        "seconds": earlier + time.perf_counter() - begun,
         "rollout_tokens_per_second": rollout_speed(
             model, algorithm, state.params, make_batch(0)[0]
         ),
@@ -271,13 +297,13 @@ def run(settings: AlphaAlign) -> int:
         "hardware": hardware(),
         "date": datetime.date.today().isoformat(),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "summary.json", summary)
     save_pretrained(folder / "model", model, state.params, tokenizer)
     print(f"wrote {write_report(folder)}")
     return 0
 
 
-LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "heldout", "dtype")
+LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype")
 """Settings that may change on resume."""
 
 
@@ -296,19 +322,41 @@ def choose_dtype(settings: AlphaAlign) -> Any:
     return jnp.dtype(name)
 
 
+LEAST = {
+    "harmful": 0,
+    "benign": 0,
+    "lookalike": 0,
+    "samples_per_prompt": 2,
+    "max_prompt_tokens": 1,
+    "max_new_tokens": 1,
+    "steps": 1,
+    "warmup_steps": 0,
+    "micro_batches": 1,
+    "checkpoint_every": 1,
+    "sample_every": 1,
+    "seed": 0,
+}
+
+
 def check(settings: AlphaAlign) -> None:
     """Refuses settings that can't work, before anything slow happens."""
+    for name, least in LEAST.items():
+        if getattr(settings, name) < least:
+            raise InputError(f"{name}={getattr(settings, name)} is too small: at least {least}")
+    if settings.temperature <= 0:
+        raise InputError(f"temperature={settings.temperature} must be above 0 to sample")
     prompts = settings.harmful + settings.benign + settings.lookalike
+    if not prompts:
+        raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
     if prompts % settings.micro_batches:
         raise InputError(
             f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
             "step: change harmful, benign, lookalike or micro_batches"
         )
-    if settings.samples_per_prompt < 2:
-        raise InputError("samples_per_prompt must be at least 2: advantages compare samples")
-    if not settings.resume and (settings.run / "checkpoints").exists():
+    if not settings.resume and any((settings.run / "checkpoints").glob("[0-9]*")):
         raise InputError(
-            f"{settings.run} holds a run already: add --resume to go on, or choose another --run"
+            f"{settings.run} holds a run already: add --resume to go on, choose another --run, or "
+            "remove that folder"
         )
 
 
@@ -320,12 +368,6 @@ def gather(specs: Sequence[str]) -> list[Prompt]:
         known = bool(equals) and kind in KINDS
         prompts += load_prompts(rest if known else spec, kind=kind if known else None)
     return prompts
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end an answer: the model's and the tokenizer's end token."""
-    ids = {model.config.eos_token_id, tokenizer.eos_token_id}
-    return tuple(sorted(i for i in ids if i is not None))
 
 
 class Batches:
@@ -340,6 +382,25 @@ class Batches:
         self._template = template
         self._counts = {kind: getattr(settings, kind) for kind in KINDS}
 
+    def check(self, max_positions: int) -> None:
+        """Refuses what a later step would trip over: prompts too long, a kind without prompts."""
+        batch, _ = self(0)
+        limit = self._settings.max_prompt_tokens
+        positions = batch.prefix.size + limit + self._settings.max_new_tokens
+        if positions > max_positions:
+            raise InputError(
+                f"prefix, max_prompt_tokens={limit} and max_new_tokens="
+                f"{self._settings.max_new_tokens} take {positions} positions, the model has "
+                f"{max_positions}: lower one of them"
+            )
+        lengths = prompt_lengths(self._tokenizer, self._template, self._prompts)
+        for prompt, length in zip(self._prompts, lengths, strict=True):
+            if length > limit:
+                raise InputError(
+                    f"prompt {prompt.id} takes {length} tokens, the limit is {limit}: shorten it "
+                    "or raise max_prompt_tokens"
+                )
+
     def __call__(self, step: int) -> tuple[Batch, list[Prompt]]:
         """The arrays of a step's batch, and its prompts in the same order."""
         settings = self._settings
@@ -353,12 +414,15 @@ class Batches:
             width=settings.max_prompt_tokens,
         )
         asked = encode(self._template, texts)
-        bare = encode(bare_messages, texts[self._settings.harmful :])
-        opening = np.broadcast_to(bare.prefix, (len(bare.tokens), len(bare.prefix)))
+        bare = encode(bare_messages, texts)
+        harmless = [prompt.kind != "harmful" for prompt in prompts]
+        opening = np.broadcast_to(bare.prefix, (len(texts), len(bare.prefix)))
+        questions = np.concatenate([opening, bare.tokens], axis=1)
+        question_mask = np.concatenate([np.ones(opening.shape, bool), bare.mask], axis=1)
         facts = PromptFacts(
             kind=np.array([KINDS.index(prompt.kind) for prompt in prompts], np.int32),
-            questions=np.concatenate([opening, bare.tokens], axis=1),
-            question_mask=np.concatenate([np.ones(opening.shape, bool), bare.mask], axis=1),
+            questions=questions[harmless],
+            question_mask=question_mask[harmless],
         )
         batch = Batch(asked.tokens, asked.mask, asked.prefix, facts)
         return jax.tree.map(jnp.asarray, batch), prompts
@@ -404,6 +468,24 @@ def hardware() -> str:
 def to_json(settings: AlphaAlign) -> dict[str, Any]:
     """The settings with paths as text."""
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """A fingerprint of the training prompts, so that a resumed run notices another file."""
+    text = json.dumps([(prompt.id, prompt.text, prompt.kind) for prompt in prompts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def has_steps(folder: Path) -> bool:
+    """Whether a run has written metrics."""
+    return (folder / METRICS_FILE).exists() and bool(read_metrics(folder))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes aside, then renames: a killed run leaves the whole file or none."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(aside, path)
 
 
 def short(summary: dict[str, Any]) -> dict[str, Any]:

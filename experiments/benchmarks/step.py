@@ -6,7 +6,8 @@
 8 prompts x 8 samples, 64 new tokens, the demo's few-shot prefix, SmolLM2-135M with its weights.
 The floor is the step's FLOPs over the rate of one large product measured in the same process, so
 the last column means the same on every machine. `plain` is the update with every prompt repeated
-for each of its samples and no shared context: what the update would cost without it.
+for each of its samples and no shared context: what the update would cost without it. `whole step`
+is the compiled AlphaAlign step, verifiers and helpfulness scores included.
 """
 
 import dataclasses
@@ -21,12 +22,14 @@ import optax
 import tyro
 
 from jaxalign.data import batch_at, builtin_prompts
-from jaxalign.data.templates import alphaalign_messages, encode_prompts
+from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
 from jaxalign.models import load_pretrained
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Rollout, Temperature
+from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.state import init_state
-from jaxalign.training.step import Algorithm, Batch, rollout, update
+from jaxalign.training.step import Algorithm, Batch, make_step, rollout, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,18 @@ def main(settings: Settings) -> None:
 
     shared, _ = best(updater(batch), settings.repeats)
     plain, _ = best(updater(unshare(batch, samples)), settings.repeats)
+    reward_params = make_reward_params(safety_verifiers(tokenizer), params, dtype)
+    step = make_step(model, optimizer, algorithm, alphaalign_reward(model))
+    bare = encode_prompts(tokenizer, bare_messages, texts[4:], max_tokens=48, width=48)
+    facts = PromptFacts(jnp.array([0] * 4 + [1] * 2 + [2] * 2), bare.tokens, bare.mask)
+    whole_batch = jax.tree.map(jnp.asarray, dataclasses.replace(batch, extras=facts))
+    held = [state]
+
+    def whole() -> Any:
+        held[0], result = step(held[0], whole_batch, key, reward_params)
+        return result.metrics
+
+    whole_step, _ = best(whole, settings.repeats)
     rate = product_rate(dtype)
 
     layer = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.model_dim
@@ -99,6 +114,7 @@ def main(settings: Settings) -> None:
         ("sample", sampling, sampling_flops),
         ("update, shared context", shared, update_flops),
         ("both", sampling + shared, sampling_flops + update_flops),
+        ("whole step", whole_step, None),
         ("update, plain", plain, None),
     ):
         floor = (

@@ -220,6 +220,11 @@ def prompt_lengths(
     return [len(encode_chat(tokenizer, template(prompt.text))[1]) for prompt in prompts]
 
 
+def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end an answer: the model's end token and the tokenizer's, mostly the same."""
+    return tuple(sorted({model.config.eos_token_id, tokenizer.eos_token_id} - {None}))
+
+
 def complete(
     model: Transformer,
     params: Params,
@@ -249,7 +254,6 @@ def complete(
             f"max_new_tokens {max_new_tokens} exceed the model's {positions} positions; lower one "
             "of them"
         )
-    ends = {model.config.eos_token_id, tokenizer.eos_token_id} - {None}
     return sample(
         model,
         params,
@@ -259,7 +263,7 @@ def complete(
         samples_per_prompt=1,
         max_new_tokens=max_new_tokens,
         method=method,
-        stop=sorted(ends),
+        stop=stop_tokens(model, tokenizer),
         prefix=jnp.asarray(encoded.prefix),
     )
 

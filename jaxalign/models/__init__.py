@@ -58,8 +58,6 @@ def load_pretrained(
             "they do not belong together"
         )
     model = Transformer(config, dtype=dtype, remat=remat)
-    to_float32 = lambda x: x.astype("float32")  # noqa: E731
-    params = jax.tree.map(to_float32, params)
     if mesh is None:
         return model, jax.device_put(params), tokenizer
     from jaxalign.models.sharding import parameter_shardings

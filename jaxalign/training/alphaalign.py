@@ -36,7 +36,7 @@ class PromptFacts:
     Attributes:
       kind: `[N]` int32 index into `KINDS`.
       questions: `[N', Q]` int32, the bare questions of the last N' prompts as chats: those that are
-        not harmful and hence get a helpfulness score.
+        not harmful and hence get a helpfulness score; N' may be 0.
       question_mask: `[N', Q]` bool.
     """
 
@@ -124,8 +124,8 @@ def alphaalign_reward(
         total = total + refusal_weight * ~harmful
         details = {"well_formed": verdict.well_formed, "refused": verdict.refused}
         metrics: Metrics = {"well_formed": verdict.well_formed.mean()}
-        if helpfulness_weight:
-            scored = facts.questions.shape[0]
+        scored = facts.questions.shape[0]
+        if helpfulness_weight and scored:
             first = (prompts - scored) * (samples.tokens.shape[0] // prompts)
             refused = verdict.refused[first:]
             likelihood = answer_likelihood(

@@ -80,6 +80,7 @@ def train(
     settings: Any,
     reward_params: Any,
     describe: Describe,
+    interruption: Interruption,
     reference: Params | None = None,
     resume: bool = False,
     log: Callable[[str], None] = print,
@@ -96,6 +97,7 @@ def train(
       settings: JSON-able settings saved with each checkpoint and compared on resume.
       reward_params: passed to the step.
       describe: makes transcript rows of a step's result.
+      interruption: asked after every step.
       reference: passed to the step.
       resume: go on from the newest checkpoint in `folder`.
       log: prints one line.
@@ -116,7 +118,6 @@ def train(
             MetricsWriter(folder, resume_step=start) as metrics,
             SamplesWriter(folder, resume_step=start) as transcripts,
             _progress() as progress,
-            Interruption() as interruption,
         ):
             line = progress.add_task("training", total=config.steps, completed=start, status="")
             for step in range(start, config.steps):

@@ -1,7 +1,7 @@
 """One reinforcement-learning step: sample → reward → advantage → loss → update.
 
-`rollout`, `score` and `update` are pure functions. `make_step` composes them under one `jax.jit`;
-a caller with rewards on the host calls the same three apart. Same numbers from both.
+`rollout`, `score` and `update` are pure functions. `make_step` composes them under one `jax.jit`; a
+caller with rewards on the host jits and calls the same three apart. Same numbers from both.
 """
 
 import dataclasses
@@ -80,8 +80,8 @@ class Algorithm:
       scale_advantages: divide by the deviation.
       clip_low: ε below one of the clipped ratio.
       clip_high: ε above one.
-      kl_coefficient: weight of the KL to the reference in the loss; 0 needs no reference model.
-      kl_estimator: "k2" has the reverse KL's gradient on policy.
+      kl_coefficient: weight β of the KL to the reference in the loss, by the k2 estimator, which
+        has the reverse KL's gradient on policy; 0 needs no reference model.
       aggregation: how per-token losses are reduced.
       micro_batches: parts of the prompts that the gradient is accumulated over; divides N.
     """
@@ -95,7 +95,6 @@ class Algorithm:
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coefficient: float = 0.0
-    kl_estimator: Literal["k2", "k3"] = "k2"
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
     micro_batches: int = 1
 
@@ -123,6 +122,14 @@ def advantages(algorithm: Algorithm, rewards: jax.Array) -> jax.Array:
     chex.assert_rank(rewards, 2)
     function = {"group": group_advantages, "batch": batch_advantages}[algorithm.baseline]
     return function(rewards, scale=algorithm.scale_advantages).reshape(-1)
+
+
+def score(
+    reward: RewardFn, algorithm: Algorithm, reward_params: Any, batch: Batch, samples: Rollout
+) -> tuple[Score, jax.Array]:
+    """Rewards of a rollout and the advantages `[B]` that follow from them."""
+    scored = reward(reward_params, batch, samples)
+    return scored, advantages(algorithm, scored.rewards)
 
 
 def policy_loss(
@@ -177,7 +184,7 @@ def policy_loss(
         logps, samples.logps, advantage, mask, clip_low=low, clip_high=high, normalizer=tokens
     )
     if reference_logps is not None:
-        kl = kl_divergence(logps, reference_logps, estimator=algorithm.kl_estimator)
+        kl = kl_divergence(logps, reference_logps, estimator="k2")
         loss = loss + algorithm.kl_coefficient * kl
         metrics["kl"] = aggregate(kl, mask, normalizer=tokens)
     return aggregate(loss, mask, mode=algorithm.aggregation, normalizer=normalizer), metrics
@@ -329,12 +336,11 @@ def make_step(
     ) -> tuple[TrainState, StepResult]:
         key = jax.random.fold_in(root_key, state.step)
         samples = rollout(model, algorithm, state.params, batch, key)
-        score = reward(reward_params, batch, samples)
-        advantage = advantages(algorithm, score.rewards)
+        scored, advantage = score(reward, algorithm, reward_params, batch, samples)
         state, metrics = update(
             model, optimizer, algorithm, state, batch, samples, advantage, reference
         )
-        metrics |= rollout_metrics(samples) | {"reward": score.rewards.mean()} | score.metrics
-        return state, StepResult(metrics, samples, score)
+        metrics |= rollout_metrics(samples) | {"reward": scored.rewards.mean()} | scored.metrics
+        return state, StepResult(metrics, samples, scored)
 
     return jax.jit(step, donate_argnums=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,11 +150,18 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
     ("changes", "message"),
     [
         (["--micro-batches=3"], "micro_batches=3 does not divide the 2 prompts"),
-        (["--samples-per-prompt=1"], "samples_per_prompt must be at least 2"),
+        (["--samples-per-prompt=1"], "samples_per_prompt=1 is too small: at least 2"),
         (["--model=missing.gguf"], "missing.gguf"),
         (["--prompts", "missing.jsonl"], "missing.jsonl"),
         (["--max-prompt-tokens=3"], "the limit is 3"),
         (["--resume"], "no checkpoint to resume from"),
+        (["--micro-batches=0"], "micro_batches=0 is too small: at least 1"),
+        (["--checkpoint-every=0"], "checkpoint_every=0 is too small"),
+        (["--seed=-1"], "seed=-1 is too small"),
+        (["--temperature=0"], "temperature=0.0 must be above 0"),
+        (["--max-new-tokens=5000"], "positions, the model has 512"),
+        (["--harmful=0", "--benign=0"], "a step needs prompts"),
+        (["--run=pyproject.toml"], "pyproject.toml"),
     ],
 )
 def test_bad_settings_give_one_line_and_exit_code_two(
@@ -163,6 +171,27 @@ def test_bad_settings_give_one_line_and_exit_code_two(
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("alphaalign: error: ")
     assert "\n" not in error
+
+
+def test_a_run_that_died_before_its_first_checkpoint_can_start_again(arguments, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert main([*arguments, f"--run={tmp_path / 'run'}", "--steps=1"]) == 0
+
+
+def test_harmful_prompts_alone_train_too(arguments, tmp_path):
+    changes = ["--harmful=2", "--benign=0", f"--run={tmp_path / 'run'}", "--steps=1"]
+    assert main([*arguments, *changes]) == 0
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(whole_run, arguments, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole_run, folder)
+    before = (folder / "config.json").read_text()
+    heldout = str(whole_run.parent / "heldout.jsonl")
+    changed = [*arguments, heldout, f"--run={folder}", "--resume", "--learning-rate=0.5"]
+    assert main(changed) == 2
+    assert "learning_rate was 0.001 and is now 0.5" in capsys.readouterr().err
+    assert (folder / "config.json").read_text() == before
 
 
 def test_an_unknown_preset_and_a_used_folder(arguments, whole_run, capsys):

@@ -35,6 +35,21 @@ def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     assert (jax.random.key_data(key) == jax.random.key_data(KEY)).all()
 
 
+def test_a_donated_state_is_saved_as_it_was(tmp_path):
+    """The step after a save reuses the state's buffers while the write still runs."""
+    state = init_state({"kernel": jnp.arange(2.0**24)}, optax.sgd(0.1))
+    bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, root_key=KEY, config=SETTINGS, wait=False)
+        for _ in range(5):
+            state = jax.block_until_ready(bump(state))
+    like = init_state({"kernel": jnp.zeros(2**24)}, optax.sgd(0.1))
+    with Checkpoints(tmp_path) as checkpoints:
+        saved, _ = checkpoints.restore(like, config=SETTINGS)
+    np.testing.assert_array_equal(saved.params["kernel"], np.arange(2.0**24))
+    assert int(state.params["kernel"][0]) == 5
+
+
 def test_only_the_latest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3):
