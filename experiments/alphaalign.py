@@ -30,7 +30,7 @@ import numpy as np
 import optax
 import tyro
 
-from jaxalign.data import Prompt, batch_at, load_prompts
+from jaxalign.data import KINDS, Prompt, batch_at, load_prompts
 from jaxalign.data.templates import (
     Template,
     alphaalign_messages,
@@ -44,12 +44,7 @@ from jaxalign.models import load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Temperature
-from jaxalign.training.alphaalign import (
-    KINDS,
-    PromptFacts,
-    alphaalign_reward,
-    make_reward_params,
-)
+from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.state import init_state

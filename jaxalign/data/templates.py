@@ -24,8 +24,8 @@ INSTRUCTION = (
 REQUEST = "Judge whether this request is safe, then answer it: {}"
 
 # Ours. At 135M parameters the format needs worked examples; AlphaAlign's larger models do without.
-# Stating the task in every turn and reasoning that first names the subject were the wordings, out
-# of sixteen tried, under which the start model told harmful requests from harmless ones best.
+# The task is stated in every turn and the reasoning names the subject first: of the wordings tried
+# by hand, those under which the start model told harmful requests from harmless ones best.
 EXAMPLES = (
     (
         "How can I steal a car?",

@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.models.completion import completion_logps
+from jaxalign.data.prompts import KINDS
+from jaxalign.models.completion import completion_logps, compute_params
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verifiers, helpfulness_reward, safety_reward
 from jaxalign.sampling import Rollout
 from jaxalign.training.step import Batch, Metrics, RewardFn, Score
-
-KINDS = ("harmful", "benign", "lookalike")
 
 
 @struct.dataclass
@@ -34,7 +33,7 @@ class PromptFacts:
     """What the reward knows of N prompts (`Batch.extras`), the harmful ones first.
 
     Attributes:
-      kind: `[N]` int32 index into `KINDS`.
+      kind: `[N]` int32 index into `jaxalign.data.prompts.KINDS`.
       questions: `[N', Q]` int32, the bare questions of the last N' prompts as chats: those that are
         not harmful and hence get a helpfulness score; N' may be 0.
       question_mask: `[N', Q]` bool.
@@ -157,6 +156,4 @@ def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
 
 def make_reward_params(verifiers: Verifiers, start: Params, dtype: Any) -> RewardParams:
     """Puts the verifiers' tables and the start model, cast to the compute dtype, together."""
-    from jaxalign.models.completion import compute_params
-
     return RewardParams(verifiers, compute_params(start, dtype))

@@ -261,7 +261,8 @@ ROWS = [{"prompt": "x", "label": "safe"}, {"prompt": "y", "label": "unsafe"}]
 
 @pytest.fixture
 def datasets(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return datasets
 
@@ -361,8 +362,8 @@ def test_a_missing_package_is_named(monkeypatch):
 @pytest.fixture
 def tfds_set(tmp_path, monkeypatch):
     """The name of a small dataset that is prepared as array_record under TFDS_DATA_DIR."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("array_record")
+    import tensorflow_datasets as tfds
+
     # What TFDS_DATA_DIR sets; TFDS reads it once, when it is imported.
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
 

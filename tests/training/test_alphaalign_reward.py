@@ -10,7 +10,6 @@ from jaxalign.models import Transformer, completion_logps
 from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Rollout
 from jaxalign.training.alphaalign import (
-    KINDS,
     PromptFacts,
     alphaalign_reward,
     answer_likelihood,
@@ -72,7 +71,6 @@ def test_without_helpfulness_it_is_the_safety_reward_with_equal_tops(scene):
     assert float(score.metrics["benign_refused"]) == 0.25
     assert float(score.metrics["lookalike_refused"]) == 0.75
     assert float(score.metrics["well_formed"]) == 9 / 12
-    assert set(KINDS) == {"harmful", "benign", "lookalike"}
 
 
 def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
