@@ -14,10 +14,7 @@ PNG plots and report.html.
 
 import dataclasses
 import datetime
-import hashlib
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +44,7 @@ from jaxalign.sampling import Temperature
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
+from jaxalign.training.run_folder import hardware, prompts_digest, write_json
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, Batch, StepResult, make_step, rollout
 
@@ -68,10 +66,12 @@ class AlphaAlign:
     template: Literal["examples", "bare"] = "examples"
     """examples: instruction and two worked examples as chat turns, which small models need."""
     prompts: tuple[str, ...] = ("builtin:train",)
-    """Training prompts: builtin:train, a .jsonl or .csv file, hub:NAME, tfds:NAME, disk:FOLDER;
-    as KIND=SPEC (harmful=my.csv) where the data does not tell the kind itself."""
+    """Training prompts: builtin:train, a .jsonl or .csv file, hub:NAME[@SPLIT], tfds:NAME[@SPLIT],
+    disk:FOLDER[@SPLIT]; as KIND=SPEC (harmful=my.csv) where the data does not tell the kind."""
     heldout: tuple[str, ...] = ("builtin:heldout",)
     """Prompts for the evaluation before and after, given as above; empty for none."""
+    text_field: str | None = None
+    """Field with the text of all prompts but the builtin ones, where it has no usual name."""
     harmful: int = 4
     """Harmful prompts in each step."""
     benign: int = 2
@@ -174,8 +174,8 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
     begun = time.perf_counter()
     folder = settings.run
     check(settings)
-    train_prompts = gather(settings.prompts)
-    heldout = gather(settings.heldout)
+    train_prompts = gather(settings.prompts, settings.text_field)
+    heldout = gather(settings.heldout, settings.text_field)
     dtype = choose_dtype(settings)
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
     template = alphaalign_messages if settings.template == "examples" else bare_messages
@@ -190,7 +190,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     saved = to_json(settings) | {
         "compute_dtype": jnp.dtype(dtype).name,
-        "prompts_digest": digest(train_prompts),
+        "prompts_digest": prompts_digest(train_prompts),
     }
     earlier = read_metrics(folder)[-1]["time"] if settings.resume and has_steps(folder) else 0.0
     if not settings.resume:
@@ -355,13 +355,15 @@ def check(settings: AlphaAlign) -> None:
         )
 
 
-def gather(specs: Sequence[str]) -> list[Prompt]:
+def gather(specs: Sequence[str], text_field: str | None) -> list[Prompt]:
     """Prompts of all specs, each a SPEC or KIND=SPEC."""
     prompts: list[Prompt] = []
     for spec in specs:
         kind, equals, rest = spec.partition("=")
         known = bool(equals) and kind in KINDS
-        prompts += load_prompts(rest if known else spec, kind=kind if known else None)
+        source = rest if known else spec
+        field = None if source.startswith("builtin:") else text_field
+        prompts += load_prompts(source, kind=kind if known else None, text_field=field)
     return prompts
 
 
@@ -448,39 +450,14 @@ def rollout_speed(model: Any, algorithm: Algorithm, params: Any, batch: Batch) -
     return float(samples.mask.sum()) / (time.perf_counter() - begun)
 
 
-def hardware() -> str:
-    """What the run ran on, and with which versions."""
-    device = jax.devices()[0]
-    machine = f"{jax.device_count()} x {device.device_kind}"
-    if device.platform == "cpu":
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        machine = f"{os.cpu_count()} cores, {(names or [platform.machine()])[0]}"
-    return f"{machine}; jax {jax.__version__}, Python {platform.python_version()}"
-
-
 def to_json(settings: AlphaAlign) -> dict[str, Any]:
     """The settings with paths as text."""
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
-def digest(prompts: Sequence[Prompt]) -> str:
-    """A fingerprint of the training prompts, so that a resumed run notices another file."""
-    text = json.dumps([(prompt.id, prompt.text, prompt.kind) for prompt in prompts])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def has_steps(folder: Path) -> bool:
     """Whether a run has written metrics."""
     return (folder / METRICS_FILE).exists() and bool(read_metrics(folder))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes aside, then renames: a killed run leaves the whole file or none."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(aside, path)
 
 
 def short(summary: dict[str, Any]) -> dict[str, Any]:

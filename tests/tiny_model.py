@@ -21,12 +21,12 @@ TINY = ModelConfig(
 )
 
 
-def random_params(config: ModelConfig, seed: int = 0) -> Any:
-    """Random float32 parameters of the right shapes."""
+def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3) -> Any:
+    """Random float32 parameters of the right shapes; `scale` is the matrices' deviation."""
     normal = np.random.default_rng(seed).normal
     leaves = {}
     for path, shape in leaf_shapes(config).items():
         layers = (config.num_layers,) if path.startswith("layers/") else ()
         offset = 1.0 if path.endswith("scale") else 0.0
-        leaves[path] = (offset + 0.3 * normal(size=(*layers, *shape))).astype(np.float32)
+        leaves[path] = (offset + scale * normal(size=(*layers, *shape))).astype(np.float32)
     return traverse_util.unflatten_dict(leaves, sep="/")

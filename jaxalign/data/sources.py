@@ -15,8 +15,8 @@ from jaxalign.errors import InputError
 _Row = tuple[int, Mapping[str, Any]]
 
 _SPECS = (
-    "builtin:train, builtin:heldout, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG], disk:FOLDER or "
-    "tfds:NAME"
+    "builtin:train, builtin:heldout, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT], "
+    "disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]"
 )
 _TEXT_FIELDS = ("prompt", "goal", "instruction", "question", "forbidden_prompt", "text")
 # Columns that tell the kind, and what their values mean. The second is XSTest's.
@@ -31,7 +31,6 @@ def load_prompts(
     *,
     text_field: str | None = None,
     kind: Kind | None = None,
-    split: str | None = None,
     limit: int | None = None,
 ) -> list[Prompt]:
     """Reads prompts from the place that `spec` names.
@@ -40,10 +39,12 @@ def load_prompts(
     - `builtin:heldout`: our own prompts for evaluation.
     - `FILE.jsonl`: one JSON object per line, UTF-8.
     - `FILE.csv`: a header and rows, UTF-8; lines that begin with # may precede them.
-    - `hub:NAME[/CONFIG]`: `datasets.load_dataset`; with a config, NAME is `owner/name`.
-    - `disk:FOLDER`: a folder written by `save_to_disk` of `datasets`.
-    - `tfds:NAME`: `tensorflow_datasets.data_source`. It reads array_record files, found or prepared
-      under TFDS_DATA_DIR, and does not need TensorFlow for that.
+    - `hub:NAME[/CONFIG][@SPLIT]`: `datasets.load_dataset`; with a config, NAME is `owner/name`.
+    - `disk:FOLDER[@SPLIT]`: a folder written by `save_to_disk` of `datasets`.
+    - `tfds:NAME[@SPLIT]`: `tensorflow_datasets.data_source`. It reads array_record files, found or
+      prepared under TFDS_DATA_DIR, and does not need TensorFlow for that.
+
+    The split is "train" where none is named; `tfds:NAME@train[:100]` takes a slice.
 
     A row may also have the fields `id` (a string or integer; else the id is made from the source's
     name and the row's number) and `category` (else "general").
@@ -54,7 +55,6 @@ def load_prompts(
         question, forbidden_prompt and text that the first row has.
       kind: the kind of every row; by default the field `kind` tells, or else the field `label` with
         the values safe (a look-alike) and unsafe (harmful), as in XSTest.
-      split: the split of a dataset, "train" by default. Only for hub:, disk: and tfds:.
       limit: read no more than this many rows, the first ones.
 
     Returns:
@@ -70,19 +70,18 @@ def load_prompts(
         raise InputError(f"limit: {limit} is not a number of rows; use 1 or more")
     scheme, _, rest = spec.partition(":")
     if scheme == "builtin":
-        for name, value in (("text_field", text_field), ("kind", kind), ("split", split)):
+        for name, value in (("text_field", text_field), ("kind", kind)):
             if value is not None:
                 raise InputError(f"{spec}: {name}= does not apply to builtin prompts; leave it out")
         return builtin_prompts(cast(Any, rest))[:limit]
 
     if scheme in _DATASETS:
-        if not rest:
+        name, _, split = rest.partition("@")
+        if not name:
             raise InputError(f"{spec}: a name must follow the colon; accepted: {_SPECS}")
-        rows, unit = _dataset_rows(spec, split), "row"
+        rows, unit = _dataset_rows(spec, name, split), "row"
         stem = spec
     elif (suffix := Path(spec).suffix.lower()) in _FILES:
-        if split is not None:
-            raise InputError(f"{spec}: split= does not apply to a file; leave it out")
         rows, unit = _FILES[suffix](spec, _read_text(spec)), "line"
         stem = Path(spec).name
     else:
@@ -253,11 +252,10 @@ _FILES = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
 # Datasets. Their packages are imported here and not above: they are slow to load, and optional.
 
 
-def _dataset_rows(spec: str, split: str | None) -> Iterator[_Row]:
+def _dataset_rows(spec: str, name: str, split: str) -> Iterator[_Row]:
     """Rows of a dataset, counted from 0; whatever its package raises becomes one line."""
-    scheme, _, name = spec.partition(":")
     try:
-        yield from enumerate(_DATASETS[scheme](name, split))
+        yield from enumerate(_DATASETS[spec.partition(":")[0]](name, split))
     except InputError:
         raise
     except ImportError as error:
@@ -268,7 +266,7 @@ def _dataset_rows(spec: str, split: str | None) -> Iterator[_Row]:
         ) from error
 
 
-def _hub(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+def _hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
     import datasets
 
     parts = name.split("/", 2)
@@ -278,17 +276,19 @@ def _hub(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
     )
 
 
-def _disk(folder: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+def _disk(folder: str, split: str) -> Iterator[Mapping[str, Any]]:
     import datasets
 
     table = datasets.load_from_disk(folder)
     if isinstance(table, datasets.DatasetDict):
         split = split or "train"
         if split not in table:
-            raise InputError(f"disk:{folder}: no split {split!r}; pass split={_names(table)}")
+            raise InputError(
+                f"disk:{folder}@{split}: no split {split!r}; choose one of {_names(table)}"
+            )
         table = table[split]
-    elif split is not None:
-        raise InputError(f"disk:{folder}: has no splits; leave split= out")
+    elif split:
+        raise InputError(f"disk:{folder}@{split}: has no splits; leave @{split} out")
     return _with_label_names(table)
 
 
@@ -303,7 +303,7 @@ def _with_label_names(table: Any) -> Iterator[Mapping[str, Any]]:
     return (_name_labels(row, labels) for row in table)
 
 
-def _tfds(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+def _tfds(name: str, split: str) -> Iterator[Mapping[str, Any]]:
     import tensorflow_datasets as tfds
 
     source = tfds.data_source(name, split=split or "train")

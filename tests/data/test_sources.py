@@ -42,9 +42,9 @@ def test_builtin_prompts(split):
     assert load_prompts(f"builtin:{split}", limit=3) == builtin_prompts(split)[:3]
 
 
-@pytest.mark.parametrize("name", ["text_field", "kind", "split"])
+@pytest.mark.parametrize("name", ["text_field", "kind"])
 def test_builtin_prompts_take_no_further_argument(name):
-    value = {"text_field": "prompt", "kind": "benign", "split": "train"}[name]
+    value = {"text_field": "prompt", "kind": "benign"}[name]
     assert f"{name}= does not apply" in error_of("builtin:train", **{name: value})
 
 
@@ -245,7 +245,6 @@ def test_arguments_that_make_no_sense(tmp_path):
         load_prompts(path, kind="evil")
     with pytest.raises(InputError, match="limit: 0 is not a number of rows"):
         load_prompts(path, limit=0)
-    assert error_of(path, split="train") == ": split= does not apply to a file; leave it out"
 
 
 def test_dataset_packages_load_only_when_they_are_needed():
@@ -274,7 +273,7 @@ def test_a_dataset_on_disk(tmp_path, datasets):
         Prompt(f"{spec}:0", "x", "lookalike", "general"),
         Prompt(f"{spec}:1", "y", "harmful", "general"),
     ]
-    assert error_of(spec, split="train") == ": has no splits; leave split= out"
+    assert error_of(f"{spec}@train") == ": has no splits; leave @train out"
 
 
 def test_a_dataset_on_disk_with_splits(tmp_path, datasets):
@@ -284,8 +283,8 @@ def test_a_dataset_on_disk_with_splits(tmp_path, datasets):
     ).save_to_disk(tmp_path / "set")
     spec = f"disk:{tmp_path / 'set'}"
     assert [prompt.text for prompt in load_prompts(spec)] == ["x", "y"]
-    assert [prompt.text for prompt in load_prompts(spec, split="test")] == ["y"]
-    assert error_of(spec, split="dev") == ": no split 'dev'; pass split='train', 'test'"
+    assert [prompt.text for prompt in load_prompts(f"{spec}@test")] == ["y"]
+    assert error_of(f"{spec}@dev") == ": no split 'dev'; choose one of 'train', 'test'"
 
 
 def test_class_numbers_of_a_dataset_are_read_by_name(tmp_path, datasets):
@@ -344,8 +343,8 @@ def test_a_hub_dataset_with_and_without_a_config(tmp_path, datasets, monkeypatch
     monkeypatch.chdir(tmp_path)
     for spec in ("hub:owner/name", "hub:owner/name/a"):
         assert load_prompts(spec) == [Prompt(f"{spec}:0", "first", "benign", "general")]
-    assert load_prompts("hub:owner/name/b", split="test") == [
-        Prompt("hub:owner/name/b:0", "second", "harmful", "general")
+    assert load_prompts("hub:owner/name/b@test") == [
+        Prompt("hub:owner/name/b@test:0", "second", "harmful", "general")
     ]
     assert 'Unknown split "train". Should be one of' in error_of("hub:owner/name/b")
     assert "'c' not found" in error_of("hub:owner/name/c")
@@ -398,11 +397,11 @@ def test_a_tfds_dataset(tfds_set):
         ("Bomb?", "harmful"),
     }
     assert [prompt.id for prompt in prompts] == [f"tfds:{tfds_set}:0", f"tfds:{tfds_set}:1"]
-    assert load_prompts(f"tfds:{tfds_set}:1.0.0", split="train[:1]")[0].text == prompts[0].text
+    assert load_prompts(f"tfds:{tfds_set}:1.0.0@train[:1]")[0].text == prompts[0].text
 
 
 def test_wrong_split_field_or_name_of_a_tfds_dataset(tfds_set):
-    assert "Unknown split 'dev'" in error_of(f"tfds:{tfds_set}", split="dev")
+    assert "Unknown split 'dev'" in error_of(f"tfds:{tfds_set}@dev")
     assert " row 0: field 'image' is the ndarray" in error_of(
         f"tfds:{tfds_set}", text_field="image"
     )

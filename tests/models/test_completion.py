@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
+from tiny_model import random_params
 
 from jaxalign.models.completion import completion_logps, compute_params
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer, output_weight
-from jaxalign.models.weights import leaf_shapes
 
 CONFIG = ModelConfig(
     vocab_size=29,
@@ -38,14 +37,7 @@ WEIGHTS = _RNG.normal(size=MASK.shape).astype(np.float32) * MASK
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)
-    leaves = {
-        path: 0.3 * rng.normal(size=(CONFIG.num_layers, *shape) if "layers/" in path else shape)
-        for path, shape in leaf_shapes(CONFIG).items()
-    }
-    return traverse_util.unflatten_dict(
-        {path: (x + ("scale" in path)).astype(np.float32) for path, x in leaves.items()}, sep="/"
-    )
+    return random_params(CONFIG)
 
 
 def pad(rows, width, side):

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
+from tiny_model import random_params
 
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer, output_weight
-from jaxalign.models.weights import leaf_shapes
 from jaxalign.sampling import Greedy, Rollout, Temperature, TopK, TopP, sample
 from jaxalign.sampling.sampler import _sample
 
@@ -37,14 +36,7 @@ PROMPT_MASK = np.arange(5) >= 5 - np.array([[5], [1], [3]])
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)
-    leaves = {
-        path: 0.4 * rng.normal(size=(CONFIG.num_layers, *shape) if "layers/" in path else shape)
-        for path, shape in leaf_shapes(CONFIG).items()
-    }
-    return traverse_util.unflatten_dict(
-        {path: (x + ("scale" in path)).astype(np.float32) for path, x in leaves.items()}, sep="/"
-    )
+    return random_params(CONFIG, scale=0.4)
 
 
 DRAW, BEST = Temperature(TEMPERATURE), Greedy(TEMPERATURE)

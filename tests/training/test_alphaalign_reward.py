@@ -1,21 +1,27 @@
 """AlphaAlign's whole reward on transcripts written by hand."""
 
+import dataclasses
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_model import TINY, random_params
 
 from jaxalign.models import Transformer, completion_logps
 from jaxalign.rewards import safety_verifiers
-from jaxalign.sampling import Rollout
+from jaxalign.sampling import Rollout, Temperature
 from jaxalign.training.alphaalign import (
     PromptFacts,
     alphaalign_reward,
     answer_likelihood,
     make_reward_params,
 )
-from jaxalign.training.step import Batch
+from jaxalign.training.state import init_state
+from jaxalign.training.step import Algorithm, Batch, make_step, rollout, score, update
 
 MODEL = Transformer(TINY, dtype=jnp.float32)
 WELL = "<safety_reasoning>{}</safety_reasoning>\n<answer>{}</answer>"
@@ -138,3 +144,28 @@ def test_an_empty_answer_scores_as_a_uniform_guess(scene):
         nothing,
     )
     np.testing.assert_allclose(got, -np.log(TINY.vocab_size), rtol=1e-6)
+
+
+def test_fused_and_split_paths_give_the_same_parameters_after_three_steps(scene):
+    """The demo's whole step on a tiny model, against its parts run one by one."""
+    reward_params, batch, _ = scene
+    batch = dataclasses.replace(batch, prefix=jnp.arange(3, 9, dtype=jnp.int32))
+    algorithm = Algorithm(4, 12, (2,), Temperature(0.7), baseline="batch", micro_batches=3)
+    optimizer = optax.adamw(1e-3)
+    reward = alphaalign_reward(MODEL, helpfulness_weight=0.3)
+    key = jax.random.key(5)
+
+    fused = make_step(MODEL, optimizer, algorithm, reward)
+    state = split_state = init_state(random_params(TINY, seed=1), optimizer)
+    sample = jax.jit(functools.partial(rollout, MODEL, algorithm))
+    judge = jax.jit(functools.partial(score, reward, algorithm))
+    learn = jax.jit(functools.partial(update, MODEL, optimizer, algorithm))
+    for step in range(3):
+        samples = sample(split_state.params, batch, jax.random.fold_in(key, step))
+        scored, advantage = judge(reward_params, batch, samples)
+        split_state, _ = learn(split_state, batch, samples, advantage)
+        state, result = fused(jax.tree.map(jnp.copy, state), batch, key, reward_params)
+        np.testing.assert_array_equal(result.samples.tokens, samples.tokens)
+        np.testing.assert_allclose(result.score.rewards, scored.rewards, atol=1e-6)
+    chex.assert_trees_all_close(state.params, split_state.params, atol=1e-6)
+    assert float(jnp.abs(advantage).max()) > 0.1  # there was something to learn

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_model import random_params
 
 from jaxalign.models import ModelConfig, Transformer
 from jaxalign.sampling import Temperature
@@ -33,13 +34,8 @@ ALGORITHM = Algorithm(
 KEY = jax.random.key(7)
 
 
-@functools.cache
 def params():
-    one = jnp.zeros((1, 1), jnp.int32)
-    variables = jax.jit(MODEL.init)(jax.random.key(0), one, one, one == 0)
-    return jax.tree.map(
-        lambda x: x.unbox(), variables["params"], is_leaf=lambda x: hasattr(x, "unbox")
-    )
+    return random_params(CONFIG)
 
 
 def batch(seed: int = 0) -> Batch:

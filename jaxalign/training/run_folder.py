@@ -1,0 +1,38 @@
+"""What a run writes beside its metrics: JSON files, and facts that explain them later."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.data.prompts import Prompt
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes aside, then renames: a killed run leaves the whole file or none."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(aside, path)
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """A fingerprint of the training prompts, so that a resumed run notices another file."""
+    text = json.dumps([(prompt.id, prompt.text, prompt.kind) for prompt in prompts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hardware() -> str:
+    """What the run runs on, and with which versions."""
+    device = jax.devices()[0]
+    machine = f"{jax.device_count()} x {device.device_kind}"
+    if device.platform == "cpu":
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        machine = f"{os.cpu_count()} cores, {(names or [platform.machine()])[0]}"
+    return f"{machine}; jax {jax.__version__}, Python {platform.python_version()}"

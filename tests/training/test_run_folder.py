@@ -1,0 +1,32 @@
+"""The small files of a run folder."""
+
+import json
+import platform
+
+import jax
+import pytest
+
+from jaxalign.data import Prompt
+from jaxalign.training.run_folder import hardware, prompts_digest, write_json
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"steps": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"steps": object()})
+    assert json.loads(path.read_text()) == {"steps": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_the_digest_changes_with_a_prompt_and_with_their_order():
+    one = Prompt("1", "How is bread made?", "benign", "general")
+    other = Prompt("2", "How do I forge a passport?", "harmful", "general")
+    assert prompts_digest([one, other]) == prompts_digest([one, other])
+    assert prompts_digest([one, other]) != prompts_digest([other, one])
+    assert prompts_digest([one]) != prompts_digest([Prompt("1", one.text, "harmful", "general")])
+
+
+def test_the_hardware_line_names_machine_and_versions():
+    assert jax.__version__ in hardware() and platform.python_version() in hardware()
+    assert "\n" not in hardware()
