@@ -1,10 +1,11 @@
-"""Times one training step of the demo's shape, part by part, beside what the machine can do.
+"""Times one training step of the demo's size, part by part, beside what the machine can do.
 
     python experiments/benchmarks/step.py
+    python experiments/benchmarks/step.py --prompts 16 --samples-per-prompt 4
     python experiments/benchmarks/step.py --dtype float32 --repeats 5
 
-8 prompts x 8 samples, 64 new tokens, the demo's few-shot prefix, SmolLM2-135M with its weights.
-The floor is the step's FLOPs over the rate of one large product measured in the same process, so
+8 prompts x 8 samples unless asked otherwise, 64 new tokens, the demo's few-shot prefix, SmolLM2-135M
+with its weights. The demo has as many completions a step, of 16 prompts x 4 samples. The floor is the step's FLOPs over the rate of one large product measured in the same process, so
 the last column means the same on every machine. `plain` is the update with every prompt repeated
 for each of its samples and no shared context: what the update would cost without it. `whole step`
 is the compiled AlphaAlign step, verifiers and helpfulness scores included.
@@ -21,7 +22,7 @@ import numpy as np
 import optax
 import tyro
 
-from jaxalign.data import batch_at, builtin_prompts
+from jaxalign.data import KINDS, batch_at, builtin_prompts
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
 from jaxalign.models import load_pretrained
 from jaxalign.models.precision import fastest_dtype
@@ -42,6 +43,8 @@ class Settings:
     """Compute dtype; auto takes the faster one in a probe."""
     remat: Literal["none", "dots", "full"] = "dots"
     """As for the model."""
+    prompts: int = 8
+    """N, a multiple of 4: half harmful, a quarter benign, a quarter look-alike."""
     samples_per_prompt: int = 8
     """G."""
     max_new_tokens: int = 64
@@ -55,11 +58,11 @@ def main(settings: Settings) -> None:
     dtype = fastest_dtype()[0] if settings.dtype == "auto" else jnp.dtype(settings.dtype)
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
     config = model.config
-    prompts = batch_at(
-        builtin_prompts("train"), 0, counts={"harmful": 4, "benign": 2, "lookalike": 2}, seed=0
-    )
+    quarter = settings.prompts // 4
+    counts = dict(zip(KINDS, (2 * quarter, quarter, quarter), strict=True))
+    prompts = batch_at(builtin_prompts("train"), 0, counts=counts, seed=0)
     texts = [prompt.text for prompt in prompts]
-    encoded = encode_prompts(tokenizer, alphaalign_messages, texts, max_tokens=48, width=48)
+    encoded = encode_prompts(tokenizer, alphaalign_messages, texts, max_tokens=56, width=56)
     batch = jax.tree.map(jnp.asarray, Batch(encoded.tokens, encoded.mask, encoded.prefix))
     algorithm = Algorithm(
         samples_per_prompt=settings.samples_per_prompt,
@@ -88,8 +91,9 @@ def main(settings: Settings) -> None:
     plain, _ = best(updater(unshare(batch, samples)), settings.repeats)
     reward_params = make_reward_params(safety_verifiers(tokenizer), params, dtype)
     step = make_step(model, optimizer, algorithm, alphaalign_reward(model))
-    bare = encode_prompts(tokenizer, bare_messages, texts[4:], max_tokens=48, width=48)
-    facts = PromptFacts(jnp.array([0] * 4 + [1] * 2 + [2] * 2), bare.tokens, bare.mask)
+    bare = encode_prompts(tokenizer, bare_messages, texts[2 * quarter :], max_tokens=56, width=56)
+    kinds = jnp.array([KINDS.index(prompt.kind) for prompt in prompts])
+    facts = PromptFacts(kinds, bare.tokens, bare.mask)
     whole_batch = jax.tree.map(jnp.asarray, dataclasses.replace(batch, extras=facts))
     held = [state]
 

@@ -17,6 +17,7 @@ from jaxalign.losses.advantages import (
     batch_advantages,
     group_advantages,
     leave_one_out_advantages,
+    shrinkage_advantages,
 )
 from jaxalign.losses.aggregate import aggregate, denominator
 from jaxalign.losses.kl import kl_divergence
@@ -32,5 +33,6 @@ __all__ = [
     "group_advantages",
     "kl_divergence",
     "leave_one_out_advantages",
+    "shrinkage_advantages",
     "token_logps",
 ]

@@ -71,6 +71,48 @@ def batch_advantages(
     return _standardize(rewards, axis=(0, 1), scale=scale, ddof=ddof, eps=eps)
 
 
+def shrinkage_advantages(
+    rewards: jax.Array,
+    *,
+    weight: float = 0.5,
+    scale: bool = True,
+    ddof: int = 1,
+    eps: float = 1e-4,
+) -> jax.Array:
+    """Rewards relative to a baseline between the prompt's own mean and the batch's.
+
+    A_ij = (r_ij − (1 − w)·mean_j r_ij − w·mean r) / (std r + eps),  mean r and std r over all N·G
+
+    w = 1 is `batch_advantages`; w = 0 has the group's baseline and the batch's deviation. Between
+    the two, differences among a prompt's samples count in full and differences among prompts by w:
+    less noise than the batch's mean, and a prompt whose samples agree still has a say, so that
+    "refuse everything" is not an absorbing state.
+
+    `rewards` must be the global batch, not one device's or one micro-batch's share of it.
+
+    Source: the baseline is that of shrinkage estimators (arXiv 2511.03710), which estimate w from
+    the batch and leave the sample itself out of the means. The fixed w, plain means and division by
+    the batch's deviation are ours.
+    TRL: w = 0 is `scale_rewards="batch"`. tunix, verl: no setting gives it.
+
+    Args:
+      rewards: `[N, G]`.
+      weight: w, from 0 to 1.
+      scale: whether to divide by the standard deviation.
+      ddof: 1 for the sample deviation, 0 for the population deviation.
+      eps: added to the deviation.
+
+    Returns:
+      float32 `[N, G]`.
+    """
+    chex.assert_rank(rewards, 2)
+    centred = weight * _centre(rewards, (0, 1)) + (1.0 - weight) * _centre(rewards, (1,))
+    if not scale:
+        return centred
+    deviation = _deviation(_centre(rewards, (0, 1)), (0, 1), ddof=ddof, eps=eps)
+    return centred / deviation
+
+
 def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
     """Each reward minus the mean reward of the prompt's other samples.
 
@@ -101,10 +143,15 @@ def _standardize(
     centred = _centre(rewards, axis)
     if not scale:
         return centred
-    count = math.prod(rewards.shape[i] for i in axis)
+    return centred / _deviation(centred, axis, ddof=ddof, eps=eps)
+
+
+def _deviation(centred: jax.Array, axis: tuple[int, ...], *, ddof: int, eps: float) -> jax.Array:
+    """Root mean square over `axis` plus `eps`; 1 for equal rewards with eps = 0."""
+    count = math.prod(centred.shape[i] for i in axis)
     variance = jnp.sum(centred**2, axis, keepdims=True) / max(count - ddof, 1)
     deviation = jnp.sqrt(variance) + eps
-    return centred / jnp.where(deviation > 0, deviation, 1.0)  # equal rewards with eps = 0
+    return jnp.where(deviation > 0, deviation, 1.0)
 
 
 def _centre(rewards: jax.Array, axis: tuple[int, ...]) -> jax.Array:

@@ -22,6 +22,7 @@ from jaxalign.losses import (
     denominator,
     group_advantages,
     kl_divergence,
+    shrinkage_advantages,
 )
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Params, Transformer
@@ -76,7 +77,7 @@ class Algorithm:
       stop: ids that end a completion.
       method: how tokens are drawn; its temperature is the policy's.
       baseline: "group" is GRPO's; "batch" spans all prompts of the step (REINFORCE++), under which
-        "refuse everything" is not an absorbing state.
+        "refuse everything" is not an absorbing state; "shrinkage" lies halfway, with less noise.
       scale_advantages: divide by the deviation.
       clip_low: ε below one of the clipped ratio.
       clip_high: ε above one.
@@ -90,7 +91,7 @@ class Algorithm:
     max_new_tokens: int
     stop: tuple[int, ...]
     method: Method = Temperature(1.0)
-    baseline: Literal["group", "batch"] = "group"
+    baseline: Literal["group", "batch", "shrinkage"] = "group"
     scale_advantages: bool = True
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -120,7 +121,12 @@ def rollout(
 def advantages(algorithm: Algorithm, rewards: jax.Array) -> jax.Array:
     """`[N, G]` rewards to `[B]` advantages, by the algorithm's baseline."""
     chex.assert_rank(rewards, 2)
-    function = {"group": group_advantages, "batch": batch_advantages}[algorithm.baseline]
+    functions: dict[str, Callable[..., jax.Array]] = {
+        "group": group_advantages,
+        "batch": batch_advantages,
+        "shrinkage": shrinkage_advantages,
+    }
+    function = functions[algorithm.baseline]
     return function(rewards, scale=algorithm.scale_advantages).reshape(-1)
 
 

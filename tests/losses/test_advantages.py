@@ -10,12 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.losses import batch_advantages, group_advantages, leave_one_out_advantages
+from jaxalign.losses import (
+    batch_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    shrinkage_advantages,
+)
 
-SCALED = [group_advantages, batch_advantages]
+SCALED = [group_advantages, batch_advantages, shrinkage_advantages]
 UNSCALED = [
     functools.partial(group_advantages, scale=False),
     functools.partial(batch_advantages, scale=False),
+    functools.partial(shrinkage_advantages, scale=False),
     leave_one_out_advantages,
 ]
 
@@ -65,6 +71,30 @@ def test_only_the_batch_baseline_sees_groups_that_agree():
     # mean 1/2, std = sqrt(4 · 1/4 / 3) = 1/sqrt(3)
     want = np.array([[-1.0, -1.0], [1.0, 1.0]]) * 3**0.5 / 2
     np.testing.assert_allclose(batch_advantages(rewards, eps=0.0), want, rtol=1e-6)
+
+
+def test_shrinkage_advantages_by_hand():
+    rewards = jnp.array([[0.0, 2.0], [4.0, 4.0]])
+    # Means 1, 4 and 2.5; baselines 0.75·1 + 0.25·2.5 = 1.375 and 0.75·4 + 0.25·2.5 = 3.625.
+    got = shrinkage_advantages(rewards, weight=0.25, scale=False)
+    np.testing.assert_allclose(got, [[-1.375, 0.625], [0.375, 0.375]], rtol=1e-6)
+    # The batch's deviation: sqrt((2.5² + 0.5² + 1.5² + 1.5²) / 3) = sqrt(11 / 3).
+    scaled = shrinkage_advantages(rewards, weight=0.25, eps=0.0)
+    np.testing.assert_allclose(scaled, got / np.sqrt(11 / 3), rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(eighths, st.sampled_from([0, 1]), st.sampled_from([1e-4, 1e-6]))
+def test_shrinkage_goes_from_the_groups_mean_to_the_batchs(rewards, ddof, eps):
+    arguments = {"ddof": ddof, "eps": eps}
+    whole = shrinkage_advantages(rewards, weight=1.0, **arguments)
+    np.testing.assert_array_equal(whole, batch_advantages(rewards, **arguments))
+    own = shrinkage_advantages(rewards, weight=0.0, **arguments)
+    wide = np.asarray(rewards, np.float64)
+    want = (wide - wide.mean(1, keepdims=True)) / (wide.std(ddof=ddof) + eps)
+    np.testing.assert_allclose(own, want, rtol=1e-5, atol=1e-6)
+    half = shrinkage_advantages(rewards, **arguments)
+    np.testing.assert_allclose(half, (whole + own) / 2, rtol=1e-5, atol=1e-6)
 
 
 @settings(deadline=None)
