@@ -4,8 +4,9 @@
     python experiments/benchmarks/step.py --prompts 16 --samples-per-prompt 4
     python experiments/benchmarks/step.py --dtype float32 --repeats 5
 
-8 prompts x 8 samples unless asked otherwise, 64 new tokens, the demo's few-shot prefix, SmolLM2-135M
-with its weights. The demo has as many completions a step, of 16 prompts x 4 samples. The floor is the step's FLOPs over the rate of one large product measured in the same process, so
+8 prompts x 8 samples unless asked otherwise, 64 new tokens, the demo's few-shot prefix,
+SmolLM2-135M with its weights. The demo has as many completions a step: 16 prompts x 4 samples.
+The floor is the step's FLOPs over the rate of one large product measured in the same process, so
 the last column means the same on every machine. `plain` is the update with every prompt repeated
 for each of its samples and no shared context: what the update would cost without it. `whole step`
 is the compiled AlphaAlign step, verifiers and helpfulness scores included.
