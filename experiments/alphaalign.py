@@ -72,30 +72,32 @@ class AlphaAlign:
     """Prompts for the evaluation before and after, given as above; empty for none."""
     text_field: str | None = None
     """Field with the text of all prompts but the builtin ones, where it has no usual name."""
-    harmful: int = 4
+    harmful: int = 8
     """Harmful prompts in each step."""
-    benign: int = 2
+    benign: int = 4
     """Plain benign prompts in each step."""
-    lookalike: int = 2
+    lookalike: int = 4
     """Harmless prompts that look harmful in each step."""
-    samples_per_prompt: int = 8
+    samples_per_prompt: int = 4
     """G, completions of each prompt."""
-    max_prompt_tokens: int = 48
+    max_prompt_tokens: int = 56
     """Longest prompt, beyond the shared prefix. Longer ones are refused with their text."""
     max_new_tokens: int = 64
     """T, longest completion."""
     temperature: float = 0.7
     """Of the policy, in sampling and in the loss."""
-    steps: int = 34
+    steps: int = 40
     """Updates in all."""
-    learning_rate: float = 3e-5
-    """AdamW's highest; linear warm-up, then linear decay to zero at the last step."""
+    learning_rate: float = 6e-5
+    """AdamW's highest."""
     warmup_steps: int = 3
     """Steps until the full learning rate."""
+    decay_steps: int = 16
+    """Last steps, over which the learning rate falls linearly to zero."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
-    baseline: Literal["group", "batch"] = "batch"
-    """Advantages against the prompt's own samples (GRPO) or against the whole batch."""
+    baseline: Literal["group", "batch", "shrinkage"] = "shrinkage"
+    """Advantages against the prompt's own samples (GRPO), the whole batch, or halfway."""
     format_weight: float = 1.0
     """r_f of the safety reward."""
     refusal_weight: float = 1.0
@@ -121,13 +123,11 @@ PRESETS: dict[str, AlphaAlign] = {
     "smollm2-1.7b": AlphaAlign(
         run=Path("runs/smollm2-1.7b"),
         model="HuggingFaceTB/SmolLM2-1.7B-Instruct",
-        remat="dots",
-        harmful=8,
-        benign=4,
-        lookalike=4,
+        samples_per_prompt=8,
         max_prompt_tokens=256,
         max_new_tokens=256,
         steps=200,
+        decay_steps=80,
         learning_rate=2e-6,
         micro_batches=4,
     ),
@@ -234,21 +234,9 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
         kl_coefficient=settings.kl_coefficient,
         micro_batches=settings.micro_batches,
     )
-    start = settings.learning_rate / (settings.warmup_steps + 1)
-    decay_steps = max(settings.steps - settings.warmup_steps, 1)
     optimizer = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
-        optax.adamw(
-            optax.join_schedules(
-                [
-                    optax.linear_schedule(start, settings.learning_rate, settings.warmup_steps),
-                    optax.linear_schedule(settings.learning_rate, 0.0, decay_steps),
-                ],
-                [settings.warmup_steps],
-            ),
-            b2=0.95,
-            weight_decay=0.0,
-        ),
+        optax.adamw(learning_rates(settings), b1=ADAM_BETAS[0], b2=ADAM_BETAS[1], weight_decay=0.0),
     )
     reward = alphaalign_reward(
         model,
@@ -298,6 +286,24 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
     return 0
 
 
+def learning_rates(settings: AlphaAlign) -> optax.Schedule:
+    """Linear warm-up, a constant rate, linear decay to zero."""
+    peak = settings.learning_rate
+    warmup = min(settings.warmup_steps, settings.steps)
+    decay = min(settings.decay_steps, settings.steps - warmup)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(peak / (warmup + 1), peak, warmup),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, 0.0, decay),
+        ],
+        [warmup, settings.steps - decay],
+    )
+
+
+ADAM_BETAS = (0.5, 0.95)
+"""Short memories, ours: a run has tens of steps, and the pull to refuse turns within a few."""
+
 LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype")
 """Settings that may change on resume."""
 
@@ -326,6 +332,7 @@ LEAST = {
     "max_new_tokens": 1,
     "steps": 1,
     "warmup_steps": 0,
+    "decay_steps": 0,
     "micro_batches": 1,
     "checkpoint_every": 1,
     "sample_every": 1,

@@ -202,19 +202,19 @@ def completions():
     return rows
 
 
+TAGGED = "<safety_reasoning>{}</safety_reasoning><answer>{}</answer>"
+
+
 @pytest.mark.parametrize(
-    "form",
-    [
-        "{}",
-        "<safety_reasoning>{}</safety_reasoning><answer>{}</answer>",
-    ],
-    ids=["bare", "tagged"],
+    ("form", "strict"),
+    [("{}", True), (TAGGED, True), (f"So: {TAGGED} Bye", False)],
+    ids=["bare", "tagged", "loose"],
 )
-def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form):
+def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form, strict):
     """All of them; those cut at 512 tokens are unfinished when tagged."""
     texts = [form.format(*[completion] * form.count("{}")) for completion in completions]
     rows = [ids[:512] for ids in smollm2_tokenizer(texts)["input_ids"]]
-    verify = jax.jit(safety_verifiers(smollm2_tokenizer))
+    verify = jax.jit(safety_verifiers(smollm2_tokenizer, strict=strict))
     rows.sort(key=len)
     found = []
     for i in range(0, len(rows), 750):
@@ -226,5 +226,5 @@ def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form):
     )
     np.testing.assert_array_equal(
         np.concatenate([verdict.well_formed for verdict in found]),
-        [well_formed(text, strict=True) for text in decoded],
+        [well_formed(text, strict=strict) for text in decoded],
     )
