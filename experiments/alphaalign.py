@@ -86,13 +86,13 @@ class AlphaAlign:
     """T, longest completion."""
     temperature: float = 0.7
     """Of the policy, in sampling and in the loss."""
-    steps: int = 40
+    steps: int = 50
     """Updates in all."""
     learning_rate: float = 6e-5
     """AdamW's highest."""
     warmup_steps: int = 3
     """Steps until the full learning rate."""
-    decay_steps: int = 16
+    decay_steps: int = 20
     """Last steps, over which the learning rate falls linearly to zero."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""

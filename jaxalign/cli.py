@@ -6,7 +6,6 @@ jax and transformers take seconds to import, so each command imports what it nee
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import sys
@@ -229,7 +228,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       the exit code: 0; 2 after bad input, which one line on stderr explains; 130 after Ctrl-C.
     """
-    logging.getLogger("transformers").addFilter(_is_wanted)
     try:
         command = tyro.cli(
             cast(Any, _Command),
@@ -251,11 +249,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _note(text: str) -> None:
     print(f"jaxalign: {text}", file=sys.stderr)
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-    """False for transformers' remark that it has no PyTorch, which nothing here needs."""
-    return not record.getMessage().startswith("PyTorch was not found")
 
 
 def _template(name: str) -> Template:

@@ -1,5 +1,6 @@
 """Decoders: load, run, save."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def load_pretrained(
       InputError: nothing there, a corrupt file, an unsupported architecture, or a tokenizer with
         more tokens than the model.
     """
+    logging.getLogger("transformers").addFilter(_is_wanted)
     path = resolve(str(path_or_id))
     if path.is_file():
         config, params = load_gguf(path)
@@ -63,3 +65,8 @@ def load_pretrained(
     from jaxalign.models.sharding import parameter_shardings
 
     return model, jax.device_put(params, parameter_shardings(model, mesh)), tokenizer
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """False for transformers' remark that it has no PyTorch, which nothing here needs."""
+    return not record.getMessage().startswith("PyTorch was not found")

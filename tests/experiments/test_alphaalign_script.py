@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments.alphaalign import main
+from experiments.alphaalign import AlphaAlign, learning_rates, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +77,21 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen, step: int = 2) 
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "no checkpoint in four minutes"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "decay", "rates"),
+    [
+        (6, 1, 2, [2, 4, 4, 4, 4, 2]),
+        (4, 3, 16, [1, 2, 3, 4]),  # no room to decay: the last step has the full rate
+        (5, 0, 4, [4, 4, 3, 2, 1]),
+        (2, 0, 0, [4, 4]),
+    ],
+)
+def test_the_learning_rate_warms_up_holds_and_decays(steps, warmup, decay, rates):
+    settings = AlphaAlign(steps=steps, warmup_steps=warmup, decay_steps=decay, learning_rate=4.0)
+    schedule = learning_rates(settings)
+    np.testing.assert_allclose([schedule(step) for step in range(steps)], rates)
 
 
 def test_the_run_folder_explains_itself(whole_run):
