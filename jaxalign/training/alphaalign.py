@@ -50,11 +50,11 @@ class RewardParams:
 
     Attributes:
       verifiers: format and refusal automata over the vocabulary.
-      start: the model before training, in the compute dtype.
+      start: the model before training, in the compute dtype; None where helpfulness has no weight.
     """
 
     verifiers: Verifiers
-    start: Params
+    start: Params | None
 
 
 def answer_likelihood(
@@ -125,6 +125,8 @@ def alphaalign_reward(
         metrics: Metrics = {"well_formed": verdict.well_formed.mean()}
         scored = facts.questions.shape[0]
         if helpfulness_weight and scored:
+            if params.start is None:
+                raise ValueError("helpfulness needs the start model in RewardParams")
             first = (prompts - scored) * (samples.tokens.shape[0] // prompts)
             refused = verdict.refused[first:]
             likelihood = answer_likelihood(
@@ -140,7 +142,7 @@ def alphaalign_reward(
             helpful = jnp.pad(helpful, (first, 0))
             total = total + helpfulness_weight * helpful
             details |= {"helpfulness": helpful}
-            metrics["helpfulness"] = _mean(likelihood, ~refused)
+            metrics["answer_likelihood"] = _mean(likelihood, ~refused)
         for index, name in enumerate(KINDS):
             metrics[f"{name}_refused"] = _mean(verdict.refused, kind == index)
             metrics[f"reward_{name}"] = _mean(total, kind == index)
@@ -154,6 +156,6 @@ def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(where, values, 0.0)) / jnp.sum(where)
 
 
-def make_reward_params(verifiers: Verifiers, start: Params, dtype: Any) -> RewardParams:
+def make_reward_params(verifiers: Verifiers, start: Params | None, dtype: Any) -> RewardParams:
     """Puts the verifiers' tables and the start model, cast to the compute dtype, together."""
-    return RewardParams(verifiers, compute_params(start, dtype))
+    return RewardParams(verifiers, None if start is None else compute_params(start, dtype))

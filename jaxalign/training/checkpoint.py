@@ -20,9 +20,6 @@ class Checkpoints:
     Args:
       folder: the run folder.
       keep: how many of the latest to keep.
-
-    Raises:
-      InputError: the folder can't be opened.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 1) -> None:
@@ -106,8 +103,8 @@ class Checkpoints:
             ).state
         except Exception as error:
             raise InputError(
-                f"{where}: the checkpoint is damaged ({_line(error)}); delete that folder to go "
-                "on from the one before"
+                f"{where}: the checkpoint is damaged ({_line(error)}); start the run again in "
+                "another folder"
             ) from error
         key = jax.random.wrap_key_data(jnp.asarray(run["key"], jnp.uint32))
         return state, key

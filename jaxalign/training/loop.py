@@ -100,7 +100,7 @@ def train(
       interruption: asked after every step.
       reference: passed to the step.
       resume: go on from the newest checkpoint in `folder`.
-      log: prints one line.
+      log: prints one line; on a terminal it appears above the progress bar.
 
     Returns:
       the last state, and whether the run was interrupted before its last step.
@@ -119,7 +119,7 @@ def train(
             SamplesWriter(folder, resume_step=start) as transcripts,
             _progress() as progress,
         ):
-            line = progress.add_task("training", total=config.steps, completed=start, status="")
+            line = progress.add_task("training", total=config.steps, completed=start)
             for step in range(start, config.steps):
                 begun = time.perf_counter()
                 state, result = step_fn(state, batch_at(step), root_key, reward_params, reference)
@@ -130,9 +130,8 @@ def train(
                 metrics.write(step, scalars)
                 if step % config.sample_every == 0 or step == config.steps - 1:
                     transcripts.write(step, describe(step, result))
-                progress.update(line, completed=step + 1, status=_status(scalars))
-                if not progress.console.is_terminal:
-                    log(f"step {step + 1}/{config.steps}  {_status(scalars)}  {seconds:.1f} s")
+                progress.update(line, completed=step + 1)
+                log(f"step {step + 1}/{config.steps}  {_status(scalars)}  {seconds:.1f} s")
                 if scalars["skipped_updates"] > config.max_skipped:
                     raise DivergedError(
                         f"{int(scalars['skipped_updates'])} updates were skipped because their "
@@ -172,7 +171,6 @@ def _progress() -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
         console=console,
         disable=not console.is_terminal,
     )

@@ -208,7 +208,7 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """One optimizer update from one rollout; gradients are summed over micro-batches by a scan.
 
-    A gradient that is not finite changes nothing but the counter `skipped`.
+    A gradient or a change that is not finite changes nothing but the counter `skipped`.
 
     Args:
       model: the policy.
@@ -276,8 +276,8 @@ def update(
         )
         gradients, metrics = total
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(norm)
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(changes))
     params = optax.apply_updates(state.params, changes)
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     state = TrainState(

@@ -101,7 +101,7 @@ def write_training(folder, steps=60):
                     "harmful_refused": near(0.35 + 0.6 * done),
                     "benign_refused": near(0.7 * done * (1 - done) * 4 + 0.05),
                     "lookalike_refused": near(done * (1.4 - done) * 2),
-                    "helpfulness": float("nan") if step % 20 == 7 else 0.4 + 0.4 * done,
+                    "answer_likelihood": float("nan") if step % 20 == 7 else 0.4 * done - 3,
                     "entropy": 2.0 - done,
                     "grad_norm": 0.5,
                     "skipped_updates": 0,

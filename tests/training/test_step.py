@@ -139,6 +139,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
     assert int(after.opt_state[0].count) == 0
 
 
+def test_a_change_that_is_not_finite_is_not_made():
+    """A finite gradient times a learning rate that is not a number."""
+    optimizer = optax.sgd(float("nan"))
+    state = init_state(params(), optimizer)
+    after, _ = make_step(MODEL, optimizer, ALGORITHM, even_tokens)(state, batch(), KEY, None)
+    assert int(after.skipped) == 1
+    assert largest_difference(after.params, params()) == 0
+
+
 def test_the_kl_pulls_towards_the_reference_and_needs_one():
     optimizer = optax.sgd(1.0)
     pulled = dataclasses.replace(ALGORITHM, kl_coefficient=0.1)
