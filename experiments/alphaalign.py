@@ -45,7 +45,7 @@ from jaxalign.sampling import Temperature
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
-from jaxalign.training.run_folder import hardware, prompts_digest, write_json
+from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, Batch, StepResult, make_step, rollout
 
@@ -142,7 +142,6 @@ class Interrupted(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one preset; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.stdout.reconfigure(line_buffering=True)  # so that a redirected log can be watched
     try:
         settings = parse(arguments)
         with Interruption() as interruption:
@@ -485,18 +484,11 @@ def has_steps(folder: Path) -> bool:
     return (folder / METRICS_FILE).exists() and bool(read_metrics(folder))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that an earlier process of this run wrote."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); start another run") from error
-
-
 def short(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a summary that fit on a line."""
     return {k: round(v, 3) for k, v in summary.items() if isinstance(v, int | float)}
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # so that a redirected log can be watched
     raise SystemExit(main())

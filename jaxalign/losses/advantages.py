@@ -106,11 +106,11 @@ def shrinkage_advantages(
       float32 `[N, G]`.
     """
     chex.assert_rank(rewards, 2)
-    centred = weight * _centre(rewards, (0, 1)) + (1.0 - weight) * _centre(rewards, (1,))
+    whole = _centre(rewards, (0, 1))
+    centred = weight * whole + (1.0 - weight) * _centre(rewards, (1,))
     if not scale:
         return centred
-    deviation = _deviation(_centre(rewards, (0, 1)), (0, 1), ddof=ddof, eps=eps)
-    return centred / deviation
+    return centred / _deviation(whole, (0, 1), ddof=ddof, eps=eps)
 
 
 def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:

@@ -172,7 +172,7 @@ def _read_tensor(file: _File, name: str) -> np.ndarray:
     packed = np.asarray(file.data[start:end]).reshape(*tensor.shape[:-1], row_bytes)
     try:
         return dequantize(packed, kind)
-    except NotImplementedError:
+    except NotImplementedError:  # how the gguf package says that it has no decoder for a kind
         raise InputError(
             f"{file.path}: tensor '{name}' is stored as {kind.name}, which the gguf package "
             "cannot decode; use a file in Q4_1, Q8_0, F16, BF16 or F32"

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxalign.data.prompts import Prompt
+from jaxalign.errors import InputError
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -18,6 +19,19 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(aside, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that an earlier process of this run wrote.
+
+    Raises:
+      InputError: the file is not JSON.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); start another run") from error
+    return value
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

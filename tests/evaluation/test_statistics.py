@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from jaxalign.evaluation.statistics import wilson_interval
 
@@ -37,7 +38,6 @@ def test_published_values(successes, n, expected):
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (3, 7), (38, 40), (500, 1000)])
 def test_equals_scipy(successes, n, confidence):
-    stats = pytest.importorskip("scipy.stats")
     test = stats.binomtest(successes, n)
     theirs = test.proportion_ci(confidence_level=confidence, method="wilson")
     ours = wilson_interval(successes, n, confidence=confidence)

@@ -104,6 +104,14 @@ def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
     assert extra.max() > 0
 
 
+def test_helpfulness_needs_the_start_model(scene):
+    params, batch, samples = scene
+    without = make_reward_params(params.verifiers, None, jnp.float32)
+    assert alphaalign_reward(MODEL, helpfulness_weight=0.0)(without, batch, samples)
+    with pytest.raises(ValueError, match="helpfulness needs the start model"):
+        alphaalign_reward(MODEL, helpfulness_weight=0.3)(without, batch, samples)
+
+
 def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smollm2_tokenizer):
     """The same number as running question and answer as plain text, without the tags."""
     params, batch, samples = scene

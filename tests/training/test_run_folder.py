@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from jaxalign.data import Prompt
-from jaxalign.training.run_folder import hardware, prompts_digest, write_json
+from jaxalign.errors import InputError
+from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
@@ -17,6 +18,15 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
         write_json(path, {"steps": object()})
     assert json.loads(path.read_text()) == {"steps": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_damaged_json_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    write_json(path, {"steps": 1})
+    assert read_json(path) == {"steps": 1}
+    path.write_text('{"steps":')
+    with pytest.raises(InputError, match=r"config.json: damaged .*; start another run"):
+        read_json(path)
 
 
 def test_the_digest_changes_with_a_prompt_and_with_their_order():
