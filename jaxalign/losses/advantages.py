@@ -85,8 +85,8 @@ def shrinkage_advantages(
 
     w = 1 is `batch_advantages`; w = 0 has the group's baseline and the batch's deviation. Between
     the two, differences among a prompt's samples count in full and differences among prompts by w:
-    less noise than the batch's mean, and a prompt whose samples agree still has a say, so that
-    "refuse everything" is not an absorbing state.
+    less noise than the batch's mean, and a prompt whose samples agree still has a say. So a policy
+    that refuses everything is still pushed, but only weakly where it is sure of itself.
 
     `rewards` must be the global batch, not one device's or one micro-batch's share of it.
 

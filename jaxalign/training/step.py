@@ -77,7 +77,8 @@ class Algorithm:
       stop: ids that end a completion.
       method: how tokens are drawn; its temperature is the policy's.
       baseline: "group" is GRPO's; "batch" spans all prompts of the step (REINFORCE++), under which
-        "refuse everything" is not an absorbing state; "shrinkage" lies halfway, with less noise.
+        "refuse everything" is not an absorbing state; "shrinkage" lies halfway: less noise, and a
+        weaker push out of such a state.
       scale_advantages: divide by the deviation.
       clip_low: ε below one of the clipped ratio.
       clip_high: ε above one.
