@@ -39,7 +39,9 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.report import write_report
 from jaxalign.evaluation.suites import evaluate, prompt_lengths, stop_tokens
 from jaxalign.models import load_pretrained, save_pretrained
+from jaxalign.models.huggingface import check_replaceable
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.progress import progress_bar
 from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Temperature
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
@@ -201,20 +203,25 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
         write_json(folder / "config.json", saved)
 
     def assess(name: str, params: Any) -> dict[str, Any]:
-        def heed(done: int, total: int) -> None:
-            if interruption.requested:
-                raise Interrupted(f"after {done} of {total} prompts of the evaluation")
+        print(f"asking {len(heldout)} held-out prompts {name} training")
+        with progress_bar() as bar:
+            line = bar.add_task(f"{name} training", total=len(heldout))
 
-        result = evaluate(
-            model,
-            params,
-            tokenizer,
-            heldout,
-            template=template,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_new_tokens=settings.max_new_tokens,
-            progress=heed,
-        )
+            def heed(done: int, total: int) -> None:
+                bar.update(line, completed=done, total=total)
+                if interruption.requested:
+                    raise Interrupted(f"after {done} of {total} prompts of the evaluation")
+
+            result = evaluate(
+                model,
+                params,
+                tokenizer,
+                heldout,
+                template=template,
+                max_prompt_tokens=settings.max_prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
+                progress=heed,
+            )
         write_json(folder / f"evaluation_{name}.json", result.to_json())
         print(f"{name} training: {json.dumps(short(result.summary()))}")
         if result.skipped:
@@ -225,7 +232,9 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
     if heldout:
         kept = folder / "evaluation_before.json"
         if settings.resume and kept.exists():
-            before = read_json(kept)["rates"]
+            evaluation = read_json(kept)
+            before = evaluation["rates"]
+            earlier += evaluation["seconds"]
         else:
             before = assess("before", params)
 
@@ -367,6 +376,7 @@ def check(settings: AlphaAlign) -> None:
             f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
             "step: change harmful, benign, lookalike or micro_batches"
         )
+    check_replaceable(settings.run / "model")
     started = any((settings.run / "checkpoints").glob("[0-9]*"))
     if settings.resume and not started:
         raise InputError(f"{settings.run}: no checkpoint to resume from: leave --resume out")

@@ -52,7 +52,7 @@ class Eval:
     """The field with the text, by default the first of prompt, goal, instruction, question,
     forbidden_prompt and text that there is."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Take only the first so many prompts."""
+    """Take only so many prompts: the first ones; of the builtin ones, kinds in turn."""
     template: _TemplateName = "alphaalign"
     """How to ask: alphaalign gives the instruction and worked examples that training uses, bare the
     request alone."""
@@ -82,15 +82,12 @@ class Eval:
             limit=self.limit,
         )
         model, params, tokenizer = _load(self.model, self.dtype)
-        from rich.console import Console
-        from rich.progress import Progress
-
         from jaxalign.evaluation.suites import evaluate, prompt_lengths
+        from jaxalign.progress import progress_bar
 
         # No wider than the longest prompt needs, for the batch's width costs time.
         longest = max(prompt_lengths(tokenizer, template, prompts))
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        with progress_bar(stderr=True) as bar:
             task = bar.add_task("prompts", total=None)
             evaluation = evaluate(
                 model,

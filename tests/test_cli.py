@@ -194,7 +194,7 @@ def test_bad_prompts(
         (["--limit", "0"], "limit: 0 is not a number of rows; use 1 or more"),
         (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
         (["--max-prompt-tokens", "3"], "every prompt takes more than 3 tokens"),
-        (["--max-new-tokens", "500"], "exceed the model's 512 positions; lower one of them"),
+        (["--max-new-tokens", "500"], "exceed the model's 512 positions; ask for fewer"),
         (["--out", "/dev/null/x.json"], "/dev/null"),
         (["--out", "/"], "--out: / cannot be written; give the path of a file"),
         (["--prompts", "missing.jsonl"], "missing.jsonl: No such file or directory"),

@@ -19,6 +19,9 @@ _SPECS = (
     "disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]"
 )
 _TEXT_FIELDS = ("prompt", "goal", "instruction", "question", "forbidden_prompt", "text")
+# The same remedies in Python, for `jaxalign eval`, and for a script's --prompts.
+_PASS_TEXT_FIELD = "pass text_field= or --text-field"
+_PASS_KIND = f"pass kind= or --kind or, to a script, KIND=SPEC, with {', '.join(KINDS)}"
 # Columns that tell the kind, and what their values mean. The second is XSTest's.
 _KIND_FIELDS: Mapping[str, Mapping[str, Kind]] = {
     "kind": {kind: kind for kind in KINDS},
@@ -55,7 +58,8 @@ def load_prompts(
         question, forbidden_prompt and text that the first row has.
       kind: the kind of every row; by default the field `kind` tells, or else the field `label` with
         the values safe (a look-alike) and unsafe (harmful), as in XSTest.
-      limit: read no more than this many rows, the first ones.
+      limit: read no more than this many rows, the first ones; of our own prompts, which stand
+        kind by kind, the first ones of each kind in turn.
 
     Returns:
       At least one prompt, in the order of the source.
@@ -73,7 +77,7 @@ def load_prompts(
         for name, value in (("text_field", text_field), ("kind", kind)):
             if value is not None:
                 raise InputError(f"{spec}: {name}= does not apply to builtin prompts; leave it out")
-        return builtin_prompts(cast(Any, rest))[:limit]
+        return _in_turn(builtin_prompts(cast(Any, rest)), limit)
 
     if scheme in _DATASETS:
         name, _, split = rest.partition("@")
@@ -104,13 +108,22 @@ def load_prompts(
     ]
 
 
+def _in_turn(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
+    """So many prompts, of each kind about equally many, in their old order."""
+    if limit is None:
+        return prompts
+    place = {kind: itertools.count() for kind in KINDS}
+    rank = [(next(place[prompt.kind]), index) for index, prompt in enumerate(prompts)]
+    return [prompts[index] for index in sorted(index for _, index in sorted(rank)[:limit])]
+
+
 def _find_text_field(where: str, fields: Mapping[str, Any]) -> str:
     for field in _TEXT_FIELDS:
         if field in fields:
             return field
     raise InputError(
         f"{where}: none of the fields {', '.join(_TEXT_FIELDS)} is present "
-        f"(found: {_names(fields)}); pass text_field="
+        f"(found: {_names(fields)}); {_PASS_TEXT_FIELD}"
     )
 
 
@@ -120,7 +133,7 @@ def _find_kind_field(where: str, fields: Mapping[str, Any]) -> str:
             return field
     raise InputError(
         f"{where}: neither field 'kind' nor 'label' is present to tell harmful from benign; "
-        f"pass kind={', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        f"{_PASS_KIND}"
     )
 
 
@@ -145,12 +158,14 @@ def _text(where: str, fields: Mapping[str, Any], field: str) -> str:
 
 def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
     if field not in fields:
-        raise InputError(f"{where}: field {field!r} is missing; add it to every row or pass kind=")
+        raise InputError(
+            f"{where}: field {field!r} is missing; add it to every row, or {_PASS_KIND}"
+        )
     meaning = _KIND_FIELDS[field]
     value = _decode(fields[field])
     if not isinstance(value, str) or value not in meaning:
         raise InputError(
-            f"{where}: field {field!r} is {_show(value)}; use {', '.join(meaning)}, or pass kind="
+            f"{where}: field {field!r} is {_show(value)}; use {', '.join(meaning)}, or {_PASS_KIND}"
         )
     return meaning[value]
 

@@ -120,21 +120,17 @@ def read_run(folder: str | Path) -> Run:
 def get_rate(section: Mapping[str, Any], measure: Measure) -> Rate | None:
     """Finds a rate in the ``before`` or ``after`` section of a summary; None when it is not there.
 
-    Two forms are read: ``{"rate", "low", "high", "n"}`` under the measure's name, or a plain
-    fraction there with ``section["intervals"][name] = [low, high]`` and ``section["n"][kind]``.
+    The rate stands under the measure's name, its interval in ``section["intervals"][name]`` as
+    [low, high], its number of trials in ``section["n"][kind]``; the last two may be absent.
 
     Raises:
         InputError: the value is no number from 0 to 1.
     """
     value = section.get(measure.name)
-    if isinstance(value, Mapping):
-        low, high, n = value.get("low"), value.get("high"), value.get("n")
-        value = value.get("rate")
-    else:
-        low, high = (section.get("intervals") or {}).get(measure.name) or (None, None)
-        counts = section.get("n") or {}
-        kinds = KINDS if measure.kind is None else (measure.kind,)
-        n = sum(counts.get(kind, 0) for kind in kinds) or None
+    low, high = (section.get("intervals") or {}).get(measure.name) or (None, None)
+    counts = section.get("n") or {}
+    kinds = KINDS if measure.kind is None else (measure.kind,)
+    n = sum(counts.get(kind, 0) for kind in kinds) or None
     if value is None or value != value:  # a rate over no prompts: null or NaN
         return None
     if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:

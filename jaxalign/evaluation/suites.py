@@ -252,9 +252,9 @@ def complete(
     shared, positions = len(encoded.prefix), model.config.max_positions
     if shared + max_prompt_tokens + max_new_tokens > positions:
         raise InputError(
-            f"{shared} tokens of the template, max_prompt_tokens {max_prompt_tokens} and "
-            f"max_new_tokens {max_new_tokens} exceed the model's {positions} positions; lower one "
-            "of them"
+            f"{shared} tokens of the template, {max_prompt_tokens} of the prompt and "
+            f"{max_new_tokens} new ones exceed the model's {positions} positions; ask for fewer "
+            "new tokens, or for shorter prompts"
         )
     return sample(
         model,

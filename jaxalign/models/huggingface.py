@@ -312,7 +312,7 @@ def _save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
     _write_json(path, fields)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Refuses to replace anything but a folder that `save_pretrained` wrote, or an empty one."""
     if not folder.exists():
         return
@@ -349,7 +349,7 @@ def save_pretrained(
     from safetensors.numpy import save_file
 
     folder = Path(folder).resolve()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     config = model.config
     tensors = unstack_tensors(config, _NAMES, params)
     ends = {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}

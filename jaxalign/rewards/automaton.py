@@ -57,8 +57,8 @@ class Automaton:
         Raises:
           ValueError: a tag is empty or not ASCII, or the result needs too many states.
         """
-        check_tag(opening)
-        check_tag(closing)
+        _check_tag(opening)
+        _check_tag(closing)
         return _within(self, opening.encode(), closing.encode())
 
     def bind(self, tokenizer: Tokenizer, *, span: tuple[str, str] | None = None) -> Matcher:
@@ -109,7 +109,7 @@ def compile_pattern(regex: str) -> Automaton:
     return _minimal(*byte_dfa(pattern_dfa(regex)), start=0)
 
 
-def check_tag(tag: str) -> None:
+def _check_tag(tag: str) -> None:
     """Raises ValueError for a tag that is empty or not ASCII."""
     if not (tag and tag.isascii()):
         raise ValueError(f"a tag must be ASCII and not empty, got {tag!r}")

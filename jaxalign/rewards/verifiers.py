@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.rewards.automaton import Automaton, check_tag, compile_pattern, compile_phrases
+from jaxalign.rewards.automaton import Automaton, compile_pattern, compile_phrases
 from jaxalign.rewards.matcher import NEVER, Reader, Reading, Tokenizer
 
 ANSWER_TAGS = ("<answer>", "</answer>")
@@ -70,7 +70,8 @@ class Verdict(NamedTuple):
     Attributes:
       well_formed: `[B]` bool, V_f of the whole output.
       refused: `[B]` bool, V_r of the answer.
-      answer: `[B, T]` bool, the tokens of the answer: see `AnswerTokens`.
+      answer: `[B, T]` bool, the tokens with all their bytes inside `answer_span`; one that also
+        holds a byte of a tag is outside, and so is one without bytes (masked out, special).
     """
 
     well_formed: jax.Array
@@ -101,31 +102,6 @@ class Verifiers:
         )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class AnswerTokens:
-    """The tokens of the answer, for a score of the answer alone; see `answer_tokens`. A pytree."""
-
-    reader: Reader  # of: opening tag, opening tag … closing tag
-    closing_bytes: int = dataclasses.field(metadata={"static": True})
-
-    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Whether all bytes of a token lie inside `answer_span`, under jit or not.
-
-        A token that also holds a byte of a tag is outside, and so is one without bytes (masked
-        out, special). Without an opening tag every token with bytes is inside.
-
-        Args:
-          tokens: `[B, T]` int.
-          mask: `[B, T]` bool; it may have holes.
-
-        Returns:
-          `[B, T]` bool.
-        """
-        reading = self.reader.read(tokens, mask)
-        return _inside(reading, reading.first, self.closing_bytes)
-
-
 def safety_verifiers(tokenizer: Tokenizer, *, strict: bool = True) -> Verifiers:
     """AlphaAlign's format verifier V_f and refusal verifier V_r, and the mask of the answer.
 
@@ -145,21 +121,6 @@ def safety_verifiers(tokenizer: Tokenizer, *, strict: bool = True) -> Verifiers:
         *_tag_automata(*ANSWER_TAGS),
     ]
     return Verifiers(Reader.build(automata, tokenizer), len(ANSWER_TAGS[1]))
-
-
-def answer_tokens(tokenizer: Tokenizer, *, span: tuple[str, str] = ANSWER_TAGS) -> AnswerTokens:
-    """A function of token ids that masks the tokens between two tags: see `AnswerTokens`.
-
-    Args:
-      tokenizer: a fast Hugging Face tokenizer: see `token_bytes`.
-      span: the opening and the closing tag, ASCII.
-
-    Raises:
-      ValueError: a tag is empty or not ASCII, or the tokenizer is not supported.
-    """
-    for tag in span:
-        check_tag(tag)
-    return AnswerTokens(Reader.build(_tag_automata(*span), tokenizer), len(span[1]))
 
 
 def _tag_automata(opening: str, closing: str) -> list[Automaton]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxalign.models.transformer import Params
+from jaxalign.progress import progress_bar
 from jaxalign.training.checkpoint import Checkpoints
 from jaxalign.training.metrics import MetricsWriter, SamplesWriter
 from jaxalign.training.state import TrainState
@@ -117,7 +116,7 @@ def train(
         with (
             MetricsWriter(folder, resume_step=start) as metrics,
             SamplesWriter(folder, resume_step=start) as transcripts,
-            _progress() as progress,
+            progress_bar() as progress,
         ):
             line = progress.add_task("training", total=config.steps, completed=start)
             for step in range(start, config.steps):
@@ -162,15 +161,3 @@ def _status(scalars: Mapping[str, float]) -> str:
         if name in scalars and np.isfinite(scalars[name])
     ]
     return "  ".join([*parts, f"{scalars['tokens_per_second']:.0f} tokens/s"])
-
-
-def _progress() -> Progress:
-    console = Console()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

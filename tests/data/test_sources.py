@@ -39,7 +39,10 @@ def error_of(spec: str, **arguments) -> str:
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_builtin_prompts(split):
     assert load_prompts(f"builtin:{split}") == builtin_prompts(split)
-    assert load_prompts(f"builtin:{split}", limit=3) == builtin_prompts(split)[:3]
+    few = load_prompts(f"builtin:{split}", limit=5)
+    assert [p.kind for p in few] == ["harmful", "harmful", "benign", "benign", "lookalike"]
+    firsts = {p.kind: p for p in reversed(builtin_prompts(split))}
+    assert few[::2] == [firsts[kind] for kind in ("harmful", "benign", "lookalike")]
 
 
 @pytest.mark.parametrize("name", ["text_field", "kind"])
@@ -104,7 +107,7 @@ GOOD = '{"prompt": "fine", "kind": "benign"}\n'
         ('{"prompt": 5, "kind": "benign"}', "field 'prompt' is the int 5; it must be a string"),
         ('{"prompt": null, "kind": "benign"}', "field 'prompt' is the NoneType None"),
         ('{"prompt": "\\ud800", "kind": "benign"}', "field 'prompt' has half a surrogate pair"),
-        ('{"prompt": "x"}', "field 'kind' is missing; add it to every row or pass kind="),
+        ('{"prompt": "x"}', "field 'kind' is missing; add it to every row, or pass kind="),
         ('{"prompt": "x", "kind": "bad"}', "field 'kind' is the str 'bad'; use harmful, benign"),
         ('{"prompt": "x", "kind": ["benign"]}', "field 'kind' is the list ['benign']"),
         ('{"prompt": "x", "kind": "benign", "category": 3}', "field 'category' is the int 3"),
@@ -125,12 +128,14 @@ def test_a_first_row_without_any_known_text_field(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"query": "x", "n": 1}')
     error = error_of(path, kind="benign")
     assert error.startswith(" line 1: none of the fields prompt, goal, instruction, question")
-    assert error.endswith("(found: 'query', 'n'); pass text_field=")
+    assert error.endswith("(found: 'query', 'n'); pass text_field= or --text-field")
 
 
 def test_a_source_that_does_not_tell_the_kind(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"prompt": "x"}')
-    assert error_of(path).endswith("pass kind=harmful, benign or lookalike")
+    assert error_of(path).endswith(
+        "pass kind= or --kind or, to a script, KIND=SPEC, with harmful, benign, lookalike"
+    )
 
 
 def test_labels_of_another_data_set_are_not_guessed_at(tmp_path):

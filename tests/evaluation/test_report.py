@@ -14,6 +14,7 @@ from jaxalign.evaluation.report import write_report
 from jaxalign.evaluation.run_folder import (
     MEASURES,
     Pair,
+    Rate,
     first_of_each_kind,
     get_rate,
     split_answer,
@@ -288,15 +289,14 @@ def test_malformed_file_is_named(tmp_path, text):
         write_report(tmp_path)
 
 
-def test_both_forms_of_a_rate():
+def test_a_rate_with_and_without_its_interval():
     measure = MEASURES[0]
-    nested = {"harmful_refused": {"rate": 0.35, "low": 0.2, "high": 0.5, "n": 40}}
-    plain = {
+    section = {
         "harmful_refused": 0.35,
         "intervals": {"harmful_refused": [0.2, 0.5]},
         "n": {"harmful": 40, "benign": 30},
     }
-    assert get_rate(nested, measure) == get_rate(plain, measure)
+    assert get_rate(section, measure) == Rate(0.35, 0.2, 0.5, 40)
     bare = get_rate({"harmful_refused": 0.35}, measure)
     assert (bare.rate, bare.low, bare.high, bare.n) == (0.35, None, None, None)
     for nothing in ({}, {"harmful_refused": None}, {"harmful_refused": float("nan")}):
@@ -307,7 +307,7 @@ def test_both_forms_of_a_rate():
 
 
 def test_pictures_with_a_rate_missing(tmp_path):
-    section = {"harmful_refused": 0.5, "benign_refused": {"rate": 0.25}}
+    section = {"harmful_refused": 0.5, "benign_refused": 0.25}
     (tmp_path / "summary.json").write_text(json.dumps({"before": section, "after": section}))
     page = write_report(tmp_path).read_text()
     assert '<td class="number">50.0%</td>' in page and '<td class="number">–</td>' in page

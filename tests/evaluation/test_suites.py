@@ -235,7 +235,7 @@ def test_draws_depend_on_the_seed_alone(
         ({"prompts": []}, "no prompts to evaluate; give at least one"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be at least 1"),
-        ({"max_prompt_tokens": 500}, "exceed the model's 512 positions; lower one of them"),
+        ({"max_prompt_tokens": 500}, "exceed the model's 512 positions; ask for fewer"),
     ],
 )
 def test_bad_arguments(

@@ -197,6 +197,14 @@ def test_a_run_that_died_before_its_first_checkpoint_can_start_again(arguments, 
     assert main([*arguments, f"--run={tmp_path / 'run'}", "--steps=1"]) == 0
 
 
+def test_a_model_folder_in_use_is_refused_before_training(arguments, tmp_path, capsys):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
+    assert main([*arguments, f"--run={tmp_path / 'run'}"]) == 2
+    assert "no saved model (it holds 'notes.txt')" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_harmful_prompts_alone_train_too(arguments, tmp_path):
     changes = ["--harmful=2", "--benign=0", f"--run={tmp_path / 'run'}", "--steps=1"]
     assert main([*arguments, *changes]) == 0

@@ -16,7 +16,6 @@ from jaxalign.rewards import (
     REFUSAL_PHRASES,
     STRICT_FORMAT_PATTERN,
     answer_span,
-    answer_tokens,
     safety_verifiers,
     token_bytes,
 )
@@ -120,7 +119,7 @@ def test_answer_span():
     assert answer_span("b</answer>") == "b</answer>"
 
 
-def test_answer_tokens_leaves_out_tags_and_tokens_that_straddle_them(small_tokenizer):
+def test_the_answer_leaves_out_tags_and_tokens_that_straddle_them(small_tokenizer):
     ids = small_tokenizer.convert_tokens_to_ids
     end = small_tokenizer.eos_token_id
     straddles = ids("<answer>I am not ready")
@@ -130,17 +129,9 @@ def test_answer_tokens_leaves_out_tags_and_tokens_that_straddle_them(small_token
         [*ids(list("bc</answer>")), end],
     ]
     tokens, mask = pad(rows, 24)
-    inside = answer_tokens(small_tokenizer)(tokens, mask)
+    inside = safety_verifiers(small_tokenizer)(tokens, mask).answer
     expected = [[*[0] * 9, 1, 1, 0, 1, *[0] * 11], [0, *[1] * 7, *[0] * 16], [*[1] * 11, *[0] * 13]]
     np.testing.assert_array_equal(inside, np.array(expected, bool))
-
-
-def test_other_tags(small_tokenizer):
-    tokens, mask = pad([small_tokenizer.convert_tokens_to_ids(list("x<a>yy</a>z"))], 11)
-    inside = answer_tokens(small_tokenizer, span=("<a>", "</a>"))(tokens, mask)
-    np.testing.assert_array_equal(np.flatnonzero(inside), [4, 5])
-    with pytest.raises(ValueError, match="tag must be ASCII"):
-        answer_tokens(small_tokenizer, span=("", "x"))
 
 
 PIECES = [
