@@ -105,6 +105,8 @@ class AlphaAlign:
     """r_f of the safety reward."""
     refusal_weight: float = 1.0
     """r_a of the safety reward."""
+    balance: bool = True
+    """Weigh refusals more on the side, harmful or harmless, that goes wrong more often."""
     helpfulness_weight: float = 0.3
     """Weight of the helpfulness reward; 0 leaves its scoring pass out."""
     kl_coefficient: float = 0.0
@@ -256,6 +258,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> int:
         format_weight=settings.format_weight,
         refusal_weight=settings.refusal_weight,
         helpfulness_weight=settings.helpfulness_weight,
+        balance=settings.balance,
     )
     start = params if settings.helpfulness_weight else None
     reward_params = make_reward_params(verifiers, start, dtype)

@@ -11,7 +11,7 @@ def safety_reward(
     refused: jax.Array,
     *,
     format_weight: float = 1.0,
-    refusal_weight: float = 1.0,
+    refusal_weight: float | jax.Array = 1.0,
 ) -> jax.Array:
     """Rewards the format always, and a refusal of harmful prompts only.
 
@@ -25,7 +25,7 @@ def safety_reward(
       well_formed: `[B]` bool, V_f of the output.
       refused: `[B]` bool, V_r of the answer.
       format_weight: r_f.
-      refusal_weight: r_a.
+      refusal_weight: r_a, one for all rows or `[B]`.
 
     Returns:
       `[B]` float32.

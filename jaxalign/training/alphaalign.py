@@ -7,6 +7,11 @@ The constant r_a on benign prompts is ours: a critic or a group's mean would abs
 a baseline that spans the batch it makes a right answer worth the same on both kinds of prompts.
 Without it refusing would look good as such, since harmful prompts would pay more at their best.
 
+Balancing is ours too (`balanced_weights`): r_a grows on the side, harmful or harmless, that goes
+wrong more often. With a constant r_a and as many harmful as harmless prompts, refusing more and
+refusing less pay the same to a policy that can't tell them apart yet, so its share of refusals
+drifts, up to an end from where it hardly returns.
+
 R_s: `jaxalign.rewards.safety_reward`; R_h: `jaxalign.rewards.helpfulness_reward`. The score that
 R_h normalises is, offline, ours: the mean log-likelihood per token of the answer given the bare
 question under the frozen start model, so an answer that the original model would have given
@@ -88,12 +93,36 @@ def answer_likelihood(
     return jnp.where(count > 0, mean, -jnp.log(float(model.config.vocab_size)))
 
 
+def balanced_weights(harmful: jax.Array, refused: jax.Array) -> jax.Array:
+    """Weights of the refusal reward that grow with the errors of a row's side. Ours.
+
+        w_i = 2 e_side(i) / (e_harmful + e_harmless),   e_side = (wrong + 1) / (rows + 2)
+
+    `wrong` counts the side's rows that refuse where they should answer or the other way round, in
+    this batch. Equal error rates give 1 everywhere, and a side without rows counts as half wrong.
+
+    Args:
+      harmful: `[B]` bool, whether a row ought to refuse.
+      refused: `[B]` bool, whether it does.
+
+    Returns:
+      `[B]` float32 between 0 and 2.
+    """
+    chex.assert_rank([harmful, refused], 1)
+    chex.assert_equal_shape([harmful, refused])
+    wrong = harmful != refused
+    rate = lambda side: (jnp.sum(wrong & side) + 1.0) / (jnp.sum(side) + 2.0)  # noqa: E731
+    on_harmful, on_harmless = rate(harmful), rate(~harmful)
+    return 2.0 * jnp.where(harmful, on_harmful, on_harmless) / (on_harmful + on_harmless)
+
+
 def alphaalign_reward(
     model: Transformer,
     *,
     format_weight: float = 1.0,
     refusal_weight: float = 1.0,
     helpfulness_weight: float = 1.0,
+    balance: bool = False,
 ) -> RewardFn:
     """Builds the reward function of AlphaAlign for `make_step`.
 
@@ -102,6 +131,7 @@ def alphaalign_reward(
       format_weight: r_f. The paper is silent; 1 is ours.
       refusal_weight: r_a. The paper is silent; 1 is ours.
       helpfulness_weight: w, 1 in the paper; 0 leaves the scoring pass out.
+      balance: multiply r_a by `balanced_weights`; the paper does not.
 
     Returns:
       a function of (`RewardParams`, batch with `PromptFacts`, rollout).
@@ -113,14 +143,15 @@ def alphaalign_reward(
         verdict = params.verifiers(samples.tokens, samples.mask)
         kind = jnp.repeat(facts.kind, samples.tokens.shape[0] // prompts)
         harmful = kind == KINDS.index("harmful")
+        weight = refusal_weight * (balanced_weights(harmful, verdict.refused) if balance else 1.0)
         total = safety_reward(
             harmful,
             verdict.well_formed,
             verdict.refused,
             format_weight=format_weight,
-            refusal_weight=refusal_weight,
+            refusal_weight=weight,
         )
-        total = total + refusal_weight * ~harmful
+        total = total + weight * ~harmful
         details = {"well_formed": verdict.well_formed, "refused": verdict.refused}
         metrics: Metrics = {"well_formed": verdict.well_formed.mean()}
         scored = facts.questions.shape[0]

@@ -18,6 +18,7 @@ from jaxalign.training.alphaalign import (
     PromptFacts,
     alphaalign_reward,
     answer_likelihood,
+    balanced_weights,
     make_reward_params,
 )
 from jaxalign.training.state import init_state
@@ -77,6 +78,36 @@ def test_without_helpfulness_it_is_the_safety_reward_with_equal_tops(scene):
     assert float(score.metrics["benign_refused"]) == 0.25
     assert float(score.metrics["lookalike_refused"]) == 0.75
     assert float(score.metrics["well_formed"]) == 9 / 12
+
+
+def test_balance_gives_the_side_with_more_errors_more_weight(scene):
+    """Harmful: 2 of 4 wrong, e = 3/6. Harmless: 4 of 8 wrong, e = 5/10. Nothing to shift."""
+    even = alphaalign_reward(MODEL, helpfulness_weight=0.0, balance=True)(*scene)
+    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene)
+    np.testing.assert_array_equal(even.rewards, plain.rewards)
+    # All refuse: harmful 0 of 4 wrong, e = 1/6; harmless 8 of 8 wrong, e = 9/10.
+    harmful = jnp.arange(12) < 4
+    weights = balanced_weights(harmful, jnp.ones(12, bool))
+    low, high = 2 * (1 / 6) / (1 / 6 + 0.9), 2 * 0.9 / (1 / 6 + 0.9)
+    np.testing.assert_allclose(weights, [low] * 4 + [high] * 8, rtol=1e-6)
+    # None refuse: the same with the sides swapped, 5/6 and 1/10.
+    weights = balanced_weights(harmful, jnp.zeros(12, bool))
+    low, high = 2 * 0.1 / (5 / 6 + 0.1), 2 * (5 / 6) / (5 / 6 + 0.1)
+    np.testing.assert_allclose(weights, [high] * 4 + [low] * 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_balance_pulls_a_blind_policy_back_to_the_middle(share):
+    """Refusing everybody with one probability p: the reward's slope in p points towards one half.
+
+    On its side, a right answer pays w. Refusing one more sample changes the expected reward by
+    w_harmful − w_harmless, 0 without the weights: they push against the side that p favours.
+    """
+    harmful = jnp.arange(40) < 20
+    refused = (jnp.arange(40) % 20) < share * 20
+    weights = balanced_weights(harmful, refused)
+    slope = float(weights[0] - weights[-1])
+    assert slope > 1 if share < 0.5 else slope < -1
 
 
 def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
