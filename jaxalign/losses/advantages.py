@@ -1,8 +1,9 @@
 """Advantages from one scalar reward per sampled completion (no critic).
 
-N prompts, G samples of each. All functions take rewards `[N, G]` of any real dtype, compute in
-float32 and return float32 `[N, G]`. Rewards are constants: no gradient flows through them. Rewards
-that are all equal, and a single sample (G = 1, or N·G = 1 for the batch form), give exact zeros.
+N prompts, G samples of each. Advantage functions take rewards `[N, G]` of any real dtype, compute
+in float32 and return float32 `[N, G]`. Rewards are constants: no gradient flows through them.
+Rewards that are all equal, and a single sample (G = 1, or N·G = 1 for the batch form), give exact
+zeros.
 """
 
 import math
@@ -133,6 +134,89 @@ def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
     chex.assert_rank(rewards, 2)
     samples = rewards.shape[1]
     return _centre(rewards, axis=(1,)) * (samples / max(samples - 1, 1))
+
+
+def multi_reward_advantages(
+    rewards: jax.Array, weights: jax.Array, *, ddof: int = 1, eps: float = 1e-4
+) -> jax.Array:
+    """Each reward normalised by itself within its group, then their weighted sum in the batch.
+
+    a_ijk = (r_ijk − mean_j r_ijk) / (std_j r_ijk + eps),  s_ij = Σ_k weight_k·a_ijk
+    A_ij = (s_ij − mean s) / (std s + eps),  mean and std over all N·G
+
+    A reward with a large spread thus doesn't drown the others, and two sums that are equal by
+    chance of different parts are told apart.
+
+    `rewards` must be the global batch, not one device's or one micro-batch's share of it.
+
+    Source: GDPO (arXiv 2601.05242). TRL: `multi_objective_aggregation="normalize_then_sum"`.
+    tunix, verl: no setting gives it.
+
+    Args:
+      rewards: `[N, G, K]`, K kinds of reward; constants.
+      weights: `[K]`.
+      ddof: 1 for the sample deviation, 0 for the population deviation.
+      eps: added to each deviation.
+
+    Returns:
+      float32 `[N, G]`.
+    """
+    chex.assert_rank([rewards, weights], [3, 1])
+    chex.assert_axis_dimension(rewards, 2, weights.shape[0])
+    apart = [group_advantages(rewards[..., k], ddof=ddof, eps=eps) for k in range(rewards.shape[2])]
+    total = jnp.stack(apart, axis=-1) @ jnp.asarray(weights, jnp.float32)
+    return batch_advantages(total, ddof=ddof, eps=eps)
+
+
+def informative_groups(rewards: jax.Array) -> jax.Array:
+    """Which prompts have samples that differ in reward, and so anything to say under GRPO.
+
+    keep_i = max_j r_ij > min_j r_ij
+
+    Dynamic sampling draws further prompts in place of the others, or leaves them out of the loss:
+    `mask & jnp.repeat(informative_groups(rewards), G)[:, None]`.
+
+    Source: dynamic sampling, DAPO (arXiv 2503.14476), section 3.2. TRL: logged only, as
+    "frac_reward_zero_std". verl: `filter_groups`. tunix: none.
+
+    Args:
+      rewards: `[N, G]`.
+
+    Returns:
+      bool `[N]`; False for G = 1.
+    """
+    chex.assert_rank(rewards, 2)
+    return jnp.max(rewards, axis=1) > jnp.min(rewards, axis=1)
+
+
+def token_rewards(
+    rewards: jax.Array, kl: jax.Array, mask: jax.Array, *, kl_coefficient: float
+) -> jax.Array:
+    """Rewards per token for `gae`: the KL's price at every token, the reward at the last one.
+
+    r_t = −β·kl_t + [t is the row's last trained token]·reward
+
+    Source: the usual PPO for language models (arXiv 1909.08593). tunix: PPO's `beta`. verl:
+    `use_kl_in_reward`. TRL: no PPO in its wheel.
+
+    Args:
+      rewards: `[B]`, one per completion.
+      kl: `[B, T]` from `kl_divergence`, "k1" or "k3".
+      mask: bool or 0/1 `[B, T]`, the trained tokens.
+      kl_coefficient: β.
+
+    Returns:
+      float32 `[B, T]`, 0 where masked. A row without a trained token loses its reward.
+    """
+    chex.assert_rank([rewards, kl, mask], [1, 2, 2])
+    chex.assert_equal_shape([kl, mask])
+    chex.assert_equal_shape_prefix([rewards, mask], 1)
+    mask = jnp.asarray(mask, bool)
+    left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # trained tokens from here to the end
+    last = mask & (left == 1)
+    rewards, kl = (jnp.asarray(x, jnp.float32) for x in (rewards, kl))
+    priced = jnp.where(mask, -kl_coefficient * kl, 0.0)
+    return jax.lax.stop_gradient(priced + last * rewards[:, None])
 
 
 def _standardize(

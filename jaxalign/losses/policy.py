@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxalign.losses.aggregate import aggregate
 
 # exp(20) ≈ 5e8. Beyond it the ratio is constant, so that no stray position overflows to inf.
-_MAX_LOG_RATIO = 20.0
+MAX_LOG_RATIO = 20.0
 
 
 def clipped_surrogate(
@@ -73,6 +73,92 @@ def clipped_surrogate(
     loss = -jnp.minimum(rho * advantages, clipped * advantages)
     if dual_clip is not None:
         loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+    return loss if mask is None else jnp.where(jnp.asarray(mask, bool), loss, 0.0)
+
+
+def clipped_importance_loss(
+    logp: jax.Array,
+    old_logp: jax.Array,
+    advantages: jax.Array,
+    *,
+    max_ratio: float = 5.0,
+    min_ratio: float = 0.0,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """CISPO: REINFORCE with a clipped, constant importance ratio, so that no token is left out.
+
+    ℓ_t = −sg( clip(ρ_t, min_ratio, max_ratio) )·A_t·logp_t,  ρ_t = exp(logp_t − old_t)
+
+    Where PPO's clip drops a token's gradient, this bounds its size.
+
+    Source: CISPO (MiniMax-M1, arXiv 2506.13585), equations 4 and 5.
+    TRL: `loss_type="cispo"`, whose `epsilon_high` is max_ratio. verl: "cispo" is min_ratio =
+    1 − clip_ratio_low, max_ratio = 1 + clip_ratio_high. tunix: none.
+
+    Args:
+      logp: `[B, T]` log-probs of the tokens under the policy being trained.
+      old_logp: `[B, T]` log-probs under the policy that sampled them; constants.
+      advantages: `[B]` or `[B, T]`; constants.
+      max_ratio: upper bound of the ratio itself, not of its distance from 1.
+      min_ratio: lower bound of the ratio.
+      mask: bool or 0/1 `[B, T]`; with it the loss is 0 elsewhere, whatever stands there.
+
+    Returns:
+      float32 `[B, T]`, unreduced.
+
+    Raises:
+      ValueError: min_ratio is not below max_ratio.
+    """
+    if min_ratio >= max_ratio:
+        raise ValueError(f"min_ratio must be below max_ratio={max_ratio}, got {min_ratio}")
+    rho, advantages = _ratio_and_advantages(logp, old_logp, advantages, "token", mask)
+    logp = jnp.asarray(logp, jnp.float32)
+    if mask is not None:
+        logp = jnp.where(jnp.asarray(mask, bool), logp, 0.0)
+    weight = jax.lax.stop_gradient(jnp.clip(rho, min_ratio, max_ratio))
+    return -weight * advantages * logp
+
+
+def soft_gated_surrogate(
+    logp: jax.Array,
+    old_logp: jax.Array,
+    advantages: jax.Array,
+    *,
+    temperature_positive: float = 1.0,
+    temperature_negative: float = 1.05,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """SAPO: a smooth gate in place of PPO's hard clip.
+
+    ℓ_t = −(4/τ)·σ( τ·(ρ_t − 1) )·A_t,  τ = τ⁺ where A_t > 0, else τ⁻
+
+    Its slope in ρ is that of PPO at ρ = 1 and fades on both sides, faster for larger τ.
+
+    Source: SAPO (arXiv 2511.20347). TRL: `loss_type="sapo"`, `sapo_temperature_pos`,
+    `sapo_temperature_neg`, reduced by sequence_mean. verl: "sapo". tunix: none.
+
+    Args:
+      logp: `[B, T]` log-probs of the tokens under the policy being trained.
+      old_logp: `[B, T]` log-probs under the policy that sampled them; constants.
+      advantages: `[B]` or `[B, T]`; constants.
+      temperature_positive: τ⁺, above 0.
+      temperature_negative: τ⁻, above 0.
+      mask: bool or 0/1 `[B, T]`; with it the loss is 0 elsewhere, whatever stands there.
+
+    Returns:
+      float32 `[B, T]`, unreduced.
+
+    Raises:
+      ValueError: a temperature of 0 or less.
+    """
+    if min(temperature_positive, temperature_negative) <= 0:
+        raise ValueError(
+            "temperature_positive and temperature_negative must be above 0, got "
+            f"{temperature_positive} and {temperature_negative}"
+        )
+    rho, advantages = _ratio_and_advantages(logp, old_logp, advantages, "token", mask)
+    tau = jnp.where(advantages > 0, temperature_positive, temperature_negative)
+    loss = -4.0 / tau * jax.nn.sigmoid(tau * (rho - 1.0)) * advantages
     return loss if mask is None else jnp.where(jnp.asarray(mask, bool), loss, 0.0)
 
 
@@ -147,6 +233,6 @@ def _ratio_and_advantages(
         means = jnp.sum(log_ratio, axis=-1, keepdims=True) / jnp.maximum(lengths, 1)
         log_ratio = log_ratio - jax.lax.stop_gradient(log_ratio) + jax.lax.stop_gradient(means)
 
-    rho = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    rho = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
     return rho, advantages if advantages.ndim == 2 else advantages[:, None]

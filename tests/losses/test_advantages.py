@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from jaxalign.losses import (
     batch_advantages,
     group_advantages,
+    informative_groups,
     leave_one_out_advantages,
+    multi_reward_advantages,
     shrinkage_advantages,
 )
 
@@ -185,3 +187,40 @@ def test_jit_and_vmap(function):
 def test_wrong_rank_is_refused(function):
     with pytest.raises(AssertionError, match="rank"):
         function(jnp.ones(4))
+
+
+# Several rewards, and groups with nothing to say.
+
+
+def test_multi_reward_advantages_tell_apart_what_sums_confuse():
+    """Format and refusal: (1, 0) and (0, 1) have one sum, yet the rarer merit counts more."""
+    rewards = jnp.array([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    assert not np.any(group_advantages(rewards.sum(-1)))
+    got = np.asarray(multi_reward_advantages(rewards, jnp.array([1.0, 2.0])))
+    assert got[0, 3] > 0 > got[0, 0] == got[0, 1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    hnp.arrays(np.float32, (3, 4, 2), elements=st.integers(-64, 64).map(lambda i: i / 8)),
+    hnp.arrays(np.float32, (2,), elements=st.sampled_from([0.5, 1.0, 2.0])),
+)
+def test_multi_reward_float64_oracle(rewards, weights):
+    apart = np.stack([oracle(rewards[..., k], 1, 1, 1e-4) for k in range(2)], axis=-1)
+    want = oracle(apart @ weights.astype(np.float64), None, 1, 1e-4)
+    got = multi_reward_advantages(rewards, weights)
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
+
+
+def test_multi_reward_shapes_are_checked():
+    with pytest.raises(AssertionError):
+        multi_reward_advantages(jnp.ones((2, 3, 2)), jnp.ones(3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(eighths)
+def test_informative_groups_are_those_with_an_advantage(rewards):
+    rewards[0] = rewards[0, 0]
+    got = np.asarray(informative_groups(rewards))
+    np.testing.assert_array_equal(got, np.any(np.asarray(group_advantages(rewards)) != 0, axis=1))
+    assert not got[0] and not np.any(informative_groups(rewards[:, :1]))

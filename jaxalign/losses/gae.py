@@ -1,0 +1,90 @@
+"""Generalized advantage estimation: advantages per token from a critic's values."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def gae(
+    rewards: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    *,
+    discount: float = 1.0,
+    lambda_: float = 0.95,
+) -> tuple[jax.Array, jax.Array]:
+    """Exponentially weighted sums of temporal-difference errors, over the trained tokens alone.
+
+    δ_t = r_t + γ·V_t' − V_t
+    A_t = δ_t + γλ·A_t'            t' the row's next trained token; V and A are 0 after the last
+    R_t = A_t + V_t
+
+    Masked positions (a tool's answer, padding) are skipped: time does not pass there, so a reward
+    after a tool's answer is not discounted by the answer's length.
+
+    Source: Schulman et al., "High-dimensional continuous control using generalized advantage
+    estimation" (arXiv 1506.02438), equation 16.
+    TRL: no PPO in its wheel. tunix: `compute_gae_advantages`; verl: `compute_gae_advantage_return`:
+    both also whiten the advantages, which is `whiten` here.
+
+    Args:
+      rewards: `[B, T]`; constants.
+      values: `[B, T]` the critic's values of the states before each token; constants.
+      mask: bool or 0/1 `[B, T]`, the trained tokens. What stands elsewhere does not matter.
+      discount: γ.
+      lambda_: λ; 1 gives the returns minus values, 0 the one-step errors.
+
+    Returns:
+      advantages and returns, float32 `[B, T]`, both 0 where masked.
+    """
+    chex.assert_rank([rewards, values, mask], 2)
+    chex.assert_equal_shape([rewards, values, mask])
+    mask = jnp.asarray(mask, bool)
+    clean = lambda x: jnp.where(mask, jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), 0.0)  # noqa: E731
+    rewards, values = clean(rewards), clean(values)
+
+    def back(
+        later: tuple[jax.Array, jax.Array], token: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        next_value, next_advantage = later
+        reward, value, trained = token
+        advantage = reward + discount * (next_value + lambda_ * next_advantage) - value
+        kept = jnp.where(trained, value, next_value), jnp.where(trained, advantage, next_advantage)
+        return kept, advantage
+
+    nothing = jnp.zeros(rewards.shape[0], jnp.float32)
+    _, advantages = jax.lax.scan(
+        back, (nothing, nothing), (rewards.T, values.T, mask.T), reverse=True
+    )
+    advantages = jnp.where(mask, advantages.T, 0.0)
+    return advantages, jnp.where(mask, advantages + values, 0.0)
+
+
+def whiten(advantages: jax.Array, mask: jax.Array, *, eps: float = 1e-8) -> jax.Array:
+    """Advantages with mean 0 and variance 1 over the trained tokens of the batch.
+
+    (A − mean A) / √(var A + eps),  mean and variance over Σ mask tokens, divisor Σ mask − 1
+
+    The batch must be the global one.
+
+    Source: the usual companion of PPO. tunix and verl do the same inside their GAE. REINFORCE++
+    (arXiv 2501.03262) with per-token rewards is `whiten(gae(..., values=0, lambda_=1)[0], mask)`,
+    verl's "reinforce_plus_plus".
+
+    Args:
+      advantages: `[B, T]`; constants.
+      mask: bool or 0/1 `[B, T]`, the trained tokens.
+      eps: added to the variance.
+
+    Returns:
+      float32 `[B, T]`, 0 where masked and everywhere if fewer than two tokens are trained.
+    """
+    chex.assert_rank([advantages, mask], 2)
+    chex.assert_equal_shape([advantages, mask])
+    mask = jnp.asarray(mask, bool)
+    advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
+    count = jnp.sum(mask)
+    mean = jnp.sum(jnp.where(mask, advantages, 0.0)) / jnp.maximum(count, 1)
+    centred = jnp.where(mask, advantages - mean, 0.0)
+    variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
+    return jnp.where(count > 1, centred * jax.lax.rsqrt(variance + eps), 0.0)
