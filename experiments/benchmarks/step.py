@@ -14,7 +14,6 @@ is the compiled AlphaAlign step, verifiers and helpfulness scores included.
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from timing import best, product_rate
 
 from jaxalign.data import KINDS, batch_at, builtin_prompts
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
@@ -134,17 +134,6 @@ def main(settings: Settings) -> None:
     print(f"shared context: the update is {plain / shared:.2f} times as fast")
 
 
-def best(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """The fastest of several runs, compilation left out, and the last result."""
-    result = jax.block_until_ready(run())
-    seconds = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        result = jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds), result
-
-
 def unshare(batch: Batch, samples: Rollout) -> Batch:
     """The same batch with prefix and prompt written out for every sample."""
     group = samples.tokens.shape[0] // batch.prompts.shape[0]
@@ -152,14 +141,6 @@ def unshare(batch: Batch, samples: Rollout) -> Batch:
     whole = jnp.concatenate([opening, batch.prompts], axis=1)
     mask = jnp.concatenate([jnp.ones(opening.shape, bool), batch.prompt_mask], axis=1)
     return Batch(jnp.repeat(whole, group, 0), jnp.repeat(mask, group, 0), batch.prefix[:0])
-
-
-def product_rate(dtype: Any) -> float:
-    """FLOP/s of the MLP's product over 4,096 tokens."""
-    x, weight = jnp.ones((4096, 576), dtype), jnp.ones((1536, 576), dtype)
-    product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
-    seconds, _ = best(lambda: product(x, weight), 20)
-    return 2 * 4096 * 576 * 1536 / seconds
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ def importance_weights(
     efficient RL framework secretly brings you off-policy RL training" (2025). |log w| above 20 is
     cut.
     TRL: `vllm_importance_sampling_mode` "token_truncate", "token_mask", "sequence_truncate",
-    "sequence_mask" (default), `vllm_importance_sampling_cap` 3.0. tunix: `sampler_is="token"` is
-    token, truncate, 2.0. verl: `rollout_is` with `rollout_is_threshold` 2.0.
+    "sequence_mask" (default), `vllm_importance_sampling_clip_max` 3.0. tunix (agentic):
+    `sampler_is="token"` is token, truncate, 2.0. verl: `rollout_is` with `rollout_is_threshold`
+    2.0.
 
     Args:
       logp: `[B, T]` the trainer's log-probs before the first update; constants.

@@ -6,62 +6,73 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# exp(20) ≈ 5e8. Beyond it k3 is constant, so that no stray position overflows to inf.
-_MAX_LOG_RATIO = 20.0
+from jaxalign.losses.policy import MAX_LOG_RATIO
 
 
 def kl_divergence(
-    logp: jax.Array, ref_logp: jax.Array, *, estimator: Literal["k1", "k2", "k3"] = "k2"
+    logp: jax.Array,
+    ref_logp: jax.Array,
+    *,
+    estimator: Literal["k1", "k2", "k3"] = "k2",
+    old_logp: jax.Array | None = None,
 ) -> jax.Array:
     """Per-token estimate of KL(π‖π_ref) for tokens sampled from π.
 
     With d_t = ref_t − logp_t:
 
-    k1 = −d            gradient of logp: 1          unbiased value, can be negative
-    k2 = d²/2          gradient of logp: −d         biased value, small variance
-    k3 = e^d − d − 1   gradient of logp: 1 − e^d    unbiased value, never negative
+    k1 = −d              gradient of logp: 1            unbiased value, can be negative
+    k2 = d²/2            gradient of logp: −d           biased value, small variance
+    k3 = e^d − d − 1     gradient of logp: 1 − e^d      unbiased value, never negative
+    ρ·k3, ρ = exp(logp − old)          gradient: −ρ·d   k3 with old_logp; unbiased off-policy too
 
     As a *loss* use k2: averaged over tokens sampled from π, its gradient is that of the KL at each
     position (what a token does to later positions is left out, as in every per-token loss). For
-    several updates on the same samples use k3 times a differentiable importance ratio, whose
-    gradient ρ·(logp − ref) stays right off-policy and is k2's at ρ = 1::
-
-        ratio = jnp.exp(logp - jax.lax.stop_gradient(old_logp))
-        kl = ratio * kl_divergence(logp, ref_logp, estimator="k3")
+    several updates on the same samples use ρ·k3 (estimator="k3" with `old_logp`): ρ is
+    differentiated too, so that its gradient stays right off-policy and is k2's at ρ = 1.
 
     Do not minimize k1: the reference drops out of its gradient, which only lowers the log-prob of
     whatever was sampled and averages to zero. k3 alone pulls along the KL the other way round,
     KL(π_ref‖π). As a *reward penalty*, without gradient, k1 and k3 are both sound.
 
-    `ref_logp` is a constant. k3 cuts d above 20, without gradient. `aggregate` hides the values at
-    masked positions, but their gradient is free of NaN only where both log-probs are finite.
+    `ref_logp` and `old_logp` are constants. d above 20 and |log ρ| above 20 are cut in k3, without
+    gradient. `aggregate` hides the values at masked positions, but their gradient is free of NaN
+    only where the log-probs are finite.
 
     Source: estimators: J. Schulman, "Approximating KL divergence" (2020); their gradients: arXiv
     2506.09477; ratio times k3: DeepSeek-V3.2 (arXiv 2512.02556).
-    TRL: ratio·k3 is the default, `use_bias_correction_kl=False` is k3. tunix: `kl_loss_mode` "kl"
-    (its default), "mse_kl", "low_var_kl" are k1, k2, k3. verl: "kl", "mse", "low_var_kl"; the last
-    also clips d to ±20 and the result to ±10.
+    TRL: ρ·k3 is the default, `use_bias_correction_kl=False` is k3. tunix: `kl_loss_mode` "kl" (its
+    default), "mse_kl", "low_var_kl" are k1, k2, k3. verl: "kl", "mse", "low_var_kl"; the last also
+    clips d to ±20 and the result to ±10.
 
     Args:
       logp: `[B, T]` log-probs of the tokens under the policy being trained.
       ref_logp: `[B, T]` log-probs under the frozen reference, at the same temperature.
       estimator: "k1", "k2" or "k3".
+      old_logp: `[B, T]` log-probs under the policy that sampled the tokens; with "k3" only.
 
     Returns:
       float32 `[B, T]`, unreduced.
 
     Raises:
-      ValueError: an unknown estimator.
+      ValueError: an unknown estimator, or old_logp with another than "k3".
     """
     chex.assert_rank([logp, ref_logp], 2)
     chex.assert_equal_shape([logp, ref_logp])
+    if old_logp is not None and estimator != "k3":
+        raise ValueError(f"old_logp weighs estimator='k3' alone, got estimator={estimator!r}")
     ref_logp = jax.lax.stop_gradient(jnp.asarray(ref_logp, jnp.float32))
-    d = ref_logp - jnp.asarray(logp, jnp.float32)
+    logp = jnp.asarray(logp, jnp.float32)
+    d = ref_logp - logp
     if estimator == "k1":
         return -d
     if estimator == "k2":
         return 0.5 * d**2
     if estimator == "k3":
-        d = jnp.minimum(d, _MAX_LOG_RATIO)
-        return jnp.expm1(d) - d  # expm1 keeps the digits of a small d
+        d = jnp.minimum(d, MAX_LOG_RATIO)
+        k3 = jnp.expm1(d) - d  # expm1 keeps the digits of a small d
+        if old_logp is None:
+            return k3
+        chex.assert_equal_shape([logp, old_logp])
+        log_ratio = logp - jax.lax.stop_gradient(jnp.asarray(old_logp, jnp.float32))
+        return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)) * k3
     raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")

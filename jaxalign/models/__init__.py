@@ -11,6 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.gguf import load_gguf, load_gguf_tokenizer, smollm2_path
+from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.transformer import Params, Remat, Transformer
 
@@ -18,6 +19,7 @@ __all__ = [
     "ModelConfig",
     "Transformer",
     "completion_logps",
+    "hidden_token_logps",
     "load_pretrained",
     "save_pretrained",
     "smollm2_path",

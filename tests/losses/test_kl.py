@@ -101,14 +101,36 @@ def test_k3_has_the_gradient_of_the_other_kl():
 
 
 def test_ratio_times_k3_has_the_gradient_of_the_kl_off_policy():
-    old = jax.nn.log_softmax(OLD)[None]
+    old, reference = jax.nn.log_softmax(OLD)[None], jax.nn.log_softmax(REFERENCE)[None]
 
     def weighted(logp):
-        return jnp.exp(logp - old) * estimate("k3")(logp)
+        return kl_divergence(logp, reference, estimator="k3", old_logp=old)
 
     want = jax.grad(exact_kl)(POLICY, REFERENCE)
     np.testing.assert_allclose(expected_gradient(weighted, OLD), want, atol=1e-6)
     assert np.max(np.abs(expected_gradient(estimate("k2"), OLD) - want)) > 0.01  # k2 is on-policy
+
+
+@settings(deadline=None, max_examples=30)
+@given(logps, logps)
+def test_ratio_times_k3_has_the_gradient_of_k2_on_policy(logp, ref):
+    def gradient(**how):
+        return jax.grad(lambda x: jnp.sum(kl_divergence(x, ref, **how)))(jnp.asarray(logp))
+
+    weighted = gradient(estimator="k3", old_logp=logp)
+    np.testing.assert_allclose(weighted, gradient(estimator="k2"), rtol=1e-5, atol=2e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(logps, logps, logps)
+def test_ratio_times_k3_against_float64(logp, ref, old):
+    got = kl_divergence(logp, ref, estimator="k3", old_logp=old)
+    want = np.exp(np.asarray(logp, np.float64) - old) * oracle(logp, ref, "k3")
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda o: jnp.sum(kl_divergence(logp, ref, estimator="k3", old_logp=o)))(
+        jnp.asarray(old)
+    )
+    np.testing.assert_array_equal(gradient, np.zeros_like(old))  # the sampler's are constants
 
 
 @settings(deadline=None, max_examples=30)
@@ -165,6 +187,8 @@ def test_bad_arguments_are_named():
     x = jnp.zeros((2, 3))
     with pytest.raises(ValueError, match="'k1', 'k2' or 'k3', got 'k4'"):
         kl_divergence(x, x, estimator="k4")
+    with pytest.raises(ValueError, match="old_logp weighs estimator='k3' alone, got"):
+        kl_divergence(x, x, old_logp=x)
     with pytest.raises(AssertionError):
         kl_divergence(x, x[:1])
     with pytest.raises(AssertionError):
