@@ -1,15 +1,15 @@
-"""Times a policy loss with its gradient from hidden states, chunked and with all logits at once.
+"""Times a policy loss with its gradient from hidden states, in tiles and with all logits at once.
 
     python experiments/benchmarks/losses.py
-    python experiments/benchmarks/losses.py --dtype bfloat16 --chunk 2048
+    python experiments/benchmarks/losses.py --dtype bfloat16 --tile 4096
     python experiments/benchmarks/losses.py --rows 1024 --repeats 5
 
 Both ways compute GRPO's loss of `rows` tokens and its gradient with respect to the hidden states
-and the output projection. "all logits" is the usual `token_logps(hidden @ W.T, tokens)`;
-"chunked" is `jaxalign.models.hidden_token_logps`, which holds `chunk` rows of logits at a time and
-computes them again on the way back: four products of [rows, width, vocabulary] instead of three,
-so 1.33 is the ratio of times to expect where products are all that counts. Memory is what the
-compiled program asks for beyond its inputs: results and temporaries.
+and the output projection. "all logits" is the usual `token_logps(hidden @ W.T, tokens)`; "tiled" is
+`jaxalign.models.hidden_token_logps`, which holds the logits of `tile` words at a time and computes
+them again on the way back: four products of [rows, width, vocabulary] instead of three, so that
+1.33 is the ratio of times to expect where products are all that counts. Memory is what the compiled
+program asks for beyond its inputs: results and temporaries.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Settings:
     """V; that of Qwen2.5."""
     width: int = 896
     """D; that of Qwen2.5-0.5B."""
-    chunk: int = 1024
-    """Rows of logits that the chunked way holds."""
+    tile: int | None = None
+    """Words whose logits the tiled way holds; None: as many as 128 MB hold."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the hidden states and the products; logits are float32."""
     repeats: int = 2
@@ -63,8 +63,8 @@ def main(settings: Settings) -> None:
         logits = hidden @ weight.astype(hidden.dtype).T
         return token_logps(logits, tokens)
 
-    def chunked(hidden: jax.Array, weight: jax.Array) -> jax.Array:
-        return hidden_token_logps(hidden, weight, tokens, chunk=settings.chunk)
+    def tiled(hidden: jax.Array, weight: jax.Array) -> jax.Array:
+        return hidden_token_logps(hidden, weight, tokens, tile=settings.tile)
 
     def measure(logps: Callable[..., jax.Array]) -> tuple[float, float, jax.Array]:
         def loss(hidden: jax.Array, weight: jax.Array) -> jax.Array:
@@ -84,12 +84,12 @@ def main(settings: Settings) -> None:
     print(f"one product: {rate / 1e9:.0f} GFLOP/s; {settings.rows} tokens, V={settings.vocabulary}")
     print(f"{'way':14}{'seconds':>9}{'floor s':>9}{'GiB':>9}")
     results = []
-    for name, logps, products in (("all logits", all_logits, 3), ("chunked", chunked, 4)):
+    for name, logps, products in (("all logits", all_logits, 3), ("tiled", tiled, 4)):
         seconds, memory, value = measure(logps)
         results.append((seconds, memory, value))
         print(f"{name:14}{seconds:9.2f}{products * one / rate:9.2f}{memory:9.2f}", flush=True)
     (seconds, memory, value), (ours_seconds, ours_memory, ours_value) = results
-    print(f"chunked / all logits: time {ours_seconds / seconds:.2f}", end=", ")
+    print(f"tiled / all logits: time {ours_seconds / seconds:.2f}", end=", ")
     print(f"memory {ours_memory / memory:.3f} (1/{memory / ours_memory:.1f})")
     print(f"the losses differ by {abs(float(ours_value - value)):.1e}")
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.models.attention import KeyValues
-from jaxalign.models.heads import CHUNK, hidden_token_logps
+from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.transformer import Params, Transformer, output_weight
 
 
@@ -95,7 +95,7 @@ def completion_logps(
     *,
     prefix: jax.Array | None = None,
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    tile: int | None = None,
 ) -> jax.Array:
     """Log-probabilities of completions given their prompts, differentiable in `params`.
 
@@ -108,7 +108,7 @@ def completion_logps(
       mask: `[B, T]` bool, a prefix of each row: which tokens exist.
       prefix: `[P0]` int32 shared opening, or None.
       temperature: of the policy, as it sampled.
-      chunk: rows of logits held at once.
+      tile: words of the vocabulary whose logits are held at once; see `hidden_token_logps`.
 
     Returns:
       `[B, T]` float32 log π(tokens); values where `mask` is False mean nothing.
@@ -123,5 +123,5 @@ def completion_logps(
     positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
     hidden, _ = _run(model, params, inputs, positions, mask, context.blocks)
     return hidden_token_logps(
-        hidden, output_weight(params), tokens, temperature=temperature, chunk=chunk
+        hidden, output_weight(params), tokens, temperature=temperature, tile=tile
     )

@@ -63,7 +63,7 @@ def shared(params, prompts, prompt_mask, tokens, *, prefix):
         MASK,
         prefix=jnp.array(prefix, jnp.int32) if prefix else None,
         temperature=TEMPERATURE,
-        chunk=7,
+        tile=7,
     )
     return jnp.vdot(WEIGHTS, logps), logps
 

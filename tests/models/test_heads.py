@@ -1,4 +1,4 @@
-"""Chunked log-probabilities equal those of the full logits, and never hold them."""
+"""Tiled log-probabilities equal those of the full logits, and never hold them."""
 
 import re
 
@@ -33,8 +33,8 @@ def test_by_hand():
     np.testing.assert_allclose(np.exp(logps), [[0.1, 0.9]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 7, 20, 21, 1000])  # of 21 rows
-def test_value_and_gradients_equal_full_logits(chunk):
+@pytest.mark.parametrize("tile", [1, 4, 5, 10, 11, 1000, None])  # of 11 words
+def test_value_and_gradients_equal_full_logits(tile):
     hidden, weight, tokens = random_inputs()
     cotangent = np.random.default_rng(1).normal(size=tokens.shape).astype(np.float32)
 
@@ -43,7 +43,7 @@ def test_value_and_gradients_equal_full_logits(chunk):
         return logp, *pullback(cotangent)
 
     got = jax.jit(with_gradients, static_argnums=0)(
-        lambda h, w: hidden_token_logps(h, w, tokens, temperature=0.6, chunk=chunk)
+        lambda h, w: hidden_token_logps(h, w, tokens, temperature=0.6, tile=tile)
     )
     expected = with_gradients(lambda h, w: full(h, w, tokens, 0.6))
     for a, b in zip(got, expected, strict=True):
@@ -76,17 +76,17 @@ def test_logits_are_float32():
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_no_buffer_of_all_logits(backward):
-    """The largest array of the compiled program is one chunk of logits, not B·T rows of them."""
-    batch, length, width, vocab, chunk = 8, 64, 4, 500, 16
+    """The largest array of the compiled program is one tile of logits, not all V of them."""
+    batch, length, width, vocab, tile = 8, 64, 4, 500, 16
     arrays = random_inputs(batch, length, width, vocab)
 
     def loss(hidden, weight, tokens):
-        return hidden_token_logps(hidden, weight, tokens, chunk=chunk).sum()
+        return hidden_token_logps(hidden, weight, tokens, tile=tile).sum()
 
     function = jax.grad(loss, argnums=(0, 1)) if backward else loss
     compiled = jax.jit(function).lower(*arrays).compile()
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", compiled.as_text())
     largest = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
-    assert largest == chunk * vocab  # equal, not less: the pattern does read the program
+    assert largest == batch * length * tile  # equal, not less: the pattern does read the program
     everything = 4 * batch * length * vocab  # bytes
     assert compiled.memory_analysis().temp_size_in_bytes < everything / 4
