@@ -120,7 +120,7 @@ def odds_ratio_loss(chosen_logp: jax.Array, rejected_logp: jax.Array) -> jax.Arr
     ORPO's whole loss is the supervised loss on the chosen answer plus λ times this.
 
     Source: ORPO (arXiv 2403.07691), equation 7. TRL: `ORPOTrainer`, whose `beta` is λ. tunix:
-    `DPOTrainer` with `algorithm="orpo"`. verl: none.
+    `DPOTrainer` with `algorithm="orpo"`, which passes sums in place of means. verl: none.
 
     Args:
       chosen_logp: `[B]` *means* over tokens of the chosen answers' log-probs, below 0; at 0, where

@@ -12,8 +12,8 @@ def cross_entropy(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     ℓ_t = −log softmax(logits_t)[y_t];  loss = aggregate(ℓ, mask)
 
     The mask leaves out prompts, a tool's answers and padding. `logits[:, t]` predicts
-    `tokens[:, t]`: shift before. `jaxalign.models.completion_logps`, negated, is the same without
-    holding `[B, T, V]`.
+    `tokens[:, t]`: shift before. `jaxalign.models.hidden_token_logps`, negated, is the same from
+    hidden states, without holding `[B, T, V]`.
 
     Source: definition. TRL: `SFTTrainer` with `completion_only_loss` or `assistant_only_loss`.
     tunix: `PeftTrainer`'s default loss. verl: `sft_loss`. All of them: mode="token_mean".
