@@ -33,7 +33,8 @@ optimizer = optax.adam(1e-2)
 def step(params, opt_state, key):
     """Sample → reward → advantage → loss → update."""
     tokens = jnp.zeros((N * G, T), int)
-    tokens = tokens.at[:, 0].set(jnp.repeat(jax.random.randint(key, (N,), 0, V), G))
+    prompt_key, key = jax.random.split(key)
+    tokens = tokens.at[:, 0].set(jnp.repeat(jax.random.randint(prompt_key, (N,), 0, V), G))
     for t in range(1, T):
         logits = policy.apply(params, tokens)[:, t - 1]
         tokens = tokens.at[:, t].set(jax.random.categorical(jax.random.fold_in(key, t), logits))
@@ -51,10 +52,11 @@ def step(params, opt_state, key):
 
 def main(steps: int = 100) -> list[float]:
     """Trains, prints every tenth mean reward, returns all of them."""
-    params = policy.init(jax.random.key(0), jnp.zeros((1, T), int))
+    init_key, loop_key = jax.random.split(jax.random.key(0))
+    params = policy.init(init_key, jnp.zeros((1, T), int))
     opt_state, rewards = optimizer.init(params), []
     for number in range(steps):
-        params, opt_state, reward = step(params, opt_state, jax.random.key(number))
+        params, opt_state, reward = step(params, opt_state, jax.random.fold_in(loop_key, number))
         rewards.append(float(reward))
         if number % 10 == 0 or number == steps - 1:
             print(f"step {number}: mean reward {rewards[-1]:.2f}")

@@ -2,14 +2,15 @@
 
 Every loss is per token and unreduced (`[B, T]`); `aggregate` alone reduces. Nothing here knows of
 models, rewards or training, and importing it loads jax and chex only. All arithmetic is float32,
-whatever the inputs are. Every function works under `jit`, `vmap` and `grad`; the keyword arguments
-that choose a formula (strings, `scale`, `ddof`) are static.
+whatever the inputs are. Every function works under `jit`, `vmap` and `grad`. Keyword arguments
+other than arrays are static, Python strings and numbers, so that a senseless one is refused at
+once.
 
 A GRPO step from its parts::
 
     advantages = group_advantages(rewards).reshape(-1)
     loss = clipped_surrogate(logp, old_logp, advantages, mask=mask)
-    loss = loss + beta * kl_divergence(logp, ref_logp, estimator="k2")
+    loss = loss + beta * kl_divergence(logp, ref_logp, mask=mask)
     loss = aggregate(loss, mask, mode="token_mean")
 """
 
@@ -20,11 +21,10 @@ from jaxalign.losses.advantages import (
     leave_one_out_advantages,
     multi_reward_advantages,
     shrinkage_advantages,
-    token_rewards,
 )
 from jaxalign.losses.aggregate import aggregate, denominator
 from jaxalign.losses.entropy import token_entropies
-from jaxalign.losses.gae import gae, whiten
+from jaxalign.losses.gae import gae, token_rewards, whiten
 from jaxalign.losses.importance import importance_weights
 from jaxalign.losses.inverse_frequency import inverse_frequency_advantages, mode_weights
 from jaxalign.losses.kl import kl_divergence

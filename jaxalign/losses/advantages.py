@@ -3,7 +3,7 @@
 N prompts, G samples of each. Advantage functions take rewards `[N, G]` of any real dtype, compute
 in float32 and return float32 `[N, G]`. Rewards are constants: no gradient flows through them.
 Rewards that are all equal, and a single sample (G = 1, or N·G = 1 for the batch form), give exact
-zeros.
+zeros. Rewards must be finite: a NaN spreads over its group, or the batch.
 """
 
 import math
@@ -105,8 +105,13 @@ def shrinkage_advantages(
 
     Returns:
       float32 `[N, G]`.
+
+    Raises:
+      ValueError: a weight outside [0, 1].
     """
     chex.assert_rank(rewards, 2)
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be from 0 to 1, got {weight}")
     whole = _centre(rewards, (0, 1))
     centred = weight * whole + (1.0 - weight) * _centre(rewards, (1,))
     if not scale:
@@ -123,7 +128,9 @@ def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
 
     Source: Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!" (2019); for language
     models RLOO (arXiv 2402.14740).
-    tunix: "rloo". verl: "rloo". TRL: in `GRPOTrainer` `scale_rewards="none"`, times G/(G−1).
+    tunix: "rloo". verl: "rloo". TRL: `RLOOTrainer`, which first takes a KL off the reward (`beta`)
+    and whose ratio is that of whole completions, a product; in `GRPOTrainer` it is
+    `scale_rewards="none"`, times G/(G−1).
 
     Args:
       rewards: `[N, G]`; with G = 1 there are no others and the advantage is 0.
@@ -163,8 +170,8 @@ def multi_reward_advantages(
     """
     chex.assert_rank([rewards, weights], [3, 1])
     chex.assert_axis_dimension(rewards, 2, weights.shape[0])
-    apart = [group_advantages(rewards[..., k], ddof=ddof, eps=eps) for k in range(rewards.shape[2])]
-    total = jnp.stack(apart, axis=-1) @ jnp.asarray(weights, jnp.float32)
+    apart = jax.vmap(lambda r: group_advantages(r, ddof=ddof, eps=eps), 2, 2)(rewards)
+    total = jnp.sum(apart * jnp.asarray(weights, jnp.float32), axis=-1)
     return batch_advantages(total, ddof=ddof, eps=eps)
 
 
@@ -177,7 +184,7 @@ def informative_groups(rewards: jax.Array) -> jax.Array:
     `mask & jnp.repeat(informative_groups(rewards), G)[:, None]`.
 
     Source: dynamic sampling, DAPO (arXiv 2503.14476), section 3.2. TRL: logged only, as
-    "frac_reward_zero_std". verl: `filter_groups`. tunix: none.
+    "frac_reward_zero_std". verl: `filter_groups`. tunix (agentic): `degenerate_group_masking`.
 
     Args:
       rewards: `[N, G]`.
@@ -187,36 +194,6 @@ def informative_groups(rewards: jax.Array) -> jax.Array:
     """
     chex.assert_rank(rewards, 2)
     return jnp.max(rewards, axis=1) > jnp.min(rewards, axis=1)
-
-
-def token_rewards(
-    rewards: jax.Array, kl: jax.Array, mask: jax.Array, *, kl_coefficient: float
-) -> jax.Array:
-    """Rewards per token for `gae`: the KL's price at every token, the reward at the last one.
-
-    r_t = −β·kl_t + [t is the row's last trained token]·reward
-
-    Source: the usual PPO for language models (arXiv 1909.08593). tunix: PPO's `beta`. verl:
-    `use_kl_in_reward`. TRL: no PPO in its wheel.
-
-    Args:
-      rewards: `[B]`, one per completion.
-      kl: `[B, T]` from `kl_divergence`, "k1" or "k3".
-      mask: bool or 0/1 `[B, T]`, the trained tokens.
-      kl_coefficient: β.
-
-    Returns:
-      float32 `[B, T]`, 0 where masked. A row without a trained token loses its reward.
-    """
-    chex.assert_rank([rewards, kl, mask], [1, 2, 2])
-    chex.assert_equal_shape([kl, mask])
-    chex.assert_equal_shape_prefix([rewards, mask], 1)
-    mask = jnp.asarray(mask, bool)
-    left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # trained tokens from here to the end
-    last = mask & (left == 1)
-    rewards, kl = (jnp.asarray(x, jnp.float32) for x in (rewards, kl))
-    priced = jnp.where(mask, -kl_coefficient * kl, 0.0)
-    return jax.lax.stop_gradient(priced + last * rewards[:, None])
 
 
 def _standardize(

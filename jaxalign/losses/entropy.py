@@ -10,9 +10,12 @@ def token_entropies(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array
 
     H_t = log Σ_v exp z_v − Σ_v softmax(z)_v·z_v,  z = logits / temperature
 
-    As a bonus: `loss − coefficient · token_entropies(logits)`, per token, then `aggregate`. This
-    holds `[B, T, V]` in float32. Source: definition; bonus: Mnih et al. (arXiv 1602.01783).
-    TRL: `entropy_from_logits`. tunix: `compute_entropy_from_logits`. verl: `entropy_from_logits`.
+    As a bonus: `loss − coefficient · aggregate(token_entropies(logits), mask)`, a mean over tokens
+    whatever the loss's own reduction is. This holds `[B, T, V]` in float32.
+
+    Source: definition; bonus: Mnih et al. (arXiv 1602.01783).
+    TRL: `entropy_from_logits`, `entropy_coef`. tunix: `compute_entropy_from_logits`, PPO's
+    `entropy_coef`. verl: `entropy_from_logits`, `entropy_coeff`, reduced as the loss is.
 
     Args:
       logits: `[B, T, V]`. −inf bars a token; one token at least must be finite.

@@ -1,4 +1,4 @@
-"""Generalized advantage estimation: advantages per token from a critic's values."""
+"""Generalized advantage estimation: from rewards per token and a critic to advantages per token."""
 
 import chex
 import jax
@@ -40,8 +40,10 @@ def gae(
     chex.assert_rank([rewards, values, mask], 2)
     chex.assert_equal_shape([rewards, values, mask])
     mask = jnp.asarray(mask, bool)
-    clean = lambda x: jnp.where(mask, jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), 0.0)  # noqa: E731
-    rewards, values = clean(rewards), clean(values)
+    rewards, values = (
+        jnp.where(mask, jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), 0.0)
+        for x in (rewards, values)
+    )
 
     def back(
         later: tuple[jax.Array, jax.Array], token: tuple[jax.Array, jax.Array, jax.Array]
@@ -60,6 +62,37 @@ def gae(
     return advantages, jnp.where(mask, advantages + values, 0.0)
 
 
+def token_rewards(
+    rewards: jax.Array, kl: jax.Array, mask: jax.Array, *, kl_coefficient: float
+) -> jax.Array:
+    """Rewards per token for `gae`: the KL's price at every token, the reward at the last one.
+
+    r_t = −β·kl_t + [t is the row's last trained token]·reward
+
+    Source: the usual PPO for language models (arXiv 1909.08593). verl: `use_kl_in_reward`.
+    tunix: PPO's `beta`, whose learner rounds the reward to an integer in 0.1.7. TRL: no PPO in its
+    wheel.
+
+    Args:
+      rewards: `[B]`, one per completion.
+      kl: `[B, T]` from `kl_divergence`, "k1" or "k3".
+      mask: bool or 0/1 `[B, T]`, the trained tokens.
+      kl_coefficient: β.
+
+    Returns:
+      float32 `[B, T]`, 0 where masked. A row without a trained token loses its reward.
+    """
+    chex.assert_rank([rewards, kl, mask], [1, 2, 2])
+    chex.assert_equal_shape([kl, mask])
+    chex.assert_equal_shape_prefix([rewards, mask], 1)
+    mask = jnp.asarray(mask, bool)
+    left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # trained tokens from here to the end
+    last = mask & (left == 1)
+    rewards, kl = (jnp.asarray(x, jnp.float32) for x in (rewards, kl))
+    priced = jnp.where(mask, -kl_coefficient * kl, 0.0)
+    return jax.lax.stop_gradient(priced + last * rewards[:, None])
+
+
 def whiten(advantages: jax.Array, mask: jax.Array, *, eps: float = 1e-8) -> jax.Array:
     """Advantages with mean 0 and variance 1 over the trained tokens of the batch.
 
@@ -68,8 +101,9 @@ def whiten(advantages: jax.Array, mask: jax.Array, *, eps: float = 1e-8) -> jax.
     The batch must be the global one.
 
     Source: the usual companion of PPO. tunix and verl do the same inside their GAE. REINFORCE++
-    (arXiv 2501.03262) with per-token rewards is `whiten(gae(..., values=0, lambda_=1)[0], mask)`,
-    verl's "reinforce_plus_plus".
+    (arXiv 2501.03262) with rewards per token is, for `zero = jnp.zeros_like(rewards)`,
+    `whiten(gae(rewards, zero, mask, lambda_=1.0)[0], mask)`: verl's "reinforce_plus_plus" where no
+    mask has a hole. TRL: none.
 
     Args:
       advantages: `[B, T]`; constants.

@@ -44,8 +44,8 @@ def inverse_frequency_advantages(
 
     Args:
       rewards: `[N, G]`, constants: no gradient flows through them.
-      modes: int `[N, G]`, each in [0, num_modes). A sample outside gets advantage 0 and is not
-        counted.
+      modes: int or bool `[N, G]`, each in [0, num_modes). A sample outside has weight and advantage
+        0, but its reward still takes part in the group's deviation (and mean, form "weight").
       num_modes: how many modes there may be; static.
       form: where the weights go.
       scope: whether frequencies are a prompt's or the batch's. The batch must be the global one.
@@ -90,10 +90,13 @@ def mode_weights(
     scope: Literal["group", "batch"] = "group",
     max_weight: float | None = None,
 ) -> jax.Array:
-    """IFPO's weights w_ij = S / (K·n_m(ij)): see `inverse_frequency_advantages`.
+    """IFPO's weights w_ij = S / (K·n_m(ij)), to weigh anything else by: a loss, a metric.
+
+    Source and libraries: see `inverse_frequency_advantages`.
 
     Args:
-      modes: int `[N, G]`, each in [0, num_modes); a sample outside gets weight 0.
+      modes: int or bool `[N, G]`, each in [0, num_modes); a sample outside gets weight 0 and counts
+        for no mode.
       num_modes: how many modes there may be; static.
       scope: whether frequencies are a prompt's or the batch's.
       max_weight: at least 1, or None.
@@ -111,6 +114,9 @@ def mode_weights(
         raise ValueError(f"num_modes must be at least 1, got {num_modes}")
     if max_weight is not None and max_weight < 1:
         raise ValueError(f"max_weight must be at least 1 or None, got {max_weight}")
+    modes = jnp.asarray(modes)
+    modes = modes.astype(jnp.int32) if modes.dtype == bool else modes
+    chex.assert_type(modes, int)
     member = jax.nn.one_hot(modes, num_modes, dtype=jnp.float32)
     axes = 1 if scope == "group" else (0, 1)
     counts = jnp.sum(member, axis=axes, keepdims=True)  # [N or 1, 1, num_modes]

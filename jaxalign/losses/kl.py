@@ -15,6 +15,7 @@ def kl_divergence(
     *,
     estimator: Literal["k1", "k2", "k3"] = "k2",
     old_logp: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """Per-token estimate of KL(π‖π_ref) for tokens sampled from π.
 
@@ -34,13 +35,13 @@ def kl_divergence(
     whatever was sampled and averages to zero. k3 alone pulls along the KL the other way round,
     KL(π_ref‖π). As a *reward penalty*, without gradient, k1 and k3 are both sound.
 
-    `ref_logp` and `old_logp` are constants. d above 20 and |log ρ| above 20 are cut in k3, without
-    gradient. `aggregate` hides the values at masked positions, but their gradient is free of NaN
-    only where the log-probs are finite.
+    `ref_logp` and `old_logp` are constants. k3 cuts d above 20; k3 alone then has no gradient, ρ·k3
+    still has −ρ·d. |log ρ| above 20 is cut.
 
     Source: estimators: J. Schulman, "Approximating KL divergence" (2020); their gradients: arXiv
     2506.09477; ratio times k3: DeepSeek-V3.2 (arXiv 2512.02556).
-    TRL: ρ·k3 is the default, `use_bias_correction_kl=False` is k3. tunix: `kl_loss_mode` "kl" (its
+    TRL: ρ·k3 is the default, with the row's ratio if `importance_sampling_level="sequence"` (which
+    no argument gives here); `use_bias_correction_kl=False` is k3. tunix: `kl_loss_mode` "kl" (its
     default), "mse_kl", "low_var_kl" are k1, k2, k3. verl: "kl", "mse", "low_var_kl"; the last also
     clips d to ±20 and the result to ±10.
 
@@ -49,6 +50,8 @@ def kl_divergence(
       ref_logp: `[B, T]` log-probs under the frozen reference, at the same temperature.
       estimator: "k1", "k2" or "k3".
       old_logp: `[B, T]` log-probs under the policy that sampled the tokens; with "k3" only.
+      mask: bool or 0/1 `[B, T]`, the trained tokens; with it value and gradient are 0 elsewhere,
+        whatever stands there, NaN included.
 
     Returns:
       float32 `[B, T]`, unreduced.
@@ -60,19 +63,27 @@ def kl_divergence(
     chex.assert_equal_shape([logp, ref_logp])
     if old_logp is not None and estimator != "k3":
         raise ValueError(f"old_logp weighs estimator='k3' alone, got estimator={estimator!r}")
-    ref_logp = jax.lax.stop_gradient(jnp.asarray(ref_logp, jnp.float32))
-    logp = jnp.asarray(logp, jnp.float32)
-    d = ref_logp - logp
+    logp, ref_logp = jnp.asarray(logp, jnp.float32), jnp.asarray(ref_logp, jnp.float32)
+    d = jax.lax.stop_gradient(ref_logp) - logp
+    if mask is not None:
+        chex.assert_equal_shape([logp, mask])
+        d = jnp.where(jnp.asarray(mask, bool), d, 0.0)
     if estimator == "k1":
         return -d
     if estimator == "k2":
         return 0.5 * d**2
-    if estimator == "k3":
-        d = jnp.minimum(d, MAX_LOG_RATIO)
-        k3 = jnp.expm1(d) - d  # expm1 keeps the digits of a small d
-        if old_logp is None:
-            return k3
-        chex.assert_equal_shape([logp, old_logp])
-        log_ratio = logp - jax.lax.stop_gradient(jnp.asarray(old_logp, jnp.float32))
-        return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)) * k3
-    raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+    if estimator != "k3":
+        raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+    cut = jnp.minimum(d, MAX_LOG_RATIO)
+    k3 = jnp.expm1(cut) - cut  # expm1 keeps the digits of a small d
+    if old_logp is None:
+        return k3
+
+    chex.assert_equal_shape([logp, old_logp])
+    log_ratio = jax.lax.stop_gradient(logp - jnp.asarray(old_logp, jnp.float32))
+    if mask is not None:
+        log_ratio = jnp.where(jnp.asarray(mask, bool), log_ratio, 0.0)
+    ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    # Differentiated term by term, ρ·k3 + ρ·(1 − e^d) loses the digits of −ρ·d when e^d is large.
+    value, slope = jax.lax.stop_gradient((ratio * k3, ratio * d))
+    return value + slope * (d - jax.lax.stop_gradient(d))

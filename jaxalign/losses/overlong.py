@@ -12,7 +12,7 @@ def finished_mask(mask: jax.Array, finished: jax.Array) -> jax.Array:
 
     Source: overlong filtering, DAPO (arXiv 2503.14476), section 3.4.
     TRL: `mask_truncated_completions=True`; its "grpo" still counts such rows, `aggregate` does not.
-    tunix, verl: by the trajectory's status.
+    tunix (agentic): by the trajectory's status. verl: none.
 
     Args:
       mask: bool or 0/1 `[B, T]`, the trained tokens.
@@ -41,16 +41,18 @@ def overlong_penalty(
       lengths: int `[B]`, in tokens.
       max_length: the longest that a completion may be.
       buffer: 1 to max_length.
-      factor: the largest penalty.
+      factor: the largest penalty, not below 0.
 
     Returns:
       float32 `[B]`, 0 or below; add it to the rewards.
 
     Raises:
-      ValueError: a buffer outside 1 … max_length.
+      ValueError: a buffer outside 1 … max_length, or a factor below 0.
     """
     chex.assert_rank(lengths, 1)
     if not 1 <= buffer <= max_length:
         raise ValueError(f"buffer must be from 1 to max_length={max_length}, got {buffer}")
+    if factor < 0:
+        raise ValueError(f"factor must not be below 0, got {factor}")
     excess = (jnp.asarray(lengths, jnp.float32) - (max_length - buffer)) / buffer
     return -factor * jnp.clip(excess, 0.0, 1.0)

@@ -116,7 +116,8 @@ def clipped_importance_loss(
     if mask is not None:
         logp = jnp.where(jnp.asarray(mask, bool), logp, 0.0)
     weight = jax.lax.stop_gradient(jnp.clip(rho, min_ratio, max_ratio))
-    return -weight * advantages * logp
+    loss = -weight * advantages * logp
+    return loss if mask is None else jnp.where(jnp.asarray(mask, bool), loss, 0.0)
 
 
 def soft_gated_surrogate(
@@ -173,13 +174,15 @@ def clip_fraction(
     ratio: Literal["token", "sequence"] = "token",
     normalizer: jax.Array | float | None = None,
 ) -> dict[str, jax.Array]:
-    """Share of the trained tokens on which the clipped branch, which has no gradient, is active.
+    """Share of the trained tokens on which a clipped branch, which has no gradient, is active.
 
     low  = Σ mask·[ρ < 1 − clip_low and A < 0] / Σ mask
     high = Σ mask·[ρ > 1 + clip_high and A > 0] / Σ mask
 
     Source: PPO (arXiv 1707.06347), as commonly logged.
-    TRL: "clip_ratio/low_mean" and "clip_ratio/high_mean". tunix, verl: low + high is "pg_clipfrac".
+    TRL: "clip_ratio/low_mean" and "clip_ratio/high_mean"; with one ratio per row it averages over
+    rows. tunix, verl: low + high is "pg_clipfrac". Tokens that only dual_clip bounds are not
+    counted (their "pg_clipfrac_lower").
 
     Args:
       logp: `[B, T]`, as in `clipped_surrogate`.

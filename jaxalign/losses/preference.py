@@ -20,7 +20,8 @@ def preference_loss(
     ℓ = −(1 − s)·log σ(β·h) − s·log σ(−β·h)
 
     Source: DPO (arXiv 2305.18290), equation 7; s > 0: the conservative form of Mitchell (2023).
-    TRL: `loss_type="sigmoid"`, `label_smoothing`. tunix: `DPOTrainer`. verl: none.
+    TRL: `loss_type="sigmoid"` is s = 0; its `label_smoothing` enters other losses only ("robust" is
+    (ℓ₊·(1 − s) − ℓ₋·s)/(1 − 2s)). tunix: `DPOTrainer`, `label_smoothing`. verl: none.
 
     Args:
       chosen_logp: `[B]` sums of the chosen answers' token log-probs under the policy.

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 
 
 def value_loss(
-    values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float | None = None
+    values: jax.Array,
+    old_values: jax.Array,
+    returns: jax.Array,
+    *,
+    clip: float | None = None,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """Half the squared error of the values, optionally no better than a clipped change earns.
 
@@ -15,7 +20,8 @@ def value_loss(
 
     The maximum leaves no gradient once a value moved by more than c towards its return.
 
-    Source: ½(V − R)²: PPO (arXiv 1707.06347), equation 9; the clip is that of its public code.
+    Source: (V − R)²: PPO (arXiv 1707.06347), equation 9; the clip is that of its public code, the ½
+    that of tunix and verl.
     TRL: no PPO in its wheel. tunix: `ppo_value_loss_fn` and verl: `compute_value_loss` are
     `aggregate(value_loss(..., clip=cliprange_value), mask, mode="token_mean")`.
 
@@ -24,6 +30,8 @@ def value_loss(
       old_values: `[B, T]` the critic's when the samples were drawn; constants.
       returns: `[B, T]` from `gae`; constants.
       clip: c above 0, or None for the plain square.
+      mask: bool or 0/1 `[B, T]`, the trained tokens; with it value and gradient are 0 elsewhere,
+        whatever stands there, NaN included.
 
     Returns:
       float32 `[B, T]`, unreduced.
@@ -38,6 +46,11 @@ def value_loss(
     values = jnp.asarray(values, jnp.float32)
     old_values = jax.lax.stop_gradient(jnp.asarray(old_values, jnp.float32))
     returns = jax.lax.stop_gradient(jnp.asarray(returns, jnp.float32))
+    if mask is not None:
+        chex.assert_equal_shape([values, mask])
+        values, old_values, returns = (
+            jnp.where(jnp.asarray(mask, bool), x, 0.0) for x in (values, old_values, returns)
+        )
     loss = (values - returns) ** 2
     if clip is not None:
         near = old_values + jnp.clip(values - old_values, -clip, clip)

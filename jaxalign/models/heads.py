@@ -42,19 +42,26 @@ def hidden_token_logps(
       hidden: `[B, T, D]` states that predict `tokens`.
       weight: `[V, D]` output projection.
       tokens: `[B, T]` int32.
-      temperature: positive; the one that sampled, so that ratios start at one.
+      temperature: above 0, static; the one that sampled, so that ratios start at one.
       tile: words of the vocabulary whose logits are held at once, forwards and backwards, for all
         B·T rows. None: as many as 128 MB hold.
 
     Returns:
-      `[B, T]` float32, differentiable in `hidden` and `weight`.
+      `[B, T]` float32, differentiable (in reverse mode) in `hidden` and `weight`.
+
+    Raises:
+      ValueError: a temperature of 0 or less, or a tile below 1.
     """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
     chex.assert_rank([hidden, weight, tokens], [3, 2, 2])
     chex.assert_equal_shape_prefix([hidden, tokens], 2)
     batch, length, width = hidden.shape
     rows, vocab = batch * length, weight.shape[0]
     if tile is None:
-        tiles = -(-vocab * rows // _LOGITS)
+        tiles = max(1, -(-vocab * rows // _LOGITS))
         tile = -(-vocab // (tiles * 128)) * 128  # a multiple of 128, for the sake of the product
     logps = _tiled_logps(
         hidden.reshape(rows, width),

@@ -1,7 +1,8 @@
 """The fixed arrays on which our losses and other libraries' are compared, float32 and int32.
 
-Two prompts of three samples each, five tokens, four words. The ratios reach past both clip bounds;
-one row has a hole in its mask (a tool's answer) and one has no trained token at all.
+Two prompts of three samples each, five tokens, four words. Ratios and weights reach past every
+bound that a row of docs/losses.md sets; one row has a hole in its mask (a tool's answer) and one
+has no trained token at all.
 """
 
 import numpy as np
@@ -21,8 +22,11 @@ tokens = _random.integers(1, V, (B, T)).astype(np.int32)  # 0 is tunix's padding
 _normalised = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
 logp = np.take_along_axis(_normalised, tokens[..., None], -1)[..., 0]
 old_logp = logp + _normal(B, T, scale=0.4)
+old_logp[1, 0] = logp[1, 0] - 1.3  # a ratio of 3.7 where the advantage is negative
 ref_logp = logp + _normal(B, T, scale=0.4)
+ref_logp[0, 1] = logp[0, 1] + 2.0
 sampler_logp = logp + _normal(B, T, scale=0.4)
+sampler_logp[3, :2] = logp[3, :2] - 0.9  # weights of 2.5, 6 for the row
 mask = np.array(
     [
         [1, 1, 1, 1, 1],

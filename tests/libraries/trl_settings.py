@@ -13,8 +13,16 @@ from libraries import arrays
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers.loss.loss_utils import ForCausalLMLoss
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 from trl.rewards import get_soft_overlong_punishment
@@ -49,12 +57,21 @@ def tiny_model(folder: str) -> str:
     return f"{folder}/model"
 
 
+def entropy(logits: np.ndarray) -> np.ndarray:
+    exact = np.exp(logits.astype(np.float64))
+    shares = exact / exact.sum(-1, keepdims=True)
+    return -(shares * np.log(shares)).sum(-1)
+
+
 def double(array: np.ndarray, gradient: bool = False) -> torch.Tensor:
     return torch.tensor(array, dtype=torch.float64, requires_grad=gradient)
 
 
-def grpo_trainer(folder: str, config: dict[str, Any], rewards: np.ndarray) -> Any:
+def online_trainer(
+    folder: str, config: dict[str, Any], rewards: np.ndarray, kinds: Any = (GRPOTrainer, GRPOConfig)
+) -> Any:
     """A trainer of N prompts, G samples each, whose reward functions return `rewards`."""
+    make_trainer, make_config = kinds
 
     def reward_function(k: int) -> Any:
         def reward(completions: list[Any], **_: Any) -> list[float]:
@@ -63,10 +80,10 @@ def grpo_trainer(folder: str, config: dict[str, Any], rewards: np.ndarray) -> An
         reward.__name__ = f"reward_{k}"
         return reward
 
-    trainer = GRPOTrainer(
+    trainer = make_trainer(
         model=tiny_model(folder),
         reward_funcs=[reward_function(k) for k in range(rewards.shape[-1])],
-        args=GRPOConfig(
+        args=make_config(
             output_dir=folder,
             use_cpu=True,
             bf16=False,
@@ -97,11 +114,22 @@ def prepared(trainer: Any, tool_mask: bool = False) -> dict[str, torch.Tensor]:
     sampler = [arrays.sampler_logp[i, :n].tolist() for i, n in enumerate(arrays.lengths)]
 
     def generate(prompts: list[Any]) -> tuple[Any, ...]:
-        masks = kept if tool_mask else None
-        return [[2, 3]] * len(prompts), ids, masks, ["w2"] * len(ids), sampler, {}, None, []
+        asked, texts, masks = (
+            [[2, 3]] * len(prompts),
+            ["w2"] * len(ids),
+            kept if tool_mask else None,
+        )
+        if isinstance(trainer, RLOOTrainer):
+            return asked, ids, texts
+        return asked, ids, masks, texts, sampler, {}, None, []
 
     trainer._generate = generate
-    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (double(arrays.logp), None, None)
+    reference = getattr(trainer, "ref_model", None)
+    trainer._get_per_token_logps_and_entropies = lambda model, *_, **__: (
+        double(arrays.ref_logp if model is reference else arrays.logp),
+        None,
+        None,
+    )
     return trainer._generate_and_score_completions([{"prompt": "w2 w3"}] * arrays.B)
 
 
@@ -111,26 +139,32 @@ def advantages(folder: str, config: dict[str, Any]) -> np.ndarray:
         config = {**config, "reward_weights": arrays.weights.tolist()}
     else:
         parts = arrays.rewards[..., None]
-    got = prepared(grpo_trainer(folder, config, parts))["advantages"]
+    got = prepared(online_trainer(folder, config, parts))["advantages"]
     return got.numpy().reshape(arrays.N, arrays.G)
 
 
+def leave_one_out_advantages(folder: str, config: dict[str, Any]) -> np.ndarray:
+    kinds = RLOOTrainer, RLOOConfig
+    trainer = online_trainer(folder, config, arrays.rewards[..., None], kinds)
+    return prepared(trainer)["advantages"].numpy().reshape(arrays.N, arrays.G)
+
+
 def importance_weights(folder: str, config: dict[str, Any]) -> np.ndarray:
-    trainer = grpo_trainer(folder, config, arrays.rewards[..., None])
+    trainer = online_trainer(folder, config, arrays.rewards[..., None])
     trainer.use_vllm = True  # it samples elsewhere: the samples above
     weights = prepared(trainer, tool_mask=True)["importance_sampling_ratio"].numpy()
     return np.where(arrays.mask > 0, np.broadcast_to(weights, arrays.mask.shape), 1.0)
 
 
 def truncated_mask(folder: str, config: dict[str, Any]) -> np.ndarray:
-    got = prepared(grpo_trainer(folder, config, arrays.rewards[..., None]))["completion_mask"]
+    got = prepared(online_trainer(folder, config, arrays.rewards[..., None]))["completion_mask"]
     return got.numpy().astype(bool)
 
 
 def policy_loss(folder: str, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The loss and its gradient with respect to the log-probs."""
-    trainer = grpo_trainer(folder, config, arrays.rewards[..., None])
-    logp, entropies = double(arrays.logp, gradient=True), double(np.zeros_like(arrays.logp))
+    trainer = online_trainer(folder, config, arrays.rewards[..., None])
+    logp, entropies = double(arrays.logp, gradient=True), double(entropy(arrays.logits))
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logp, entropies, None)
     loss = trainer._compute_loss(
         trainer.model,
@@ -203,13 +237,22 @@ def reference_free_loss(_: str, config: dict[str, Any]) -> tuple[np.ndarray, np.
     return loss.detach().numpy(), summed.grad.numpy()
 
 
-def supervised_loss(_: str, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """transformers' loss of a causal model, which `SFTTrainer` minimizes."""
+def supervised_loss(folder: str, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The loss and its gradient with respect to the logits."""
+    trainer = SFTTrainer(
+        model=tiny_model(folder),
+        args=SFTConfig(output_dir=folder, use_cpu=True, bf16=False, report_to=[], **config),
+        processing_class=tokenizer(),
+        train_dataset=Dataset.from_dict({"prompt": ["w2"], "completion": ["w3"]}),
+    )
     logits = double(arrays.logits, gradient=True)
-    labels = torch.tensor(np.where(arrays.mask > 0, arrays.tokens, -100), dtype=torch.long)
-    before = torch.nn.functional.pad(labels, (1, 0), value=-100)  # it shifts by itself
-    last = torch.zeros_like(logits[:, :1])
-    loss = ForCausalLMLoss(torch.cat([logits, last], 1), before, arrays.V)
+    mask, tokens = torch.tensor(arrays.mask), torch.tensor(arrays.tokens).long()
+    logp = torch.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0] * mask
+    outputs = types.SimpleNamespace(
+        log_probs=logp, label_mask=mask, entropy=logp.detach(), is_top1=mask, loss=None
+    )
+    inputs = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
+    loss = trainer.compute_loss(lambda **_: outputs, inputs)
     loss.backward()
     return loss.detach().numpy(), logits.grad.numpy()
 
@@ -220,6 +263,8 @@ def run(section: str, folder: str, setting: str) -> Any:
     config = eval(f"dict({arguments}") if arguments else {}
     if name == "get_soft_overlong_punishment":
         return overlong_penalty(folder, config)
+    if name == "RLOOConfig":
+        return leave_one_out_advantages(folder, config)
     if name in ("CPOConfig", "ORPOConfig"):
         return reference_free_loss(folder, config)
     return {

@@ -189,6 +189,11 @@ def test_wrong_rank_is_refused(function):
         function(jnp.ones(4))
 
 
+def test_a_shrinkage_outside_of_0_to_1_is_refused():
+    with pytest.raises(ValueError, match="weight must be from 0 to 1, got 3"):
+        shrinkage_advantages(jnp.ones((2, 2)), weight=3.0)
+
+
 # Several rewards, and groups with nothing to say.
 
 

@@ -122,7 +122,7 @@ def test_a_constant_added_to_a_group_changes_nothing(rewards, modes, constant, f
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_sample_without_a_mode_is_left_out(form, scope):
+def test_a_sample_without_a_mode_has_no_weight(form, scope):
     rewards, modes = jnp.array([[1.0, 2.0, 9.0]]), jnp.array([[0, 1, -1]])
     got = inverse_frequency_advantages(rewards, modes, num_modes=2, form=form, scope=scope)
     assert got[0, 2] == 0 and np.all(np.isfinite(got))
@@ -159,3 +159,13 @@ def test_bad_arguments_are_named():
             inverse_frequency_advantages(rewards, modes, **({"num_modes": 2} | changes))
     with pytest.raises(AssertionError):
         inverse_frequency_advantages(rewards, modes[:, :1], num_modes=2)
+    with pytest.raises(AssertionError, match="int"):
+        inverse_frequency_advantages(rewards, modes.astype(jnp.float32), num_modes=2)
+
+
+def test_modes_may_be_booleans():
+    """Whether the rules were consulted, say."""
+    rewards, modes = jnp.array([[1.0, 0.0, 0.0, 1.0]]), jnp.array([[True, False, False, False]])
+    got = inverse_frequency_advantages(rewards, modes, num_modes=2)
+    want = inverse_frequency_advantages(rewards, modes.astype(int), num_modes=2)
+    np.testing.assert_array_equal(got, want)

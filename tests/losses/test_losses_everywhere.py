@@ -47,7 +47,10 @@ CALLS = {
     ),
     "kl_divergence": (
         lambda a: losses.aggregate(
-            losses.kl_divergence(a.logp, a.critic, estimator="k3", old_logp=a.old_logp), a.mask
+            losses.kl_divergence(
+                a.logp, a.critic, estimator="k3", old_logp=a.old_logp, mask=a.mask
+            ),
+            a.mask,
         ),
         ["logp"],
     ),
@@ -92,7 +95,7 @@ CALLS = {
     ),
     "value_loss": (
         lambda a: losses.aggregate(
-            losses.value_loss(a.critic, a.old_logp, a.logp, clip=0.5), a.mask
+            losses.value_loss(a.critic, a.old_logp, a.logp, clip=0.5, mask=a.mask), a.mask
         ),
         ["critic"],
     ),
@@ -100,6 +103,25 @@ CALLS = {
 }
 DIFFERENTIABLE = [name for name, (_, by) in CALLS.items() if by]
 MASKED = [name for name in DIFFERENTIABLE if "preference" not in name and "odds" not in name]
+# Those that get logits, or answers, or rewards, and no array of one number a token.
+WHOLE = {
+    n
+    for n in CALLS
+    if "preference" in n
+    or n.endswith("advantages")
+    or n
+    in (
+        "cross_entropy",
+        "token_logps",
+        "token_entropies",
+        "odds_ratio_loss",
+        "denominator",
+        "finished_mask",
+        "informative_groups",
+        "mode_weights",
+        "overlong_penalty",
+    )
+}
 
 
 class Arrays(dict):
@@ -186,6 +208,18 @@ def test_without_a_trained_token_value_and_gradient_are_zero(name):
     np.testing.assert_array_equal(jnp.sum(call(name, nothing)), 0.0)
     for gradient in gradients(name, nothing).values():
         np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("name", [n for n in CALLS if n not in WHOLE])
+@pytest.mark.parametrize("rubbish", [np.nan, np.inf, -np.inf])
+def test_what_stands_at_masked_positions_does_not_matter(name, rubbish):
+    a = arrays()
+    spoilt = {k: jnp.where(a.mask, a[k], rubbish) for k in ("logp", "old_logp", "critic")}
+    spoilt = Arrays({**a, **spoilt})
+    np.testing.assert_array_equal(call(name, spoilt), call(name, a))
+    if name in DIFFERENTIABLE:
+        for key, gradient in gradients(name, a).items():
+            np.testing.assert_array_equal(gradients(name, spoilt)[key], gradient)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -93,3 +93,5 @@ def test_bad_buffer_is_named():
     for buffer in (0, 11):
         with pytest.raises(ValueError, match=f"1 to max_length=10, got {buffer}"):
             overlong_penalty(jnp.zeros(1, int), max_length=10, buffer=buffer)
+    with pytest.raises(ValueError, match="factor must not be below 0, got -1"):
+        overlong_penalty(jnp.zeros(1, int), max_length=10, buffer=2, factor=-1.0)

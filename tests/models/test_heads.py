@@ -90,3 +90,11 @@ def test_no_buffer_of_all_logits(backward):
     assert largest == batch * length * tile  # equal, not less: the pattern does read the program
     everything = 4 * batch * length * vocab  # bytes
     assert compiled.memory_analysis().temp_size_in_bytes < everything / 4
+
+
+def test_bad_arguments_are_named():
+    hidden, weight, tokens = random_inputs()
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        hidden_token_logps(hidden, weight, tokens, temperature=0)
+    with pytest.raises(ValueError, match="tile must be at least 1, got 0"):
+        hidden_token_logps(hidden, weight, tokens, tile=0)
