@@ -23,7 +23,8 @@ def group_advantages(
     The division gives prompts on which the samples nearly agree as much say as those on which they
     differ; `scale=False` leaves it out.
 
-    Source: GRPO (DeepSeekMath, arXiv 2402.03300); `scale=False`: Dr.GRPO (arXiv 2503.20783).
+    Source: GRPO (DeepSeekMath, arXiv 2402.03300), section 4.1.2; `scale=False`: Dr.GRPO (arXiv
+    2503.20783).
     TRL: the defaults are `scale_rewards="group"`; `scale=False` is `"none"`.
     tunix: `eps=1e-6` is "grpo", `scale=False` is "drgrpo".
     verl: `eps=1e-6` is "grpo", `scale=False` is `norm_adv_by_std_in_grpo=False`; it keeps the

@@ -35,8 +35,9 @@ def aggregate(
 
     A denominator of 0, as when all is masked, counts as 1: the result is 0 and so is the gradient.
 
-    Source: token_mean: DAPO (arXiv 2503.14476); sequence_mean: GRPO (arXiv 2402.03300); constant:
-    Dr.GRPO (arXiv 2503.20783). Not counting empty rows agrees with tunix and verl.
+    Source: token_mean: DAPO (arXiv 2503.14476), equation 8; sequence_mean: GRPO (arXiv 2402.03300),
+    equation 3; constant: Dr.GRPO (arXiv 2503.20783). Not counting empty rows agrees
+    with tunix and verl.
     TRL `loss_type`: "dapo" is token_mean; "grpo", "luspo" are sequence_mean, sequence_sum with
     normalizer=B (it counts empty rows); "dr_grpo" is constant with B·max_completion_length.
     tunix: "token-mean", "sequence-mean-token-mean" (default), "seq-mean-token-sum";

@@ -41,8 +41,9 @@ def clipped_surrogate(
     after sampling `old_logp=logp` will do; then ρ = 1 and the gradient is REINFORCE's. |log ρ|
     above 20 is cut, without gradient.
 
-    Source: PPO (arXiv 1707.06347); unequal bounds: DAPO (arXiv 2503.14476), clip_high=0.28; dual
-    clip: arXiv 1912.09729; sequence ratio: GSPO (arXiv 2507.18071).
+    Source: PPO (arXiv 1707.06347), equation 7; unequal bounds: DAPO (arXiv 2503.14476), equation 8,
+    clip_high=0.28; dual clip: arXiv 1912.09729; sequence ratio: GSPO (arXiv 2507.18071),
+    equation 5.
     TRL: `epsilon`, `epsilon_high` are clip_low, clip_high; `delta=c` is dual_clip=c when
     c ≥ 1 + clip_high; `importance_sampling_level` is ratio. tunix: `epsilon`, `epsilon_high`,
     `epsilon_c`; `loss_algo="gspo-token"` is ratio="sequence". verl: `clip_ratio_low`,
