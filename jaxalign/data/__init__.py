@@ -1,4 +1,4 @@
-"""Prompts for training and evaluation: our own, the user's, and the batches made of them."""
+"""Prompts for training and evaluation, our own and the user's, and rules to consult."""
 
 from jaxalign.data.prompts import (
     CATEGORIES,
@@ -9,6 +9,7 @@ from jaxalign.data.prompts import (
     builtin_prompts,
     near_duplicates,
 )
+from jaxalign.data.rulebook import RuleBook, builtin_rules, load_rules
 from jaxalign.data.sources import load_prompts
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "KINDS",
     "Kind",
     "Prompt",
+    "RuleBook",
     "batch_at",
     "builtin_prompts",
+    "builtin_rules",
     "load_prompts",
+    "load_rules",
     "near_duplicates",
 ]
