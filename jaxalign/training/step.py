@@ -191,7 +191,7 @@ def policy_loss(
         logps, samples.logps, advantage, mask, clip_low=low, clip_high=high, normalizer=tokens
     )
     if reference_logps is not None:
-        kl = kl_divergence(logps, reference_logps, estimator="k2")
+        kl = kl_divergence(logps, reference_logps, mask=mask)
         loss = loss + algorithm.kl_coefficient * kl
         metrics["kl"] = aggregate(kl, mask, normalizer=tokens)
     return aggregate(loss, mask, mode=algorithm.aggregation, normalizer=normalizer), metrics
