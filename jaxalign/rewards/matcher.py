@@ -141,22 +141,19 @@ class Vocabulary:
             strips_space=_STRIP in _decoder_steps(_backend(tokenizer)),
         )
 
-    def locate(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Where in `data` each token's bytes begin, and how many they are.
+    def span(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Where in `data` each token's bytes begin, and how many they are; any shape, int32.
 
         Masked tokens and ids beyond the vocabulary (models pad theirs) have no bytes.
-
-        Args:
-          tokens: `[B, T]` int.
-          mask: `[B, T]` bool.
-
-        Returns:
-          begin and length, `[B, T]` int32.
         """
         known = mask.astype(bool) & (tokens >= 0) & (tokens < self.starts.shape[0] - 1)
         token = jnp.where(known, tokens, 0)
         begin = self.starts[token]
-        length = jnp.where(known, self.starts[token + 1] - begin, 0)
+        return begin, jnp.where(known, self.starts[token + 1] - begin, 0)
+
+    def locate(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`span` of the tokens of whole texts, `[B, T]`, less the space that decoding drops."""
+        begin, length = self.span(tokens, mask)
         if self.strips_space:
             first = (length > 0) & (jnp.cumsum(length > 0, axis=1) == 1)
             dropped = (first & (self.data[begin] == ord(" "))).astype(begin.dtype)
@@ -211,6 +208,36 @@ class Reader:
             initial=jnp.asarray(offsets + [a.start for a in automata], jnp.int32),
         )
 
+    def start(self, batch: int) -> jax.Array:
+        """The automata's states `[B, K]` before the first byte, for `advance`."""
+        return jnp.broadcast_to(self.initial, (batch, self.initial.shape[0]))
+
+    def advance(self, states: jax.Array, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Reads one more token a row.
+
+        Args:
+          states: `[B, K]` int32.
+          tokens: `[B]` int; ids that the tokenizer does not know have no bytes.
+          mask: `[B]` bool, the rows that read theirs.
+
+        Returns:
+          the next states, `[B, K]` int32; `accepting[states]` tells who accepts.
+        """
+        chex.assert_rank([states, tokens, mask], [2, 1, 1])
+        begin, length = self.vocabulary.span(tokens, mask)
+
+        def byte(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            place, states = carry
+            data = self.vocabulary.data[begin + place].astype(jnp.int32)
+            data = jnp.where(place < length, data, _NO_BYTE)
+            return place + 1, self.transitions[states, data[:, None]]
+
+        longest = jnp.max(length, initial=0)
+        _, states = jax.lax.while_loop(
+            lambda carry: carry[0] < longest, byte, (jnp.int32(0), states)
+        )
+        return states
+
     def read(self, tokens: jax.Array, mask: jax.Array) -> Reading:
         """Runs the automata over the bytes of the masked-in tokens.
 
@@ -249,7 +276,7 @@ class Reader:
                 jnp.minimum(first, jnp.where(jnp.any(hit, axis=0), here, NEVER)),
             )
 
-        states = jnp.broadcast_to(self.initial, (tokens.shape[0], self.initial.shape[0]))
+        states = self.start(tokens.shape[0])
         first = jnp.where(self.accepting[states], 0, NEVER).astype(jnp.int32)
         longest = jnp.max(total, initial=0)
         _, states, first = jax.lax.while_loop(

@@ -2,5 +2,16 @@
 
 from jaxalign.sampling.methods import Greedy, Method, Temperature, TopK, TopP
 from jaxalign.sampling.sampler import Rollout, sample
+from jaxalign.sampling.tools import Tool, consultation
 
-__all__ = ["Greedy", "Method", "Rollout", "Temperature", "TopK", "TopP", "sample"]
+__all__ = [
+    "Greedy",
+    "Method",
+    "Rollout",
+    "Temperature",
+    "Tool",
+    "TopK",
+    "TopP",
+    "consultation",
+    "sample",
+]

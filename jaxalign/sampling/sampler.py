@@ -13,6 +13,7 @@ from jaxalign.models.completion import PromptContext, compute_params, encode_pro
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import Params, Transformer, output_weight
 from jaxalign.sampling.methods import Method
+from jaxalign.sampling.tools import Tool, Turns
 
 
 @struct.dataclass
@@ -20,18 +21,22 @@ class Rollout:
     """Completions of N prompts, G each: B = N·G rows, those of one prompt next to each other.
 
     Attributes:
-      tokens: `[B, T]` int32; zero where `mask` is False.
+      tokens: `[B, T]` int32; zero where `present` is False.
       mask: `[B, T]` bool, the generated tokens, stop token included.
+      present: `[B, T]` bool, the tokens that later ones attend to: those generated and a tool's.
       logps: `[B, T]` float32 log-probabilities under softmax(z / temperature); zero where masked.
-      mode: `[B]` int32, which kind of action the row took; zero without tools.
+      mode: `[B]` int32, which kind of action the row took: 1 if a tool answered it, else 0.
       finished: `[B]` bool, whether the row ended with a stop token.
+      cut: `[B]` bool, whether a tool's answer did not fit into T tokens and was cut off there.
     """
 
     tokens: jax.Array
     mask: jax.Array
+    present: jax.Array
     logps: jax.Array
     mode: jax.Array
     finished: jax.Array
+    cut: jax.Array
 
 
 @struct.dataclass
@@ -44,7 +49,9 @@ class SamplingState:
       done: `[B]` bool, rows that met a stop token.
       tokens: `[B, T]` int32.
       mask: `[B, T]` bool.
+      present: `[B, T]` bool.
       logps: `[B, T]` float32.
+      turns: with a tool, where the rows stand with it.
       keys: `[L, B, K, T, d]`, the completions' own cache.
       values: as keys.
     """
@@ -54,7 +61,9 @@ class SamplingState:
     done: jax.Array
     tokens: jax.Array
     mask: jax.Array
+    present: jax.Array
     logps: jax.Array
+    turns: Turns | None
     keys: jax.Array
     values: jax.Array
 
@@ -71,6 +80,7 @@ def sample(
     method: Method,
     stop: Sequence[int],
     prefix: jax.Array | None = None,
+    tool: Tool | None = None,
 ) -> Rollout:
     """Samples G completions of every prompt.
 
@@ -81,10 +91,11 @@ def sample(
       prompt_mask: `[N, P]` bool, at least one True in each row.
       key: consumed; token t of the batch uses `fold_in(key, t)`.
       samples_per_prompt: G.
-      max_new_tokens: T.
+      max_new_tokens: T, a tool's answers included.
       method: how tokens are chosen (`jaxalign.sampling.methods`); static.
       stop: ids that end a row; the stop token itself is part of the completion.
       prefix: `[P0]` int32 tokens that open every prompt, computed once; None for none.
+      tool: what rows may call (`jaxalign.sampling.tools`); None for nothing.
 
     Returns:
       the completions with masks and log-probabilities.
@@ -106,6 +117,7 @@ def sample(
         prompt_mask,
         key,
         prefix,
+        tool,
         samples_per_prompt=samples_per_prompt,
         max_new_tokens=max_new_tokens,
         method=method,
@@ -124,6 +136,7 @@ def _sample(
     prompt_mask: jax.Array,
     key: jax.Array,
     prefix: jax.Array | None,
+    tool: Tool | None,
     *,
     samples_per_prompt: int,
     max_new_tokens: int,
@@ -132,7 +145,7 @@ def _sample(
 ) -> Rollout:
     params = compute_params(params, model.dtype)
     context = encode_prompts(model, params, prompts, prompt_mask, prefix)
-    state = _initial_state(model, context, samples_per_prompt, max_new_tokens)
+    state = _initial_state(model, context, samples_per_prompt, max_new_tokens, tool)
     batch = state.current.shape[0]
     start = jnp.repeat(context.last_positions, samples_per_prompt)
     weight = output_weight(params)
@@ -153,9 +166,16 @@ def _sample(
         )
         scaled = logits(hidden[:, 0], weight) / method.temperature
         token = method.choose(jax.random.fold_in(key, step), scaled)
+        alive = ~state.done
+        drawn, turns = alive, state.turns
+        if tool is not None and turns is not None:
+            token, free = turns.force(tool, token)
+            drawn = alive & free
+        done = state.done | (drawn & jnp.isin(token, stop_ids))
+        if tool is not None and turns is not None:
+            turns = turns.advance(tool, token, drawn & ~done)
         chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
         logp = chosen - jax.nn.logsumexp(scaled, axis=-1)
-        alive = ~state.done
         put = lambda x, column: jax.lax.dynamic_update_slice(  # noqa: E731
             x, column[:, None].astype(x.dtype), (0, step)
         )
@@ -163,26 +183,31 @@ def _sample(
         return SamplingState(
             step=step + 1,
             current=token,
-            done=state.done | jnp.isin(token, stop_ids),
+            done=done,
             tokens=put(state.tokens, jnp.where(alive, token, 0)),
-            mask=put(state.mask, alive),
-            logps=put(state.logps, jnp.where(alive, logp, 0.0)),
+            mask=put(state.mask, drawn),
+            present=put(state.present, alive),
+            logps=put(state.logps, jnp.where(drawn, logp, 0.0)),
+            turns=turns,
             keys=cache(state.keys, block.keys),
             values=cache(state.values, block.values),
         )
 
     state = jax.lax.while_loop(unfinished, decode, state)
+    turns = state.turns
     return Rollout(
         tokens=state.tokens,
         mask=state.mask,
+        present=state.present,
         logps=state.logps,
-        mode=jnp.zeros((batch,), jnp.int32),
+        mode=jnp.zeros((batch,), jnp.int32) if turns is None else (turns.calls > 0).astype(int),
         finished=state.done,
+        cut=jnp.zeros((batch,), bool) if turns is None else turns.answer >= 0,
     )
 
 
 def _initial_state(
-    model: Transformer, context: PromptContext, samples: int, length: int
+    model: Transformer, context: PromptContext, samples: int, length: int, tool: Tool | None
 ) -> SamplingState:
     config = model.config
     batch = context.last_tokens.shape[0] * samples
@@ -193,6 +218,8 @@ def _initial_state(
         done=jnp.zeros((batch,), bool),
         tokens=jnp.zeros((batch, length), jnp.int32),
         mask=jnp.zeros((batch, length), bool),
+        present=jnp.zeros((batch, length), bool),
+        turns=None if tool is None else Turns.start(tool, batch),
         logps=jnp.zeros((batch, length), jnp.float32),
         keys=jnp.zeros(shape, model.dtype),
         values=jnp.zeros(shape, model.dtype),

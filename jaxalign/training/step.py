@@ -177,7 +177,7 @@ def policy_loss(
         batch.prompts,
         batch.prompt_mask,
         samples.tokens,
-        mask,
+        samples.present,
         prefix=batch.prefix,
         temperature=algorithm.method.temperature,
     )
@@ -242,7 +242,7 @@ def update(
                 part_batch.prompts,
                 part_batch.prompt_mask,
                 part_samples.tokens,
-                part_samples.mask,
+                part_samples.present,
                 prefix=batch.prefix,
                 temperature=algorithm.method.temperature,
             )

@@ -118,8 +118,16 @@ def scripted(monkeypatch: pytest.MonkeyPatch, smollm2_tokenizer: Any) -> Any:
                 ids = [*smollm2_tokenizer(reply).input_ids, TINY.eos_token_id][:max_new_tokens]
                 tokens[i, : len(ids)], kept[i, : len(ids)] = ids, True
             ended = (tokens == TINY.eos_token_id).any(axis=1)
-            zeros = jnp.zeros(tokens.shape)
-            return Rollout(jnp.asarray(tokens), jnp.asarray(kept), zeros, zeros[:, 0], ended)
+            zeros, kept = jnp.zeros(tokens.shape), jnp.asarray(kept)
+            return Rollout(
+                tokens=jnp.asarray(tokens),
+                mask=kept,
+                present=kept,
+                logps=zeros,
+                mode=zeros[:, 0],
+                finished=ended,
+                cut=zeros[:, 0] > 0,
+            )
 
         monkeypatch.setattr(suites, "sample", sample)
         return shapes

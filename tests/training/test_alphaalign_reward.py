@@ -58,7 +58,15 @@ def scene(smollm2_tokenizer):
         extras=PromptFacts(jnp.arange(3), questions, question_mask),
     )
     nothing = jnp.zeros(tokens.shape, jnp.float32)
-    samples = Rollout(tokens, mask, nothing, nothing[:, 0], nothing[:, 0] == 0)
+    samples = Rollout(
+        tokens=tokens,
+        mask=mask,
+        present=mask,
+        logps=nothing,
+        mode=nothing[:, 0],
+        finished=nothing[:, 0] == 0,
+        cut=nothing[:, 0] > 0,
+    )
     verifiers = safety_verifiers(smollm2_tokenizer)
     return make_reward_params(verifiers, random_params(TINY), jnp.float32), batch, samples
 
