@@ -63,8 +63,9 @@ def load_rules(path: str | Path) -> RuleBook:
 def _parse(text: str, source: str) -> RuleBook:
     try:
         book = yaml.load(text, _UniqueKeys)  # a safe loader: it builds plain values only
-    except yaml.YAMLError as error:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, IndexError) as error:  # the last two: ill-formed scalars
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source}: not a YAML file of plain texts: {reason}; mend it") from None
     if not isinstance(book, dict) or set(book) != {"version", "rules"}:
         raise InputError(f"{source}: must have the two fields version and rules, and no other")
     version, rules = book["version"], book["rules"]
@@ -90,6 +91,8 @@ def _check(category: Any, rule: Any, source: str) -> None:
             f"{source}: rule {category} has {len(rule)} characters; "
             f"shorten it to {MAX_RULE_CHARACTERS}"
         )
+    if not " ".join(rule.split()).isprintable():
+        raise InputError(f"{source}: rule {category} has an unprintable character; take it out")
     if "<" in rule or ">" in rule:
         raise InputError(f"{source}: rule {category} has < or >, which mark tags; leave them out")
 

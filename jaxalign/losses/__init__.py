@@ -3,8 +3,7 @@
 Every loss is per token and unreduced (`[B, T]`); `aggregate` alone reduces. Nothing here knows of
 models, rewards or training, and importing it loads jax and chex only. All arithmetic is float32,
 whatever the inputs are. Every function works under `jit`, `vmap` and `grad`. Keyword arguments
-other than arrays are static, Python strings and numbers, so that a senseless one is refused at
-once.
+other than arrays are static, Python strings and numbers.
 
 A GRPO step from its parts::
 

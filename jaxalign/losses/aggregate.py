@@ -46,7 +46,8 @@ def aggregate(
     "seq-mean-token-sum-norm" is constant with loss_scale_factor.
 
     Args:
-      values: `[B, T]`, any real or bool dtype. Masked positions may hold anything, NaN included.
+      values: `[B, T]`, any real or bool dtype. Masked positions may hold anything, NaN included;
+        but what made the NaN has a NaN gradient, unless it was given the mask as well.
       mask: bool or 0/1 `[B, T]`, the trained tokens.
       mode: see above.
       normalizer: scalar denominator in place of the mode's own; required for "constant".

@@ -45,7 +45,7 @@ def inverse_frequency_advantages(
     Args:
       rewards: `[N, G]`, constants: no gradient flows through them.
       modes: int or bool `[N, G]`, each in [0, num_modes). A sample outside has weight and advantage
-        0, but its reward still takes part in the group's deviation (and mean, form "weight").
+        0; in the form "weight" its reward still takes part in the group's mean and deviation.
       num_modes: how many modes there may be; static.
       form: where the weights go.
       scope: whether frequencies are a prompt's or the batch's. The batch must be the global one.

@@ -19,7 +19,7 @@ def cross_entropy(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     tunix: `PeftTrainer`'s default loss. verl: `sft_loss`. All of them: mode="token_mean".
 
     Args:
-      logits: `[B, T, V]`.
+      logits: `[B, T, V]`, without NaN at masked positions too: its gradient would stay.
       tokens: int `[B, T]`, each in [0, V), at masked positions too.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From hidden states to log-probabilities, without ever holding `[B, T, V]`.
+"""From hidden states to log-probabilities, without all of `[B, T, V]` at once.
 
     log π(y_t) = z_t[y_t] − log Σ_v exp z_t[v],    z_t = W h_t / temperature
 
@@ -41,7 +41,7 @@ def hidden_token_logps(
     Args:
       hidden: `[B, T, D]` states that predict `tokens`.
       weight: `[V, D]` output projection.
-      tokens: `[B, T]` int32.
+      tokens: `[B, T]` int32, each in [0, V), at masked positions too.
       temperature: above 0, static; the one that sampled, so that ratios start at one.
       tile: words of the vocabulary whose logits are held at once, forwards and backwards, for all
         B·T rows. None: as many as 128 MB hold.

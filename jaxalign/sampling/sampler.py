@@ -25,9 +25,9 @@ class Rollout:
       mask: `[B, T]` bool, the generated tokens, stop token included.
       present: `[B, T]` bool, the tokens that later ones attend to: those generated and a tool's.
       logps: `[B, T]` float32 log-probabilities under softmax(z / temperature); zero where masked.
-      mode: `[B]` int32, which kind of action the row took: 1 if a tool answered it, else 0.
+      mode: `[B]` int32, which kind of action the row took: 1 if it called a tool, else 0.
       finished: `[B]` bool, whether the row ended with a stop token.
-      cut: `[B]` bool, whether a tool's answer did not fit into T tokens and was cut off there.
+      cut: `[B]` bool, whether a tool's answer did not fit into T tokens, in part or at all.
     """
 
     tokens: jax.Array
@@ -195,14 +195,15 @@ def _sample(
 
     state = jax.lax.while_loop(unfinished, decode, state)
     turns = state.turns
+    no = jnp.zeros((batch,), bool)
     return Rollout(
         tokens=state.tokens,
         mask=state.mask,
         present=state.present,
         logps=state.logps,
-        mode=jnp.zeros((batch,), jnp.int32) if turns is None else (turns.calls > 0).astype(int),
+        mode=(no if turns is None else turns.calls > 0).astype(jnp.int32),
         finished=state.done,
-        cut=jnp.zeros((batch,), bool) if turns is None else turns.answer >= 0,
+        cut=no if turns is None else turns.answer >= 0,
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 
 from jaxalign.rewards.automaton import compile_pattern
-from jaxalign.rewards.matcher import Reader, Tokenizer
+from jaxalign.rewards.matcher import Reader, Tokenizer, token_bytes
 
 
 @jax.tree_util.register_dataclass
@@ -51,9 +51,10 @@ def consultation(
 ) -> Tool:
     r"""The tool of ASCL: `<consult>category</consult>` is answered by `\n<rules>text</rules>\n`.
 
-    Space around the category does not matter. An unknown one is answered by the list of those there
-    are. A call is complete with the token that completes its closing tag; what else this token
-    holds stays before the answer. An answer that passes the last token is cut off there.
+    The category is what follows the last opening tag; space around it does not matter. An unknown
+    one is answered by the list of those there are. A call is complete with the token that completes
+    its closing tag; what else this token holds stays before the answer. An answer that passes the
+    last token is cut off there.
 
     Source: ASCL (arXiv 2602.13562) states the tool; its form is ours.
 
@@ -66,30 +67,45 @@ def consultation(
       answer_tags: what opens and closes an answer.
 
     Raises:
-      ValueError: no rules, or max_calls below 1.
+      ValueError: no rules, max_calls below 1, an empty tag, or a tokenizer that can't spell an
+        answer.
     """
     if not rules:
         raise ValueError("rules must have at least one category")
     if max_calls < 1:
         raise ValueError(f"max_calls must be at least 1, got {max_calls}")
+    if not all((*call_tags, *answer_tags)):
+        raise ValueError(f"tags must not be empty, got {call_tags} and {answer_tags}")
     opening, closing = map(re.escape, call_tags)
     calls = [rf"{opening}\s*{re.escape(category)}\s*{closing}" for category in rules]
     unknown = f"There is no such category. Categories: {', '.join(rules)}."
     texts = [f"\n{answer_tags[0]}{text}{answer_tags[1]}\n" for text in (*rules.values(), unknown)]
-    encoded = [
-        tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        for text in texts
-    ]
+    encoded = _encode(tokenizer, texts)
     answers = np.zeros((len(encoded), max(map(len, encoded))), np.int32)
     for row, tokens in zip(answers, encoded, strict=True):
         row[: len(tokens)] = tokens
-    patterns = [*calls, f"{opening}[^{re.escape(call_tags[0][0])}]*{closing}"]
+    patterns = [*calls, f"{opening}.*{closing}"]
     return Tool(
         reader=Reader.build([compile_pattern(pattern) for pattern in patterns], tokenizer),
         answers=jnp.asarray(answers),
         lengths=jnp.asarray([len(tokens) for tokens in encoded], jnp.int32),
         max_calls=max_calls,
     )
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Tokens that spell each text and nothing else, in the middle of other text."""
+    table, lengths = token_bytes(tokenizer)
+    encoded = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        spelled = [table[i, : lengths[i]].tobytes() for i in ids]
+        if b"".join(spelled) == b" " + text.encode() and spelled[0] == b" ":
+            ids, spelled = ids[1:], spelled[1:]  # the space that sentencepiece begins a text with
+        if b"".join(spelled) != text.encode():
+            raise ValueError(f"the tokenizer can't spell the answer {text!r}")
+        encoded.append(ids)
+    return encoded
 
 
 @struct.dataclass

@@ -41,7 +41,7 @@ def test_a_users_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rules: [", "not valid YAML"),
+        ("rules: [", "not a YAML file of plain texts"),
         ("- a", "must have the two fields version and rules"),
         ("version: 1\nrules: {a: b}\nmore: 1", "must have the two fields version and rules"),
         ("version: one\nrules: {a: b}", "version is 'one'; use a whole number from 1"),
@@ -56,7 +56,9 @@ def test_a_users_file(tmp_path):
         ("version: 1\nrules: {a: b, a: c}", "'a' occurs twice"),
         ("version: 1\nrules: {a: see </rules>}", "rule a has < or >"),
         (f"version: 1\nrules: {{a: {'x' * 401}}}", f"has 401 characters; .* {MAX_RULE_CHARACTERS}"),
-        ("version: 1\nrules: {a: !!python/name:os.system x}", "not valid YAML"),
+        ("version: 2020-99-99\nrules: {a: b}", "not a YAML file of plain texts"),
+        ('version: 1\nrules: {a: "x\\0y"}', "rule a has an unprintable character"),
+        ("version: 1\nrules: {a: !!python/name:os.system x}", "not a YAML file of plain texts"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path, text, message):

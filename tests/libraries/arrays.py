@@ -49,7 +49,7 @@ reward_parts = np.stack([rewards, np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 3.0]])],
 reward_parts = reward_parts.astype(np.float32)
 weights = np.array([1.0, 0.5], np.float32)
 
-values, old_values, token_rewards = _normal(B, T), _normal(B, T), _normal(B, T)
+values, old_values, rewards_per_token = _normal(B, T), _normal(B, T), _normal(B, T)
 returns = values + _normal(B, T)
 
 # Three pairs of answers: summed log-probs, and their numbers of tokens.

@@ -95,7 +95,7 @@ def generalized_advantages(_: str, setting: str) -> np.ndarray:
     """Whitened advantages, where trained."""
     config = configured(setting)
     whitened, _ = algo_core.compute_gae_advantages(
-        jnp.asarray(arrays.token_rewards),
+        jnp.asarray(arrays.rewards_per_token),
         jnp.asarray(arrays.values),
         jnp.asarray(arrays.mask),
         config.gamma,

@@ -82,7 +82,7 @@ def lengths(text: str) -> np.ndarray:
 def generalized_advantages(_: str) -> np.ndarray:
     """γ = λ = 1: rewards from here on, less the value; then whitened."""
     mask = EXACT["mask"]
-    left = np.cumsum((EXACT["token_rewards"] * mask)[:, ::-1], 1)[:, ::-1]
+    left = np.cumsum((EXACT["rewards_per_token"] * mask)[:, ::-1], 1)[:, ::-1]
     a = left - EXACT["values"]
     count = mask.sum()
     mean = (a * mask).sum() / count

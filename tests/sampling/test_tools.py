@@ -102,13 +102,14 @@ def slow(params, prompt, new_tokens, max_calls):
         if out[-1] == STOP:
             break
         read.append(out[-1])
-        call = re.search(r"\[([^\[]*)\]", tokenizer().decode(read))
+        call = re.search(r"\[.*?\]", tokenizer().decode(read), re.DOTALL)
         if call:
             read = []
             if calls < max_calls:
                 calls += 1
+                category = call[0].rpartition("[")[2][:-1].strip()
                 unknown = "There is no such category. Categories: a, bb."
-                text = f"\n({RULES.get(call[1].strip(), unknown)})\n"
+                text = f"\n({RULES.get(category, unknown)})\n"
                 answer = tokenizer()(text).input_ids
                 room = new_tokens - len(out)
                 out, generated = out + answer[:room], generated + [False] * len(answer[:room])
@@ -211,3 +212,20 @@ def test_bad_arguments_are_named():
         consultation({}, tokenizer())
     with pytest.raises(ValueError, match="max_calls must be at least 1, got 0"):
         consultation(RULES, tokenizer(), max_calls=0)
+    with pytest.raises(ValueError, match="tags must not be empty"):
+        consultation(RULES, tokenizer(), call_tags=("", "]"))
+    with pytest.raises(ValueError, match="the tokenizer can't spell the answer"):
+        consultation({"a": "Ω"}, tokenizer())
+
+
+def test_any_two_tags_will_do(smollm2_tokenizer):
+    """Also tags whose first letter occurs in a category."""
+    made = consultation(
+        {"violent_crime": "No.", "hate": "Be kind."},
+        smollm2_tokenizer,
+        call_tags=("consult(", ")"),
+    )
+    for text, want in (("violent_crime", 0), ("hate", 1), ("c", 2), ("<x>\n", 2)):
+        ids = jnp.array([smollm2_tokenizer(f"So I consult( {text} )").input_ids])
+        accepted = made.reader.read(ids, jnp.ones(ids.shape, bool)).accepted[0]
+        assert int(jnp.argmax(accepted)) == want and accepted[-1]
