@@ -21,6 +21,18 @@ TINY = ModelConfig(
 )
 
 
+#: Smaller still, for tests that choose the vocabulary and run in float32.
+SMALL = ModelConfig(
+    vocab_size=32,
+    num_layers=2,
+    model_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    mlp_dim=24,
+)
+
+
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3) -> Any:
     """Random float32 parameters of the right shapes; `scale` is the matrices' deviation."""
     normal = np.random.default_rng(seed).normal

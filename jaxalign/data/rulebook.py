@@ -28,13 +28,6 @@ class RuleBook:
     version: int
     rules: Mapping[str, str]
 
-    def answer(self, category: str) -> str:
-        """What consulting a category returns: its rule, or the list of categories there are."""
-        name = category.strip()
-        if name in self.rules:
-            return self.rules[name]
-        return f"There is no such category. Categories: {', '.join(self.rules)}."
-
 
 def builtin_rules() -> RuleBook:
     """Our own rules: the twelve hazard categories of `CATEGORIES`, and "general"."""

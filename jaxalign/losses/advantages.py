@@ -113,11 +113,11 @@ def shrinkage_advantages(
     chex.assert_rank(rewards, 2)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must be from 0 to 1, got {weight}")
-    whole = _centre(rewards, (0, 1))
-    centred = weight * whole + (1.0 - weight) * _centre(rewards, (1,))
+    whole = centre(rewards, (0, 1))
+    centred = weight * whole + (1.0 - weight) * centre(rewards, (1,))
     if not scale:
         return centred
-    return centred / _deviation(whole, (0, 1), ddof=ddof, eps=eps)
+    return centred / deviation(whole, (0, 1), ddof=ddof, eps=eps)
 
 
 def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
@@ -141,7 +141,7 @@ def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
     """
     chex.assert_rank(rewards, 2)
     samples = rewards.shape[1]
-    return _centre(rewards, axis=(1,)) * (samples / max(samples - 1, 1))
+    return centre(rewards, axis=(1,)) * (samples / max(samples - 1, 1))
 
 
 def multi_reward_advantages(
@@ -202,24 +202,33 @@ def _standardize(
 ) -> jax.Array:
     """Subtract the mean over `axis` and, with `scale`, divide by the deviation plus `eps`."""
     chex.assert_rank(rewards, 2)
-    centred = _centre(rewards, axis)
+    centred = centre(rewards, axis)
     if not scale:
         return centred
-    return centred / _deviation(centred, axis, ddof=ddof, eps=eps)
+    return centred / deviation(centred, axis, ddof=ddof, eps=eps)
 
 
-def _deviation(centred: jax.Array, axis: tuple[int, ...], *, ddof: int, eps: float) -> jax.Array:
-    """Root mean square over `axis` plus `eps`; 1 for equal rewards with eps = 0."""
+def deviation(
+    centred: jax.Array,
+    axis: tuple[int, ...],
+    *,
+    ddof: int,
+    eps: float,
+    weights: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Weighted root mean square over `axis` plus `eps`; 1 for equal rewards with eps = 0."""
     count = math.prod(centred.shape[i] for i in axis)
-    variance = jnp.sum(centred**2, axis, keepdims=True) / max(count - ddof, 1)
-    deviation = jnp.sqrt(variance) + eps
-    return jnp.where(deviation > 0, deviation, 1.0)
+    variance = jnp.sum(weights * centred**2, axis, keepdims=True) / max(count - ddof, 1)
+    root = jnp.sqrt(variance) + eps
+    return jnp.where(root > 0, root, 1.0)
 
 
-def _centre(rewards: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-    """Subtract the mean over `axis`, in float32 and without a gradient."""
+def centre(
+    rewards: jax.Array, axis: tuple[int, ...], *, weights: jax.Array | float = 1.0
+) -> jax.Array:
+    """Subtract the mean over `axis`, in float32, no gradient; the weights' own mean must be 1."""
     rewards = jax.lax.stop_gradient(jnp.asarray(rewards, jnp.float32))
     # The float mean of equal numbers need not be that number, and dividing by a tiny deviation
     # would magnify the rest. Measured from the largest, equal rewards are exact zeros throughout.
     rewards = rewards - jnp.max(rewards, axis, keepdims=True)
-    return rewards - jnp.mean(rewards, axis, keepdims=True)
+    return rewards - jnp.mean(weights * rewards, axis, keepdims=True)

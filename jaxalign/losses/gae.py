@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxalign.losses.masks import zero_where_masked
+
 
 def gae(
     rewards: jax.Array,
@@ -41,7 +43,7 @@ def gae(
     chex.assert_equal_shape([rewards, values, mask])
     mask = jnp.asarray(mask, bool)
     rewards, values = (
-        jnp.where(mask, jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), 0.0)
+        zero_where_masked(jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), mask)
         for x in (rewards, values)
     )
 
@@ -58,8 +60,8 @@ def gae(
     _, advantages = jax.lax.scan(
         back, (nothing, nothing), (rewards.T, values.T, mask.T), reverse=True
     )
-    advantages = jnp.where(mask, advantages.T, 0.0)
-    return advantages, jnp.where(mask, advantages + values, 0.0)
+    advantages = zero_where_masked(advantages.T, mask)
+    return advantages, advantages + values
 
 
 def token_rewards(

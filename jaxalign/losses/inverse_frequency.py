@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.advantages import group_advantages
+from jaxalign.losses.advantages import centre, deviation, group_advantages
 
 
 def inverse_frequency_advantages(
@@ -72,15 +72,10 @@ def inverse_frequency_advantages(
     # G·p, so that equal weights are ones and every product with them exact.
     total = jnp.sum(weights, axis=1, keepdims=True)
     share = weights * (samples / jnp.where(total > 0, total, 1.0))
-    rewards = jax.lax.stop_gradient(jnp.asarray(rewards, jnp.float32))
-    rewards = rewards - jnp.max(rewards, axis=1, keepdims=True)  # as in `group_advantages`
-    centred = rewards - jnp.mean(share * rewards, axis=1, keepdims=True)
-    centred = jnp.where(weights > 0, centred, 0.0)
+    centred = jnp.where(weights > 0, centre(rewards, (1,), weights=share), 0.0)
     if not scale:
         return centred
-    variance = jnp.sum(share * centred**2, axis=1, keepdims=True) / max(samples - ddof, 1)
-    deviation = jnp.sqrt(variance) + eps
-    return centred / jnp.where(deviation > 0, deviation, 1.0)
+    return centred / deviation(centred, (1,), ddof=ddof, eps=eps, weights=share)
 
 
 def mode_weights(

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxalign.losses.masks import zero_where_masked
 from jaxalign.losses.policy import MAX_LOG_RATIO
 
 
@@ -64,10 +65,9 @@ def kl_divergence(
     if old_logp is not None and estimator != "k3":
         raise ValueError(f"old_logp weighs estimator='k3' alone, got estimator={estimator!r}")
     logp, ref_logp = jnp.asarray(logp, jnp.float32), jnp.asarray(ref_logp, jnp.float32)
-    d = jax.lax.stop_gradient(ref_logp) - logp
     if mask is not None:
         chex.assert_equal_shape([logp, mask])
-        d = jnp.where(jnp.asarray(mask, bool), d, 0.0)
+    d = zero_where_masked(jax.lax.stop_gradient(ref_logp) - logp, mask)
     if estimator == "k1":
         return -d
     if estimator == "k2":
@@ -81,8 +81,7 @@ def kl_divergence(
 
     chex.assert_equal_shape([logp, old_logp])
     log_ratio = jax.lax.stop_gradient(logp - jnp.asarray(old_logp, jnp.float32))
-    if mask is not None:
-        log_ratio = jnp.where(jnp.asarray(mask, bool), log_ratio, 0.0)
+    log_ratio = zero_where_masked(log_ratio, mask)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     # Differentiated term by term, ρ·k3 + ρ·(1 − e^d) loses the digits of −ρ·d when e^d is large.
     value, slope = jax.lax.stop_gradient((ratio * k3, ratio * d))

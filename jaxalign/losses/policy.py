@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.aggregate import aggregate
+from jaxalign.losses.masks import zero_where_masked
 
 # exp(20) ≈ 5e8. Beyond it the ratio is constant, so that no stray position overflows to inf.
 MAX_LOG_RATIO = 20.0
@@ -74,7 +75,7 @@ def clipped_surrogate(
     loss = -jnp.minimum(rho * advantages, clipped * advantages)
     if dual_clip is not None:
         loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
-    return loss if mask is None else jnp.where(jnp.asarray(mask, bool), loss, 0.0)
+    return zero_where_masked(loss, mask)
 
 
 def clipped_importance_loss(
@@ -113,12 +114,10 @@ def clipped_importance_loss(
     if min_ratio >= max_ratio:
         raise ValueError(f"min_ratio must be below max_ratio={max_ratio}, got {min_ratio}")
     rho, advantages = _ratio_and_advantages(logp, old_logp, advantages, "token", mask)
-    logp = jnp.asarray(logp, jnp.float32)
-    if mask is not None:
-        logp = jnp.where(jnp.asarray(mask, bool), logp, 0.0)
+    logp = zero_where_masked(jnp.asarray(logp, jnp.float32), mask)
     weight = jax.lax.stop_gradient(jnp.clip(rho, min_ratio, max_ratio))
     loss = -weight * advantages * logp
-    return loss if mask is None else jnp.where(jnp.asarray(mask, bool), loss, 0.0)
+    return zero_where_masked(loss, mask)
 
 
 def soft_gated_surrogate(
@@ -161,7 +160,7 @@ def soft_gated_surrogate(
     rho, advantages = _ratio_and_advantages(logp, old_logp, advantages, "token", mask)
     tau = jnp.where(advantages > 0, temperature_positive, temperature_negative)
     loss = -4.0 / tau * jax.nn.sigmoid(tau * (rho - 1.0)) * advantages
-    return loss if mask is None else jnp.where(jnp.asarray(mask, bool), loss, 0.0)
+    return zero_where_masked(loss, mask)
 
 
 def clip_fraction(
@@ -230,8 +229,7 @@ def _ratio_and_advantages(
     log_ratio = log_ratio - jax.lax.stop_gradient(jnp.asarray(old_logp, jnp.float32))
     if mask is not None:
         chex.assert_equal_shape([logp, mask])
-        # Before exp: masked positions then get a zero gradient even where their log-probs are NaN.
-        log_ratio = jnp.where(jnp.asarray(mask, bool), log_ratio, 0.0)
+        log_ratio = zero_where_masked(log_ratio, mask)
     if ratio == "sequence":
         lengths = jnp.sum(jnp.asarray(mask, bool), axis=-1, keepdims=True)
         means = jnp.sum(log_ratio, axis=-1, keepdims=True) / jnp.maximum(lengths, 1)

@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxalign.losses.masks import zero_where_masked
+
 
 def value_loss(
     values: jax.Array,
@@ -48,9 +50,9 @@ def value_loss(
     returns = jax.lax.stop_gradient(jnp.asarray(returns, jnp.float32))
     if mask is not None:
         chex.assert_equal_shape([values, mask])
-        values, old_values, returns = (
-            jnp.where(jnp.asarray(mask, bool), x, 0.0) for x in (values, old_values, returns)
-        )
+    values, old_values, returns = (
+        zero_where_masked(x, mask) for x in (values, old_values, returns)
+    )
     loss = (values - returns) ** 2
     if clip is not None:
         near = old_values + jnp.clip(values - old_values, -clip, clip)

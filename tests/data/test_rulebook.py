@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxalign.data import CATEGORIES, RuleBook, builtin_rules, load_rules
+from jaxalign.data import CATEGORIES, builtin_rules, load_rules
 from jaxalign.data.rulebook import MAX_RULE_CHARACTERS
 from jaxalign.errors import InputError
 
@@ -20,14 +20,6 @@ def test_our_rules_cover_every_category_in_order(smollm2_tokenizer):
     longest = max(len(smollm2_tokenizer.encode(text)) for text in book.rules.values())
     assert 10 < longest <= 64  # a rule is read in the middle of an answer
     assert len(set(book.rules.values())) == len(CATEGORIES)
-
-
-def test_consulting_gives_the_rule_or_the_list_of_categories():
-    book = RuleBook(1, {"privacy": "Protect it.", "hate": "Refuse it."})
-    assert book.answer("privacy") == "Protect it."
-    assert book.answer("  hate\n") == "Refuse it."
-    for unknown in ("", "Privacy", "privacy, hate", "cooking"):
-        assert book.answer(unknown) == "There is no such category. Categories: privacy, hate."
 
 
 def test_a_users_file(tmp_path):

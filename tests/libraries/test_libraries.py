@@ -34,17 +34,17 @@ BY = {
 
 class Row(NamedTuple):
     section: str
-    library: str
+    package: str
     setting: str
     call: str
 
     @property
     def name(self) -> str:
-        return f"{self.section}: {self.library} {self.setting}"
+        return f"{self.section}: {self.package} {self.setting}"
 
     @property
     def by(self) -> str | None:
-        return BY.get(self.section, {}).get(self.library)
+        return BY.get(self.section, {}).get(self.package)
 
 
 def table() -> list[Row]:
@@ -98,7 +98,7 @@ def ours(row: Row) -> tuple[np.ndarray, np.ndarray | None]:
 
 def theirs(row: Row, folder: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The library's value and gradient, computed by the library (verl's: by its formula)."""
-    if row.library == "verl":
+    if row.package == "verl":
         functions: dict[str, Callable[..., Any]] = {
             "Advantages": verl_settings.advantages,
             "Policy loss": verl_settings.policy_loss,
@@ -108,11 +108,11 @@ def theirs(row: Row, folder: str) -> tuple[np.ndarray, np.ndarray | None]:
             "Value loss": verl_settings.value_loss,
         }
         return np.asarray(functions[row.section](row.setting)), None
-    if row.library == "TRL":
-        from libraries import trl_settings as library
+    if row.package == "TRL":
+        from libraries import trl_settings as live
     else:
-        from libraries import tunix_settings as library
-    got = library.run(row.section, folder, row.setting)
+        from libraries import tunix_settings as live
+    got = live.run(row.section, folder, row.setting)
     return got if isinstance(got, tuple) else (got, None)
 
 
@@ -129,15 +129,15 @@ def assert_same(got: Any, want: Any, what: str) -> None:
 
 def test_the_table_is_read():
     assert len(ROWS) == len({row.name for row in ROWS}) >= 60
-    assert {row.section for row in ROWS if row.library == "TRL"} >= {"Advantages", "Policy loss"}
+    assert {row.section for row in ROWS if row.package == "TRL"} >= {"Advantages", "Policy loss"}
 
 
 def test_the_stored_numbers_are_those_of_the_table():
     stored = set(json.loads(GOLDEN.read_text()))
-    assert stored == {row.name for row in ROWS if row.library != "verl"}
+    assert stored == {row.name for row in ROWS if row.package != "verl"}
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.library != "verl"], ids=lambda r: r.name)
+@pytest.mark.parametrize("row", [r for r in ROWS if r.package != "verl"], ids=lambda r: r.name)
 def test_our_call_gives_the_stored_value_and_gradient(row):
     stored = json.loads(GOLDEN.read_text())[row.name]
     value, gradient = ours(row)
@@ -145,13 +145,13 @@ def test_our_call_gives_the_stored_value_and_gradient(row):
     assert_same(gradient, stored["gradient"], "gradient")
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.library == "verl"], ids=lambda r: r.name)
+@pytest.mark.parametrize("row", [r for r in ROWS if r.package == "verl"], ids=lambda r: r.name)
 def test_our_call_gives_the_value_of_verls_formula(row):
     assert_same(ours(row)[0], theirs(row, "")[0], "value")
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="torch for this comes on Python 3.11 only")
-@pytest.mark.parametrize("row", [r for r in ROWS if r.library != "verl"], ids=lambda r: r.name)
+@pytest.mark.parametrize("row", [r for r in ROWS if r.package != "verl"], ids=lambda r: r.name)
 def test_our_call_gives_what_the_library_gives(row, tmp_path):
     value, gradient = ours(row)
     wanted, wanted_gradient = theirs(row, str(tmp_path))
@@ -168,9 +168,9 @@ def test_every_argument_of_a_call_matters(row):
     for node in calls:
         given = {argument.arg for argument in node.keywords}
         for argument in list(node.keywords):
-            # Sums over a normalizer are the same by any name.
             if argument.arg == "mask":  # against rubbish, of which these arrays have none
                 continue
+            # Sums over a normalizer are the same by any name.
             by_name = argument.arg == "mode" and "normalizer" in given
             if by_name and ast.literal_eval(argument.value) != "sequence_mean":
                 continue
@@ -194,11 +194,11 @@ def write_golden(folder: str) -> None:
     def short(array: Any) -> Any:
         if array is None:
             return None
-        return json.loads(json.dumps(np.vectorize(lambda x: float(f"{x:.9g}"))(array).tolist()))
+        return np.vectorize(lambda x: float(f"{x:.9g}"))(array).tolist()
 
     golden = {}
     for row in ROWS:
-        if row.library != "verl":
+        if row.package != "verl":
             value, gradient = theirs(row, folder)
             golden[row.name] = {"value": short(value), "gradient": short(gradient)}
     lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in golden.items()]

@@ -114,11 +114,8 @@ def prepared(trainer: Any, tool_mask: bool = False) -> dict[str, torch.Tensor]:
     sampler = [arrays.sampler_logp[i, :n].tolist() for i, n in enumerate(arrays.lengths)]
 
     def generate(prompts: list[Any]) -> tuple[Any, ...]:
-        asked, texts, masks = (
-            [[2, 3]] * len(prompts),
-            ["w2"] * len(ids),
-            kept if tool_mask else None,
-        )
+        asked, texts = [[2, 3]] * len(prompts), ["w2"] * len(ids)
+        masks = kept if tool_mask else None
         if isinstance(trainer, RLOOTrainer):
             return asked, ids, texts
         return asked, ids, masks, texts, sampler, {}, None, []

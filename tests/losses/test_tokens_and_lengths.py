@@ -78,7 +78,11 @@ def test_overlong_penalty_by_hand():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 50), st.integers(0, 50), st.floats(0, 3, width=32))
+@given(
+    st.integers(1, 50),
+    st.integers(0, 50),
+    st.floats(0, 3, width=32, allow_subnormal=False),  # XLA takes subnormal numbers for 0
+)
 def test_overlong_penalty_never_rises_and_is_bounded(buffer, more, factor):
     lengths = jnp.arange(120)
     got = np.asarray(

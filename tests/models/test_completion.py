@@ -1,27 +1,18 @@
 """Completions on shared prompts equal plain passes over prefix + prompt + completion."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import random_params
+from tiny_model import SMALL, random_params
 
 from jaxalign.models.completion import completion_logps, compute_params
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer, output_weight
 
-CONFIG = ModelConfig(
-    vocab_size=29,
-    num_layers=3,
-    model_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    mlp_dim=24,
-    rope_theta=100.0,
-)
+CONFIG = dataclasses.replace(SMALL, vocab_size=29, num_layers=3, rope_theta=100.0)
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
 TEMPERATURE = 0.8
 GROUP, NEW_TOKENS = 2, 5

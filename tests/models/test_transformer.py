@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import traverse_util
+from tiny_model import SMALL
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer, output_weight
 from jaxalign.models.weights import leaf_shapes
 
-CONFIG = ModelConfig(
-    vocab_size=32,
-    num_layers=2,
-    model_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    mlp_dim=24,
-)
+CONFIG = SMALL
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
 TOKENS = np.random.default_rng(0).integers(32, size=(2, 7)).astype(np.int32)
 POSITIONS = np.broadcast_to(np.arange(7), TOKENS.shape)

@@ -6,24 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import random_params
+from tiny_model import SMALL, random_params
 
 from jaxalign.models.completion import completion_logps
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer, output_weight
 from jaxalign.sampling import Greedy, Rollout, Temperature, TopK, TopP, sample
 from jaxalign.sampling.sampler import _sample
 
-CONFIG = ModelConfig(
-    vocab_size=23,
-    num_layers=2,
-    model_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    mlp_dim=24,
-    max_positions=32,
-)
+CONFIG = dataclasses.replace(SMALL, vocab_size=23, max_positions=32)
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
 NEW_TOKENS = 8
 TEMPERATURE = 0.7

@@ -1,5 +1,6 @@
 """Tool turns in the loop against a slow reference that stops, appends the answer and re-runs."""
 
+import dataclasses
 import functools
 import re
 
@@ -8,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
-from tiny_model import random_params
+from tiny_model import SMALL, random_params
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from jaxalign.losses import aggregate, clipped_surrogate
 from jaxalign.models.completion import completion_logps
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import Transformer, output_weight
 from jaxalign.sampling import Greedy, Temperature, consultation, sample
 
@@ -45,16 +45,7 @@ def tool(max_calls=MAX_CALLS):
 
 VOCABULARY = len(tokenizer())
 STOP = tokenizer().convert_tokens_to_ids("$")
-CONFIG = ModelConfig(
-    vocab_size=VOCABULARY,
-    num_layers=2,
-    model_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    mlp_dim=24,
-    max_positions=64,
-)
+CONFIG = dataclasses.replace(SMALL, vocab_size=VOCABULARY, max_positions=64)
 BEST = Greedy(TEMPERATURE)
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
 PREFIX = np.array([3, 1], np.int32)
