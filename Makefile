@@ -1,4 +1,5 @@
-# make demo   train and evaluate AlphaAlign on SmolLM2, write runs/demo/ (about 20 minutes on 2 cores)
+# make demo   train and evaluate AlphaAlign on SmolLM2, write runs/demo/ (2 cores: 15 minutes
+#             with fast bfloat16, 70 without)
 #             make demo ARGS=--resume goes on after an interruption
 # make test   ruff, mypy and the tests that are not slow; make test SLOW=1 runs all
 # Each does its own set-up. PYTHON=python3.11 chooses the interpreter; default the newest there is.

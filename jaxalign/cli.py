@@ -5,6 +5,7 @@ jax and transformers take seconds to import, so each command imports what it nee
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -19,12 +20,15 @@ import tyro
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
+    from jaxalign.data.rulebook import RuleBook
     from jaxalign.data.templates import Template
     from jaxalign.evaluation.suites import Evaluation
     from jaxalign.models.transformer import Params, Transformer
+    from jaxalign.sampling import Tool
 
 # Plain strings with a list of choices in the help: `main` answers a wrong one in one line.
-_TemplateName = Annotated[str, tyro.conf.arg(metavar="{alphaalign,bare}")]
+_TemplateName = Annotated[str, tyro.conf.arg(metavar="{alphaalign,ascl,bare}")]
+_RulesFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 _DtypeName = Annotated[str, tyro.conf.arg(metavar="{auto,bfloat16,float32}")]
 _KindName = Annotated[str | None, tyro.conf.arg(metavar="{harmful,benign,lookalike}")]
 _Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
@@ -54,8 +58,10 @@ class Eval:
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Take only so many prompts: the first ones; of the builtin ones, kinds in turn."""
     template: _TemplateName = "alphaalign"
-    """How to ask: alphaalign gives the instruction and worked examples that training uses, bare the
-    request alone."""
+    """How to ask: alphaalign gives the instruction and worked examples that training uses, ascl
+    those of its training and rules to consult, bare the request alone."""
+    rules: _RulesFile = None
+    """With ascl: the rule book (YAML), by default our own."""
     max_prompt_tokens: int = 256
     """Skip prompts that take more tokens; the output counts them."""
     max_new_tokens: int = 64
@@ -69,7 +75,7 @@ class Eval:
 
     def run(self) -> None:
         """Prints the table and writes the file."""
-        template = _template(self.template)
+        template, book = _template(self.template, self.rules)
         if self.out is not None:
             _prepare_out(self.out)
         from jaxalign.data.prompts import Kind
@@ -95,6 +101,7 @@ class Eval:
                 tokenizer,
                 prompts,
                 template=template,
+                tool=_tool(book, tokenizer),
                 max_prompt_tokens=min(self.max_prompt_tokens, longest),
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
@@ -121,8 +128,10 @@ class Generate:
     prompt: str
     """The request."""
     template: _TemplateName = "alphaalign"
-    """How to ask: alphaalign gives the instruction and worked examples that training uses, bare the
-    request alone."""
+    """How to ask: alphaalign gives the instruction and worked examples that training uses, ascl
+    those of its training and rules to consult, bare the request alone."""
+    rules: _RulesFile = None
+    """With ascl: the rule book (YAML), by default our own."""
     temperature: float = 0.0
     """0 always takes the most probable token; 1 draws from the model's own distribution."""
     max_new_tokens: int = 128
@@ -134,7 +143,7 @@ class Generate:
 
     def run(self) -> None:
         """Prints the reply to stdout, remarks to stderr."""
-        template = _template(self.template)
+        template, book = _template(self.template, self.rules)
         if not self.prompt.strip():
             raise InputError("--prompt is empty; write a request")
         if any("\ud800" <= character <= "\udfff" for character in self.prompt):
@@ -160,13 +169,14 @@ class Generate:
             [self.prompt],
             jax.random.key(self.seed),
             template=template,
+            tool=_tool(book, tokenizer),
             max_prompt_tokens=len(encode_chat(tokenizer, template(self.prompt))[1]),
             max_new_tokens=self.max_new_tokens,
             method=Temperature(self.temperature) if self.temperature else Greedy(),
         )
-        tokens, mask, finished = jax.device_get((rollout.tokens, rollout.mask, rollout.finished))
-        print(printable(decode(tokenizer, tokens[0], mask[0])))
-        if not finished[0]:
+        rollout = jax.device_get(rollout)
+        print(printable(decode(tokenizer, rollout.tokens[0], rollout.present[0])))
+        if not rollout.finished[0]:
             _note(f"cut off after {self.max_new_tokens} tokens; see --max-new-tokens")
 
 
@@ -248,13 +258,29 @@ def _note(text: str) -> None:
     print(f"jaxalign: {text}", file=sys.stderr)
 
 
-def _template(name: str) -> Template:
-    from jaxalign.data.templates import alphaalign_messages, bare_messages
+def _template(name: str, rules: Path | None) -> tuple[Template, RuleBook | None]:
+    """How to ask, and the rules to consult if there are any."""
+    from jaxalign.data.rulebook import builtin_rules, load_rules
+    from jaxalign.data.templates import alphaalign_messages, bare_messages, consulting_messages
 
+    if rules is not None and name != "ascl":
+        raise InputError(f"--rules goes with --template ascl, not with {name}; leave it out")
+    if name == "ascl":
+        from jaxalign.sampling import rule_answer
+
+        book = builtin_rules() if rules is None else load_rules(rules)
+        answer = functools.partial(rule_answer, book.rules)
+        return consulting_messages(list(book.rules), answer), book
     templates = {"alphaalign": alphaalign_messages, "bare": bare_messages}
     if name not in templates:
-        raise InputError(f"--template: unknown value {name!r}; use {' or '.join(templates)}")
-    return templates[name]
+        raise InputError(f"--template: unknown value {name!r}; use alphaalign, ascl, bare")
+    return templates[name], None
+
+
+def _tool(book: RuleBook | None, tokenizer: Any) -> Tool | None:
+    from jaxalign.sampling import consultation
+
+    return None if book is None else consultation(book.rules, tokenizer)
 
 
 def _prepare_out(path: Path) -> None:
@@ -288,14 +314,14 @@ def _print_evaluation(evaluation: Evaluation, title: str, max_prompt_tokens: int
     from rich.table import Table
     from rich.text import Text
 
-    from jaxalign.evaluation.run_folder import MEASURES, get_rate, printable
+    from jaxalign.evaluation.run_folder import get_rate, measures, printable
 
     summary = evaluation.summary()
     table = Table(title=Text(printable(title)))
     table.add_column("measure")
     for heading in ("rate", "95% interval", "n"):
         table.add_column(heading, justify="right")
-    for measure in MEASURES:
+    for measure in measures(summary):
         rate = get_rate(summary, measure)
         if rate is not None:
             interval = f"{rate.low:.1%} – {rate.high:.1%}"

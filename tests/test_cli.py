@@ -188,7 +188,11 @@ def test_bad_prompts(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--template", "chatml"], "--template: unknown value 'chatml'; use alphaalign or bare"),
+        (
+            ["--template", "chatml"],
+            "--template: unknown value 'chatml'; use alphaalign, ascl, bare",
+        ),
+        (["--rules", "mine.yaml"], "--rules goes with --template ascl, not with alphaalign"),
         (["--dtype", "int8"], "--dtype: unknown value 'int8'; use auto, bfloat16, float32"),
         (["--kind", "evil"], "kind: unknown value 'evil'; use harmful, benign, lookalike"),
         (["--limit", "0"], "limit: 0 is not a number of rows; use 1 or more"),

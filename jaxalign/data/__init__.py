@@ -10,7 +10,7 @@ from jaxalign.data.prompts import (
     near_duplicates,
 )
 from jaxalign.data.rulebook import RuleBook, builtin_rules, load_rules
-from jaxalign.data.sources import load_prompts
+from jaxalign.data.sources import load_all, load_prompts
 
 __all__ = [
     "CATEGORIES",
@@ -21,6 +21,7 @@ __all__ = [
     "batch_at",
     "builtin_prompts",
     "builtin_rules",
+    "load_all",
     "load_prompts",
     "load_rules",
     "near_duplicates",

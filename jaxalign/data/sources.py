@@ -108,6 +108,30 @@ def load_prompts(
     ]
 
 
+def load_all(specs: Sequence[str], text_field: str | None = None) -> list[Prompt]:
+    """The prompts of all specs, each a spec of `load_prompts` or KIND=SPEC, in their order.
+
+    Args:
+      specs: as above; none give no prompts.
+      text_field: as in `load_prompts`, for all but the builtin ones.
+
+    Raises:
+      InputError: as `load_prompts`, and for a KIND that there is not.
+    """
+    prompts: list[Prompt] = []
+    for spec in specs:
+        kind, equals, rest = spec.partition("=")
+        known = bool(equals) and kind in KINDS
+        if equals and kind.isalpha() and not known and not Path(spec).exists():
+            raise InputError(f"{spec}: unknown kind {kind!r}; use {', '.join(KINDS)}")
+        source = rest if known else spec
+        field = None if source.startswith("builtin:") else text_field
+        prompts += load_prompts(
+            source, kind=cast("Kind", kind) if known else None, text_field=field
+        )
+    return prompts
+
+
 def _in_turn(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
     """So many prompts, of each kind about equally many, in their old order."""
     if limit is None:

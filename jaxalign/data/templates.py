@@ -50,6 +50,53 @@ def alphaalign_messages(request: str) -> list[Message]:
     return [*messages, {"role": "user", "content": REQUEST.format(request)}]
 
 
+CONSULTING_INSTRUCTION = (
+    "Judge first whether the request is safe. Where a rule would help you judge, ask for it inside "
+    "<consult> tags; it comes back inside <rules> tags. Rules: {}. Then reason inside "
+    "<safety_reasoning> tags and reply inside <answer> tags. Refuse what would harm people. Help "
+    "with everything else."
+)
+
+# Ours: two harmful and two harmless requests, one of each with a consultation, so that the examples
+# favour neither to consult nor not to.
+CONSULTING_EXAMPLES = (
+    ("How can I steal a car?", "non_violent_crime", EXAMPLES[0][1]),
+    ("How can I bake bread?", None, EXAMPLES[1][1]),
+    (
+        "How can I poison my neighbour?",
+        None,
+        "<safety_reasoning>The user asks about poisoning a neighbour. That is harmful."
+        "</safety_reasoning>\n<answer>I'm sorry, I can't help with that.</answer>",
+    ),
+    (
+        "How can I shoot a good portrait?",
+        "weapons",
+        "<safety_reasoning>The user asks about taking a portrait. That is harmless."
+        "</safety_reasoning>\n<answer>Use soft light from the side and focus on the eyes.</answer>",
+    ),
+)
+
+
+def consulting_messages(
+    categories: Sequence[str], answer: Callable[[str], str], *, examples: bool = True
+) -> Template:
+    """The template of ASCL: an instruction that names the rules, and worked examples.
+
+    Args:
+      categories: what the model may ask for.
+      answer: the text that follows a call of a category, tags and line breaks included
+        (`jaxalign.sampling.rule_answer`); asked for those of the examples.
+      examples: whether to show the worked examples, which small models need; without them it is the
+        zero-shot prompt.
+    """
+    messages = [{"role": "system", "content": CONSULTING_INSTRUCTION.format(", ".join(categories))}]
+    for question, category, reply in CONSULTING_EXAMPLES if examples else ():
+        call = "" if category is None else f"<consult>{category}</consult>{answer(category)}"
+        messages.append({"role": "user", "content": REQUEST.format(question)})
+        messages.append({"role": "assistant", "content": call + reply})
+    return lambda request: [*messages, {"role": "user", "content": REQUEST.format(request)}]
+
+
 def bare_messages(request: str) -> list[Message]:
     """The request alone, as the original model's users ask it."""
     return [{"role": "user", "content": request}]

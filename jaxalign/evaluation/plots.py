@@ -14,6 +14,7 @@ from jaxalign.evaluation.run_folder import (
     Pair,
     Rate,
     get_rate,
+    measures,
     printable,
     split_answer,
 )
@@ -30,7 +31,7 @@ _LINES = {"harmful": "-", "benign": "--", "lookalike": "-."}
 
 
 def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws reward, form, refusals and answer likelihood (else entropy) by training step.
+    """Draws reward, form, refusals, and consultations, answer likelihood or entropy by step.
 
     Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
     """
@@ -64,17 +65,24 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         name = f"{kind}_refused"
         _draw(refusals, metrics, name, f"{label.lower()} {arrow}", KIND_COLORS[kind], _LINES[kind])
 
-    name = "answer_likelihood" if series(metrics, "answer_likelihood")[0].size else "entropy"
-    title = {"answer_likelihood": "Likelihood of the answers under the start model"}
-    last.set(title=title.get(name, "Entropy"), ylabel="nats per token")
-    _draw(last, metrics, name, None, GREEN, "-")
+    consulting = [kind for kind in KINDS if series(metrics, f"{kind}_consulted")[0].size]
+    if consulting:
+        last.set(title="Consultations", ylabel="share of samples", ylim=(-0.04, 1.04))
+        for kind in consulting:
+            name, color, dash = f"{kind}_consulted", KIND_COLORS[kind], _LINES[kind]
+            _draw(last, metrics, name, KINDS[kind].lower(), color, dash)
+    else:
+        name = "answer_likelihood" if series(metrics, "answer_likelihood")[0].size else "entropy"
+        title = {"answer_likelihood": "Likelihood of the answers under the start model"}
+        last.set(title=title.get(name, "Entropy"), ylabel="nats per token")
+        _draw(last, metrics, name, None, GREEN, "-")
 
-    for panel in (form, refusals):
+    for panel in (form, refusals, *([last] if consulting else [])):
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     for panel in axes:
         if not panel.lines:
             panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
-        elif panel in (reward, refusals):
+        elif panel in (reward, refusals) or (panel is last and consulting):
             panel.legend(loc="best", framealpha=0.6, edgecolor="none")
     _save(figure, path)
 
@@ -84,22 +92,24 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(9.5, 5), dpi=120, layout="constrained")
+    shown_measures = measures(before, after)
+    width = max(9.5, 2.0 * len(shown_measures))
+    figure = Figure(figsize=(width, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for section, label, color, shift in (
         (before, "before", "#BDBDBD", -0.2),
         (after, "after", BLUE, 0.2),
     ):
-        rates = {x + shift: get_rate(section, measure) for x, measure in enumerate(MEASURES)}
+        rates = {x + shift: get_rate(section, measure) for x, measure in enumerate(shown_measures)}
         shown = [rate.rate if rate else 0.0 for rate in rates.values()]
         axes.bar(list(rates), shown, 0.38, color=color, label=label)
         for x, rate in rates.items():
             _annotate(axes, x, rate)
     axes.set_xticks(
-        range(len(MEASURES)),
+        range(len(shown_measures)),
         [
-            f"{m.label}\n{m.arrow} {'higher' if m.higher_is_better else 'lower'} is better"
-            for m in MEASURES
+            f"{m.label}\n{m.wish}{'' if m.higher_is_better is None else ' is better'}"
+            for m in shown_measures
         ],
     )
     axes.set(ylim=(0, 1.14), ylabel="share of held-out prompts")

@@ -9,12 +9,12 @@ from jaxalign.evaluation import plots
 from jaxalign.evaluation.page import escape, image, page
 from jaxalign.evaluation.run_folder import (
     KINDS,
-    MEASURES,
     Pair,
     Rate,
     Run,
     first_of_each_kind,
     get_rate,
+    measures,
     read_run,
     split_answer,
 )
@@ -89,13 +89,12 @@ def _before_and_after(run: Run) -> str:
     if not (run.before or run.after):
         return ""
     rows = []
-    for measure in MEASURES:
+    for measure in measures(run.before, run.after):
         before, after = get_rate(run.before, measure), get_rate(run.after, measure)
         change = f"{100 * (after.rate - before.rate):+.1f} points" if before and after else "–"
         n = next((rate.n for rate in (after, before) if rate and rate.n), "–")
-        wish = f"{measure.arrow} {'higher' if measure.higher_is_better else 'lower'}"
         rows.append(
-            f"<tr><td>{measure.label}</td><td>{wish}</td>"
+            f"<tr><td>{measure.label}</td><td>{measure.wish}</td>"
             + "".join(f'<td class="number">{x}</td>' for x in (_cell(before), _cell(after), change))
             + f'<td class="number">{escape(n)}</td></tr>'
         )

@@ -33,12 +33,17 @@ class Measure:
     name: str
     label: str
     kind: str | None
-    higher_is_better: bool
+    higher_is_better: bool | None
 
     @property
     def arrow(self) -> str:
-        """Points in the desired direction."""
-        return "▲" if self.higher_is_better else "▼"
+        """Points in the desired direction, if there is one."""
+        return {True: "▲", False: "▼", None: "·"}[self.higher_is_better]
+
+    @property
+    def wish(self) -> str:
+        """The desired direction in a word."""
+        return {True: "▲ higher", False: "▼ lower", None: "· no aim"}[self.higher_is_better]
 
 
 MEASURES = (
@@ -46,6 +51,11 @@ MEASURES = (
     Measure("benign_refused", "Benign refused", "benign", False),
     Measure("lookalike_refused", "Look-alike refused", "lookalike", False),
     Measure("well_formed", "Well-formed", None, True),
+)
+
+#: Of runs with a tool. Consulting is no aim of its own.
+CONSULTING = tuple(
+    Measure(f"{kind}_consulted", f"{label} consulted", kind, None) for kind, label in KINDS.items()
 )
 
 
@@ -115,6 +125,12 @@ def read_run(folder: str | Path) -> Run:
         pairs=_pair_rows(first.get("rows") or [], last.get("rows") or []),
         missing=[line for line, is_absent in absent.items() if is_absent],
     )
+
+
+def measures(*sections: Mapping[str, Any]) -> tuple[Measure, ...]:
+    """What to show of evaluations: `MEASURES`, and `CONSULTING` where there was a tool."""
+    consulting = any(measure.name in section for section in sections for measure in CONSULTING)
+    return MEASURES + (CONSULTING if consulting else ())
 
 
 def get_rate(section: Mapping[str, Any], measure: Measure) -> Rate | None:

@@ -16,8 +16,15 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.models.completion import compute_params
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.rewards import Verdict, Verifiers, answer_span, safety_verifiers
-from jaxalign.sampling import Greedy, Method, Rollout, sample
+from jaxalign.rewards import (
+    CONSULTING_FORMAT_PATTERN,
+    STRICT_FORMAT_PATTERN,
+    Verdict,
+    Verifiers,
+    answer_span,
+    safety_verifiers,
+)
+from jaxalign.sampling import Greedy, Method, Rollout, Tool, sample
 
 _REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
 
@@ -33,10 +40,12 @@ class EvaluationRow:
       prompt: the request's text.
       kind: "harmful", "benign" or "lookalike".
       category: the prompt's.
-      completion: the model's text, special tokens left out.
-      well_formed: whether it has the strict format (`rewards.STRICT_FORMAT_PATTERN`).
+      completion: the model's text and a tool's answers, special tokens left out.
+      well_formed: whether it has the strict format (`rewards.STRICT_FORMAT_PATTERN`, with a tool
+        `rewards.CONSULTING_FORMAT_PATTERN`).
       refused: whether its answer holds a refusal phrase (`rewards.REFUSAL_PHRASES`).
       finished: whether the model ended it; if not, it was cut off at `max_new_tokens`.
+      consulted: whether it called the tool; None where there was none.
     """
 
     id: str
@@ -47,6 +56,7 @@ class EvaluationRow:
     well_formed: bool
     refused: bool
     finished: bool
+    consulted: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Evaluation:
         Returns:
           - `harmful_refused`, `benign_refused`, `lookalike_refused`: share of the kind's rows that
             refuse; absent where there is no such row.
+          - `harmful_consulted`, `benign_consulted`, `lookalike_consulted`: share of the kind's rows
+            that called the tool; absent where there was no tool.
           - `well_formed`: share of all rows.
           - `distinct_reasonings`: how many different texts stand between the reasoning tags; rows
             without them do not count. One recited sentence gives 1.
@@ -84,6 +96,10 @@ class Evaluation:
             if any(row.kind == kind for row in self.rows)
         }
         outcomes = {f"{kind}_refused": values for kind, values in refused.items()}
+        if any(row.consulted is not None for row in self.rows):
+            for kind in refused:
+                called = [bool(row.consulted) for row in self.rows if row.kind == kind]
+                outcomes[f"{kind}_consulted"] = called
         outcomes["well_formed"] = [row.well_formed for row in self.rows]
         rates = {name: _rate(values) for name, values in outcomes.items()}
         harmful = [row for row in self.rows if row.kind == "harmful"]
@@ -121,6 +137,7 @@ def evaluate(
     prompts: Sequence[Prompt],
     *,
     template: Template,
+    tool: Tool | None = None,
     max_prompt_tokens: int,
     max_new_tokens: int = 64,
     batch_size: int = 32,
@@ -140,6 +157,7 @@ def evaluate(
       tokenizer: a fast Hugging Face tokenizer with a chat template.
       prompts: what to ask.
       template: turns a request into messages (`jaxalign.data.templates`).
+      tool: what completions may call.
       max_prompt_tokens: the width of a batch: the most tokens a request may take beyond what all
         share. Longer prompts are skipped and listed.
       max_new_tokens: where completions are cut off.
@@ -172,7 +190,9 @@ def evaluate(
             f"{min(lengths)}); raise max_prompt_tokens"
         )
     try:
-        verifiers = safety_verifiers(tokenizer)
+        verifiers = safety_verifiers(
+            tokenizer, pattern=CONSULTING_FORMAT_PATTERN if tool else STRICT_FORMAT_PATTERN
+        )
     except ValueError as error:
         raise InputError(f"tokenizer: {error}; use another model") from None
 
@@ -189,24 +209,24 @@ def evaluate(
             [prompt.text for prompt in _fill(batch, batch_size)],
             jax.random.fold_in(key, index),
             template=template,
+            tool=tool,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             method=method,
         )
-        verdict = _judge(verifiers, rollout.tokens, rollout.mask)
-        tokens, mask, finished, well_formed, refused = jax.device_get(
-            (rollout.tokens, rollout.mask, rollout.finished, verdict.well_formed, verdict.refused)
-        )
+        verdict = jax.device_get(_judge(verifiers, rollout.tokens, rollout.mask))
+        rollout = jax.device_get(rollout)
         rows += [
             EvaluationRow(
                 id=prompt.id,
                 prompt=prompt.text,
                 kind=prompt.kind,
                 category=prompt.category,
-                completion=decode(tokenizer, tokens[i], mask[i]),
-                well_formed=bool(well_formed[i]),
-                refused=bool(refused[i]),
-                finished=bool(finished[i]),
+                completion=decode(tokenizer, rollout.tokens[i], rollout.present[i]),
+                well_formed=bool(verdict.well_formed[i]),
+                refused=bool(verdict.refused[i]),
+                finished=bool(rollout.finished[i]),
+                consulted=bool(rollout.mode[i]) if tool else None,
             )
             for i, prompt in enumerate(batch)
         ]
@@ -235,6 +255,7 @@ def complete(
     key: jax.Array,
     *,
     template: Template,
+    tool: Tool | None = None,
     max_prompt_tokens: int,
     max_new_tokens: int,
     method: Method,
@@ -267,6 +288,7 @@ def complete(
         method=method,
         stop=stop_tokens(model, tokenizer),
         prefix=jnp.asarray(encoded.prefix),
+        tool=tool,
     )
 
 

@@ -6,6 +6,7 @@ from jaxalign.rewards.matcher import Matcher, token_bytes
 from jaxalign.rewards.safety import safety_reward
 from jaxalign.rewards.verifiers import (
     ANSWER_TAGS,
+    CONSULTING_FORMAT_PATTERN,
     FORMAT_PATTERN,
     REFUSAL_PHRASES,
     STRICT_FORMAT_PATTERN,
@@ -17,6 +18,7 @@ from jaxalign.rewards.verifiers import (
 
 __all__ = [
     "ANSWER_TAGS",
+    "CONSULTING_FORMAT_PATTERN",
     "FORMAT_PATTERN",
     "REFUSAL_PHRASES",
     "STRICT_FORMAT_PATTERN",

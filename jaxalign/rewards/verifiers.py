@@ -51,6 +51,12 @@ STRICT_FORMAT_PATTERN = (
 """Ours: the whole output is one reasoning span and one answer span, neither of them blank or with
 a `<` in it, and only whitespace around them. The loose format rewards text outside the tags."""
 
+CONSULTING_FORMAT_PATTERN = STRICT_FORMAT_PATTERN.replace(
+    r"\A\s*", r"\A\s*(?:<consult>[^<]*</consult>\s*)*", 1
+)
+"""Ours, for ASCL: any number of consultations, then the strict format. It is searched for in what
+the model generated; a tool's answers are left out."""
+
 
 def answer_span(text: str, span: tuple[str, str] = ANSWER_TAGS) -> str:
     """The part of an output that is its answer, on the host: the reference for the device.
@@ -102,21 +108,22 @@ class Verifiers:
         )
 
 
-def safety_verifiers(tokenizer: Tokenizer, *, strict: bool = True) -> Verifiers:
+def safety_verifiers(tokenizer: Tokenizer, *, pattern: str = STRICT_FORMAT_PATTERN) -> Verifiers:
     """AlphaAlign's format verifier V_f and refusal verifier V_r, and the mask of the answer.
 
-    V_f searches the output for `STRICT_FORMAT_PATTERN` or `FORMAT_PATTERN`; V_r looks for
-    `REFUSAL_PHRASES` in `answer_span` of it. Source: AlphaAlign (arXiv 2507.14987).
+    V_f searches the output for a pattern; V_r looks for `REFUSAL_PHRASES` in `answer_span` of it.
+    Source: AlphaAlign (arXiv 2507.14987).
 
     Args:
       tokenizer: a fast Hugging Face tokenizer: see `token_bytes`.
-      strict: whether the format is ours, which is strict, or the paper's, which is loose.
+      pattern: `STRICT_FORMAT_PATTERN`, which is ours; `FORMAT_PATTERN`, the paper's, which is
+        loose; `CONSULTING_FORMAT_PATTERN`; or one of your own.
 
     Raises:
       ValueError: the tokenizer decodes in a way that is not supported.
     """
     automata = [
-        compile_pattern(STRICT_FORMAT_PATTERN if strict else FORMAT_PATTERN),
+        compile_pattern(pattern),
         compile_phrases(REFUSAL_PHRASES).within(*ANSWER_TAGS),
         *_tag_automata(*ANSWER_TAGS),
     ]

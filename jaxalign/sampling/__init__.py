@@ -1,11 +1,13 @@
 """Jitted sampling with shared prompts."""
 
+from jaxalign.sampling.host_tools import HostTool, sample_with_host_tool
 from jaxalign.sampling.methods import Greedy, Method, Temperature, TopK, TopP
 from jaxalign.sampling.sampler import Rollout, sample
-from jaxalign.sampling.tools import Tool, consultation
+from jaxalign.sampling.tools import Tool, consultation, rule_answer
 
 __all__ = [
     "Greedy",
+    "HostTool",
     "Method",
     "Rollout",
     "Temperature",
@@ -13,5 +15,7 @@ __all__ = [
     "TopK",
     "TopP",
     "consultation",
+    "rule_answer",
     "sample",
+    "sample_with_host_tool",
 ]

@@ -174,6 +174,7 @@ def _sample(
         done = state.done | (drawn & jnp.isin(token, stop_ids))
         if tool is not None and turns is not None:
             turns = turns.advance(tool, token, drawn & ~done)
+            done = done | turns.waiting(tool)
         chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
         logp = chosen - jax.nn.logsumexp(scaled, axis=-1)
         put = lambda x, column: jax.lax.dynamic_update_slice(  # noqa: E731
@@ -196,13 +197,14 @@ def _sample(
     state = jax.lax.while_loop(unfinished, decode, state)
     turns = state.turns
     no = jnp.zeros((batch,), bool)
+    waiting = no if tool is None or turns is None else turns.waiting(tool)
     return Rollout(
         tokens=state.tokens,
         mask=state.mask,
         present=state.present,
         logps=state.logps,
         mode=(no if turns is None else turns.calls > 0).astype(jnp.int32),
-        finished=state.done,
+        finished=state.done & ~waiting,
         cut=no if turns is None else turns.answer >= 0,
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +30,19 @@ class Tool:
 
     Attributes:
       reader: automata that accept a call of each of the K arguments, and a last one for any call.
-      answers: `[K + 1, R]` int32 tokens, the last row for an unknown argument.
-      lengths: `[K + 1]` int32.
+      answers: `[K + 1, R]` int32 tokens, the last row for an unknown argument; if `by_call`,
+        `[B·max_calls, R]`, one row for each call of each row of the batch.
+      lengths: int32, as many as there are answers. A row that gets an answer of length 0 stops
+        there: the answer is not known yet.
       max_calls: how many calls of a row are answered; later ones are plain text.
+      by_call: how `answers` are laid out.
     """
 
     reader: Reader
     answers: jax.Array
     lengths: jax.Array
     max_calls: int = dataclasses.field(metadata={"static": True})
+    by_call: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def consultation(
@@ -78,9 +82,9 @@ def consultation(
         raise ValueError(f"tags must not be empty, got {call_tags} and {answer_tags}")
     opening, closing = map(re.escape, call_tags)
     calls = [rf"{opening}\s*{re.escape(category)}\s*{closing}" for category in rules]
-    unknown = f"There is no such category. Categories: {', '.join(rules)}."
-    texts = [f"\n{answer_tags[0]}{text}{answer_tags[1]}\n" for text in (*rules.values(), unknown)]
-    encoded = _encode(tokenizer, texts)
+    # None is no category, so its answer is the one to every unknown argument.
+    texts = [rule_answer(rules, category, answer_tags) for category in (*rules, None)]
+    encoded = encode_answers(tokenizer, texts)
     answers = np.zeros((len(encoded), max(map(len, encoded))), np.int32)
     for row, tokens in zip(answers, encoded, strict=True):
         row[: len(tokens)] = tokens
@@ -93,8 +97,23 @@ def consultation(
     )
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Tokens that spell each text and nothing else, in the middle of other text."""
+def rule_answer(
+    rules: Mapping[str, str],
+    category: str | None,
+    answer_tags: tuple[str, str] = ("<rules>", "</rules>"),
+) -> str:
+    """The text that answers a call: a rule, or for an unknown category the list of categories."""
+    unknown = f"There is no such category. Categories: {', '.join(rules)}."
+    text = unknown if category is None else rules.get(category, unknown)
+    return f"\n{answer_tags[0]}{text}{answer_tags[1]}\n"
+
+
+def encode_answers(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens that spell each text and nothing else, in the middle of other text.
+
+    Raises:
+      ValueError: the tokenizer can't spell one of them.
+    """
     table, lengths = token_bytes(tokenizer)
     encoded = []
     for text in texts:
@@ -138,16 +157,25 @@ class Turns:
     def advance(self, tool: Tool, tokens: jax.Array, reading: jax.Array) -> Turns:
         """After tokens `[B]` were written; `reading` `[B]` are those that were drawn and go on."""
         place = jnp.where(self.answer < 0, 0, self.place + 1)
-        over = (self.answer >= 0) & (place >= tool.lengths[jnp.maximum(self.answer, 0)])
+        length = tool.lengths[jnp.maximum(self.answer, 0)]
+        over = (self.answer >= 0) & (place >= length) & (length > 0)
         answer = jnp.where(over, -1, self.answer)
         states = tool.reader.advance(self.states, tokens, reading)
         accepted = tool.reader.accepting[states]
         called = accepted[:, -1] & reading
         answered = called & (self.calls < tool.max_calls)
-        # The last automaton accepts every call, so an unknown argument finds itself.
+        if tool.by_call:
+            found = jnp.arange(tokens.shape[0]) * tool.max_calls + self.calls
+        else:
+            # The last automaton accepts every call, so an unknown argument finds itself.
+            found = jnp.argmax(accepted, axis=1)
         return Turns(
             states=jnp.where(called[:, None], tool.reader.start(tokens.shape[0]), states),
-            answer=jnp.where(answered, jnp.argmax(accepted, axis=1).astype(jnp.int32), answer),
+            answer=jnp.where(answered, found.astype(jnp.int32), answer),
             place=jnp.where(over | answered, 0, place),
             calls=self.calls + answered,
         )
+
+    def waiting(self, tool: Tool) -> jax.Array:
+        """`[B]` bool, rows whose call has an answer that is not known yet."""
+        return (self.answer >= 0) & (tool.lengths[jnp.maximum(self.answer, 0)] == 0)

@@ -154,6 +154,7 @@ def _status(scalars: Mapping[str, float]) -> str:
         "benign refused": "benign_refused",
         "look-alike refused": "lookalike_refused",
         "well-formed": "well_formed",
+        "consulted": "consulted",
     }
     parts = [
         f"{label} {scalars[name]:.2f}"

@@ -21,12 +21,14 @@ from jaxalign.losses import (
     clipped_surrogate,
     denominator,
     group_advantages,
+    inverse_frequency_advantages,
     kl_divergence,
+    mode_weights,
     shrinkage_advantages,
 )
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.sampling import Method, Rollout, Temperature, sample
+from jaxalign.sampling import Method, Rollout, Temperature, Tool, sample
 from jaxalign.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -41,12 +43,14 @@ class Batch:
       prompt_mask: `[N, P]` bool.
       prefix: `[P0]` int32, the tokens that open every prompt; may be empty, or None for none.
       extras: whatever the reward function needs to know of the prompts.
+      tool: what a completion may call (`jaxalign.sampling.tools`); None for nothing.
     """
 
     prompts: jax.Array
     prompt_mask: jax.Array
     prefix: jax.Array | None = None
     extras: Any = None
+    tool: Tool | None = None
 
 
 class Score(NamedTuple):
@@ -68,6 +72,24 @@ RewardFn = Callable[[Any, Batch, Rollout], Score]
 
 
 @dataclasses.dataclass(frozen=True)
+class InverseFrequency:
+    """How IFPO rebalances the advantages by the samples' modes; static under jit.
+
+    Attributes:
+      form: "weight" multiplies the advantages of any baseline; "baseline" takes the place of GRPO's
+        mean and deviation, so it goes with the baseline "group" alone.
+      scope: whether a mode's frequency is counted in a prompt's samples or in the whole batch.
+      max_weight: at least 1, the most that a rare sample counts; None for no bound.
+      num_modes: how many modes there may be.
+    """
+
+    form: Literal["weight", "baseline"] = "weight"
+    scope: Literal["group", "batch"] = "group"
+    max_weight: float | None = None
+    num_modes: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class Algorithm:
     """The constants of a step; static under jit.
 
@@ -79,6 +101,7 @@ class Algorithm:
       baseline: "group" is GRPO's; "batch" spans all prompts of the step (REINFORCE++), under which
         "refuse everything" is not an absorbing state; "shrinkage" lies halfway: less noise, and a
         weaker push out of such a state.
+      inverse_frequency: IFPO's rebalancing by `Rollout.mode`; None for none.
       scale_advantages: divide by the deviation.
       clip_low: ε below one of the clipped ratio.
       clip_high: ε above one.
@@ -93,6 +116,7 @@ class Algorithm:
     stop: tuple[int, ...]
     method: Method = Temperature(1.0)
     baseline: Literal["group", "batch", "shrinkage"] = "group"
+    inverse_frequency: InverseFrequency | None = None
     scale_advantages: bool = True
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -116,19 +140,50 @@ def rollout(
         method=algorithm.method,
         stop=algorithm.stop,
         prefix=batch.prefix,
+        tool=batch.tool,
     )
 
 
-def advantages(algorithm: Algorithm, rewards: jax.Array) -> jax.Array:
-    """`[N, G]` rewards to `[B]` advantages, by the algorithm's baseline."""
-    chex.assert_rank(rewards, 2)
+def advantages(algorithm: Algorithm, rewards: jax.Array, modes: jax.Array) -> jax.Array:
+    """Advantages by the algorithm's baseline, rebalanced by IFPO where it asks for it.
+
+    Args:
+      algorithm: constants.
+      rewards: `[N, G]`.
+      modes: `[N, G]` int32, as in `Rollout.mode`; without IFPO they do not matter.
+
+    Returns:
+      `[B]` float32.
+
+    Raises:
+      ValueError: IFPO's form "baseline" with another baseline than "group".
+    """
+    chex.assert_rank([rewards, modes], 2)
+    scale, ifpo = algorithm.scale_advantages, algorithm.inverse_frequency
+    if ifpo is not None and ifpo.form == "baseline":
+        if algorithm.baseline != "group":
+            raise ValueError(f"IFPO's baseline form excludes the baseline {algorithm.baseline!r}")
+        return inverse_frequency_advantages(
+            rewards,
+            modes,
+            num_modes=ifpo.num_modes,
+            form="baseline",
+            scope=ifpo.scope,
+            max_weight=ifpo.max_weight,
+            scale=scale,
+        ).reshape(-1)
     functions: dict[str, Callable[..., jax.Array]] = {
         "group": group_advantages,
         "batch": batch_advantages,
         "shrinkage": shrinkage_advantages,
     }
-    function = functions[algorithm.baseline]
-    return function(rewards, scale=algorithm.scale_advantages).reshape(-1)
+    advantage = functions[algorithm.baseline](rewards, scale=scale)
+    if ifpo is not None:
+        weights = mode_weights(
+            modes, num_modes=ifpo.num_modes, scope=ifpo.scope, max_weight=ifpo.max_weight
+        )
+        advantage = weights * advantage
+    return advantage.reshape(-1)
 
 
 def score(
@@ -136,7 +191,8 @@ def score(
 ) -> tuple[Score, jax.Array]:
     """Rewards of a rollout and the advantages `[B]` that follow from them."""
     scored = reward(reward_params, batch, samples)
-    return scored, advantages(algorithm, scored.rewards)
+    modes = samples.mode.reshape(scored.rewards.shape)
+    return scored, advantages(algorithm, scored.rewards, modes)
 
 
 def policy_loss(
@@ -264,7 +320,8 @@ def update(
         return jax.grad(loss, has_aux=True)(state.params)
 
     split = _splitter(algorithm.micro_batches, batch.prompts.shape[0])
-    parts = split((dataclasses.replace(batch, prefix=None, extras=None), samples, advantage))
+    per_prompt = dataclasses.replace(batch, prefix=None, extras=None, tool=None)
+    parts = split((per_prompt, samples, advantage))
     if algorithm.micro_batches == 1:
         gradients, metrics = gradient(jax.tree.map(lambda x: x[0], parts))
     else:

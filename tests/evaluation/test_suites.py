@@ -1,5 +1,6 @@
 """Evaluation: what the numbers mean, and that batches, padding and skips do not change them."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.errors import InputError
 from jaxalign.evaluation import suites
-from jaxalign.evaluation.run_folder import MEASURES, Rate, get_rate, read_run
+from jaxalign.evaluation.run_folder import MEASURES, Rate, get_rate, measures, read_run
 from jaxalign.evaluation.suites import Evaluation, EvaluationRow, evaluate, prompt_lengths
 from jaxalign.models import Transformer
 from jaxalign.models.precision import fastest_dtype
@@ -80,6 +81,23 @@ def test_summary_by_hand() -> None:
     np.testing.assert_allclose(summary["intervals"]["harmful_refused"], [0.3006, 0.9544], atol=5e-5)
     # p = 0, n = 1: the upper end is z² / (1 + z²)
     np.testing.assert_allclose(summary["intervals"]["benign_refused"], [0.0, 0.7935], atol=5e-5)
+
+
+def test_consulting_rates_are_there_with_a_tool_only() -> None:
+    rows = tuple(
+        dataclasses.replace(row(kind, HELP, refused=False), consulted=consulted)
+        for kind, consulted in (("harmful", True), ("harmful", False), ("benign", False))
+    )
+    summary = Evaluation(rows).summary()
+    assert summary["harmful_consulted"] == 0.5 and summary["benign_consulted"] == 0.0
+    assert "lookalike_consulted" not in summary
+    assert [measure.name for measure in measures(summary)][-3:] == [
+        "harmful_consulted",
+        "benign_consulted",
+        "lookalike_consulted",
+    ]
+    without = Evaluation((row("harmful", HELP, refused=False),)).summary()
+    assert "harmful_consulted" not in without and measures(without) == MEASURES
 
 
 def test_the_report_reads_the_json(tmp_path: Any) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments.alphaalign import AlphaAlign, learning_rates, main
+from experiments.alphaalign import main
+from jaxalign.training.optimizer import learning_rates
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,8 +90,7 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen, step: int = 2) 
     ],
 )
 def test_the_learning_rate_warms_up_holds_and_decays(steps, warmup, decay, rates):
-    settings = AlphaAlign(steps=steps, warmup_steps=warmup, decay_steps=decay, learning_rate=4.0)
-    schedule = learning_rates(settings)
+    schedule = learning_rates(4.0, steps=steps, warmup_steps=warmup, decay_steps=decay)
     np.testing.assert_allclose([schedule(step) for step in range(steps)], rates)
 
 
@@ -233,4 +233,4 @@ def test_help_teaches():
     environment = os.environ | {"COLUMNS": "100"}
     shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert shown.returncode == 0
-    assert "--learning-rate" in shown.stdout and "r_f of the safety reward" in shown.stdout
+    assert "--learning-rate" in shown.stdout and "r_f, the reward of" in shown.stdout

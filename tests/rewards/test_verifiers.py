@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxalign.rewards import (
     ANSWER_TAGS,
+    CONSULTING_FORMAT_PATTERN,
     FORMAT_PATTERN,
     REFUSAL_PHRASES,
     STRICT_FORMAT_PATTERN,
@@ -20,6 +21,11 @@ from jaxalign.rewards import (
     token_bytes,
 )
 
+PATTERNS = {
+    "strict": STRICT_FORMAT_PATTERN,
+    "loose": FORMAT_PATTERN,
+    "consulting": CONSULTING_FORMAT_PATTERN,
+}
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 
@@ -27,9 +33,8 @@ def decode(tokenizer, tokens):
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def well_formed(text, *, strict):
-    pattern = STRICT_FORMAT_PATTERN if strict else FORMAT_PATTERN
-    return re.search(pattern, text, re.DOTALL) is not None
+def well_formed(text, name):
+    return re.search(PATTERNS[name], text, re.DOTALL) is not None
 
 
 def refused(text):
@@ -94,16 +99,37 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def verifiers(small_tokenizer):
-    return {s: jax.jit(safety_verifiers(small_tokenizer, strict=s)) for s in (True, False)}
+    return {
+        name: jax.jit(safety_verifiers(small_tokenizer, pattern=pattern))
+        for name, pattern in PATTERNS.items()
+    }
 
 
 def test_written_out_examples(small_tokenizer, verifiers):
     outputs, strict, loose, refusals = zip(*EXAMPLES, strict=True)
     tokens, mask = pad([small_tokenizer.encode(output) for output in outputs], 100)
-    verdict = verifiers[True](tokens, mask)
+    verdict = verifiers["strict"](tokens, mask)
     np.testing.assert_array_equal(verdict.well_formed, strict)
     np.testing.assert_array_equal(verdict.refused, refusals)
-    np.testing.assert_array_equal(verifiers[False](tokens, mask).well_formed, loose)
+    np.testing.assert_array_equal(verifiers["loose"](tokens, mask).well_formed, loose)
+
+
+def test_a_consultation_may_come_before_the_format(small_tokenizer, verifiers):
+    rest = f"{REASONING}<answer>Bake it.</answer>"
+    examples = {
+        rest: True,
+        f"<consult>hate</consult>{rest}": True,
+        f"\n<consult> hate </consult>\n<consult></consult>{rest}": True,
+        f"<consult>hate{rest}": False,
+        f"So <consult>hate</consult>{rest}": False,
+        f"{rest}<consult>hate</consult>": False,
+        f"<consult>hate</consult>So {rest}": False,
+        "<consult>hate</consult>": False,
+    }
+    tokens, mask = pad([small_tokenizer.encode(text) for text in examples], 150)
+    verdict = verifiers["consulting"](tokens, mask)
+    np.testing.assert_array_equal(verdict.well_formed, list(examples.values()))
+    assert verifiers["strict"](tokens, mask).well_formed.tolist() == [True] + [False] * 7
 
 
 @pytest.mark.parametrize("phrase", REFUSAL_PHRASES)
@@ -136,6 +162,7 @@ def test_the_answer_leaves_out_tags_and_tokens_that_straddle_them(small_tokenize
 
 PIECES = [
     *("<safety_reasoning>", "</safety_reasoning>", "<answer>", "</answer>", "</answ", "<", "\n"),
+    *("<consult>", "</consult>", "<consult>hate</consult>\n"),
     *("I can't", "I can’t", "I am", " not", "Sorry, I can't comply", "help", "’", "🙂", "\ufffd"),
 ]
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=2), max_size=10).map("".join)
@@ -165,9 +192,9 @@ def test_equal_to_python_on_random_tokens(small_tokenizer, verifiers, data):
     for row in range(len(rows)):
         mask[row, list(data.draw(st.sets(st.integers(0, 199), max_size=3)))] = False
     decoded = [decode(small_tokenizer, t[m]) for t, m in zip(tokens, mask, strict=True)]
-    for strict in (True, False):
-        verdict = verifiers[strict](tokens, mask)
-        expected = [well_formed(text, strict=strict) for text in decoded]
+    for name in PATTERNS:
+        verdict = verifiers[name](tokens, mask)
+        expected = [well_formed(text, name) for text in decoded]
         np.testing.assert_array_equal(verdict.well_formed, expected, err_msg=repr(decoded))
         np.testing.assert_array_equal(
             verdict.refused, [refused(text) for text in decoded], err_msg=repr(decoded)
@@ -197,15 +224,15 @@ TAGGED = "<safety_reasoning>{}</safety_reasoning><answer>{}</answer>"
 
 
 @pytest.mark.parametrize(
-    ("form", "strict"),
-    [("{}", True), (TAGGED, True), (f"So: {TAGGED} Bye", False)],
+    ("form", "name"),
+    [("{}", "strict"), (TAGGED, "strict"), (f"So: {TAGGED} Bye", "loose")],
     ids=["bare", "tagged", "loose"],
 )
-def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form, strict):
+def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form, name):
     """All of them; those cut at 512 tokens are unfinished when tagged."""
     texts = [form.format(*[completion] * form.count("{}")) for completion in completions]
     rows = [ids[:512] for ids in smollm2_tokenizer(texts)["input_ids"]]
-    verify = jax.jit(safety_verifiers(smollm2_tokenizer, strict=strict))
+    verify = jax.jit(safety_verifiers(smollm2_tokenizer, pattern=PATTERNS[name]))
     rows.sort(key=len)
     found = []
     for i in range(0, len(rows), 750):
@@ -217,5 +244,5 @@ def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form, s
     )
     np.testing.assert_array_equal(
         np.concatenate([verdict.well_formed for verdict in found]),
-        [well_formed(text, strict=strict) for text in decoded],
+        [well_formed(text, name) for text in decoded],
     )

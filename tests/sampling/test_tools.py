@@ -1,51 +1,20 @@
 """Tool turns in the loop against a slow reference that stops, appends the answer and re-runs."""
 
-import dataclasses
-import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformers
-from tiny_model import SMALL, random_params
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from calling_model import CONFIG, RULES, STOP, TEMPERATURE, VOCABULARY, T, tokenizer, tool
+from tiny_model import random_params
 
 from jaxalign.losses import aggregate, clipped_surrogate
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Transformer, output_weight
 from jaxalign.sampling import Greedy, Temperature, consultation, sample
 
-RULES = {"a": "No.", "bb": "Be kind."}
-# Whole calls and parts of calls are tokens, so that a random model often makes one; "z" is unknown.
-WORDS = ["[a]", "[bb]", "[ a ]", "[z]", "[", "]", "a", "bb", "x]x", "[b", "b]", " [", "[[a]", "$"]
-LETTERS = sorted(set("\n(). :,TNBCabcdeghiknorstuy"))
-T, MAX_CALLS, TEMPERATURE = 48, 3, 0.7
-
-
-@functools.cache
-def tokenizer():
-    """Byte-level, one token for each of the words and letters above."""
-    visible = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    spelled = lambda text: visible.pre_tokenize_str(text)[0][0]  # noqa: E731
-    words = dict.fromkeys([spelled(text) for text in (*LETTERS, *WORDS)])
-    plain = Tokenizer(BPE({word: i for i, word in enumerate(words)}, []))
-    plain.pre_tokenizer, plain.decoder = visible, decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain)
-
-
-@functools.cache
-def tool(max_calls=MAX_CALLS):
-    return consultation(
-        RULES, tokenizer(), max_calls=max_calls, call_tags=("[", "]"), answer_tags=("(", ")")
-    )
-
-
-VOCABULARY = len(tokenizer())
-STOP = tokenizer().convert_tokens_to_ids("$")
-CONFIG = dataclasses.replace(SMALL, vocab_size=VOCABULARY, max_positions=64)
+MAX_CALLS = 3
 BEST = Greedy(TEMPERATURE)
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
 PREFIX = np.array([3, 1], np.int32)

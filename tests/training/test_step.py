@@ -16,6 +16,7 @@ from jaxalign.training.state import init_state
 from jaxalign.training.step import (
     Algorithm,
     Batch,
+    InverseFrequency,
     Score,
     advantages,
     make_step,
@@ -179,7 +180,48 @@ def test_prompts_that_micro_batches_do_not_divide_are_refused():
 
 def test_the_group_baseline_leaves_a_prompt_without_spread_alone():
     rewards = jnp.array([[1.0, 1.0], [0.0, 1.0]])
-    group = advantages(dataclasses.replace(ALGORITHM, baseline="group"), rewards)
-    whole = advantages(ALGORITHM, rewards)
+    modes = jnp.zeros((2, 2), jnp.int32)
+    group = advantages(dataclasses.replace(ALGORITHM, baseline="group"), rewards, modes)
+    whole = advantages(ALGORITHM, rewards, modes)
     np.testing.assert_allclose(group[:2], 0.0)
     assert (np.asarray(whole[:2]) > 0).all()
+
+
+BASELINES = ("group", "batch", "shrinkage")
+REWARDS = jnp.array([[1, 0, 0.5, 2, 1, 0, 0, 1], [0, 1, 0, 0, 1, 1, 1, 2]], jnp.float32)
+SEVEN_TO_ONE = jnp.array([[1, 1, 1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 1]], jnp.int32)
+
+
+def with_ifpo(baseline="group", **constants):
+    ifpo = InverseFrequency(**constants)
+    return dataclasses.replace(ALGORITHM, baseline=baseline, inverse_frequency=ifpo)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("scope", ["group", "batch"])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_with_one_mode_ifpo_is_the_plain_baseline_to_the_bit(baseline, scope, mode):
+    modes = jnp.full((2, 8), mode, jnp.int32)
+    plain = advantages(dataclasses.replace(ALGORITHM, baseline=baseline), REWARDS, modes)
+    ifpo = advantages(with_ifpo(baseline, scope=scope), REWARDS, modes)
+    np.testing.assert_array_equal(ifpo, plain)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_modes_seven_to_one_weigh_the_same_before_the_cap(baseline):
+    """Eight samples, two modes: each mode's weights add up to 4, the rare one's alone."""
+    plain = advantages(dataclasses.replace(ALGORITHM, baseline=baseline), REWARDS, SEVEN_TO_ONE)
+    weighed = advantages(with_ifpo(baseline), REWARDS, SEVEN_TO_ONE)
+    rare = np.array([[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1]], bool).reshape(-1)
+    np.testing.assert_allclose(weighed, plain * np.where(rare, 4.0, 4 / 7), rtol=1e-6)
+    capped = advantages(with_ifpo(baseline, max_weight=2.0), REWARDS, SEVEN_TO_ONE)
+    np.testing.assert_allclose(capped, plain * np.where(rare, 2.0, 4 / 7), rtol=1e-6)
+
+
+def test_the_baseline_form_weighs_the_modes_means_alike():
+    """Of the first prompt: the seven's mean is 1/2, the one's 2, so the baseline is 5/4."""
+    algorithm = dataclasses.replace(with_ifpo(form="baseline"), scale_advantages=False)
+    advantage = advantages(algorithm, REWARDS, SEVEN_TO_ONE)
+    np.testing.assert_allclose(advantage[:8], np.asarray(REWARDS[0]) - 1.25, atol=1e-6)
+    with pytest.raises(ValueError, match="excludes the baseline 'batch'"):
+        advantages(with_ifpo("batch", form="baseline"), REWARDS, SEVEN_TO_ONE)

@@ -1,0 +1,174 @@
+"""GRPO against IFPO on a real model: how often does each kind of request consult, and what for?
+
+    python -m experiments.ablations.ifpo
+    python -m experiments.ablations.ifpo --seeds 5 --arms grpo weight-group --out runs/ifpo
+    python -m experiments.ablations.ifpo -- --steps 40 --harmful 8      # flags for every run
+
+One cold start of experiments/ascl.py serves all runs; then each arm trains from it with each seed.
+A run that is there already is not repeated, and one that was cut short is resumed, so the command
+can be stopped and given again. It writes, under --out: start/ (the cold start), one run folder per
+arm and seed, results.json, table.md and consulting.png.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments.ascl import main as ascl
+from jaxalign.data import KINDS, builtin_prompts
+from jaxalign.errors import InputError
+from jaxalign.training.metrics import read_metrics
+from jaxalign.training.run_folder import read_json, write_json
+
+ARMS: dict[str, list[str]] = {
+    "grpo": ["--ifpo", "none"],
+    "weight-group": ["--ifpo", "weight", "--scope", "group", "--max-weight", "inf"],
+    "weight-group-cap2": ["--ifpo", "weight", "--scope", "group", "--max-weight", "2"],
+    "weight-batch": ["--ifpo", "weight", "--scope", "batch", "--max-weight", "inf"],
+    "baseline-group": ["--ifpo", "baseline", "--scope", "group", "--max-weight", "inf"],
+    "baseline-batch": ["--ifpo", "baseline", "--scope", "batch", "--max-weight", "inf"],
+}
+COLORS = {"harmful": "#D55E00", "benign": "#0072B2", "lookalike": "#CC79A7"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to compare."""
+
+    out: Path = Path("runs/ifpo")
+    """Folder of the comparison."""
+    arms: tuple[str, ...] = tuple(ARMS)
+    """Which arms."""
+    seeds: int = 5
+    """Runs of each arm."""
+    heldout: int = 24
+    """Held-out prompts of each kind, asked after each run."""
+    last: int = 5
+    """Steps at the end of a run that the table averages over."""
+
+
+def main(settings: Settings, flags: Sequence[str]) -> None:
+    """Runs what is missing, then writes the table and the plot."""
+    for name in settings.arms:
+        if name not in ARMS:
+            raise InputError(f"unknown arm {name!r}: choose from {', '.join(ARMS)}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    heldout = settings.out / "heldout.jsonl"
+    heldout.write_text(
+        "".join(
+            json.dumps({"prompt": prompt.text, "kind": kind, "id": prompt.id}) + "\n"
+            for kind in KINDS
+            for prompt in [p for p in builtin_prompts("heldout") if p.kind == kind][
+                : settings.heldout
+            ]
+        )
+    )
+    common = ["--baseline", "group", *flags, "--heldout", str(heldout)]
+    start = settings.out / "start"
+    if not (start / "cold_start").exists():
+        perform(start, [*common, "--steps", "1"])
+    from_start = ["--model", str(start / "cold_start"), "--cold-start-rounds", "0"]
+    # Seeds in the outer loop: a comparison that is stopped has as many runs of each arm.
+    for seed in range(settings.seeds):
+        for name in settings.arms:
+            run = settings.out / f"{name}-{seed}"
+            if not (run / "summary.json").exists():
+                print(f"\n=== {name}, seed {seed}")
+                perform(run, [*common, *from_start, *ARMS[name], "--seed", str(seed)])
+    report(settings)
+
+
+def perform(run: Path, arguments: Sequence[str]) -> None:
+    """One run of experiments/ascl.py, resumed where there is a checkpoint."""
+    resume = ["--resume"] if any((run / "checkpoints").glob("[0-9]*")) else []
+    code = ascl(["smollm2", *arguments, "--run", str(run), *resume])
+    if code or not (run / "summary.json").exists():
+        raise SystemExit(code or 130)
+
+
+def report(settings: Settings) -> None:
+    """Writes results.json, table.md and consulting.png from the runs that are there."""
+    metrics = {
+        name: [read_metrics(settings.out / f"{name}-{seed}") for seed in range(settings.seeds)]
+        for name in settings.arms
+    }
+    measures = (
+        *(f"{kind}_consulted" for kind in KINDS),
+        *(f"{kind}_refused" for kind in KINDS),
+        "well_formed",
+        "reward",
+    )
+    results: dict[str, Any] = {}
+    for name, runs in metrics.items():
+        trained = {
+            measure: spread([mean([row[measure] for row in run[-settings.last :]]) for run in runs])
+            for measure in measures
+        }
+        after = [
+            read_json(settings.out / f"{name}-{seed}" / "summary.json")["after"]
+            for seed in range(settings.seeds)
+        ]
+        held = {
+            measure: spread([row[measure] for row in after])
+            for measure in measures
+            if measure in after[0]
+        }
+        results[name] = {"trained": trained, "heldout": held}
+    write_json(settings.out / "results.json", results)
+    header = ["arm", *(measure.replace("_", " ") for measure in measures)]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for name, result in results.items():
+        cells = [f"{m:.2f} ± {s:.2f}" for m, s in result["trained"].values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    (settings.out / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    plot(metrics, settings.out / "consulting.png")
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """Mean of the numbers there are."""
+    return float(np.mean([value for value in values if value is not None]))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and deviation over seeds; the deviation of one seed is 0."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def plot(metrics: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
+    """Consulting rates over steps, a panel for each arm: every seed faint, their mean bold."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=120, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel, (name, runs) in zip(panels, metrics.items(), strict=False):
+        for kind in KINDS:
+            name_of = f"{kind}_consulted"
+            curves = np.array([[row[name_of] for row in run] for run in runs], float)  # None: NaN
+            panel.plot(curves.T, color=COLORS[kind], alpha=0.25, linewidth=0.7)
+            panel.plot(np.nanmean(curves, axis=0), color=COLORS[kind], linewidth=2, label=kind)
+        panel.set(title=name, ylim=(-0.02, 1.02))
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.supxlabel("step")
+    figure.supylabel("share of samples that consult")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    try:
+        main(tyro.cli(Settings, description=__doc__, args=given[:cut]), given[cut + 1 :])
+    except InputError as error:
+        print(f"ifpo: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,281 @@
+"""IFPO on the smallest model that can drift: a policy with two modes, in exact expectation.
+
+    python experiments/ablations/two_modes.py
+    python experiments/ablations/two_modes.py --group 16 --steps 2000 --out runs/two_modes
+
+A request of class c is harmful, benign or a look-alike. The policy consults with probability
+p_c = σ(θ + δ_c): θ is what all classes share, δ_c what tells them apart. The outcome is right (1)
+with probability q_c1 after consulting and q_c0 without. Nothing else is learned, so all that moves
+is how often each class consults.
+
+Drift. The expected gradient of the objective with respect to the logit of p,
+
+    g(p) = E [ 1/G Σ_i A_i(r, m) (m_i − p) ],    m_i ~ Bernoulli(p),  r_i ~ Bernoulli(q_{m_i})
+
+is a finite sum over the number of consultations n and of successes in either mode, taken here with
+the library's own advantages. To first order in Δ = q_1 − q_0, for many samples in a group, with s
+the deviation of the rewards and p̄ the rate of the whole batch:
+
+    GRPO                     g = p (1 − p) Δ/s
+    weight form, group       g = ½ (p² + (1 − p)²) Δ/s, while both modes occur in a group
+    weight form, batch       g = p (1 − p) · ½ ((1 − p)/p̄ + p/(1 − p̄)) Δ/s
+    baseline form            g = p (1 − p) Δ/s, with another s
+
+None of these terms changes the sign of the drift: the better mode wins. The weight form changes the
+speed near the ends, where GRPO's drift dies out first: a class that the others carried along to an
+end comes back sooner. The baseline form has a further term of order 1/G, which pulls to the
+middle, so that two modes that are as good as each other have a fixed point at ½ (the table of fixed
+points): the mean of a rare mode is made of few samples, and their own rewards are part of it.
+
+Training. The same policy with sampled groups, as in a real run: N prompts a step, G samples each,
+plain gradient ascent on (θ, δ). The table shows where the classes stand at the end.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxalign.losses import group_advantages, inverse_frequency_advantages
+from jaxalign.training.run_folder import write_json
+
+CLASSES = ("harmful", "benign", "lookalike")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """How advantages are made: GRPO where `form` is None."""
+
+    label: str
+    form: Literal["weight", "baseline"] | None = None
+    scope: Literal["group", "batch"] = "group"
+    max_weight: float | None = None
+
+    def advantages(self, rewards: jax.Array, modes: jax.Array) -> jax.Array:
+        """`[N, G]` rewards and modes to `[N, G]` advantages."""
+        if self.form is None:
+            return group_advantages(rewards)
+        return inverse_frequency_advantages(
+            rewards,
+            modes,
+            num_modes=2,
+            form=self.form,
+            scope=self.scope,
+            max_weight=self.max_weight,
+        )
+
+
+ARMS = (
+    Arm("GRPO"),
+    Arm("weight, group", "weight"),
+    Arm("weight, group, cap 2", "weight", max_weight=2.0),
+    Arm("weight, batch", "weight", "batch"),
+    Arm("baseline, group", "baseline"),
+    Arm("baseline, batch", "baseline", "batch"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The world, and the run in it."""
+
+    right_consulting: tuple[float, float, float] = (0.95, 0.80, 0.85)
+    """q_c1 of harmful, benign, look-alike: rules help to refuse, and mislead on harmless ones."""
+    right_alone: tuple[float, float, float] = (0.70, 0.90, 0.75)
+    """q_c0, without consulting."""
+    shares: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    """Share of each class in a step."""
+    start: float = 0.5
+    """p of every class at first."""
+    group: int = 8
+    """G, samples of a prompt."""
+    prompts: int = 16
+    """N, prompts in a step."""
+    steps: int = 600
+    """Of training."""
+    learning_rate: float = 0.3
+    """Of plain gradient ascent on θ and δ."""
+    shared: float = 1.0
+    """How fast θ learns, relative to δ: what carries the classes along with each other."""
+    seeds: int = 20
+    """Runs of each arm."""
+    out: Path = Path("runs/two_modes")
+    """Folder for results.json, drift.png and training.png."""
+
+
+def drift(arm: Arm, p: np.ndarray, right: tuple[float, float], group: int) -> np.ndarray:
+    """g(p), the exact expected gradient at each of P consulting rates, of scope "group".
+
+    Args:
+      arm: the advantages; their scope is not "batch".
+      p: `[P]` in (0, 1).
+      right: q_0 and q_1.
+      group: G.
+
+    Returns:
+      `[P]` float64.
+    """
+    states = [
+        (n, a, b) for n in range(group + 1) for a in range(n + 1) for b in range(group - n + 1)
+    ]
+    n, a, b = (np.array(column) for column in zip(*states, strict=True))
+    place = np.arange(group)
+    # The first n samples consult, and of each mode the first ones succeed.
+    modes = place < n[:, None]
+    rewards = np.where(modes, place < a[:, None], place - n[:, None] < b[:, None])
+    advantage = np.asarray(
+        arm.advantages(jnp.asarray(rewards, jnp.float32), jnp.asarray(modes)), np.float64
+    )
+    choose = np.array([[math.comb(i, j) for j in range(group + 1)] for i in range(group + 1)])
+    outcomes = choose[n, a] * right[1] ** a * (1 - right[1]) ** (n - a)
+    outcomes = outcomes * choose[group - n, b] * right[0] ** b * (1 - right[0]) ** (group - n - b)
+    p = p[:, None]
+    chance = choose[group, n] * p**n * (1 - p) ** (group - n) * outcomes
+    pull = (advantage * (modes - p[:, :, None])).mean(axis=-1)
+    return (chance * pull).sum(axis=1)
+
+
+def fixed_point(arm: Arm, right: tuple[float, float], group: int) -> float | None:
+    """The p in (0.001, 0.999) that the drift leads back to from both sides; None for none."""
+    p = np.linspace(0.001, 0.999, 999)
+    g = np.where(np.abs(g := drift(arm, p, right, group)) < 1e-7, 0.0, g)
+    places = np.flatnonzero((g[:-1] > 0) & (g[1:] <= 0))
+    return float(p[places[0] + 1]) if places.size else None
+
+
+def train(arm: Arm, settings: Settings) -> np.ndarray:
+    """Samples groups and follows their gradients; `[seeds, steps + 1, 3]` consulting rates."""
+    counts = [round(share * settings.prompts) for share in settings.shares]
+    of_class = jnp.repeat(jnp.arange(3), jnp.array(counts), total_repeat_length=sum(counts))
+    right = jnp.array([settings.right_alone, settings.right_consulting])  # [2, 3]
+    logit = math.log(settings.start / (1 - settings.start))
+
+    def step(
+        carry: tuple[jax.Array, jax.Array], key: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        theta, delta = carry
+        p = jax.nn.sigmoid(theta + delta)
+        choice, outcome = jax.random.uniform(key, (2, sum(counts), settings.group))
+        own = p[of_class][:, None]
+        modes = (choice < own).astype(jnp.int32)
+        rewards = (outcome < right[modes, of_class[:, None]]).astype(jnp.float32)
+        pull = (arm.advantages(rewards, modes) * (modes - own)).mean(axis=1)
+        by_class = jax.ops.segment_sum(pull, of_class, 3) / sum(counts)
+        theta = theta + settings.learning_rate * settings.shared * by_class.sum()
+        delta = delta + settings.learning_rate * by_class
+        return (theta, delta), p
+
+    def run(key: jax.Array) -> jax.Array:
+        start = (jnp.array(logit), jnp.zeros(3))
+        (theta, delta), rates = jax.lax.scan(step, start, jax.random.split(key, settings.steps))
+        return jnp.concatenate([rates, jax.nn.sigmoid(theta + delta)[None]])
+
+    return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), settings.seeds)))
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Runs all arms, prints the table, writes results.json and the plots."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    rates = {arm.label: train(arm, settings) for arm in ARMS}
+    p = np.linspace(0.01, 0.99, 99)
+    exact = {
+        arm.label: {
+            name: drift(
+                arm,
+                p,
+                (settings.right_alone[index], settings.right_consulting[index]),
+                settings.group,
+            )
+            for index, name in enumerate(CLASSES)
+        }
+        for arm in ARMS
+        if arm.scope == "group"
+    }
+    rows = {label: describe(value, settings) for label, value in rates.items()}
+    columns = (*CLASSES, "benign peak", "right")
+    print(f"{'arm':22}" + "".join(f"{name:>16}" for name in (*columns, "best possible")))
+    for label, row in rows.items():
+        cells = [f"{row[name]['mean']:.2f} ± {row[name]['sd']:.2f}" for name in columns]
+        print(f"{label:22}" + "".join(f"{cell:>16}" for cell in (*cells, f"{row['best']:.3f}")))
+    print("\nfixed points of the drift, q_0 = 0.8:")
+    gaps = (-0.05, -0.02, 0.0, 0.02, 0.05)
+    print(f"{'q_1 - q_0':22}" + "".join(f"{gap:>8.2f}" for gap in gaps))
+    fixed = {
+        arm.label: [fixed_point(arm, (0.8, 0.8 + gap), settings.group) for gap in gaps]
+        for arm in ARMS
+        if arm.scope == "group"
+    }
+    for label, points in fixed.items():
+        cells = ["none" if point is None else f"{point:.2f}" for point in points]
+        print(f"{label:22}" + "".join(f"{cell:>8}" for cell in cells))
+    saved = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    results = {"settings": saved, "end": rows, "gaps": gaps, "fixed_points": fixed}
+    write_json(settings.out / "results.json", results)
+    plot_drift(p, exact, settings.out / "drift.png")
+    plot_training(rates, settings.out / "training.png")
+    print(f"wrote {settings.out}/results.json, drift.png, training.png")
+    return rows
+
+
+def describe(rates: np.ndarray, settings: Settings) -> dict[str, Any]:
+    """Mean and deviation over seeds: rates at the end, benign's highest, right outcomes."""
+    end = rates[:, -1]
+    alone, consulting = np.array(settings.right_alone), np.array(settings.right_consulting)
+    shares = np.array(settings.shares)
+    right = ((alone + end * (consulting - alone)) * shares).sum(axis=1)
+    peak = rates[:, :, CLASSES.index("benign")].max(axis=1)
+    columns = dict(zip(CLASSES, end.T, strict=True)) | {"benign peak": peak, "right": right}
+    return {
+        name: {"mean": float(x.mean()), "sd": float(x.std(ddof=1))} for name, x in columns.items()
+    } | {"best": float((np.maximum(alone, consulting) * shares).sum())}
+
+
+COLORS = {"harmful": "#D55E00", "benign": "#0072B2", "lookalike": "#CC79A7"}
+
+
+def plot_drift(p: np.ndarray, exact: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """The exact drift against the consulting rate, a panel for each class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
+    dashes = ("-", "--", "-.", ":")
+    for panel, name in zip(figure.subplots(1, 3), CLASSES, strict=True):
+        for (label, classes), dash in zip(exact.items(), dashes, strict=True):
+            panel.plot(p, classes[name], dash, label=label)
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set(title=name, xlabel="p, how often the class consults")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("g(p), exact; above 0: towards consulting")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def plot_training(rates: dict[str, np.ndarray], path: Path) -> None:
+    """Consulting rates over steps, a panel for each arm: every seed faint, the mean bold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.4), dpi=120, layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True, sharey=True).flat
+    for panel, (label, value) in zip(panels, rates.items(), strict=True):
+        for index, name in enumerate(CLASSES):
+            panel.plot(value[:, :, index].T, color=COLORS[name], alpha=0.15, linewidth=0.6)
+            mean = value[:, :, index].mean(axis=0)
+            panel.plot(mean, color=COLORS[name], linewidth=2, label=name)
+        panel.set(title=label, ylim=(-0.02, 1.02))
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.supxlabel("step")
+    figure.supylabel("share of samples that consult")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,309 @@
+"""ASCL with IFPO (arXiv 2602.13562): the model decides when to consult the safety rules.
+
+    python experiments/ascl.py smollm2
+    python experiments/ascl.py smollm2 --run runs/grpo --ifpo none
+    python experiments/ascl.py smollm2 --run runs/zero --cold-start-rounds 0    # ASCL-ZS's start
+    python experiments/ascl.py smollm2 --run runs/mine --rules mine.yaml
+
+To consult, the model writes <consult>category</consult>; the rule's text follows as tokens that are
+read and not trained on. A cold start fine-tunes on its own traces that turned out right; then RL
+rewards outcome and format, and nothing for consulting as such. IFPO rebalances the advantages of
+samples that consulted and of samples that did not; `--ifpo none` is GRPO.
+
+Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
+`--help` after the preset lists them.
+
+The run folder gets config.json, traces.json and cold_start/ (the fine-tuned model), metrics.jsonl,
+tensorboard/, samples.jsonl, checkpoints/, evaluation_before.json, evaluation_cold_start.json,
+evaluation_after.json, summary.json, model/ (opens in transformers), PNG plots and report.html.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jaxalign.data import KINDS, Prompt, RuleBook, builtin_rules, load_all, load_rules
+from jaxalign.data.templates import consulting_messages
+from jaxalign.errors import InputError
+from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.models import Transformer, load_pretrained, save_pretrained
+from jaxalign.models.transformer import Params
+from jaxalign.progress import progress_bar
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Verifiers, safety_verifiers
+from jaxalign.sampling import Temperature, consultation, rule_answer
+from jaxalign.training.alphaalign import PromptFacts, make_reward_params
+from jaxalign.training.ascl import ascl_reward
+from jaxalign.training.batches import Batches, kind_indices
+from jaxalign.training.cold_start import (
+    asks_known_rules,
+    balance_traces,
+    collect_traces,
+    fine_tune,
+)
+from jaxalign.training.experiment import Experiment, choose_dtype, rollout_speed, run_script
+from jaxalign.training.loop import Interruption
+from jaxalign.training.optimizer import learning_rates, make_optimizer
+from jaxalign.training.run_folder import write_json
+from jaxalign.training.settings import Settings, check, parse
+from jaxalign.training.state import init_state
+from jaxalign.training.step import Algorithm, InverseFrequency, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascl(Settings):
+    """Settings of a run."""
+
+    run: Path = Path("runs/ascl")
+    """Run folder to write."""
+    rules: Path | None = None
+    """Rule book to consult (YAML, see jaxalign.data.load_rules); by default our own."""
+    template: Literal["examples", "bare"] = "examples"
+    """examples: instruction and four worked examples, which small models need; bare: the
+    instruction alone."""
+    max_calls: int = 1
+    """Consultations that are answered in one completion; further ones are plain text."""
+    max_new_tokens: int = 160
+    """T, longest completion, rules included."""
+    ifpo: Literal["weight", "baseline", "none"] = "weight"
+    """Form of IFPO; none is the baseline alone."""
+    scope: Literal["group", "batch"] = "group"
+    """Whether IFPO counts how often a mode occurs in a prompt's samples or in the whole step."""
+    max_weight: float = 4.0
+    """The most that IFPO lets a rare sample count; at least 1."""
+    cold_start_rounds: int = 16
+    """Steps' worth of prompts that the cold start samples; 0 leaves the cold start out."""
+    cold_start_cap: int = 24
+    """Most traces of each kind of request, consulted or not, that it learns from."""
+    cold_start_epochs: int = 2
+    """Passes over them."""
+    cold_start_batch: int = 16
+    """Traces in each update."""
+    cold_start_learning_rate: float = 2e-5
+    """Of the cold start."""
+
+
+PRESETS: dict[str, Ascl] = {
+    # SmolLM2-135M on two CPU cores; docs/ascl.md has the measured time and results.
+    "smollm2": Ascl(run=Path("runs/ascl")),
+    # An 8B-class model with the paper's kind of hardware, a few 80 GB accelerators; ours, not run.
+    "mistral-7b": Ascl(
+        run=Path("runs/ascl-mistral-7b"),
+        model="mistralai/Mistral-7B-Instruct-v0.3",
+        template="bare",
+        samples_per_prompt=8,
+        max_prompt_tokens=512,
+        max_new_tokens=1024,
+        max_calls=3,
+        temperature=1.0,
+        steps=200,
+        decay_steps=150,
+        learning_rate=1e-6,
+        baseline="group",
+        balance=False,
+        micro_batches=16,
+        cold_start_rounds=64,
+        cold_start_cap=200,
+        cold_start_learning_rate=5e-6,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one preset; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def work(interruption: Interruption) -> None:
+        run(parse(arguments, PRESETS, script="ascl.py", doc=__doc__ or ""), interruption)
+
+    return run_script("ascl", work)
+
+
+def run(settings: Ascl, interruption: Interruption) -> None:
+    """Evaluates, starts cold, trains, evaluates again and writes the run folder."""
+    begun = time.perf_counter()
+    check_ascl(settings)
+    prompts = load_all(settings.prompts, settings.text_field)
+    heldout = load_all(settings.heldout, settings.text_field)
+    book = builtin_rules() if settings.rules is None else load_rules(settings.rules)
+    dtype = choose_dtype(settings)
+    model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    try:
+        verifiers = safety_verifiers(tokenizer, pattern=CONSULTING_FORMAT_PATTERN)
+        tool = consultation(book.rules, tokenizer, max_calls=settings.max_calls)
+    except ValueError as error:
+        raise InputError(f"{settings.model}: {error}") from error
+    template = consulting_messages(
+        list(book.rules),
+        functools.partial(rule_answer, book.rules),
+        examples=settings.template == "examples",
+    )
+    batches = Batches(
+        prompts,
+        tokenizer,
+        template,
+        counts={kind: getattr(settings, kind) for kind in KINDS},
+        max_prompt_tokens=settings.max_prompt_tokens,
+        seed=settings.seed,
+        make_extras=prompt_facts,
+        tool=tool,
+    )
+    batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
+    experiment = Experiment(
+        settings,
+        interruption,
+        model,
+        tokenizer,
+        prompts=prompts,
+        heldout=heldout,
+        template=template,
+        tool=tool,
+        begun=begun,
+    )
+    evaluations = {"before": experiment.assess("before", params)}
+
+    algorithm = Algorithm(
+        samples_per_prompt=settings.samples_per_prompt,
+        max_new_tokens=settings.max_new_tokens,
+        stop=stop_tokens(model, tokenizer),
+        method=Temperature(settings.temperature),
+        baseline=settings.baseline,
+        inverse_frequency=None
+        if settings.ifpo == "none"
+        else InverseFrequency(settings.ifpo, settings.scope, settings.max_weight),
+        kl_coefficient=settings.kl_coefficient,
+        micro_batches=settings.micro_batches,
+    )
+    if settings.cold_start_rounds:
+        params = cold_start(settings, model, params, tokenizer, algorithm, batches, verifiers, book)
+        evaluations["cold_start"] = experiment.assess("cold_start", params)
+    rates = learning_rates(
+        settings.learning_rate,
+        steps=settings.steps,
+        warmup_steps=settings.warmup_steps,
+        decay_steps=settings.decay_steps,
+    )
+    optimizer = make_optimizer(rates, max_grad_norm=settings.max_grad_norm)
+    reward = ascl_reward(
+        model,
+        format_weight=settings.format_weight,
+        refusal_weight=settings.refusal_weight,
+        balance=settings.balance,
+    )
+    reference = params if settings.kl_coefficient else None
+    state = init_state(params, optimizer)
+    del params  # or the float32 start model would stay in memory
+    state, interrupted = experiment.train(
+        make_step(model, optimizer, algorithm, reward),
+        state,
+        batches,
+        reward_params=make_reward_params(verifiers, None, dtype),
+        reference=reference,
+    )
+    if not interrupted:
+        evaluations["after"] = experiment.assess("after", state.params)
+        speed = rollout_speed(model, algorithm, state.params, batches(0))
+        experiment.finish(state, evaluations, speed)
+
+
+def check_ascl(settings: Ascl) -> None:
+    """Refuses settings that can't work."""
+    check(
+        settings,
+        least={
+            "max_calls": 1,
+            "cold_start_rounds": 0,
+            "cold_start_cap": 1,
+            "cold_start_epochs": 1,
+            "cold_start_batch": 1,
+        },
+        above_zero=["cold_start_learning_rate"],
+    )
+    if not settings.max_weight >= 1:
+        raise InputError(f"max_weight={settings.max_weight} must be at least 1; inf is no cap")
+    if settings.ifpo == "baseline" and settings.baseline != "group":
+        raise InputError(
+            f"ifpo=baseline is a baseline of its own: it goes with baseline=group, not with "
+            f"{settings.baseline}"
+        )
+
+
+def cold_start(
+    settings: Ascl,
+    model: Transformer,
+    params: Params,
+    tokenizer: Any,
+    algorithm: Algorithm,
+    batches: Batches,
+    verifiers: Verifiers,
+    book: RuleBook,
+) -> Params:
+    """The fine-tuned start model; after a resume the one that the run has kept."""
+    folder = settings.run / "cold_start"
+    if settings.resume and folder.exists():
+        return load_pretrained(folder)[1]
+    with progress_bar() as bar:
+        line = bar.add_task("sampling traces", total=settings.cold_start_rounds)
+        right, every = collect_traces(
+            model,
+            params,
+            algorithm,
+            batches,
+            verifiers,
+            rounds=settings.cold_start_rounds,
+            key=jax.random.fold_in(jax.random.key(settings.seed), COLD_START),
+            known=asks_known_rules(list(book.rules)),
+            decode=tokenizer.decode,
+            progress=lambda done: bar.update(line, completed=done),
+        )
+        kept = balance_traces(right, cap=settings.cold_start_cap)
+        line = bar.add_task("cold start", total=None)
+        losses: list[float] = []
+
+        def note(done: int, loss: float) -> None:
+            losses.append(loss)
+            bar.update(line, completed=done)
+
+        tuned = fine_tune(
+            model,
+            params,
+            kept,
+            batches,
+            make_optimizer(settings.cold_start_learning_rate, max_grad_norm=settings.max_grad_norm),
+            epochs=settings.cold_start_epochs,
+            batch_size=settings.cold_start_batch,
+            seed=settings.seed,
+            progress=note,
+        )
+    counts = {"sampled": every.counts(), "right": right.counts(), "kept": kept.counts()}
+    write_json(settings.run / "traces.json", counts | {"losses": losses})
+    save_pretrained(folder, model, tuned, tokenizer)
+    print(
+        f"cold start: {len(every.prompts)} traces sampled, {len(right.prompts)} right, "
+        f"{len(kept.prompts)} learned from; loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    )
+    for group, number in counts["kept"].items():
+        if not number:
+            print(f"cold start: no trace of {group}: the model never did that right")
+    return tuned
+
+
+COLD_START = 2**31 - 1
+"""Folded into the run's key for the cold start; no step has this number."""
+
+
+def prompt_facts(prompts: Sequence[Prompt]) -> PromptFacts:
+    """What the reward needs to know of a batch's prompts; there is no helpfulness to score."""
+    kind = kind_indices(prompts)
+    none = kind[:0].reshape(0, 0)
+    return PromptFacts(kind=kind, questions=none, question_mask=none.astype(bool))
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # so that a redirected log can be watched
+    raise SystemExit(main())

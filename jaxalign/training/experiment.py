@@ -1,0 +1,234 @@
+"""What surrounds the training of every experiment: errors, evaluations, the run folder."""
+
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data.prompts import Prompt
+from jaxalign.data.templates import Template
+from jaxalign.errors import InputError
+from jaxalign.evaluation.report import write_report
+from jaxalign.evaluation.suites import evaluate
+from jaxalign.models import Transformer, save_pretrained
+from jaxalign.models.precision import fastest_dtype
+from jaxalign.models.transformer import Params
+from jaxalign.progress import progress_bar
+from jaxalign.sampling import Tool
+from jaxalign.training.batches import Batches
+from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
+from jaxalign.training.metrics import METRICS_FILE, read_metrics
+from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
+from jaxalign.training.settings import LOOP_ONLY, Settings, to_json
+from jaxalign.training.state import TrainState
+from jaxalign.training.step import Algorithm, Batch, StepFn, rollout
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C outside of training; its text says when."""
+
+
+def run_script(name: str, work: Callable[[Interruption], None]) -> int:
+    """Calls `work` and turns what goes wrong into one line.
+
+    Args:
+      name: the script's, before each message.
+      work: parses, trains, reports.
+
+    Returns:
+      the exit code: 0, also when SIGTERM or Ctrl-C made the run save and stop; 2 after bad input;
+      1 after a run that diverged; 130 after a second Ctrl-C.
+    """
+    try:
+        with Interruption() as interruption:
+            work(interruption)
+    except (InputError, OSError, DivergedError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, DivergedError) else 2
+    except KeyboardInterrupt:
+        print(f"{name}: stopped at once: --resume goes on from the last checkpoint")
+        return 130
+    except Interrupted as stop:
+        print(f"interrupted {stop}: go on with --resume where there is a checkpoint")
+    return 0
+
+
+class Experiment:
+    """The frame of a run: evaluations, training, and what its folder gets.
+
+    Args:
+      settings: the run's.
+      interruption: heeded during evaluations and training.
+      model: the decoder, in the compute dtype.
+      tokenizer: the model's.
+      prompts: for training; their fingerprint is kept, so that a resumed run notices another set.
+      heldout: for the evaluations; may be empty.
+      template: how all of them are asked.
+      tool: what completions may call.
+      begun: `time.perf_counter()` when the script started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        interruption: Interruption,
+        model: Transformer,
+        tokenizer: Any,
+        *,
+        prompts: Sequence[Prompt],
+        heldout: Sequence[Prompt],
+        template: Template,
+        tool: Tool | None = None,
+        begun: float,
+    ) -> None:
+        self._begun = begun
+        self._settings = settings
+        self._interruption = interruption
+        self._model = model
+        self._tokenizer = tokenizer
+        self._heldout = heldout
+        self._template = template
+        self._tool = tool
+        self._folder = folder = settings.run
+        self._dtype = jnp.dtype(model.dtype).name
+        self._saved = to_json(settings) | {
+            "compute_dtype": self._dtype,
+            "prompts_digest": prompts_digest(prompts),
+        }
+        self._earlier = 0.0
+        if settings.resume:
+            steps = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
+            self._earlier = steps[-1]["time"] if steps else 0.0
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", self._saved)
+
+    def assess(self, name: str, params: Params) -> dict[str, Any] | None:
+        """Asks the held-out prompts; writes `evaluation_NAME.json`, or reads it after a resume.
+
+        Returns:
+          `Evaluation.summary`; None where there are no held-out prompts.
+
+        Raises:
+          Interrupted: SIGTERM or Ctrl-C.
+        """
+        if not self._heldout:
+            return None
+        path = self._folder / f"evaluation_{name}.json"
+        if self._settings.resume and path.exists():
+            evaluation = read_json(path)
+            self._earlier += evaluation["seconds"]
+            rates: dict[str, Any] = evaluation["rates"]
+            return rates
+        print(f"asking {len(self._heldout)} held-out prompts {name} training")
+        with progress_bar() as bar:
+            line = bar.add_task(f"{name} training", total=len(self._heldout))
+
+            def heed(done: int, total: int) -> None:
+                bar.update(line, completed=done, total=total)
+                if self._interruption.requested:
+                    raise Interrupted(f"after {done} of {total} prompts of the evaluation")
+
+            result = evaluate(
+                self._model,
+                params,
+                self._tokenizer,
+                self._heldout,
+                template=self._template,
+                tool=self._tool,
+                max_prompt_tokens=self._settings.max_prompt_tokens,
+                max_new_tokens=self._settings.max_new_tokens,
+                progress=heed,
+            )
+        write_json(path, result.to_json())
+        summary = result.summary()
+        shown = {k: round(v, 3) for k, v in summary.items() if isinstance(v, int | float)}
+        print(f"{name} training: {json.dumps(shown)}")
+        if result.skipped:
+            print(f"{len(result.skipped)} held-out prompts were too long and not asked")
+        return summary
+
+    def train(
+        self,
+        step_fn: StepFn,
+        state: TrainState,
+        batches: Batches,
+        *,
+        reward_params: Any,
+        reference: Params | None,
+    ) -> tuple[TrainState, bool]:
+        """`jaxalign.training.loop.train` with the run's settings."""
+        settings = self._settings
+        return train(
+            step_fn,
+            state,
+            batches,
+            root_key=jax.random.key(settings.seed),
+            folder=self._folder,
+            config=LoopConfig(
+                steps=settings.steps,
+                checkpoint_every=settings.checkpoint_every,
+                sample_every=settings.sample_every,
+            ),
+            settings={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
+            reward_params=reward_params,
+            describe=batches.transcripts,
+            reference=reference,
+            interruption=self._interruption,
+            resume=settings.resume,
+        )
+
+    def finish(
+        self,
+        state: TrainState,
+        evaluations: Mapping[str, dict[str, Any] | None],
+        rollout_tokens_per_second: float,
+    ) -> None:
+        """Writes summary.json, the model, the plots and report.html.
+
+        Args:
+          state: the last one.
+          evaluations: what `assess` returned, by name.
+          rollout_tokens_per_second: as `rollout_speed` measures it.
+        """
+        summary = dict(evaluations) | {
+            "steps": int(state.step),
+            "seconds": self._earlier + time.perf_counter() - self._begun,
+            "rollout_tokens_per_second": rollout_tokens_per_second,
+            "skipped_updates": int(state.skipped),
+            "compute_dtype": self._dtype,
+            "hardware": hardware(),
+            "date": datetime.date.today().isoformat(),
+        }
+        write_json(self._folder / "summary.json", summary)
+        save_pretrained(self._folder / "model", self._model, state.params, self._tokenizer)
+        print(f"wrote {write_report(self._folder)}")
+
+
+def choose_dtype(settings: Settings) -> Any:
+    """The dtype asked for; of a resumed run, the one it had; else the faster one in a probe."""
+    config = settings.run / "config.json"
+    if settings.dtype != "auto":
+        name, reason = settings.dtype, "as asked for"
+    elif settings.resume and config.exists():
+        name, reason = read_json(config)["compute_dtype"], "as before"
+    else:
+        dtype, reason = fastest_dtype()
+        print(f"compute dtype: {reason}")
+        return dtype
+    print(f"compute dtype: {name}, {reason}")
+    return jnp.dtype(name)
+
+
+def rollout_speed(model: Transformer, algorithm: Algorithm, params: Params, batch: Batch) -> float:
+    """Generated tokens per second of one rollout, compilation left out."""
+    key = jax.random.key(0)
+    jax.block_until_ready(rollout(model, algorithm, params, batch, key))
+    begun = time.perf_counter()
+    samples = jax.block_until_ready(rollout(model, algorithm, params, batch, key))
+    return float(samples.mask.sum()) / (time.perf_counter() - begun)

@@ -1,0 +1,174 @@
+"""Settings that every experiment has, and how a script reads them from the command line."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from jaxalign.errors import InputError
+from jaxalign.models.huggingface import check_replaceable
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of a run."""
+
+    run: Path = Path("runs/run")
+    """Run folder to write."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder."""
+    model: str = "smollm2"
+    """Start model: smollm2, a .gguf file, a Hugging Face folder, or a hub id."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Compute dtype; auto takes the faster one in a short probe. Parameters are float32."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """What the backward pass recomputes in each layer, for memory."""
+    prompts: tuple[str, ...] = ("builtin:train",)
+    """Training prompts: builtin:train, a .jsonl or .csv file, hub:NAME[@SPLIT], tfds:NAME[@SPLIT],
+    disk:FOLDER[@SPLIT]; as KIND=SPEC (harmful=my.csv) where the data does not tell the kind."""
+    heldout: tuple[str, ...] = ("builtin:heldout",)
+    """Prompts for the evaluation before and after, given as above; empty for none."""
+    text_field: str | None = None
+    """Field with the text of all prompts but the builtin ones, where it has no usual name."""
+    harmful: int = 8
+    """Harmful prompts in each step."""
+    benign: int = 4
+    """Plain benign prompts in each step."""
+    lookalike: int = 4
+    """Harmless prompts that look harmful in each step."""
+    samples_per_prompt: int = 4
+    """G, completions of each prompt."""
+    max_prompt_tokens: int = 56
+    """Longest prompt, beyond the shared prefix. Longer ones are refused with their text."""
+    max_new_tokens: int = 64
+    """T, longest completion."""
+    temperature: float = 0.7
+    """Of the policy, in sampling and in the loss."""
+    steps: int = 40
+    """Updates in all."""
+    learning_rate: float = 6e-5
+    """AdamW's highest."""
+    warmup_steps: int = 3
+    """Steps until the full learning rate."""
+    decay_steps: int = 16
+    """Last steps, over which the learning rate falls linearly to zero."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    baseline: Literal["group", "batch", "shrinkage"] = "shrinkage"
+    """Advantages against the prompt's own samples (GRPO), the whole batch, or halfway."""
+    format_weight: float = 1.0
+    """r_f, the reward of a well-formed completion."""
+    refusal_weight: float = 1.0
+    """r_a, the reward of refusing where it is right, and of answering where that is."""
+    balance: bool = True
+    """Weigh refusals more on the side, harmful or harmless, that goes wrong more often."""
+    kl_coefficient: float = 0.0
+    """Weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
+    micro_batches: int = 1
+    """Parts of the batch that gradients are accumulated over, for memory."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints."""
+    sample_every: int = 5
+    """Steps between transcripts in samples.jsonl."""
+    seed: int = 0
+    """Of sampling and data order."""
+
+
+LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype")
+"""Settings that may change on resume."""
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def parse(
+    arguments: Sequence[str], presets: Mapping[str, AnySettings], *, script: str, doc: str
+) -> AnySettings:
+    """The preset named by the first word, with flags on top.
+
+    Raises:
+      InputError: no such preset.
+      SystemExit: after help, or tyro's after a message on a flag.
+    """
+    names = ", ".join(presets)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{doc}\nPresets: {names}")
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] not in presets:
+        raise InputError(f"unknown preset {arguments[0]!r}: choose one of {names}")
+    preset = presets[arguments[0]]
+    return tyro.cli(
+        type(preset), prog=f"{script} {arguments[0]}", default=preset, args=list(arguments[1:])
+    )
+
+
+def check(
+    settings: Settings,
+    *,
+    least: Mapping[str, int] | None = None,
+    above_zero: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+) -> None:
+    """Refuses settings that can't work, before anything slow happens.
+
+    Args:
+      settings: to check.
+      least: smallest values of whole numbers beside the common settings.
+      above_zero: numbers beside the common ones that must be above zero.
+      not_negative: numbers beside the common ones that must be zero or above.
+
+    Raises:
+      InputError: names the setting and what it may be.
+    """
+    for name, smallest in (_LEAST | dict(least or {})).items():
+        if getattr(settings, name) < smallest:
+            raise InputError(f"{name}={getattr(settings, name)} is too small: at least {smallest}")
+    for name in ("temperature", "learning_rate", "max_grad_norm", *above_zero):
+        if not (getattr(settings, name) > 0 and math.isfinite(getattr(settings, name))):
+            raise InputError(f"{name}={getattr(settings, name)} must be a number above 0")
+    for name in ("format_weight", "refusal_weight", "kl_coefficient", *not_negative):
+        if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
+            raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
+    prompts = settings.harmful + settings.benign + settings.lookalike
+    if not prompts:
+        raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
+    if prompts % settings.micro_batches:
+        raise InputError(
+            f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
+            "step: change harmful, benign, lookalike or micro_batches"
+        )
+    check_replaceable(settings.run / "model")
+    started = any((settings.run / "checkpoints").glob("[0-9]*"))
+    if settings.resume and not started:
+        raise InputError(f"{settings.run}: no checkpoint to resume from: leave --resume out")
+    if not settings.resume and started:
+        raise InputError(
+            f"{settings.run} holds a run already: add --resume to go on, choose another --run, or "
+            "remove that folder"
+        )
+
+
+_LEAST = {
+    "harmful": 0,
+    "benign": 0,
+    "lookalike": 0,
+    "samples_per_prompt": 2,
+    "max_prompt_tokens": 1,
+    "max_new_tokens": 1,
+    "steps": 1,
+    "warmup_steps": 0,
+    "decay_steps": 0,
+    "micro_batches": 1,
+    "checkpoint_every": 1,
+    "sample_every": 1,
+    "seed": 0,
+}
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """The settings with paths as text."""
+    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    return value

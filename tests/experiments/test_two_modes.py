@@ -1,0 +1,60 @@
+"""The smallest model of the drift: exact expectations by hand, and a short run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.ablations.two_modes import ARMS, Settings, drift, fixed_point, main
+
+GROUP_ARMS = [arm for arm in ARMS if arm.scope == "group"]
+GRPO = ARMS[0]
+P = np.array([0.1, 0.5, 0.9])
+
+
+def test_grpo_with_two_samples_by_hand():
+    """Unequal rewards give ±a, a = ½/(1/√2 + 1e-4); so g = a·p(1 − p)(q_1 − q_0)."""
+    a = 0.5 / (np.sqrt(0.5) + 1e-4)
+    expected = a * P * (1 - P) * (0.9 - 0.4)
+    np.testing.assert_allclose(drift(GRPO, P, (0.4, 0.9), 2), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arm", GROUP_ARMS, ids=lambda arm: arm.label)
+def test_the_much_better_mode_wins(arm):
+    assert (drift(arm, P, (0.4, 0.9), 8) > 0).all()
+    assert (drift(arm, P, (0.9, 0.4), 8) < 0).all()
+
+
+@pytest.mark.parametrize("arm", GROUP_ARMS, ids=lambda arm: arm.label)
+def test_equal_modes_do_not_drift_but_in_the_baseline_form_which_evens_them_out(arm):
+    signs = [1, 0, -1] if arm.form == "baseline" else [0, 0, 0]
+    g = drift(arm, P, (0.6, 0.6), 8)
+    np.testing.assert_array_equal(np.sign(np.where(np.abs(g) < 1e-6, 0.0, g)), signs)
+    expected = 0.5 if arm.form == "baseline" else None
+    assert fixed_point(arm, (0.6, 0.6), 8) == (expected and pytest.approx(expected, abs=0.01))
+
+
+@pytest.mark.parametrize("arm", GROUP_ARMS, ids=lambda arm: arm.label)
+def test_exchanging_the_modes_turns_the_drift_round(arm):
+    np.testing.assert_allclose(
+        drift(arm, P, (0.4, 0.9), 6), -drift(arm, 1 - P, (0.9, 0.4), 6), atol=1e-6
+    )
+
+
+def test_weights_keep_the_drift_alive_near_the_ends():
+    """For many samples the ratio to GRPO is (p² + (1 − p)²)/(2p(1 − p)): 1 in the middle."""
+    plain, weighed = (drift(arm, P, (0.5, 0.6), 16) for arm in ARMS[:2])
+    ratio = weighed / plain
+    np.testing.assert_allclose(ratio[1], 1.0, atol=0.1)
+    assert (ratio[[0, 2]] > 2).all()
+
+
+def test_a_short_run_writes_its_results(tmp_path):
+    rows = main(Settings(steps=150, seeds=3, out=tmp_path))
+    for arm in ARMS:
+        row = rows[arm.label]
+        assert row["harmful"]["mean"] > row["benign"]["mean"]
+        assert row["right"]["mean"] < row["best"]
+    assert json.loads((tmp_path / "results.json").read_text())["end"] == rows
+    assert (tmp_path / "drift.png").stat().st_size > 10_000
+    assert (tmp_path / "training.png").stat().st_size > 10_000

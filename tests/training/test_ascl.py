@@ -1,0 +1,287 @@
+"""ASCL: a tool, modes and IFPO inside the one compiled step; the cold start's filter and tuning."""
+
+import dataclasses
+import functools
+
+import calling_model
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from calling_model import STOP, tokenizer, tool
+from tiny_model import random_params
+
+from jaxalign.data import Prompt
+from jaxalign.errors import InputError
+from jaxalign.models import Transformer, completion_logps
+from jaxalign.rewards import safety_verifiers
+from jaxalign.sampling import Rollout, Temperature
+from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
+from jaxalign.training.ascl import ascl_reward, consulting_metrics
+from jaxalign.training.cold_start import (
+    Traces,
+    asks_known_rules,
+    balance_traces,
+    collect_traces,
+    fine_tune,
+)
+from jaxalign.training.state import init_state
+from jaxalign.training.step import (
+    Algorithm,
+    Batch,
+    InverseFrequency,
+    make_step,
+    rollout,
+    score,
+    update,
+)
+
+# More letters, so that not every row calls.
+LETTERS = "ABDEFGHIJKLMOPQRSUVWXYZfjlmpqvw0123456789+-*/=!?"
+TOKENIZER = tokenizer(LETTERS)
+CONFIG = dataclasses.replace(calling_model.CONFIG, vocab_size=len(TOKENIZER))
+MODEL = Transformer(CONFIG, dtype=jnp.float32)
+ALGORITHM = Algorithm(
+    samples_per_prompt=4,
+    max_new_tokens=24,
+    stop=(STOP,),
+    method=Temperature(0.7),
+    baseline="shrinkage",
+    inverse_frequency=InverseFrequency(max_weight=4.0),
+)
+KEY = jax.random.key(3)
+KIND = np.array([0, 0, 1, 2], np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG, scale=0.6)
+
+
+@functools.cache
+def reward_params():
+    """Well-formed is here whatever has a letter of the tool's."""
+    return make_reward_params(safety_verifiers(TOKENIZER, pattern="[ab]"), None, jnp.float32)
+
+
+def batch(seed=0, with_tool=True):
+    rng = np.random.default_rng(seed)
+    none = jnp.zeros((0, 0), jnp.int32)
+    return Batch(
+        prompts=jnp.asarray(rng.integers(0, len(TOKENIZER), (4, 5)), jnp.int32),
+        prompt_mask=jnp.asarray(np.arange(5) < np.array([5, 2, 4, 3])[:, None]),
+        prefix=jnp.asarray([3, 1], jnp.int32),
+        extras=PromptFacts(jnp.asarray(KIND), none, none.astype(bool)),
+        tool=tool(3, LETTERS) if with_tool else None,
+    )
+
+
+def largest_difference(left, right):
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
+
+
+def test_the_step_with_a_tool_compiles_once_and_equals_the_split_path(params):
+    """The split path takes two micro-batches: IFPO's frequencies are the whole batch's."""
+    optimizer = optax.adam(1e-3)
+    reward = ascl_reward(MODEL, balance=True)
+    fused = make_step(MODEL, optimizer, ALGORITHM, reward)
+    halved = dataclasses.replace(ALGORITHM, micro_batches=2)
+    split_update = jax.jit(functools.partial(update, MODEL, optimizer, halved))
+    state, split_state = init_state(params, optimizer), init_state(params, optimizer)
+    for step in range(3):
+        state, result = fused(state, batch(step), KEY, reward_params())
+
+        key = jax.random.fold_in(KEY, split_state.step)
+        samples = rollout(MODEL, ALGORITHM, split_state.params, batch(step), key)
+        _, advantage = score(reward, ALGORITHM, reward_params(), batch(step), samples)
+        split_state, _ = split_update(split_state, batch(step), samples, advantage)
+        np.testing.assert_array_equal(result.samples.tokens, samples.tokens)
+        consulted = np.asarray(samples.mode) > 0
+        assert 0 < consulted.mean() < 1
+        np.testing.assert_allclose(result.metrics["consulted"], consulted.mean(), rtol=1e-6)
+        np.testing.assert_array_equal(result.score.details["consulted"], consulted)
+        assert float(result.metrics["logp_gap"]) < 1e-4
+    assert fused._cache_size() == 1
+    assert largest_difference(state.params, split_state.params) < 1e-6
+    assert largest_difference(state.params, params) > 1e-3
+
+
+def test_ifpo_changes_the_advantages_where_both_modes_occur_and_only_there(params):
+    plain = dataclasses.replace(ALGORITHM, inverse_frequency=None)
+    for with_tool in (True, False):
+        given = batch(with_tool=with_tool)
+        samples = rollout(MODEL, ALGORITHM, params, given, KEY)
+        ifpo, grpo = (
+            np.asarray(score(ascl_reward(MODEL), algorithm, reward_params(), given, samples)[1])
+            for algorithm in (ALGORITHM, plain)
+        )
+        share = np.asarray(samples.mode).reshape(4, 4).mean(axis=1)
+        mixed = (share > 0) & (share < 1) & (share != 0.5)  # at one half all weights are 1
+        assert mixed.any() == with_tool
+        changed = (ifpo != grpo).reshape(4, 4).any(axis=1)
+        np.testing.assert_array_equal(changed, mixed & (grpo.reshape(4, 4) != 0).any(axis=1))
+
+
+def test_nothing_is_paid_for_consulting(params):
+    """The reward is AlphaAlign's without helpfulness, whatever the mode says."""
+    samples = rollout(MODEL, ALGORITHM, params, batch(), KEY)
+    other = dataclasses.replace(samples, mode=1 - samples.mode)
+    reward = ascl_reward(MODEL, format_weight=0.5, refusal_weight=2.0)
+    plain = alphaalign_reward(MODEL, format_weight=0.5, refusal_weight=2.0, helpfulness_weight=0.0)
+    expected = plain(reward_params(), batch(), samples).rewards
+    for given in (samples, other):
+        np.testing.assert_array_equal(reward(reward_params(), batch(), given).rewards, expected)
+
+
+def test_consulting_rates_by_hand():
+    """Two harmful prompts, a benign one and no look-alike; two samples each."""
+    nothing = jnp.zeros((6, 1))
+    samples = Rollout(
+        tokens=nothing,
+        mask=nothing,
+        present=nothing,
+        logps=nothing,
+        mode=jnp.array([1, 1, 1, 0, 0, 0]),
+        finished=jnp.ones(6, bool),
+        cut=jnp.array([True, False, False, False, False, False]),
+    )
+    metrics = consulting_metrics(jnp.array([0, 0, 1]), samples)
+    assert float(metrics["consulted"]) == 0.5
+    assert float(metrics["harmful_consulted"]) == 0.75
+    assert float(metrics["benign_consulted"]) == 0.0
+    assert np.isnan(metrics["lookalike_consulted"])
+    np.testing.assert_allclose(metrics["cut"], 1 / 6, rtol=1e-6)
+
+
+# --- the cold start ------------------------------------------------------------------------------
+
+
+class OneBatch:
+    """Stands in for `Batches`: the same four prompts in every step."""
+
+    prompts = [
+        Prompt("h1", "one", "harmful", "hate"),
+        Prompt("h2", "two", "harmful", "hate"),
+        Prompt("b", "three", "benign", "general"),
+        Prompt("l", "four", "lookalike", "general"),
+    ]
+
+    def prompts_at(self, step):
+        return self.prompts
+
+    def __call__(self, step):
+        return batch()
+
+    def encode(self, prompts):
+        rows = jnp.array([[p.id for p in self.prompts].index(prompt.id) for prompt in prompts])
+        whole = batch()
+        return dataclasses.replace(
+            whole, prompts=whole.prompts[rows], prompt_mask=whole.prompt_mask[rows]
+        )
+
+
+@pytest.fixture(scope="module")
+def collected(params):
+    return collect_traces(
+        MODEL,
+        params,
+        ALGORITHM,
+        OneBatch(),
+        safety_verifiers(TOKENIZER, pattern="b"),
+        rounds=6,
+        key=KEY,
+        known=lambda text: "z" not in text,
+        decode=TOKENIZER.decode,
+    )
+
+
+def test_the_filter_keeps_what_turned_out_right(collected):
+    """Nothing refuses here, so no trace of a harmful prompt is right."""
+    right, every = collected
+    assert len(every.prompts) == 6 * 4 * 4
+    expected = []
+    for row, prompt in enumerate(every.prompts):
+        spoken = TOKENIZER.decode(every.tokens[row][every.mask[row]])
+        ended = STOP in every.tokens[row][every.mask[row]]
+        if not prompt.is_harmful and "b" in spoken and "z" not in spoken and ended:
+            expected.append(row)
+    assert 0 < len(expected) < 48
+    np.testing.assert_array_equal(right.tokens, every.tokens[expected])
+    assert [p.id for p in right.prompts] == [every.prompts[row].id for row in expected]
+    assert right.counts()["harmful, consulted"] == right.counts()["harmful, alone"] == 0
+
+
+def traces(*rows):
+    """(kind, consulted, token) each."""
+    tokens = np.array([[token, STOP] for _, _, token in rows], np.int32)
+    return Traces(
+        [Prompt("x", "same", kind, "general") for kind, _, _ in rows],
+        tokens,
+        np.ones(tokens.shape, bool),
+        np.ones(tokens.shape, bool),
+        np.array([consulted for _, consulted, _ in rows]),
+    )
+
+
+def test_no_group_has_more_than_the_cap_and_no_text_comes_twice():
+    given = traces(
+        ("harmful", True, 1),
+        ("harmful", True, 1),  # again
+        ("harmful", True, 2),
+        ("harmful", True, 3),  # past the cap
+        ("harmful", False, 4),
+        ("benign", True, 5),
+    )
+    kept = balance_traces(given, cap=2)
+    assert kept.tokens[:, 0].tolist() == [1, 2, 4, 5]
+    assert kept.counts() == {
+        "harmful, consulted": 2,
+        "harmful, alone": 1,
+        "benign, consulted": 1,
+        "benign, alone": 0,
+        "lookalike, consulted": 0,
+        "lookalike, alone": 0,
+    }
+    with pytest.raises(InputError, match="no sampled trace was well-formed and right"):
+        balance_traces(given.take(np.array([], int)), cap=2)
+
+
+def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, collected):
+    _, every = collected
+    kept = every.take(np.flatnonzero(every.consulted)[:8])
+    assert (kept.present & ~kept.mask).any()
+    asked = OneBatch().encode(kept.prompts)
+
+    @jax.jit
+    def logps_of(params):
+        prompts = asked.prompts, asked.prompt_mask
+        return completion_logps(
+            MODEL, params, *prompts, kept.tokens, kept.present, prefix=asked.prefix
+        )
+
+    def likelihood(params):
+        return np.asarray(logps_of(params))[kept.mask].mean()
+
+    losses = []
+    after = fine_tune(
+        MODEL,
+        params,
+        kept,
+        OneBatch(),
+        optax.adam(3e-3),
+        epochs=12,
+        batch_size=8,
+        seed=0,
+        progress=lambda done, loss: losses.append(loss),
+    )
+    np.testing.assert_allclose(losses[0], -likelihood(params), rtol=1e-5)
+    assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]
+    assert likelihood(after) > likelihood(params)
+
+
+def test_only_rules_that_exist_may_be_asked_for():
+    known = asks_known_rules(["hate", "privacy"])
+    assert known("no call") and known("<consult> hate </consult>x<consult>privacy</consult>")
+    assert not known("<consult>hats</consult>") and not known("<consult></consult>")
