@@ -46,10 +46,16 @@ from jaxalign.training.cold_start import (
     collect_traces,
     fine_tune,
 )
-from jaxalign.training.experiment import Experiment, choose_dtype, rollout_speed, run_script
+from jaxalign.training.experiment import (
+    Experiment,
+    Interrupted,
+    choose_dtype,
+    rollout_speed,
+    run_script,
+)
 from jaxalign.training.loop import Interruption
 from jaxalign.training.optimizer import learning_rates, make_optimizer
-from jaxalign.training.run_folder import write_json
+from jaxalign.training.run_folder import read_json, write_json
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, InverseFrequency, make_step
@@ -74,8 +80,9 @@ class Ascl(Settings):
     """Form of IFPO; none is the baseline alone."""
     scope: Literal["group", "batch"] = "group"
     """Whether IFPO counts how often a mode occurs in a prompt's samples or in the whole step."""
-    max_weight: float = 4.0
-    """The most that IFPO lets a rare sample count; at least 1."""
+    max_weight: float | None = None
+    """The most that IFPO lets a rare sample count; at least 1. Within a prompt's samples the
+    weights are at most G/2 by themselves."""
     cold_start_rounds: int = 16
     """Steps' worth of prompts that the cold start samples; 0 leaves the cold start out."""
     cold_start_cap: int = 24
@@ -89,9 +96,10 @@ class Ascl(Settings):
 
 
 PRESETS: dict[str, Ascl] = {
-    # SmolLM2-135M on two CPU cores; docs/ascl.md has the measured time and results.
+    # SmolLM2-135M on two CPU cores.
     "smollm2": Ascl(run=Path("runs/ascl")),
-    # An 8B-class model with the paper's kind of hardware, a few 80 GB accelerators; ours, not run.
+    # An 8B-class model; ours, not run. Float32 parameters, gradients and AdamW's moments take
+    # 112 GB, and the script runs on one device so far, so this waits for a mesh.
     "mistral-7b": Ascl(
         run=Path("runs/ascl-mistral-7b"),
         model="mistralai/Mistral-7B-Instruct-v0.3",
@@ -164,6 +172,7 @@ def run(settings: Ascl, interruption: Interruption) -> None:
         template=template,
         tool=tool,
         begun=begun,
+        facts={"rules_version": book.version, "rules": dict(book.rules)},
     )
     evaluations = {"before": experiment.assess("before", params)}
 
@@ -180,7 +189,18 @@ def run(settings: Ascl, interruption: Interruption) -> None:
         micro_batches=settings.micro_batches,
     )
     if settings.cold_start_rounds:
-        params = cold_start(settings, model, params, tokenizer, algorithm, batches, verifiers, book)
+        params = cold_start(
+            settings,
+            experiment,
+            interruption,
+            model,
+            params,
+            tokenizer,
+            algorithm,
+            batches,
+            verifiers,
+            book,
+        )
         evaluations["cold_start"] = experiment.assess("cold_start", params)
     rates = learning_rates(
         settings.learning_rate,
@@ -215,6 +235,7 @@ def check_ascl(settings: Ascl) -> None:
     """Refuses settings that can't work."""
     check(
         settings,
+        kept=COLD_START_FOLDER if settings.cold_start_rounds else None,
         least={
             "max_calls": 1,
             "cold_start_rounds": 0,
@@ -224,8 +245,8 @@ def check_ascl(settings: Ascl) -> None:
         },
         above_zero=["cold_start_learning_rate"],
     )
-    if not settings.max_weight >= 1:
-        raise InputError(f"max_weight={settings.max_weight} must be at least 1; inf is no cap")
+    if settings.max_weight is not None and not settings.max_weight >= 1:
+        raise InputError(f"max_weight={settings.max_weight} must be at least 1, or None for no cap")
     if settings.ifpo == "baseline" and settings.baseline != "group":
         raise InputError(
             f"ifpo=baseline is a baseline of its own: it goes with baseline=group, not with "
@@ -235,6 +256,8 @@ def check_ascl(settings: Ascl) -> None:
 
 def cold_start(
     settings: Ascl,
+    experiment: Experiment,
+    interruption: Interruption,
     model: Transformer,
     params: Params,
     tokenizer: Any,
@@ -244,11 +267,22 @@ def cold_start(
     book: RuleBook,
 ) -> Params:
     """The fine-tuned start model; after a resume the one that the run has kept."""
-    folder = settings.run / "cold_start"
+    folder, begun = settings.run / COLD_START_FOLDER, time.perf_counter()
     if settings.resume and folder.exists():
+        experiment.add_seconds(read_json(settings.run / "traces.json")["seconds"])
         return load_pretrained(folder)[1]
+
+    def heed(when: str) -> None:
+        if interruption.requested:
+            raise Interrupted(f"{when}, which starts again next time")
+
     with progress_bar() as bar:
         line = bar.add_task("sampling traces", total=settings.cold_start_rounds)
+
+        def note_round(done: int) -> None:
+            bar.update(line, completed=done)
+            heed(f"after {done} of {settings.cold_start_rounds} rounds of the cold start")
+
         right, every = collect_traces(
             model,
             params,
@@ -257,17 +291,18 @@ def cold_start(
             verifiers,
             rounds=settings.cold_start_rounds,
             key=jax.random.fold_in(jax.random.key(settings.seed), COLD_START),
-            known=asks_known_rules(list(book.rules)),
+            known=asks_known_rules(list(book.rules), max_calls=settings.max_calls),
             decode=tokenizer.decode,
-            progress=lambda done: bar.update(line, completed=done),
+            progress=note_round,
         )
         kept = balance_traces(right, cap=settings.cold_start_cap)
-        line = bar.add_task("cold start", total=None)
+        tuning = bar.add_task("cold start", total=None)
         losses: list[float] = []
 
         def note(done: int, loss: float) -> None:
             losses.append(loss)
-            bar.update(line, completed=done)
+            bar.update(tuning, completed=done)
+            heed(f"after {done} updates of the cold start")
 
         tuned = fine_tune(
             model,
@@ -281,7 +316,8 @@ def cold_start(
             progress=note,
         )
     counts = {"sampled": every.counts(), "right": right.counts(), "kept": kept.counts()}
-    write_json(settings.run / "traces.json", counts | {"losses": losses})
+    seconds = time.perf_counter() - begun
+    write_json(settings.run / "traces.json", counts | {"losses": losses, "seconds": seconds})
     save_pretrained(folder, model, tuned, tokenizer)
     print(
         f"cold start: {len(every.prompts)} traces sampled, {len(right.prompts)} right, "
@@ -293,6 +329,7 @@ def cold_start(
     return tuned
 
 
+COLD_START_FOLDER = "cold_start"
 COLD_START = 2**31 - 1
 """Folded into the run's key for the cold start; no step has this number."""
 

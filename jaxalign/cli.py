@@ -64,8 +64,8 @@ class Eval:
     """With ascl: the rule book (YAML), by default our own."""
     max_prompt_tokens: int = 256
     """Skip prompts that take more tokens; the output counts them."""
-    max_new_tokens: int = 64
-    """Cut completions off after so many tokens."""
+    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Cut completions off after so many tokens; by default 64, with ascl 160, rules included."""
     batch_size: int = 32
     """Prompts at a time: more is faster and takes more memory."""
     dtype: _DtypeName = "auto"
@@ -91,6 +91,9 @@ class Eval:
         from jaxalign.evaluation.suites import evaluate, prompt_lengths
         from jaxalign.progress import progress_bar
 
+        new_tokens = self.max_new_tokens
+        if new_tokens is None:
+            new_tokens = 64 if book is None else 160
         # No wider than the longest prompt needs, for the batch's width costs time.
         longest = max(prompt_lengths(tokenizer, template, prompts))
         with progress_bar(stderr=True) as bar:
@@ -103,7 +106,7 @@ class Eval:
                 template=template,
                 tool=_tool(book, tokenizer),
                 max_prompt_tokens=min(self.max_prompt_tokens, longest),
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=new_tokens,
                 batch_size=self.batch_size,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
@@ -280,7 +283,10 @@ def _template(name: str, rules: Path | None) -> tuple[Template, RuleBook | None]
 def _tool(book: RuleBook | None, tokenizer: Any) -> Tool | None:
     from jaxalign.sampling import consultation
 
-    return None if book is None else consultation(book.rules, tokenizer)
+    try:
+        return None if book is None else consultation(book.rules, tokenizer)
+    except ValueError as error:
+        raise InputError(f"tokenizer: {error}; use another model") from error
 
 
 def _prepare_out(path: Path) -> None:

@@ -28,11 +28,11 @@ from jaxalign.training.run_folder import read_json, write_json
 
 ARMS: dict[str, list[str]] = {
     "grpo": ["--ifpo", "none"],
-    "weight-group": ["--ifpo", "weight", "--scope", "group", "--max-weight", "inf"],
-    "weight-group-cap2": ["--ifpo", "weight", "--scope", "group", "--max-weight", "2"],
-    "weight-batch": ["--ifpo", "weight", "--scope", "batch", "--max-weight", "inf"],
-    "baseline-group": ["--ifpo", "baseline", "--scope", "group", "--max-weight", "inf"],
-    "baseline-batch": ["--ifpo", "baseline", "--scope", "batch", "--max-weight", "inf"],
+    "weight-group": ["--ifpo", "weight", "--scope", "group"],
+    "weight-group-capped": ["--ifpo", "weight", "--scope", "group", "--max-weight", "1.5"],
+    "weight-batch": ["--ifpo", "weight", "--scope", "batch"],
+    "baseline-group": ["--ifpo", "baseline", "--scope", "group"],
+    "baseline-batch": ["--ifpo", "baseline", "--scope", "batch"],
 }
 COLORS = {"harmful": "#D55E00", "benign": "#0072B2", "lookalike": "#CC79A7"}
 
@@ -69,6 +69,13 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
             ]
         )
     )
+    comparison = {"flags": list(flags), "heldout": settings.heldout}
+    kept = settings.out / "comparison.json"
+    if kept.exists() and read_json(kept) != comparison:
+        raise InputError(
+            f"{kept} is of other flags or held-out prompts: give those, or another --out"
+        )
+    write_json(kept, comparison)
     common = ["--baseline", "group", *flags, "--heldout", str(heldout)]
     start = settings.out / "start"
     if not (start / "cold_start").exists():
@@ -121,11 +128,17 @@ def report(settings: Settings) -> None:
         }
         results[name] = {"trained": trained, "heldout": held}
     write_json(settings.out / "results.json", results)
-    header = ["arm", *(measure.replace("_", " ") for measure in measures)]
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    for name, result in results.items():
-        cells = [f"{m:.2f} ± {s:.2f}" for m, s in result["trained"].values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines = []
+    for part, title in (
+        ("trained", f"Samples of the last {settings.last} steps"),
+        ("heldout", "Held-out prompts after training, greedy"),
+    ):
+        names = list(next(iter(results.values()))[part])
+        header = ["arm", *(measure.replace("_", " ") for measure in names)]
+        lines += [f"\n{title}:\n", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        for name, result in results.items():
+            cells = [f"{m:.2f} ± {s:.2f}" for m, s in result[part].values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     (settings.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     plot(metrics, settings.out / "consulting.png")

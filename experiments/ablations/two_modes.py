@@ -22,10 +22,10 @@ the deviation of the rewards and p̄ the rate of the whole batch:
     baseline form            g = p (1 − p) Δ/s, with another s
 
 None of these terms changes the sign of the drift: the better mode wins. The weight form changes the
-speed near the ends, where GRPO's drift dies out first: a class that the others carried along to an
-end comes back sooner. The baseline form has a further term of order 1/G, which pulls to the
-middle, so that two modes that are as good as each other have a fixed point at ½ (the table of fixed
-points): the mean of a rare mode is made of few samples, and their own rewards are part of it.
+speed near the ends, where GRPO's drift dies out first. The baseline form has a further term of
+order 1/G with the sign of (q − ½)(½ − p), from the division by the deviation around its own mean:
+where most outcomes are right it pulls to the middle, and modes that are as good as each other have
+a fixed point at ½; where most are wrong it pushes to the ends (the table of fixed points).
 
 Training. The same policy with sampled groups, as in a real run: N prompts a step, G samples each,
 plain gradient ascent on (θ, δ). The table shows where the classes stand at the end.
@@ -203,17 +203,19 @@ def main(settings: Settings) -> dict[str, Any]:
     for label, row in rows.items():
         cells = [f"{row[name]['mean']:.2f} ± {row[name]['sd']:.2f}" for name in columns]
         print(f"{label:22}" + "".join(f"{cell:>16}" for cell in (*cells, f"{row['best']:.3f}")))
-    print("\nfixed points of the drift, q_0 = 0.8:")
     gaps = (-0.05, -0.02, 0.0, 0.02, 0.05)
-    print(f"{'q_1 - q_0':22}" + "".join(f"{gap:>8.2f}" for gap in gaps))
+    print(f"\nfixed points of the drift{'q_1 - q_0 =':>17}" + "".join(f"{x:>8.2f}" for x in gaps))
     fixed = {
-        arm.label: [fixed_point(arm, (0.8, 0.8 + gap), settings.group) for gap in gaps]
+        f"{arm.label}, q_0 = {alone}": [
+            fixed_point(arm, (alone, alone + gap), settings.group) for gap in gaps
+        ]
         for arm in ARMS
         if arm.scope == "group"
+        for alone in (0.8, 0.2)
     }
     for label, points in fixed.items():
         cells = ["none" if point is None else f"{point:.2f}" for point in points]
-        print(f"{label:22}" + "".join(f"{cell:>8}" for cell in cells))
+        print(f"{label:42}" + "".join(f"{cell:>8}" for cell in cells))
     saved = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     results = {"settings": saved, "end": rows, "gaps": gaps, "fixed_points": fixed}
     write_json(settings.out / "results.json", results)

@@ -83,7 +83,8 @@ def consulting_messages(
     """The template of ASCL: an instruction that names the rules, and worked examples.
 
     Args:
-      categories: what the model may ask for.
+      categories: what the model may ask for. An example whose category is not among them asks for
+        the first one.
       answer: the text that follows a call of a category, tags and line breaks included
         (`jaxalign.sampling.rule_answer`); asked for those of the examples.
       examples: whether to show the worked examples, which small models need; without them it is the
@@ -91,7 +92,10 @@ def consulting_messages(
     """
     messages = [{"role": "system", "content": CONSULTING_INSTRUCTION.format(", ".join(categories))}]
     for question, category, reply in CONSULTING_EXAMPLES if examples else ():
-        call = "" if category is None else f"<consult>{category}</consult>{answer(category)}"
+        call = ""
+        if category is not None:
+            known = category if category in categories else categories[0]
+            call = f"<consult>{known}</consult>{answer(known)}"
         messages.append({"role": "user", "content": REQUEST.format(question)})
         messages.append({"role": "assistant", "content": call + reply})
     return lambda request: [*messages, {"role": "user", "content": REQUEST.format(request)}]

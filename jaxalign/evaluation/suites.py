@@ -214,7 +214,7 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             method=method,
         )
-        verdict = jax.device_get(_judge(verifiers, rollout.tokens, rollout.mask))
+        verdict = jax.device_get(judge(verifiers, rollout.tokens, rollout.mask))
         rollout = jax.device_get(rollout)
         rows += [
             EvaluationRow(
@@ -300,7 +300,8 @@ def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:
 
 
 @jax.jit
-def _judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
+def judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
+    """The verifiers' verdict, compiled once for each shape."""
     return verifiers(tokens, mask)
 
 

@@ -179,6 +179,10 @@ def _encode(tool: HostTool, tokenizer: Tokenizer, text: str) -> list[int]:
     return encode_answers(tokenizer, [f"\n{opening}{text}{closing}\n"])[0]
 
 
+async def _wait(result: Awaitable[object]) -> object:
+    return await result
+
+
 def _call(tool: HostTool, arguments: Sequence[str]) -> list[str]:
     """The answers to calls made at the same time, each an answer or a line on what went wrong."""
     late = f"The tool failed: no answer within {tool.timeout:g} seconds."
@@ -194,15 +198,19 @@ def _call(tool: HostTool, arguments: Sequence[str]) -> list[str]:
 
     def plain(index: int, argument: str) -> None:
         try:
-            note(index, tool.function(argument))
-        except Exception as error:
+            result = tool.function(argument)
+            if inspect.isawaitable(result):  # of a lambda, a partial, a callable object
+                note(index, asyncio.run(_wait(result)))
+            else:
+                note(index, result)
+        except BaseException as error:
             note(index, error)
 
     async def whole() -> None:
         async def one(index: int, argument: str) -> None:
             try:
                 note(index, await cast(Awaitable[str], tool.function(argument)))
-            except Exception as error:
+            except BaseException as error:
                 note(index, error)
 
         await asyncio.gather(*(one(*call) for call in enumerate(arguments)))

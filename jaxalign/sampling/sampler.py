@@ -46,7 +46,7 @@ class SamplingState:
     Attributes:
       step: scalar int32, tokens written so far.
       current: `[B]` int32, the next input token.
-      done: `[B]` bool, rows that met a stop token.
+      done: `[B]` bool, rows that met a stop token or wait for a tool on the host.
       tokens: `[B, T]` int32.
       mask: `[B, T]` bool.
       present: `[B, T]` bool.

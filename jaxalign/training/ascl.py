@@ -1,6 +1,8 @@
 """ASCL's reward (arXiv 2602.13562), on the device: outcome and format, none for consulting.
 
-    R = r_f·V_f(o) + r_a·[refused = harmful] (+ constants that a baseline absorbs)
+    R = r_f·V_f(o) + r_a·[refused = harmful]
+
+with r_a weighed by `balanced_weights` where asked for.
 
 The format is `jaxalign.rewards.CONSULTING_FORMAT_PATTERN`. The paper's reward is not public; this
 one is ours: AlphaAlign's safety reward without its helpfulness part. Nothing is paid for a

@@ -2,8 +2,8 @@
 
 The start model samples completions with the tool at hand. Those are kept that are well-formed, end
 by themselves, refuse exactly when the request is harmful, ask for rules that exist, and whose
-answers were not cut. At most `cap` are kept of each kind of request and of each choice, consulted
-or not, so that the cold start teaches how to consult and not whether. The model is then fine-tuned
+answers were not cut. Of each kind of request as many are kept that consulted as did not, at most
+`cap`, so that the cold start teaches how to consult and not whether. The model is then fine-tuned
 on them: cross-entropy of what was generated, the tool's answers left out.
 
 The paper names a cold start and a zero-shot arm without it; the filter and the caps are ours.
@@ -20,12 +20,14 @@ import optax
 
 from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.errors import InputError
+from jaxalign.evaluation.suites import judge
 from jaxalign.losses import aggregate
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Rollout
 from jaxalign.training.batches import Batches, kind_indices
+from jaxalign.training.loop import DivergedError
 from jaxalign.training.state import TrainState, init_state
 from jaxalign.training.step import Algorithm, Batch, rollout
 
@@ -100,7 +102,6 @@ def collect_traces(
     Returns:
       all traces that pass the filter, and all that were sampled.
     """
-    judge = jax.jit(lambda tokens, mask: verifiers(tokens, mask))
     prompts: list[Prompt] = []
     rows: list[Rollout] = []
     right: list[np.ndarray] = []
@@ -109,7 +110,7 @@ def collect_traces(
         samples = rollout(
             model, algorithm, params, batches(number), jax.random.fold_in(key, number)
         )
-        verdict = jax.device_get(judge(samples.tokens, samples.mask))
+        verdict = jax.device_get(judge(verifiers, samples.tokens, samples.mask))
         samples = jax.device_get(samples)
         harmful = np.array([prompt.is_harmful for prompt in asked])
         spoken = [known(decode(t[m])) for t, m in zip(samples.tokens, samples.mask, strict=True)]
@@ -134,27 +135,32 @@ def collect_traces(
 
 
 def balance_traces(traces: Traces, *, cap: int) -> Traces:
-    """At most `cap` traces of each kind and choice, the first ones, no text twice.
+    """As many of each choice, consulted or not, for each kind: the first ones, no text twice.
+
+    That is the smaller number of the two and at most `cap`. Where one choice never turned out
+    right, the other is kept all the same.
 
     Raises:
       InputError: there is none.
     """
-    kept: list[int] = []
+    groups: dict[str, dict[bool, list[int]]] = {}
     seen: set[tuple[str, bytes]] = set()
-    full: dict[tuple[str, bool], int] = {}
     for row, prompt in enumerate(traces.prompts):
         text = (prompt.text, traces.tokens[row][traces.mask[row]].tobytes())
-        group = (prompt.kind, bool(traces.consulted[row]))
-        if text not in seen and full.get(group, 0) < cap:
+        if text not in seen:
             seen.add(text)
-            full[group] = full.get(group, 0) + 1
-            kept.append(row)
+            choices = groups.setdefault(prompt.kind, {})
+            choices.setdefault(bool(traces.consulted[row]), []).append(row)
+    kept: list[int] = []
+    for choices in groups.values():
+        most = min(cap, *map(len, choices.values()))
+        kept += [row for rows in choices.values() for row in rows[:most]]
     if not kept:
         raise InputError(
             "cold start: no sampled trace was well-formed and right; sample more rounds, or leave "
             "the cold start out with cold_start_rounds=0"
         )
-    return traces.take(np.array(kept))
+    return traces.take(np.array(sorted(kept)))
 
 
 class _Part(NamedTuple):
@@ -192,6 +198,9 @@ def fine_tune(
 
     Returns:
       the new parameters, float32.
+
+    Raises:
+      DivergedError: a loss or a gradient is not finite.
     """
     batch_size = min(batch_size, len(traces.prompts))
 
@@ -208,13 +217,13 @@ def fine_tune(
         return aggregate(-logps, part.mask)
 
     @jax.jit
-    def step(state: TrainState, part: _Part) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, part: _Part) -> tuple[TrainState, jax.Array, jax.Array]:
         value, gradients = jax.value_and_grad(loss)(state.params, part)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients))
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
-        return dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=opt_state
-        ), value
+        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        return state, value, finite
 
     state = init_state(params, optimizer)
     done = 0
@@ -224,18 +233,20 @@ def fine_tune(
             part = traces.take(order[first : first + batch_size])
             batch = dataclasses.replace(batches.encode(part.prompts), extras=None, tool=None)
             arrays = (jnp.asarray(x) for x in (part.tokens, part.mask, part.present))
-            state, value = step(state, _Part(batch, *arrays))
+            state, value, finite = step(state, _Part(batch, *arrays))
+            if not finite:
+                raise DivergedError("cold start: not finite: lower cold_start_learning_rate")
             done += 1
             progress(done, float(value))
     return state.params
 
 
-def asks_known_rules(categories: Sequence[str]) -> Callable[[str], bool]:
-    """Whether all categories that a text asks for are among these."""
+def asks_known_rules(categories: Sequence[str], *, max_calls: int) -> Callable[[str], bool]:
+    """Whether a text asks for these categories only, and no more often than is answered."""
     known = set(categories)
 
     def check(text: str) -> bool:
         asked = [part.partition("</consult>")[0] for part in text.split("<consult>")[1:]]
-        return all(category.strip() in known for category in asked)
+        return len(asked) <= max_calls and all(category.strip() in known for category in asked)
 
     return check

@@ -24,7 +24,7 @@ from jaxalign.training.batches import Batches
 from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
-from jaxalign.training.settings import LOOP_ONLY, Settings, to_json
+from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import Algorithm, Batch, StepFn, rollout
 
@@ -71,6 +71,10 @@ class Experiment:
       template: how all of them are asked.
       tool: what completions may call.
       begun: `time.perf_counter()` when the script started.
+      facts: what else config.json should say and a resumed run must share, as JSON.
+
+    Raises:
+      InputError: on a resume, other settings or prompts than the run's.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Experiment:
         template: Template,
         tool: Tool | None = None,
         begun: float,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self._begun = begun
         self._settings = settings
@@ -99,14 +104,31 @@ class Experiment:
         self._saved = to_json(settings) | {
             "compute_dtype": self._dtype,
             "prompts_digest": prompts_digest(prompts),
+            "heldout_digest": prompts_digest(heldout),
+            **(facts or {}),
         }
         self._earlier = 0.0
         if settings.resume:
+            self._check_same_run()
             steps = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
             self._earlier = steps[-1]["time"] if steps else 0.0
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", self._saved)
+
+    def _check_same_run(self) -> None:
+        path = self._folder / "config.json"
+        theirs = read_json(path) if path.exists() else {}
+        for name, value in self._saved.items():
+            if name in theirs and name not in LOOP_ONLY and theirs[name] != value:
+                raise InputError(
+                    f"{path}: {name} was {theirs[name]!r} and is now {value!r}: resume with the "
+                    "settings of the run, or start another one"
+                )
+
+    def add_seconds(self, seconds: float) -> None:
+        """Counts what an earlier process of this run spent outside of training and evaluation."""
+        self._earlier += seconds
 
     def assess(self, name: str, params: Params) -> dict[str, Any] | None:
         """Asks the held-out prompts; writes `evaluation_NAME.json`, or reads it after a resume.
@@ -180,7 +202,7 @@ class Experiment:
             describe=batches.transcripts,
             reference=reference,
             interruption=self._interruption,
-            resume=settings.resume,
+            resume=settings.resume and has_checkpoint(self._folder),
         )
 
     def finish(

@@ -108,6 +108,7 @@ def parse(
 def check(
     settings: Settings,
     *,
+    kept: str | None = None,
     least: Mapping[str, int] | None = None,
     above_zero: Sequence[str] = (),
     not_negative: Sequence[str] = (),
@@ -116,6 +117,7 @@ def check(
 
     Args:
       settings: to check.
+      kept: a folder in the run folder that a run can also be resumed from, beside checkpoints.
       least: smallest values of whole numbers beside the common settings.
       above_zero: numbers beside the common ones that must be above zero.
       not_negative: numbers beside the common ones that must be zero or above.
@@ -141,7 +143,7 @@ def check(
             "step: change harmful, benign, lookalike or micro_batches"
         )
     check_replaceable(settings.run / "model")
-    started = any((settings.run / "checkpoints").glob("[0-9]*"))
+    started = has_checkpoint(settings.run) or (kept is not None and (settings.run / kept).exists())
     if settings.resume and not started:
         raise InputError(f"{settings.run}: no checkpoint to resume from: leave --resume out")
     if not settings.resume and started:
@@ -149,6 +151,11 @@ def check(
             f"{settings.run} holds a run already: add --resume to go on, choose another --run, or "
             "remove that folder"
         )
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run folder holds a whole checkpoint."""
+    return any((run / "checkpoints").glob("[0-9]*"))
 
 
 _LEAST = {

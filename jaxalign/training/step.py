@@ -76,8 +76,9 @@ class InverseFrequency:
     """How IFPO rebalances the advantages by the samples' modes; static under jit.
 
     Attributes:
-      form: "weight" multiplies the advantages of any baseline; "baseline" takes the place of GRPO's
-        mean and deviation, so it goes with the baseline "group" alone.
+      form: "weight" multiplies GRPO's advantages; of a baseline that spans the batch it multiplies
+        what differs among a prompt's samples, see `advantages`. "baseline" takes the place of
+        GRPO's mean and deviation, so it goes with the baseline "group" alone.
       scope: whether a mode's frequency is counted in a prompt's samples or in the whole batch.
       max_weight: at least 1, the most that a rare sample counts; None for no bound.
       num_modes: how many modes there may be.
@@ -147,6 +148,13 @@ def rollout(
 def advantages(algorithm: Algorithm, rewards: jax.Array, modes: jax.Array) -> jax.Array:
     """Advantages by the algorithm's baseline, rebalanced by IFPO where it asks for it.
 
+    With IFPO's weights w and the mean Ā of a prompt's advantages, which is 0 for "group",
+
+        A_i + (w_i − 1)(A_i − Ā)
+
+    Ā is the same for all samples of a prompt. Weighed like the rest it would move a prompt's modes
+    towards ½ or away from it, by no merit of theirs. Leaving it alone is ours.
+
     Args:
       algorithm: constants.
       rewards: `[N, G]`.
@@ -182,7 +190,8 @@ def advantages(algorithm: Algorithm, rewards: jax.Array, modes: jax.Array) -> ja
         weights = mode_weights(
             modes, num_modes=ifpo.num_modes, scope=ifpo.scope, max_weight=ifpo.max_weight
         )
-        advantage = weights * advantage
+        shared = 0.0 if algorithm.baseline == "group" else advantage.mean(axis=1, keepdims=True)
+        advantage = advantage + (weights - 1.0) * (advantage - shared)
     return advantage.reshape(-1)
 
 

@@ -26,12 +26,14 @@ def test_the_much_better_mode_wins(arm):
 
 
 @pytest.mark.parametrize("arm", GROUP_ARMS, ids=lambda arm: arm.label)
-def test_equal_modes_do_not_drift_but_in_the_baseline_form_which_evens_them_out(arm):
-    signs = [1, 0, -1] if arm.form == "baseline" else [0, 0, 0]
-    g = drift(arm, P, (0.6, 0.6), 8)
-    np.testing.assert_array_equal(np.sign(np.where(np.abs(g) < 1e-6, 0.0, g)), signs)
-    expected = 0.5 if arm.form == "baseline" else None
-    assert fixed_point(arm, (0.6, 0.6), 8) == (expected and pytest.approx(expected, abs=0.01))
+@pytest.mark.parametrize("right", [0.7, 0.3])
+def test_equal_modes_drift_in_the_baseline_form_only(arm, right):
+    """To the middle where most outcomes are right, to the ends where most are wrong."""
+    pull = (1 if right > 0.5 else -1) if arm.form == "baseline" else 0
+    g = drift(arm, P, (right, right), 8)
+    np.testing.assert_array_equal(np.sign(np.where(np.abs(g) < 1e-6, 0, g)), [pull, 0, -pull])
+    expected = pytest.approx(0.5, abs=0.01) if pull > 0 else None
+    assert fixed_point(arm, (right, right), 8) == expected
 
 
 @pytest.mark.parametrize("arm", GROUP_ARMS, ids=lambda arm: arm.label)
@@ -54,7 +56,10 @@ def test_a_short_run_writes_its_results(tmp_path):
     for arm in ARMS:
         row = rows[arm.label]
         assert row["harmful"]["mean"] > row["benign"]["mean"]
-        assert row["right"]["mean"] < row["best"]
+        q = np.array([[0.70, 0.90, 0.75], [0.95, 0.80, 0.85]])  # alone, consulting
+        p = np.array([row[name]["mean"] for name in ("harmful", "benign", "lookalike")])
+        right = ((1 - p) * q[0] + p * q[1]) @ [0.5, 0.25, 0.25]
+        np.testing.assert_allclose(row["right"]["mean"], right, rtol=1e-6)
     assert json.loads((tmp_path / "results.json").read_text())["end"] == rows
     assert (tmp_path / "drift.png").stat().st_size > 10_000
     assert (tmp_path / "training.png").stat().st_size > 10_000

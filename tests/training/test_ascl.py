@@ -26,6 +26,7 @@ from jaxalign.training.cold_start import (
     collect_traces,
     fine_tune,
 )
+from jaxalign.training.loop import DivergedError
 from jaxalign.training.state import init_state
 from jaxalign.training.step import (
     Algorithm,
@@ -225,21 +226,22 @@ def traces(*rows):
     )
 
 
-def test_no_group_has_more_than_the_cap_and_no_text_comes_twice():
+def test_both_choices_are_kept_alike_and_no_text_twice():
     given = traces(
         ("harmful", True, 1),
         ("harmful", True, 1),  # again
         ("harmful", True, 2),
-        ("harmful", True, 3),  # past the cap
         ("harmful", False, 4),
-        ("benign", True, 5),
+        ("benign", True, 5),  # never right alone
+        ("benign", True, 6),
+        ("benign", True, 7),  # past the cap
     )
     kept = balance_traces(given, cap=2)
-    assert kept.tokens[:, 0].tolist() == [1, 2, 4, 5]
+    assert kept.tokens[:, 0].tolist() == [1, 4, 5, 6]
     assert kept.counts() == {
-        "harmful, consulted": 2,
+        "harmful, consulted": 1,
         "harmful, alone": 1,
-        "benign, consulted": 1,
+        "benign, consulted": 2,
         "benign, alone": 0,
         "lookalike, consulted": 0,
         "lookalike, alone": 0,
@@ -281,7 +283,24 @@ def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, col
     assert likelihood(after) > likelihood(params)
 
 
+def test_tuning_that_diverges_is_named(params, collected):
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+    with pytest.raises(DivergedError, match="lower cold_start_learning_rate"):
+        fine_tune(
+            MODEL,
+            broken,
+            collected[1],
+            OneBatch(),
+            optax.adam(1e-3),
+            epochs=1,
+            batch_size=8,
+            seed=0,
+        )
+
+
 def test_only_rules_that_exist_may_be_asked_for():
-    known = asks_known_rules(["hate", "privacy"])
-    assert known("no call") and known("<consult> hate </consult>x<consult>privacy</consult>")
+    known = asks_known_rules(["hate", "privacy"], max_calls=2)
+    twice = "<consult> hate </consult>x<consult>privacy</consult>"
+    assert known("no call") and known(twice)
+    assert not asks_known_rules(["hate", "privacy"], max_calls=1)(twice)
     assert not known("<consult>hats</consult>") and not known("<consult></consult>")

@@ -85,19 +85,21 @@ def test_fused_and_split_paths_give_the_same_parameters_after_three_steps():
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
 def test_micro_batches_change_nothing(aggregation):
     optimizer = optax.sgd(0.1)
+    algorithm = dataclasses.replace(ALGORITHM, aggregation=aggregation, kl_coefficient=0.1)
+    reference = jax.tree.map(lambda x: 1.1 * x, params())
+    samples = rollout(MODEL, algorithm, params(), batch(), KEY)
+    _, advantage = score(even_tokens, algorithm, None, batch(), samples)
     results = []
-    for parts in (1, 2, 4):
-        algorithm = dataclasses.replace(
-            ALGORITHM, micro_batches=parts, aggregation=aggregation, kl_coefficient=0.1
-        )
-        step = make_step(MODEL, optimizer, algorithm, even_tokens)
-        reference = jax.tree.map(lambda x: 1.1 * x, params())
-        results.append(step(init_state(params(), optimizer), batch(), KEY, None, reference))
-    (whole, first), *others = results
-    for state, result in others:
-        assert largest_difference(whole.params, state.params) < 1e-6
-        for name in ("loss", "kl", "logp_gap", "clip_low", "clip_high"):
-            np.testing.assert_allclose(result.metrics[name], first.metrics[name], atol=1e-6)
+    for parts in (1, 4):
+        split = dataclasses.replace(algorithm, micro_batches=parts)
+        step = jax.jit(functools.partial(update, MODEL, optimizer, split))
+        state = init_state(params(), optimizer)
+        results.append(step(state, batch(), samples, advantage, reference))
+    (whole, first), (state, metrics) = results
+    assert largest_difference(whole.params, params()) > 1e-4
+    assert largest_difference(whole.params, state.params) < 1e-6
+    for name in ("loss", "kl", "logp_gap", "clip_low", "clip_high"):
+        np.testing.assert_allclose(metrics[name], first[name], atol=1e-6)
 
 
 def test_a_second_batch_of_the_same_bucket_compiles_nothing():
@@ -213,9 +215,27 @@ def test_modes_seven_to_one_weigh_the_same_before_the_cap(baseline):
     plain = advantages(dataclasses.replace(ALGORITHM, baseline=baseline), REWARDS, SEVEN_TO_ONE)
     weighed = advantages(with_ifpo(baseline), REWARDS, SEVEN_TO_ONE)
     rare = np.array([[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1]], bool).reshape(-1)
-    np.testing.assert_allclose(weighed, plain * np.where(rare, 4.0, 4 / 7), rtol=1e-6)
+    shared = np.repeat(np.asarray(plain).reshape(2, 8).mean(axis=1), 8)  # 0 for "group"
+    expected = shared + (plain - shared) * np.where(rare, 4.0, 4 / 7)
+    np.testing.assert_allclose(weighed, expected, atol=1e-5)
     capped = advantages(with_ifpo(baseline, max_weight=2.0), REWARDS, SEVEN_TO_ONE)
-    np.testing.assert_allclose(capped, plain * np.where(rare, 2.0, 4 / 7), rtol=1e-6)
+    expected = shared + (plain - shared) * np.where(rare, 2.0, 4 / 7)
+    np.testing.assert_allclose(capped, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_ifpo_does_not_move_modes_that_are_equally_good(baseline):
+    """A hard and an easy prompt, rewards that do not depend on the mode: no pull on its logit."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shape, p = (2, 4000, 4), 0.8
+    success = jnp.array([0.3, 0.9])[:, None, None]
+    rewards = (jax.random.uniform(keys[0], shape) < success).astype(jnp.float32)
+    modes = (jax.random.uniform(keys[1], shape) < p).astype(jnp.int32)
+    pairs = jax.vmap(functools.partial(advantages, with_ifpo(baseline)), in_axes=1)
+    advantage = pairs(rewards, modes).reshape(4000, 2, 4)
+    pull = (advantage * (modes.swapaxes(0, 1) - p)).mean(axis=2)
+    error = np.asarray(pull.std(axis=0)) / np.sqrt(4000)
+    assert (np.abs(pull.mean(axis=0)) < 4 * error).all()
 
 
 def test_the_baseline_form_weighs_the_modes_means_alike():
