@@ -2,7 +2,8 @@
 
     python -m experiments.ablations.ifpo
     python -m experiments.ablations.ifpo --seeds 5 --arms grpo weight-group --out runs/ifpo
-    python -m experiments.ablations.ifpo -- --steps 40 --harmful 8      # flags for every run
+    python -m experiments.ablations.ifpo -- --steps 30 --samples-per-prompt 8 --harmful 2 \
+        --benign 1 --lookalike 1        # flags of experiments/ascl.py for every run
 
 One cold start of experiments/ascl.py serves all runs; then each arm trains from it with each seed.
 A run that is there already is not repeated, and one that was cut short is resumed, so the command
@@ -59,6 +60,13 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
         if name not in ARMS:
             raise InputError(f"unknown arm {name!r}: choose from {', '.join(ARMS)}")
     settings.out.mkdir(parents=True, exist_ok=True)
+    comparison = {"flags": list(flags), "heldout": settings.heldout}
+    kept = settings.out / "comparison.json"
+    if kept.exists() and read_json(kept) != comparison:
+        raise InputError(
+            f"{kept} is of other flags or held-out prompts: give those, or another --out"
+        )
+    write_json(kept, comparison)
     heldout = settings.out / "heldout.jsonl"
     heldout.write_text(
         "".join(
@@ -69,13 +77,6 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
             ]
         )
     )
-    comparison = {"flags": list(flags), "heldout": settings.heldout}
-    kept = settings.out / "comparison.json"
-    if kept.exists() and read_json(kept) != comparison:
-        raise InputError(
-            f"{kept} is of other flags or held-out prompts: give those, or another --out"
-        )
-    write_json(kept, comparison)
     common = ["--baseline", "group", *flags, "--heldout", str(heldout)]
     start = settings.out / "start"
     if not (start / "cold_start").exists():
