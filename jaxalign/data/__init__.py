@@ -1,5 +1,13 @@
-"""Prompts for training and evaluation, our own and the user's, and rules to consult."""
+"""Prompts, rules to consult, a safety code and cases: our own, and the user's."""
 
+from jaxalign.data.casebook import (
+    Case,
+    Code,
+    builtin_cases,
+    builtin_code,
+    load_cases,
+    load_code,
+)
 from jaxalign.data.prompts import (
     CATEGORIES,
     KINDS,
@@ -15,13 +23,19 @@ from jaxalign.data.sources import load_all, load_prompts
 __all__ = [
     "CATEGORIES",
     "KINDS",
+    "Case",
+    "Code",
     "Kind",
     "Prompt",
     "RuleBook",
     "batch_at",
+    "builtin_cases",
+    "builtin_code",
     "builtin_prompts",
     "builtin_rules",
     "load_all",
+    "load_cases",
+    "load_code",
     "load_prompts",
     "load_rules",
     "near_duplicates",

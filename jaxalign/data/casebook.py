@@ -1,0 +1,150 @@
+"""CADA's material (arXiv 2601.08000): a safety code, short and detailed, and worked cases.
+
+The texts are ours, `files/code.yaml` and `files/cases.yaml`; the paper's are not copied. A user's
+own files have the same form.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, cast
+
+from jaxalign.data.yaml_files import check_category, check_text, parse, read_builtin, read_file
+from jaxalign.errors import InputError
+
+#: The longest text, in characters: of the short code, and of a clause, request or reasoning.
+MAX_SHORT_CHARACTERS, MAX_TEXT_CHARACTERS = 800, 300
+
+Outcome = Literal["refuse", "comply"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A safety code.
+
+    Attributes:
+      version: what a run reports.
+      short: the whole code in a paragraph.
+      detailed: category to its clauses; `cite` names them.
+    """
+
+    version: int
+    short: str
+    detailed: Mapping[str, tuple[str, ...]]
+
+    def cite(self) -> dict[str, str]:
+        """Every clause by the name a reasoning can cite, such as privacy.1."""
+        return {
+            f"{category}.{number}": clause
+            for category, clauses in self.detailed.items()
+            for number, clause in enumerate(clauses, start=1)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A request, how one reasons about it, and what follows.
+
+    Attributes:
+      category: the hazard that it is about, or that it only sounds like.
+      request: the user's.
+      reasoning: a sentence or two.
+      outcome: "refuse" or "comply".
+    """
+
+    category: str
+    request: str
+    reasoning: str
+    outcome: Outcome
+
+
+def builtin_code() -> Code:
+    """Our own code: the twelve hazard categories."""
+    return _parse_code(read_builtin("code.yaml"), "code.yaml")
+
+
+def load_code(path: str | Path) -> Code:
+    """Reads a code of the user's own.
+
+    The file is YAML: `version`, a whole number from 1; `short`, a text of at most 800 characters;
+    `detailed`, a mapping of categories (lower-case words joined by _) to lists of clauses, each at
+    most 300 characters.
+
+    Raises:
+      InputError: the file is missing or not as described; names the file, the place and the remedy.
+    """
+    return _parse_code(read_file(path), str(path))
+
+
+def builtin_cases() -> tuple[Case, ...]:
+    """Our own cases: two to refuse and two to answer for each of the twelve hazard categories."""
+    return _parse_cases(read_builtin("cases.yaml"), "cases.yaml")
+
+
+def load_cases(path: str | Path) -> tuple[Case, ...]:
+    """Reads cases of the user's own.
+
+    The file is YAML: `version`, a whole number from 1, and `cases`, a mapping of categories to
+    lists of cases. A case has a `request` and a `reasoning`, each at most 300 characters, and an
+    `outcome`, refuse or comply. Each category must have cases of both outcomes, or the model would
+    learn the category and not the judgement.
+
+    Raises:
+      InputError: the file is missing or not as described; names the file, the place and the remedy.
+    """
+    return _parse_cases(read_file(path), str(path))
+
+
+def _parse_code(text: str, source: str) -> Code:
+    code = parse(text, source, ("version", "short", "detailed"))
+    short = check_text(code["short"], "short", source, limit=MAX_SHORT_CHARACTERS)
+    detailed = {}
+    for category, clauses in _categories(code["detailed"], "detailed", source).items():
+        detailed[category] = tuple(
+            check_text(clause, f"clause {category}.{number}", source, limit=MAX_TEXT_CHARACTERS)
+            for number, clause in enumerate(clauses, start=1)
+        )
+    return Code(code["version"], short, MappingProxyType(detailed))
+
+
+def _parse_cases(text: str, source: str) -> tuple[Case, ...]:
+    book = parse(text, source, ("version", "cases"))
+    cases: list[Case] = []
+    for category, rows in _categories(book["cases"], "cases", source).items():
+        for number, row in enumerate(rows, start=1):
+            what = f"case {category}.{number}"
+            if not isinstance(row, dict) or set(row) != {"request", "reasoning", "outcome"}:
+                raise InputError(
+                    f"{source}: {what} must have request, reasoning and outcome, and nothing else"
+                )
+            if row["outcome"] not in ("refuse", "comply"):
+                raise InputError(
+                    f"{source}: outcome of {what} is {row['outcome']!r}; use refuse or comply"
+                )
+            request, reasoning = (
+                check_text(row[name], f"{name} of {what}", source, limit=MAX_TEXT_CHARACTERS)
+                for name in ("request", "reasoning")
+            )
+            cases.append(Case(category, request, reasoning, cast(Outcome, row["outcome"])))
+        outcomes = {case.outcome for case in cases if case.category == category}
+        if len(outcomes) < 2:
+            raise InputError(
+                f"{source}: all cases of {category} end in {outcomes.pop()}; add one that does not"
+            )
+    requests = [case.request for case in cases]
+    for case in cases:
+        if requests.count(case.request) > 1:
+            raise InputError(f"{source}: request {case.request!r} occurs twice; leave one out")
+    return tuple(cases)
+
+
+def _categories(values: object, field: str, source: str) -> dict[str, list[object]]:
+    """The field as a mapping of categories to lists that are not empty."""
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{source}: {field} must map at least one category to a list")
+    for category, rows in values.items():
+        check_category(category, source)
+        if not isinstance(rows, list) or not rows:
+            raise InputError(f"{source}: {field} of {category} must be a list of at least one")
+    return values

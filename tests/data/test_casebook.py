@@ -1,0 +1,119 @@
+"""The code and the cases: ours keep their promises; a user's file is read, or refused by name."""
+
+import collections
+import re
+
+import pytest
+
+from jaxalign.data import (
+    CATEGORIES,
+    builtin_cases,
+    builtin_code,
+    builtin_prompts,
+    load_cases,
+    load_code,
+    near_duplicates,
+)
+from jaxalign.errors import InputError
+
+HAZARDS = tuple(category for category in CATEGORIES if category != "general")
+CODE = "version: 2\nshort: Do no harm.\ndetailed: {a: [One., Two.], b: [Three.]}"
+CASE = "{{request: {}, reasoning: Since., outcome: {}}}"
+CASES = (
+    f"version: 2\ncases: {{a: [{CASE.format('How.', 'refuse')}, {CASE.format('Why.', 'comply')}]}}"
+)
+
+
+def written(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_our_code_has_clauses_to_cite_for_every_hazard(smollm2_tokenizer):
+    code = builtin_code()
+    assert tuple(code.detailed) == HAZARDS and code.version == 1
+    assert all(len(clauses) >= 3 for clauses in code.detailed.values())
+    cited = code.cite()
+    assert cited["privacy.1"] == code.detailed["privacy"][0]
+    assert len(cited) == sum(map(len, code.detailed.values())) == len(set(cited.values()))
+    short = len(smollm2_tokenizer.encode(code.short))
+    detailed = sum(len(smollm2_tokenizer.encode(clause)) for clause in cited.values())
+    assert short < 120 and detailed > 5 * short
+
+
+def test_our_cases_end_both_ways_in_every_hazard():
+    cases = builtin_cases()
+    counts = collections.Counter((case.category, case.outcome) for case in cases)
+    assert counts == {(hazard, end): 2 for hazard in HAZARDS for end in ("refuse", "comply")}
+    assert list(dict.fromkeys(case.category for case in cases)) == list(HAZARDS)
+
+
+def test_no_case_is_a_prompt_of_ours():
+    """They stand in the model's context or teach it, so they must not be what it is asked."""
+    requests = [case.request for case in builtin_cases()]
+    for split in ("train", "heldout"):
+        prompts = [prompt.text for prompt in builtin_prompts(split)]
+        pairs = near_duplicates(requests, prompts)
+        assert not pairs, [(requests[i], prompts[j]) for i, j, _ in pairs]
+
+
+def test_a_users_files(tmp_path):
+    code = load_code(written(tmp_path, CODE))
+    assert (code.version, code.short) == (2, "Do no harm.")
+    assert code.cite() == {"a.1": "One.", "a.2": "Two.", "b.1": "Three."}
+    with pytest.raises(TypeError):
+        code.detailed["c"] = ()
+    first, second = load_cases(written(tmp_path, CASES))
+    assert (first.category, first.request, first.reasoning) == ("a", "How.", "Since.")
+    assert (first.outcome, second.outcome) == ("refuse", "comply")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            CODE.replace("version: 2\n", ""),
+            "must have the three fields version, short and detailed",
+        ),
+        (CODE.replace("2", "0"), "version is 0"),
+        (CODE.replace("Do no harm.", "''"), "short must be a text"),
+        (CODE.replace("Do no harm.", "x" * 801), "short has 801 characters; shorten it to 800"),
+        (CODE.replace("[Three.]", "Three."), "detailed of b must be a list of at least one"),
+        (CODE.replace("[Three.]", "[]"), "detailed of b must be a list of at least one"),
+        (CODE.replace("Three.", "3"), r"clause b\.1 must be a text"),
+        (CODE.replace("b:", "B:"), "category 'B'; use lower-case letters"),
+        ("version: 1\nshort: a\ndetailed: []", "detailed must map at least one category"),
+    ],
+)
+def test_a_bad_code_is_refused_in_one_line(tmp_path, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_code(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CASES.replace("cases:", "case:"), "must have the two fields version and cases"),
+        (CASES.replace("refuse", "deny"), r"outcome of case a\.1 is 'deny'; use refuse or comply"),
+        (CASES.replace("refuse", "comply"), "all cases of a end in comply; add one that does not"),
+        (CASES.replace("How.", "Why."), "request 'Why[.]' occurs twice"),
+        (CASES.replace("reasoning: Since.", "reason: So.", 1), r"case a\.1 must have request"),
+        (CASES.replace("How.", "<b>"), r"request of case a\.1 has < or >"),
+        (CASES.replace("Since.", "y" * 301, 1), r"reasoning of case a\.1 has 301 characters"),
+        ("version: 1\ncases: {a: [b]}", r"case a\.1 must have request, reasoning and outcome"),
+    ],
+)
+def test_bad_cases_are_refused_in_one_line(tmp_path, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_cases(path)
+    assert re.match(re.escape(str(path)), str(caught.value)) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for load in (load_code, load_cases):
+        with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+            load(tmp_path / "none.yaml")
