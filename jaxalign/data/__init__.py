@@ -5,6 +5,7 @@ from jaxalign.data.casebook import (
     Code,
     builtin_cases,
     builtin_code,
+    code_text,
     load_cases,
     load_code,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "builtin_code",
     "builtin_prompts",
     "builtin_rules",
+    "code_text",
     "load_all",
     "load_cases",
     "load_code",

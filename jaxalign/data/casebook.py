@@ -5,7 +5,7 @@ own files have the same form.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
@@ -57,6 +57,27 @@ class Case:
     request: str
     reasoning: str
     outcome: Outcome
+
+
+def code_text(code: Code, *, detailed: bool = False, cases: Sequence[Case] = ()) -> str:
+    """What CADA's arms put into the model's context.
+
+    Args:
+      code: the code.
+      detailed: its clauses with the names to cite, instead of the short paragraph.
+      cases: worked cases that follow the code.
+    """
+    if detailed:
+        lines = ["Safety code:", *(f"{name}: {clause}" for name, clause in code.cite().items())]
+    else:
+        lines = [f"Safety code: {code.short}"]
+    if cases:
+        lines += ["", "Cases:"]
+        lines += [
+            f"Request: {case.request} Reasoning: {case.reasoning} Outcome: {case.outcome}."
+            for case in cases
+        ]
+    return "\n".join(lines)
 
 
 def builtin_code() -> Code:

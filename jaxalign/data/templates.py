@@ -43,11 +43,23 @@ EXAMPLES = (
 
 def alphaalign_messages(request: str) -> list[Message]:
     """The request as a chat with the instruction and the two worked examples as earlier turns."""
-    messages = [{"role": "system", "content": INSTRUCTION}]
+    return coded_messages("")(request)
+
+
+def coded_messages(context: str) -> Template:
+    """The template of AlphaAlign with more text in its instruction: a safety code, or cases.
+
+    All of it stands before the request, so a batch computes it once.
+
+    Args:
+      context: such as `jaxalign.data.code_text` gives; empty for none.
+    """
+    instruction = f"{INSTRUCTION}\n\n{context}" if context else INSTRUCTION
+    messages = [{"role": "system", "content": instruction}]
     for question, reply in EXAMPLES:
         messages.append({"role": "user", "content": REQUEST.format(question)})
         messages.append({"role": "assistant", "content": reply})
-    return [*messages, {"role": "user", "content": REQUEST.format(request)}]
+    return lambda request: [*messages, {"role": "user", "content": REQUEST.format(request)}]
 
 
 CONSULTING_INSTRUCTION = (

@@ -10,10 +10,12 @@ from jaxalign.data import (
     builtin_cases,
     builtin_code,
     builtin_prompts,
+    code_text,
     load_cases,
     load_code,
     near_duplicates,
 )
+from jaxalign.data.templates import alphaalign_messages, coded_messages, encode_prompts
 from jaxalign.errors import InputError
 
 HAZARDS = tuple(category for category in CATEGORIES if category != "general")
@@ -47,6 +49,29 @@ def test_our_cases_end_both_ways_in_every_hazard():
     counts = collections.Counter((case.category, case.outcome) for case in cases)
     assert counts == {(hazard, end): 2 for hazard in HAZARDS for end in ("refuse", "comply")}
     assert list(dict.fromkeys(case.category for case in cases)) == list(HAZARDS)
+
+
+def test_the_text_for_the_models_context(tmp_path):
+    code = load_code(written(tmp_path, CODE))
+    cases = load_cases(written(tmp_path, CASES))
+    assert code_text(code) == "Safety code: Do no harm."
+    assert code_text(code, detailed=True) == "Safety code:\na.1: One.\na.2: Two.\nb.1: Three."
+    assert code_text(code, cases=cases[:1]) == (
+        "Safety code: Do no harm.\n\nCases:\nRequest: How. Reasoning: Since. Outcome: refuse."
+    )
+
+
+@pytest.mark.parametrize("detailed", [False, True])
+def test_the_context_comes_once_before_the_request(smollm2_tokenizer, detailed):
+    """Code and cases are in the prefix that a batch shares, and no letter of it is lost."""
+    context = code_text(builtin_code(), detailed=detailed, cases=builtin_cases())
+    encoded = encode_prompts(
+        smollm2_tokenizer, coded_messages(context), ["How?", "Why is that?"], max_tokens=40
+    )
+    assert context in smollm2_tokenizer.decode(encoded.prefix)
+    plain = encode_prompts(smollm2_tokenizer, alphaalign_messages, ["How?"], max_tokens=40)
+    assert encoded.tokens[0][encoded.mask[0]].tolist() == plain.tokens[0].tolist()
+    assert 1500 < len(encoded.prefix) - len(plain.prefix) < 5000
 
 
 def test_no_case_is_a_prompt_of_ours():
