@@ -99,22 +99,20 @@ def test_the_cold_start_on_smollm2(tmp_path):
         "smollm2",
         f"--run={folder}",
         "--dtype=float32",
-        "--steps=2",
-        "--harmful=2",
-        "--benign=2",
+        "--steps=1",
+        "--harmful=1",
+        "--benign=1",
         "--lookalike=0",
-        "--max-new-tokens=120",
-        "--cold-start-rounds=3",
-        "--cold-start-batch=4",
+        "--max-new-tokens=100",
+        "--cold-start-rounds=1",
         "--kl-coefficient=0.01",
-        "--checkpoint-every=1",
         "--heldout",
     ]
     assert main(arguments) == 0
     traces = json.loads((folder / "traces.json").read_text())
     sampled, right = (sum(traces[name].values()) for name in ("sampled", "right"))
-    assert sampled == 3 * 4 * 4 and 0 < right < sampled
-    assert np.mean(traces["losses"][-2:]) < np.mean(traces["losses"][:2])
+    assert sampled == 8 and 0 < right <= sampled
+    assert traces["losses"][1] < traces["losses"][0]  # two passes over one batch
     before = load_file(folder / "model" / "model.safetensors")
     shutil.rmtree(folder / "model")
     tuned = (folder / "cold_start" / "model.safetensors").stat().st_mtime_ns
