@@ -103,7 +103,7 @@ def test_the_cold_start_on_smollm2(tmp_path):
         "--harmful=1",
         "--benign=1",
         "--lookalike=0",
-        "--max-new-tokens=100",
+        "--max-new-tokens=64",
         "--cold-start-rounds=1",
         "--kl-coefficient=0.01",
         "--heldout",
