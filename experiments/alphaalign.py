@@ -28,15 +28,20 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
 from jaxalign.models import load_pretrained
 from jaxalign.rewards import safety_verifiers
-from jaxalign.sampling import Temperature
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.batches import Batches, kind_indices
-from jaxalign.training.experiment import Experiment, choose_dtype, rollout_speed, run_script
+from jaxalign.training.experiment import (
+    Experiment,
+    choose_dtype,
+    make_algorithm,
+    make_run_optimizer,
+    rollout_speed,
+    run_script,
+)
 from jaxalign.training.loop import Interruption
-from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
-from jaxalign.training.step import Algorithm, make_step
+from jaxalign.training.step import make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,22 +119,8 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
     )
     before = experiment.assess("before", params)
 
-    algorithm = Algorithm(
-        samples_per_prompt=settings.samples_per_prompt,
-        max_new_tokens=settings.max_new_tokens,
-        stop=stop_tokens(model, tokenizer),
-        method=Temperature(settings.temperature),
-        baseline=settings.baseline,
-        kl_coefficient=settings.kl_coefficient,
-        micro_batches=settings.micro_batches,
-    )
-    rates = learning_rates(
-        settings.learning_rate,
-        steps=settings.steps,
-        warmup_steps=settings.warmup_steps,
-        decay_steps=settings.decay_steps,
-    )
-    optimizer = make_optimizer(rates, max_grad_norm=settings.max_grad_norm)
+    algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
+    optimizer = make_run_optimizer(settings)
     reward = alphaalign_reward(
         model,
         format_weight=settings.format_weight,

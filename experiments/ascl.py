@@ -36,7 +36,7 @@ from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Verifiers, safety_verifiers
-from jaxalign.sampling import Temperature, consultation, rule_answer
+from jaxalign.sampling import consultation, rule_answer
 from jaxalign.training.alphaalign import PromptFacts, make_reward_params
 from jaxalign.training.ascl import ascl_reward
 from jaxalign.training.batches import Batches, kind_indices
@@ -50,11 +50,13 @@ from jaxalign.training.experiment import (
     Experiment,
     Interrupted,
     choose_dtype,
+    make_algorithm,
+    make_run_optimizer,
     rollout_speed,
     run_script,
 )
 from jaxalign.training.loop import Interruption
-from jaxalign.training.optimizer import learning_rates, make_optimizer
+from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.run_folder import read_json, write_json
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
@@ -176,18 +178,10 @@ def run(settings: Ascl, interruption: Interruption) -> None:
     )
     evaluations = {"before": experiment.assess("before", params)}
 
-    algorithm = Algorithm(
-        samples_per_prompt=settings.samples_per_prompt,
-        max_new_tokens=settings.max_new_tokens,
-        stop=stop_tokens(model, tokenizer),
-        method=Temperature(settings.temperature),
-        baseline=settings.baseline,
-        inverse_frequency=None
-        if settings.ifpo == "none"
-        else InverseFrequency(settings.ifpo, settings.scope, settings.max_weight),
-        kl_coefficient=settings.kl_coefficient,
-        micro_batches=settings.micro_batches,
-    )
+    ifpo = None
+    if settings.ifpo != "none":
+        ifpo = InverseFrequency(settings.ifpo, settings.scope, settings.max_weight)
+    algorithm = make_algorithm(settings, stop_tokens(model, tokenizer), ifpo)
     if settings.cold_start_rounds:
         params = cold_start(
             settings,
@@ -202,13 +196,7 @@ def run(settings: Ascl, interruption: Interruption) -> None:
             book,
         )
         evaluations["cold_start"] = experiment.assess("cold_start", params)
-    rates = learning_rates(
-        settings.learning_rate,
-        steps=settings.steps,
-        warmup_steps=settings.warmup_steps,
-        decay_steps=settings.decay_steps,
-    )
-    optimizer = make_optimizer(rates, max_grad_norm=settings.max_grad_norm)
+    optimizer = make_run_optimizer(settings)
     reward = ascl_reward(
         model,
         format_weight=settings.format_weight,

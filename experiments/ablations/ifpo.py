@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.ablations.two_modes import plot_training
 from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
 from jaxalign.errors import InputError
@@ -35,7 +36,6 @@ ARMS: dict[str, list[str]] = {
     "baseline-group": ["--ifpo", "baseline", "--scope", "group"],
     "baseline-batch": ["--ifpo", "baseline", "--scope", "batch"],
 }
-COLORS = {"harmful": "#D55E00", "benign": "#0072B2", "lookalike": "#CC79A7"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,14 @@ def report(settings: Settings) -> None:
             lines.append(f"| {name} | {' | '.join(cells)} |")
     (settings.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    plot(metrics, settings.out / "consulting.png")
+    rates = {
+        name: np.array(
+            [[[row[f"{kind}_consulted"] for kind in KINDS] for row in run] for run in runs],
+            float,  # a step without prompts of a kind has None: NaN
+        )
+        for name, runs in metrics.items()
+    }
+    plot_training(rates, settings.out / "consulting.png")
 
 
 def mean(values: Sequence[float | None]) -> float:
@@ -153,29 +160,6 @@ def mean(values: Sequence[float | None]) -> float:
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and deviation over seeds; the deviation of one seed is 0."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def plot(metrics: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
-    """Consulting rates over steps, a panel for each arm: every seed faint, their mean bold."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(metrics))
-    rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=120, layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for panel, (name, runs) in zip(panels, metrics.items(), strict=False):
-        for kind in KINDS:
-            name_of = f"{kind}_consulted"
-            curves = np.array([[row[name_of] for row in run] for run in runs], float)  # None: NaN
-            panel.plot(curves.T, color=COLORS[kind], alpha=0.25, linewidth=0.7)
-            panel.plot(np.nanmean(curves, axis=0), color=COLORS[kind], linewidth=2, label=kind)
-        panel.set(title=name, ylim=(-0.02, 1.02))
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=9)
-    figure.supxlabel("step")
-    figure.supylabel("share of samples that consult")
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -260,15 +260,17 @@ def plot_drift(p: np.ndarray, exact: dict[str, dict[str, np.ndarray]], path: Pat
 
 
 def plot_training(rates: dict[str, np.ndarray], path: Path) -> None:
-    """Consulting rates over steps, a panel for each arm: every seed faint, the mean bold."""
+    """Consulting rates `[seeds, steps, 3]`, a panel for each arm: seeds faint, their mean bold."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6.4), dpi=120, layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True, sharey=True).flat
-    for panel, (label, value) in zip(panels, rates.items(), strict=True):
+    columns = min(3, len(rates))
+    rows = -(-len(rates) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=120, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel, (label, value) in zip(panels, rates.items(), strict=False):
         for index, name in enumerate(CLASSES):
             panel.plot(value[:, :, index].T, color=COLORS[name], alpha=0.15, linewidth=0.6)
-            mean = value[:, :, index].mean(axis=0)
+            mean = np.nanmean(value[:, :, index], axis=0)
             panel.plot(mean, color=COLORS[name], linewidth=2, label=name)
         panel.set(title=label, ylim=(-0.02, 1.02))
         panel.grid(alpha=0.3)

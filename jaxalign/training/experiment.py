@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import Template
@@ -19,14 +20,15 @@ from jaxalign.models import Transformer, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
-from jaxalign.sampling import Tool
+from jaxalign.sampling import Temperature, Tool
 from jaxalign.training.batches import Batches
 from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
+from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
 from jaxalign.training.state import TrainState
-from jaxalign.training.step import Algorithm, Batch, StepFn, rollout
+from jaxalign.training.step import Algorithm, Batch, InverseFrequency, StepFn, rollout
 
 
 class Interrupted(Exception):
@@ -245,6 +247,33 @@ def choose_dtype(settings: Settings) -> Any:
         return dtype
     print(f"compute dtype: {name}, {reason}")
     return jnp.dtype(name)
+
+
+def make_algorithm(
+    settings: Settings, stop: tuple[int, ...], inverse_frequency: InverseFrequency | None = None
+) -> Algorithm:
+    """The step's constants as the settings say; IFPO's are the caller's."""
+    return Algorithm(
+        samples_per_prompt=settings.samples_per_prompt,
+        max_new_tokens=settings.max_new_tokens,
+        stop=stop,
+        method=Temperature(settings.temperature),
+        baseline=settings.baseline,
+        inverse_frequency=inverse_frequency,
+        kl_coefficient=settings.kl_coefficient,
+        micro_batches=settings.micro_batches,
+    )
+
+
+def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
+    """The optimizer with the run's schedule of learning rates."""
+    rates = learning_rates(
+        settings.learning_rate,
+        steps=settings.steps,
+        warmup_steps=settings.warmup_steps,
+        decay_steps=settings.decay_steps,
+    )
+    return make_optimizer(rates, max_grad_norm=settings.max_grad_norm)
 
 
 def rollout_speed(model: Transformer, algorithm: Algorithm, params: Params, batch: Batch) -> float:
