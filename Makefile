@@ -2,12 +2,14 @@
 #             with fast bfloat16, 70 without)
 #             make demo ARGS=--resume goes on after an interruption
 # make test   ruff, mypy and the tests that are not slow; make test SLOW=1 runs all
+#             JOBS=4 takes four processes, each of up to 6 GB; default 2
 # Each does its own set-up. PYTHON=python3.11 chooses the interpreter; default the newest there is.
 
 PYTHON ?= $(shell for v in 13 12 11; do \
 	for p in python3.$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$v.*/bin/python3.$$v; do \
 	"$$p" -c 'import ssl, venv' 2>/dev/null && { echo "$$p"; exit; }; done; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+JOBS ?= 2
 VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python
 
@@ -17,7 +19,7 @@ demo: $(VENV)/demo
 	$(RUN) experiments/alphaalign.py demo $(ARGS)
 
 test: $(VENV)/test lint
-	$(RUN) -m pytest $(if $(SLOW),,-m "not slow")
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(if $(SLOW),,-m "not slow")
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
