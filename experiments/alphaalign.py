@@ -133,12 +133,12 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
     reference = params if settings.kl_coefficient else None
     state = init_state(params, optimizer)
     del params, start  # or the float32 start model would stay in memory
+    step = make_step(model, optimizer, algorithm, reward)
     state, interrupted = experiment.train(
-        make_step(model, optimizer, algorithm, reward),
+        lambda state, batch, key: step(state, batch, key, reward_params, reference),
         state,
         batches,
-        reward_params=reward_params,
-        reference=reference,
+        describe=batches.transcripts,
     )
     if not interrupted:
         experiment.finish(

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxalign.data import KINDS, Prompt, RuleBook, builtin_rules, load_all, load_rules
+from jaxalign.data import KINDS, RuleBook, builtin_rules, load_all, load_rules
 from jaxalign.data.templates import consulting_messages
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
@@ -37,9 +37,9 @@ from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Verifiers, safety_verifiers
 from jaxalign.sampling import consultation, rule_answer
-from jaxalign.training.alphaalign import PromptFacts, make_reward_params
+from jaxalign.training.alphaalign import kinds_alone, make_reward_params
 from jaxalign.training.ascl import ascl_reward
-from jaxalign.training.batches import Batches, kind_indices
+from jaxalign.training.batches import Batches
 from jaxalign.training.cold_start import (
     asks_known_rules,
     balance_traces,
@@ -160,7 +160,7 @@ def run(settings: Ascl, interruption: Interruption) -> None:
         counts={kind: getattr(settings, kind) for kind in KINDS},
         max_prompt_tokens=settings.max_prompt_tokens,
         seed=settings.seed,
-        make_extras=prompt_facts,
+        make_extras=kinds_alone,
         tool=tool,
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
@@ -206,12 +206,13 @@ def run(settings: Ascl, interruption: Interruption) -> None:
     reference = params if settings.kl_coefficient else None
     state = init_state(params, optimizer)
     del params  # or the float32 start model would stay in memory
+    step = make_step(model, optimizer, algorithm, reward)
+    reward_params = make_reward_params(verifiers, None, dtype)
     state, interrupted = experiment.train(
-        make_step(model, optimizer, algorithm, reward),
+        lambda state, batch, key: step(state, batch, key, reward_params, reference),
         state,
         batches,
-        reward_params=make_reward_params(verifiers, None, dtype),
-        reference=reference,
+        describe=batches.transcripts,
     )
     if not interrupted:
         evaluations["after"] = experiment.assess("after", state.params)
@@ -300,6 +301,7 @@ def cold_start(
             make_optimizer(settings.cold_start_learning_rate, max_grad_norm=settings.max_grad_norm),
             epochs=settings.cold_start_epochs,
             batch_size=settings.cold_start_batch,
+            row_length=2 * (settings.max_prompt_tokens + settings.max_new_tokens),
             seed=settings.seed,
             progress=note,
         )
@@ -320,13 +322,6 @@ def cold_start(
 COLD_START_FOLDER = "cold_start"
 COLD_START = 2**31 - 1
 """Folded into the run's key for the cold start; no step has this number."""
-
-
-def prompt_facts(prompts: Sequence[Prompt]) -> PromptFacts:
-    """What the reward needs to know of a batch's prompts; there is no helpfulness to score."""
-    kind = kind_indices(prompts)
-    none = kind[:0].reshape(0, 0)
-    return PromptFacts(kind=kind, questions=none, question_mask=none.astype(bool))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
+from jaxalign.data.order import walk
 from jaxalign.errors import InputError
 
 Kind = Literal["harmful", "benign", "lookalike"]
@@ -115,11 +114,8 @@ def batch_at(
 ) -> list[Prompt]:
     """Returns the prompts of one training step: the data cursor is the step number itself.
 
-    Each kind is walked by itself. Step s takes places s·c … s·c + c - 1 of an endless sequence, c
-    being counts[kind]; that sequence is one shuffle of the kind's n prompts after another, so each
-    epoch of n places holds every prompt once (and a batch across two epochs, perhaps, one twice).
-    The shuffle depends on (seed, kind, epoch) alone. A run that resumes at step s with the same
-    arguments thus goes on as if it had never stopped. Ours.
+    Each kind is walked by itself, counts[kind] prompts a step, in the order of
+    `jaxalign.data.order.walk`; that depends on (seed, kind, epoch) alone.
 
     Args:
       prompts: the whole set, in the same order at every step.
@@ -155,19 +151,5 @@ def batch_at(
                 f"counts: {kind} is {count}, but the data has no {kind} prompts; "
                 f"add some or set it to 0"
             )
-        places = range(step * count, (step + 1) * count)
-        orders = {
-            epoch: _shuffle(len(pool), (seed, number, epoch))
-            for epoch in {place // len(pool) for place in places}
-        }
-        batch += [pool[orders[place // len(pool)][place % len(pool)]] for place in places]
+        batch += [pool[i] for i in walk(len(pool), step, count=count, seed=(seed, number))]
     return batch
-
-
-def _shuffle(size: int, entropy: tuple[int, ...]) -> np.ndarray:
-    """A permutation of range(size), int64 [size], fixed by `entropy` for good.
-
-    It sorts raw PCG64 draws: NumPy keeps those the same in every version, which it does not promise
-    for `Generator.permutation`. Ties among 64-bit draws are too rare to bias the order.
-    """
-    return np.argsort(np.random.PCG64(entropy).random_raw(size), kind="stable")

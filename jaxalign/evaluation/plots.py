@@ -36,19 +36,11 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(12, 7.4), dpi=120, layout="constrained")
-    figure.supxlabel("points: single steps; lines: their moving average", fontsize=9)
     axes = list(figure.subplots(2, 2, gridspec_kw={"wspace": 0.06, "hspace": 0.08}).flat)
-    steps = [row["step"] for row in metrics]
-    margin = max(1.0, 0.02 * (steps[-1] - steps[0]))
-    for panel in axes:
-        panel.set_xlim(steps[0] - margin, steps[-1] + margin)
-        panel.grid(alpha=0.3)
-        panel.set_xlabel("training step")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.spines[["top", "right"]].set_visible(False)
+    _steps(figure, axes, metrics)
     reward, form, refusals, last = axes
 
     reward.set(title="Reward", ylabel="mean reward")
@@ -84,6 +76,27 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
         elif panel in (reward, refusals) or (panel is last and consulting):
             panel.legend(loc="best", framealpha=0.6, edgecolor="none")
+    _save(figure, path)
+
+
+def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws a tuning run by step: its loss, and with pairs of answers how many are preferred.
+
+    Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    pairs = series(metrics, "preferred")[0].size > 0
+    figure = Figure(figsize=(12 if pairs else 7, 4), dpi=120, layout="constrained")
+    axes = list(figure.subplots(1, 2 if pairs else 1, squeeze=False).flat)
+    _steps(figure, axes, metrics)
+    axes[0].set(title="Loss ▼", ylabel="nats a pair" if pairs else "nats per token")
+    _draw(axes[0], metrics, "loss", None, GREEN, "-")
+    if pairs:
+        axes[1].set(title="Chosen answers preferred ▲", ylabel="share of pairs", ylim=(-0.04, 1.04))
+        axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+        _draw(axes[1], metrics, "preferred", None, BLUE, "-")
     _save(figure, path)
 
 
@@ -173,6 +186,21 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     index = np.arange(values.size)
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, values.size)
     return (sums[high] - sums[low]) / (high - low)
+
+
+def _steps(figure: "Figure", axes: Sequence["Axes"], metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Lets every panel run over the training steps, and says what points and lines are."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure.supxlabel("points: single steps; lines: their moving average", fontsize=9)
+    steps = [row["step"] for row in metrics]
+    margin = max(1.0, 0.02 * (steps[-1] - steps[0]))
+    for panel in axes:
+        panel.set_xlim(steps[0] - margin, steps[-1] + margin)
+        panel.grid(alpha=0.3)
+        panel.set_xlabel("training step")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
 
 
 def _draw(

@@ -125,13 +125,19 @@ def _training(run: Run) -> str:
     if not run.metrics:
         return ""
     picture = run.folder / "training.png"
-    plots.plot_training(run.metrics, picture)
+    tuning = not any("reward" in row for row in run.metrics)
+    draw, alt = (
+        (plots.plot_tuning, "Loss by training step")
+        if tuning
+        else (plots.plot_training, "Reward, form, refusals and helpfulness by training step")
+    )
+    draw(run.metrics, picture)
     rows = "\n".join(
         f'<tr><td>{escape(key)}</td><td class="number">{escape(_short(value))}</td></tr>'
         for key, value in run.metrics[-1].items()
     )
     return f"""<h2>Training</h2>
-{image(picture, "Reward, form, refusals and helpfulness by training step")}
+{image(picture, alt)}
 <details><summary>All metrics of the last step</summary><table>{rows}</table></details>"""
 
 

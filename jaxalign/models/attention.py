@@ -91,7 +91,8 @@ def attend(
       query: `[B, T, H, d]`, rotated.
       keys: `[B, K, T, d]`, rotated; K divides H.
       values: as keys.
-      mask: `[B, T]` bool, which of the block's positions exist.
+      mask: `[B, T]` bool, which of the block's positions exist; or int32, the document that each
+        belongs to, counted from 1, 0 for none: a position sees its own document alone.
       contexts: blocks of this layer with leading size M dividing B, `[M, K, S, d]`; row b sees
         entry b // (B/M).
 
@@ -189,10 +190,14 @@ def _exponentials(scores: jax.Array, shift: jax.Array, allowed: jax.Array) -> ja
 
 def _allowed(rows: jax.Array, masks: Masks, index: int) -> jax.Array:
     """Which scores of a block count; the first block is the queries' own and causal."""
-    allowed = masks[index][:, None, None, :]
+    mask = masks[index]
+    allowed = (mask != 0)[:, None, None, :]
     if index == 0:
         group, length = rows.shape[2], rows.shape[3]
         allowed = allowed & jnp.tile(jnp.tril(jnp.ones((length, length), bool)), (group, 1))
+        if mask.dtype != bool:
+            same = mask[:, :, None] == mask[:, None, :]
+            allowed = allowed & jnp.tile(same, (1, group, 1))[:, None]
     return allowed
 
 

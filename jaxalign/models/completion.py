@@ -42,9 +42,31 @@ def compute_params(params: Params, dtype: Any) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def _run(model: Transformer, params: Params, *arguments: Any) -> tuple[jax.Array, KeyValues]:
+def run_block(model: Transformer, params: Params, *arguments: Any) -> tuple[jax.Array, KeyValues]:
+    """`Transformer.__call__` with its types."""
     output: Any = model.apply({"params": params}, *arguments)
     return output
+
+
+def encode_prefix(
+    model: Transformer, params: Params, prefix: jax.Array | None
+) -> tuple[KeyValues, ...]:
+    """Runs the tokens that open every row, once; positions 0..P0−1.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      prefix: `[P0]` int32; may be empty, or None for none.
+
+    Returns:
+      one block of leading size 1, or no block.
+    """
+    if prefix is None or not prefix.shape[0]:
+        return ()
+    chex.assert_rank(prefix, 1)
+    row = prefix[None]
+    positions = jnp.arange(row.shape[1])[None]
+    return (run_block(model, params, row, positions, jnp.ones(row.shape, bool))[1],)
 
 
 def encode_prompts(
@@ -68,19 +90,13 @@ def encode_prompts(
     """
     chex.assert_rank([prompts, prompt_mask], 2)
     chex.assert_equal_shape([prompts, prompt_mask])
-    blocks: tuple[KeyValues, ...] = ()
-    offset = 0
-    if prefix is not None and prefix.shape[0]:
-        chex.assert_rank(prefix, 1)
-        offset = prefix.shape[0]
-        row = prefix[None]
-        _, block = _run(model, params, row, jnp.arange(offset)[None], jnp.ones(row.shape, bool))
-        blocks = (block,)
+    blocks = encode_prefix(model, params, prefix)
+    offset = blocks[0].mask.shape[1] if blocks else 0
     length = prompts.shape[1]
     positions = offset + jnp.cumsum(prompt_mask, axis=1) - 1
     last = length - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
     body = prompt_mask & (jnp.arange(length) != last[:, None])
-    _, block = _run(model, params, prompts, positions, body, blocks)
+    _, block = run_block(model, params, prompts, positions, body, blocks)
     take = lambda x: jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]  # noqa: E731
     return PromptContext((*blocks, block), take(prompts), take(positions).astype(jnp.int32))
 
@@ -121,7 +137,7 @@ def completion_logps(
     first = jnp.repeat(context.last_tokens, group)
     inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
     positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
-    hidden, _ = _run(model, params, inputs, positions, mask, context.blocks)
+    hidden, _ = run_block(model, params, inputs, positions, mask, context.blocks)
     return hidden_token_logps(
         hidden, output_weight(params), tokens, temperature=temperature, tile=tile
     )

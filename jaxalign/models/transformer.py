@@ -170,7 +170,8 @@ class Transformer(nn.Module):
         Args:
           tokens: `[B, T]` int32.
           positions: `[B, T]` int32 absolute positions for the rotary embedding.
-          mask: `[B, T]` bool, which positions exist; the others are attended by none.
+          mask: `[B, T]` bool, which positions exist; the others are attended by none. Or int32,
+            the document of each, 0 for none: documents of a row do not see each other.
           contexts: earlier blocks, leading size dividing B.
 
         Returns:
@@ -203,7 +204,7 @@ class Transformer(nn.Module):
             tuple(context.mask for context in contexts),
         )
         x = RMSNorm(config.norm_eps, name="final_norm")(x)
-        return x, KeyValues(keys, values, mask)
+        return x, KeyValues(keys, values, mask != 0)
 
 
 def output_weight(params: Params) -> jax.Array:

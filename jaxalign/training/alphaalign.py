@@ -18,6 +18,7 @@ question under the frozen start model, so an answer that the original model woul
 itself is a good answer. A trained reward model takes its place on the split path.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -25,12 +26,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.data.prompts import KINDS
+from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.models.completion import completion_logps, compute_params
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verifiers, helpfulness_reward, safety_reward
 from jaxalign.sampling import Rollout
-from jaxalign.training.step import Batch, Metrics, RewardFn, Score
+from jaxalign.training.batches import kind_indices
+from jaxalign.training.gradients import Metrics
+from jaxalign.training.step import Batch, RewardFn, Score
 
 
 @struct.dataclass
@@ -47,6 +50,13 @@ class PromptFacts:
     kind: jax.Array
     questions: jax.Array
     question_mask: jax.Array
+
+
+def kinds_alone(prompts: Sequence[Prompt]) -> PromptFacts:
+    """The facts of a batch whose reward has no helpfulness part: no questions."""
+    none = jnp.zeros((0, 0), jnp.int32)
+    kind = jnp.asarray(kind_indices(prompts))
+    return PromptFacts(kind=kind, questions=none, question_mask=none.astype(bool))
 
 
 @struct.dataclass

@@ -17,7 +17,8 @@ from jaxalign.data.prompts import KINDS
 from jaxalign.models.transformer import Transformer
 from jaxalign.sampling import Rollout
 from jaxalign.training.alphaalign import PromptFacts, RewardParams, alphaalign_reward
-from jaxalign.training.step import Batch, Metrics, RewardFn, Score
+from jaxalign.training.gradients import Metrics
+from jaxalign.training.step import Batch, RewardFn, Score
 
 
 def ascl_reward(

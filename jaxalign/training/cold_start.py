@@ -11,25 +11,23 @@ The paper names a cold start and a zero-shot arm without it; the filter and the 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxalign.data.documents import Document
 from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import judge
-from jaxalign.losses import aggregate
-from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Rollout
 from jaxalign.training.batches import Batches, kind_indices
 from jaxalign.training.loop import DivergedError
-from jaxalign.training.state import TrainState, init_state
-from jaxalign.training.step import Algorithm, Batch, rollout
+from jaxalign.training.state import init_state
+from jaxalign.training.step import Algorithm, rollout
+from jaxalign.training.supervised import PackedBatches, make_supervised_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +161,6 @@ def balance_traces(traces: Traces, *, cap: int) -> Traces:
     return traces.take(np.array(sorted(kept)))
 
 
-class _Part(NamedTuple):
-    batch: Batch
-    tokens: jax.Array
-    mask: jax.Array
-    present: jax.Array
-
-
 def fine_tune(
     model: Transformer,
     params: Params,
@@ -179,6 +170,7 @@ def fine_tune(
     *,
     epochs: int,
     batch_size: int,
+    row_length: int,
     seed: int,
     progress: Callable[[int, float], None] = lambda done, loss: None,
 ) -> Params:
@@ -190,9 +182,9 @@ def fine_tune(
       traces: K of them.
       batches: encodes their prompts, as in RL, so with the same instruction in front.
       optimizer: of the updates.
-      epochs: passes over the traces.
-      batch_size: traces in an update; the last ones of a pass that do not fill a batch are left to
-        the next pass's order.
+      epochs: passes over the traces; the last update is filled up from one more.
+      batch_size: traces in an update; they share rows.
+      row_length: of a row, in tokens; at least that of the longest prompt with its completion.
       seed: of the order.
       progress: called after each update with how many are done, and the loss.
 
@@ -203,42 +195,37 @@ def fine_tune(
       DivergedError: a loss or a gradient is not finite.
     """
     batch_size = min(batch_size, len(traces.prompts))
-
-    def loss(params: Params, part: _Part) -> jax.Array:
-        logps = completion_logps(
-            model,
-            params,
-            part.batch.prompts,
-            part.batch.prompt_mask,
-            part.tokens,
-            part.present,
-            prefix=part.batch.prefix,
-        )
-        return aggregate(-logps, part.mask)
-
-    @jax.jit
-    def step(state: TrainState, part: _Part) -> tuple[TrainState, jax.Array, jax.Array]:
-        value, gradients = jax.value_and_grad(loss)(state.params, part)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients))
-        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
-        return state, value, finite
-
+    steps = -(-epochs * len(traces.prompts) // batch_size)
+    documents, prefix = make_documents(traces, batches)
+    packed = PackedBatches(
+        documents,
+        batch_size=batch_size,
+        length=row_length,
+        steps=steps,
+        seed=seed,
+        prefix=prefix,
+    )
+    step = make_supervised_step(model, optimizer)
     state = init_state(params, optimizer)
-    done = 0
-    for epoch in range(epochs):
-        order = np.random.default_rng((seed, epoch)).permutation(len(traces.prompts))
-        for first in range(0, len(order) - batch_size + 1, batch_size):
-            part = traces.take(order[first : first + batch_size])
-            batch = dataclasses.replace(batches.encode(part.prompts), extras=None, tool=None)
-            arrays = (jnp.asarray(x) for x in (part.tokens, part.mask, part.present))
-            state, value, finite = step(state, _Part(batch, *arrays))
-            if not finite:
-                raise DivergedError("cold start: not finite: lower cold_start_learning_rate")
-            done += 1
-            progress(done, float(value))
+    for number in range(steps):
+        state, result = step(state, packed(number))
+        if state.skipped:
+            raise DivergedError("cold start: not finite: lower cold_start_learning_rate")
+        progress(number + 1, float(result.metrics["loss"]))
     return state.params
+
+
+def make_documents(traces: Traces, batches: Batches) -> tuple[list[Document], np.ndarray | None]:
+    """Each trace behind its prompt, and the tokens that open all of them."""
+    asked = jax.device_get(batches.encode(traces.prompts))
+    documents = []
+    for row, mask in enumerate(asked.prompt_mask):
+        prompt, present = asked.prompts[row][mask], traces.present[row]
+        tokens = np.concatenate([prompt, traces.tokens[row][present]])
+        unlearned = np.zeros(len(prompt), bool)
+        learned = np.concatenate([unlearned, traces.mask[row][present]])
+        documents.append(Document(tokens.astype(np.int32), learned))
+    return documents, asked.prefix
 
 
 def asks_known_rules(categories: Sequence[str], *, max_calls: int) -> Callable[[str], bool]:

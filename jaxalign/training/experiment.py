@@ -21,14 +21,20 @@ from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
 from jaxalign.sampling import Temperature, Tool
-from jaxalign.training.batches import Batches
-from jaxalign.training.loop import DivergedError, Interruption, LoopConfig, train
+from jaxalign.training.loop import (
+    Describe,
+    DivergedError,
+    Interruption,
+    LoopConfig,
+    LoopStep,
+    train,
+)
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
 from jaxalign.training.state import TrainState
-from jaxalign.training.step import Algorithm, Batch, InverseFrequency, StepFn, rollout
+from jaxalign.training.step import Algorithm, Batch, InverseFrequency, rollout
 
 
 class Interrupted(Exception):
@@ -179,19 +185,18 @@ class Experiment:
 
     def train(
         self,
-        step_fn: StepFn,
+        step_fn: LoopStep,
         state: TrainState,
-        batches: Batches,
+        batch_at: Callable[[int], Any],
         *,
-        reward_params: Any,
-        reference: Params | None,
+        describe: Describe = lambda step, result: (),
     ) -> tuple[TrainState, bool]:
         """`jaxalign.training.loop.train` with the run's settings."""
         settings = self._settings
         return train(
             step_fn,
             state,
-            batches,
+            batch_at,
             root_key=jax.random.key(settings.seed),
             folder=self._folder,
             config=LoopConfig(
@@ -200,9 +205,7 @@ class Experiment:
                 sample_every=settings.sample_every,
             ),
             settings={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
-            reward_params=reward_params,
-            describe=batches.transcripts,
-            reference=reference,
+            describe=describe,
             interruption=self._interruption,
             resume=settings.resume and has_checkpoint(self._folder),
         )
@@ -211,24 +214,25 @@ class Experiment:
         self,
         state: TrainState,
         evaluations: Mapping[str, dict[str, Any] | None],
-        rollout_tokens_per_second: float,
+        rollout_tokens_per_second: float | None = None,
     ) -> None:
         """Writes summary.json, the model, the plots and report.html.
 
         Args:
           state: the last one.
           evaluations: what `assess` returned, by name.
-          rollout_tokens_per_second: as `rollout_speed` measures it.
+          rollout_tokens_per_second: as `rollout_speed` measures it, of a run that samples.
         """
         summary = dict(evaluations) | {
             "steps": int(state.step),
             "seconds": self._earlier + time.perf_counter() - self._begun,
-            "rollout_tokens_per_second": rollout_tokens_per_second,
             "skipped_updates": int(state.skipped),
             "compute_dtype": self._dtype,
             "hardware": hardware(),
             "date": datetime.date.today().isoformat(),
         }
+        if rollout_tokens_per_second is not None:
+            summary["rollout_tokens_per_second"] = rollout_tokens_per_second
         write_json(self._folder / "summary.json", summary)
         save_pretrained(self._folder / "model", self._model, state.params, self._tokenizer)
         print(f"wrote {write_report(self._folder)}")

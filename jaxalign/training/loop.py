@@ -11,12 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
 from jaxalign.training.checkpoint import Checkpoints
 from jaxalign.training.metrics import MetricsWriter, SamplesWriter
 from jaxalign.training.state import TrainState
-from jaxalign.training.step import Batch, StepFn, StepResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,40 +62,41 @@ class Interruption:
         self.requested = True
 
 
-Describe = Callable[[int, StepResult], Iterable[Mapping[str, Any]]]
+LoopStep = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Any]]
+"""`(state, batch, root_key) -> (state, result)`."""
+
+Describe = Callable[[int, Any], Iterable[Mapping[str, Any]]]
 """`(step, result) -> rows` for samples.jsonl."""
 
 
 def train(
-    step_fn: StepFn,
+    step_fn: LoopStep,
     state: TrainState,
-    batch_at: Callable[[int], Batch],
+    batch_at: Callable[[int], Any],
     *,
     root_key: jax.Array,
     folder: Path,
     config: LoopConfig,
     settings: Any,
-    reward_params: Any,
     describe: Describe,
     interruption: Interruption,
-    reference: Params | None = None,
     resume: bool = False,
     log: Callable[[str], None] = print,
 ) -> tuple[TrainState, bool]:
     """Trains until `config.steps`, or until SIGTERM or Ctrl-C, which save first.
 
     Args:
-      step_fn: from `jaxalign.training.step.make_step`.
+      step_fn: such as `jaxalign.training.step.make_step` makes, with the rewards bound to it. Its
+        result has `metrics`: scalars, among them `tokens`, sampled or learned, and
+        `skipped_updates`.
       state: the state to start from; donated.
       batch_at: the batch of a step, a pure function of the step number: that is the data cursor.
       root_key: the run's key.
       folder: the run folder; gets metrics.jsonl, samples.jsonl, tensorboard/ and checkpoints/.
       config: how long, and what to keep.
       settings: JSON-able settings saved with each checkpoint and compared on resume.
-      reward_params: passed to the step.
       describe: makes transcript rows of a step's result.
       interruption: asked after every step.
-      reference: passed to the step.
       resume: go on from the newest checkpoint in `folder`.
       log: prints one line; on a terminal it appears above the progress bar.
 
@@ -121,11 +120,11 @@ def train(
             line = progress.add_task("training", total=config.steps, completed=start)
             for step in range(start, config.steps):
                 begun = time.perf_counter()
-                state, result = step_fn(state, batch_at(step), root_key, reward_params, reference)
+                state, result = step_fn(state, batch_at(step), root_key)
                 scalars = {k: float(v) for k, v in jax.device_get(result.metrics).items()}
                 seconds = time.perf_counter() - begun
                 scalars["seconds"] = seconds
-                scalars["tokens_per_second"] = scalars.pop("rollout_tokens") / seconds
+                scalars["tokens_per_second"] = scalars.pop("tokens") / seconds
                 metrics.write(step, scalars)
                 if step % config.sample_every == 0 or step == config.steps - 1:
                     transcripts.write(step, describe(step, result))
@@ -155,7 +154,10 @@ def _status(scalars: Mapping[str, float]) -> str:
         "look-alike refused": "lookalike_refused",
         "well-formed": "well_formed",
         "consulted": "consulted",
+        "preferred": "preferred",
     }
+    if "reward" not in scalars:
+        shown = {"loss": "loss"} | shown
     parts = [
         f"{label} {scalars[name]:.2f}"
         for label, name in shown.items()

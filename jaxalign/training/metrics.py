@@ -9,18 +9,15 @@ A number that is not finite has no JSON form: it is stored as null, and the line
 ``nonfinite`` that says what it was: ``{"grad_norm": null, "nonfinite": {"grad_norm": "inf"}}``.
 """
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import jax
-import numpy as np
 
-from jaxalign.errors import InputError
+from jaxalign.training.step_lines import StepLines, read_lines
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -45,7 +42,7 @@ class MetricsWriter:
         """Opens the files; see the class."""
         from tensorboardX import SummaryWriter
 
-        self._lines = _StepLines(Path(folder) / METRICS_FILE, resume_step)
+        self._lines = StepLines(Path(folder) / METRICS_FILE, resume_step)
         # purge_step tells TensorBoard to hide what older event files say about this step and later.
         self._tensorboard = SummaryWriter(
             str(Path(folder) / "tensorboard"), purge_step=resume_step, flush_secs=2
@@ -103,7 +100,7 @@ class SamplesWriter:
 
     def __init__(self, folder: str | Path, *, resume_step: int = 0) -> None:
         """Opens the file; see the class."""
-        self._lines = _StepLines(Path(folder) / SAMPLES_FILE, resume_step)
+        self._lines = StepLines(Path(folder) / SAMPLES_FILE, resume_step)
 
     def write(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
         """Appends one line per sample.
@@ -135,7 +132,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file, or a line other than a torn last one is malformed.
     """
-    return [row for _, row in _parse(Path(folder) / METRICS_FILE)]
+    return [row for _, row in read_lines(Path(folder) / METRICS_FILE)]
 
 
 def read_samples(folder: str | Path) -> list[dict[str, Any]]:
@@ -144,66 +141,4 @@ def read_samples(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file, or a line other than a torn last one is malformed.
     """
-    return [row for _, row in _parse(Path(folder) / SAMPLES_FILE)]
-
-
-class _StepLines:
-    """An append-only file of JSON lines, cut back to the steps before ``resume_step``."""
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [x for x in _parse(path) if x[1]["step"] < resume_step] if path.is_file() else []
-        self.last_row = kept[-1][1] if kept else {}
-        # Written aside and moved into place: a kill leaves the old file or the new one, whole.
-        aside = path.with_name(path.name + ".tmp")
-        with aside.open("wb") as file:
-            file.writelines(line + b"\n" for line, _ in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        self._file = path.open("ab")
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        row = {name: x.item() if isinstance(x, np.generic) else x for name, x in row.items()}
-        nonfinite = {
-            name: str(x) for name, x in row.items() if isinstance(x, float) and not math.isfinite(x)
-        }
-        if nonfinite:
-            row = {**row, **dict.fromkeys(nonfinite), "nonfinite": nonfinite}
-        # ASCII only: model output may hold lone surrogates, which UTF-8 cannot store.
-        self._file.write(json.dumps(row, allow_nan=False).encode("ascii") + b"\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Returns each line with its object.
-
-    A torn last line is known by not parsing: no proper prefix of a JSON object does.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; is this the folder of a run?") from None
-    unterminated = lines.pop()
-    parsed = []
-    for number, line in enumerate(lines, start=1):
-        row = _parse_line(line)
-        if row is None:
-            raise InputError(
-                f"{path}, line {number}: not a JSON object with an integer 'step'; "
-                "repair or delete the line"
-            )
-        parsed.append((line, row))
-    row = _parse_line(unterminated)
-    return parsed if row is None else [*parsed, (unterminated, row)]
-
-
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return [row for _, row in read_lines(Path(folder) / SAMPLES_FILE)]

@@ -1,5 +1,6 @@
 """What a run writes beside its metrics: JSON files, and facts that explain them later."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -35,8 +36,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """A fingerprint of the training prompts, so that a resumed run notices another file."""
-    text = json.dumps([(prompt.id, prompt.text, prompt.kind) for prompt in prompts])
+    """A fingerprint of prompts, so that a resumed run notices another file."""
+    text = json.dumps([dataclasses.astuple(prompt) for prompt in prompts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -109,6 +109,7 @@ def check(
     settings: Settings,
     *,
     kept: str | None = None,
+    samples: bool = True,
     least: Mapping[str, int] | None = None,
     above_zero: Sequence[str] = (),
     not_negative: Sequence[str] = (),
@@ -117,7 +118,8 @@ def check(
 
     Args:
       settings: to check.
-      kept: a folder in the run folder that a run can also be resumed from, beside checkpoints.
+      kept: what else in the run folder, beside checkpoints, a run can be resumed from.
+      samples: whether its steps sample completions of prompts.
       least: smallest values of whole numbers beside the common settings.
       above_zero: numbers beside the common ones that must be above zero.
       not_negative: numbers beside the common ones that must be zero or above.
@@ -135,9 +137,9 @@ def check(
         if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
             raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
     prompts = settings.harmful + settings.benign + settings.lookalike
-    if not prompts:
+    if samples and not prompts:
         raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
-    if prompts % settings.micro_batches:
+    if samples and prompts % settings.micro_batches:
         raise InputError(
             f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
             "step: change harmful, benign, lookalike or micro_batches"

@@ -29,9 +29,8 @@ from jaxalign.losses import (
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.sampling import Method, Rollout, Temperature, Tool, sample
+from jaxalign.training.gradients import Metrics, accumulate, apply_gradients
 from jaxalign.training.state import TrainState
-
-Metrics = dict[str, jax.Array]
 
 
 @struct.dataclass
@@ -328,38 +327,12 @@ def update(
 
         return jax.grad(loss, has_aux=True)(state.params)
 
-    split = _splitter(algorithm.micro_batches, batch.prompts.shape[0])
     per_prompt = dataclasses.replace(batch, prefix=None, extras=None, tool=None)
-    parts = split((per_prompt, samples, advantage))
-    if algorithm.micro_batches == 1:
-        gradients, metrics = gradient(jax.tree.map(lambda x: x[0], parts))
-    else:
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)),
-        )
-        total, _ = jax.lax.scan(
-            lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(part)), None), zeros, parts
-        )
-        gradients, metrics = total
-    norm = optax.tree.norm(gradients)
-    changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(changes))
-    params = optax.apply_updates(state.params, changes)
-    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-    state = TrainState(
-        step=state.step + 1,
-        params=jax.tree.map(keep, params, state.params),
-        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-        skipped=state.skipped + ~finite,
+    gradients, metrics = accumulate(
+        gradient, (per_prompt, samples, advantage), algorithm.micro_batches
     )
-    return state, metrics | {"grad_norm": norm, "skipped_updates": state.skipped}
-
-
-def _splitter(parts: int, prompts: int) -> Callable[[Any], Any]:
-    if prompts % parts:
-        raise ValueError(f"{prompts} prompts can't be split into {parts} equal micro-batches")
-    return lambda tree: jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+    state, applied = apply_gradients(optimizer, state, gradients)
+    return state, metrics | applied
 
 
 def rollout_metrics(samples: Rollout) -> Metrics:
@@ -372,7 +345,7 @@ def rollout_metrics(samples: Rollout) -> Metrics:
         "completion_length": samples.mask.sum(axis=1).mean(),
         "finished": samples.finished.mean(),
         "entropy": -aggregate(samples.logps, samples.mask, normalizer=tokens),
-        "rollout_tokens": tokens,
+        "tokens": tokens,
     }
 
 

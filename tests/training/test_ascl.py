@@ -275,6 +275,7 @@ def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, col
         optax.adam(3e-3),
         epochs=12,
         batch_size=8,
+        row_length=64,
         seed=0,
         progress=lambda done, loss: losses.append(loss),
     )
@@ -294,6 +295,7 @@ def test_tuning_that_diverges_is_named(params, collected):
             optax.adam(1e-3),
             epochs=1,
             batch_size=8,
+            row_length=64,
             seed=0,
         )
 
