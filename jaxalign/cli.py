@@ -27,11 +27,77 @@ if TYPE_CHECKING:
     from jaxalign.sampling import Tool
 
 # Plain strings with a list of choices in the help: `main` answers a wrong one in one line.
-_TemplateName = Annotated[str, tyro.conf.arg(metavar="{alphaalign,ascl,bare}")]
-_RulesFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+_TEMPLATES = ("alphaalign", "ascl", "bare", "short-code", "detailed-code", "cases")
+_TemplateName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(_TEMPLATES)}}}")]
+_File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 _DtypeName = Annotated[str, tyro.conf.arg(metavar="{auto,bfloat16,float32}")]
 _KindName = Annotated[str | None, tyro.conf.arg(metavar="{harmful,benign,lookalike}")]
 _Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """How requests are put to the model."""
+
+    template: _TemplateName = "alphaalign"
+    """How to ask: alphaalign gives the instruction and worked examples that training uses; ascl
+    those of its training and rules to consult; bare the request alone. CADA's arms add to
+    alphaalign's instruction a short-code, a detailed-code, or the short code and cases."""
+    rules: _File = None
+    """With ascl: the rule book (YAML), by default our own."""
+    code: _File = None
+    """With CADA's templates: the safety code (YAML), by default our own."""
+    cases: _File = None
+    """With cases: the worked cases (YAML), by default our own."""
+    cases_per_outcome: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """With cases: how many to refuse, and as many to answer, of each hazard; by default 1."""
+
+    def messages(self) -> tuple[Template, RuleBook | None]:
+        """The template, and the rules to consult if there are any."""
+        from jaxalign.data.templates import alphaalign_messages, bare_messages
+
+        if self.template not in _TEMPLATES:
+            raise InputError(
+                f"--template: unknown value {self.template!r}; use {', '.join(_TEMPLATES)}"
+            )
+        coded = self.template in ("short-code", "detailed-code", "cases")
+        for name, fits, wanted in (
+            ("rules", self.template == "ascl", "ascl"),
+            ("code", coded, "short-code, detailed-code or cases"),
+            ("cases", self.template == "cases", "cases"),
+            ("cases_per_outcome", self.template == "cases", "cases"),
+        ):
+            if getattr(self, name) is not None and not fits:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(
+                    f"{flag} goes with --template {wanted}, not with {self.template}; leave it out"
+                )
+        if self.template == "ascl":
+            return self._consulting()
+        if coded:
+            return self._coded(), None
+        return alphaalign_messages if self.template == "alphaalign" else bare_messages, None
+
+    def _consulting(self) -> tuple[Template, RuleBook]:
+        from jaxalign.data.rulebook import builtin_rules, load_rules
+        from jaxalign.data.templates import consulting_messages
+        from jaxalign.sampling import rule_answer
+
+        book = builtin_rules() if self.rules is None else load_rules(self.rules)
+        answer = functools.partial(rule_answer, book.rules)
+        return consulting_messages(list(book.rules), answer), book
+
+    def _coded(self) -> Template:
+        from jaxalign.data.casebook import ContextName, context_text
+        from jaxalign.data.templates import coded_messages
+
+        each = 1 if self.cases_per_outcome is None else self.cases_per_outcome
+        if each < 1:
+            raise InputError(f"--cases-per-outcome is {each}; use 1 or more")
+        name = cast("ContextName", self.template)
+        return coded_messages(
+            context_text(name, code=self.code, cases=self.cases, cases_per_outcome=each)
+        )
 
 
 @dataclass(frozen=True)
@@ -57,11 +123,6 @@ class Eval:
     forbidden_prompt and text that there is."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Take only so many prompts: the first ones; of the builtin ones, kinds in turn."""
-    template: _TemplateName = "alphaalign"
-    """How to ask: alphaalign gives the instruction and worked examples that training uses, ascl
-    those of its training and rules to consult, bare the request alone."""
-    rules: _RulesFile = None
-    """With ascl: the rule book (YAML), by default our own."""
     max_prompt_tokens: int = 256
     """Skip prompts that take more tokens; the output counts them."""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -70,12 +131,13 @@ class Eval:
     """Prompts at a time: more is faster and takes more memory."""
     dtype: _DtypeName = "auto"
     """Of the computation; auto takes the faster one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    out: _File = None
     """Also write the rates and every completion to this JSON file."""
+    asking: Annotated[_Asking, tyro.conf.arg(name="")] = _Asking()
 
     def run(self) -> None:
         """Prints the table and writes the file."""
-        template, book = _template(self.template, self.rules)
+        template, book = self.asking.messages()
         if self.out is not None:
             _prepare_out(self.out)
         from jaxalign.data.prompts import Kind
@@ -130,11 +192,6 @@ class Generate:
     """smollm2, a Hugging Face folder, a .gguf file, or a hub id."""
     prompt: str
     """The request."""
-    template: _TemplateName = "alphaalign"
-    """How to ask: alphaalign gives the instruction and worked examples that training uses, ascl
-    those of its training and rules to consult, bare the request alone."""
-    rules: _RulesFile = None
-    """With ascl: the rule book (YAML), by default our own."""
     temperature: float = 0.0
     """0 always takes the most probable token; 1 draws from the model's own distribution."""
     max_new_tokens: int = 128
@@ -143,10 +200,11 @@ class Generate:
     """Of the draw; the same seed gives the same reply."""
     dtype: _DtypeName = "auto"
     """Of the computation; auto takes the faster one."""
+    asking: Annotated[_Asking, tyro.conf.arg(name="")] = _Asking()
 
     def run(self) -> None:
         """Prints the reply to stdout, remarks to stderr."""
-        template, book = _template(self.template, self.rules)
+        template, book = self.asking.messages()
         if not self.prompt.strip():
             raise InputError("--prompt is empty; write a request")
         if any("\ud800" <= character <= "\udfff" for character in self.prompt):
@@ -259,25 +317,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _note(text: str) -> None:
     print(f"jaxalign: {text}", file=sys.stderr)
-
-
-def _template(name: str, rules: Path | None) -> tuple[Template, RuleBook | None]:
-    """How to ask, and the rules to consult if there are any."""
-    from jaxalign.data.rulebook import builtin_rules, load_rules
-    from jaxalign.data.templates import alphaalign_messages, bare_messages, consulting_messages
-
-    if rules is not None and name != "ascl":
-        raise InputError(f"--rules goes with --template ascl, not with {name}; leave it out")
-    if name == "ascl":
-        from jaxalign.sampling import rule_answer
-
-        book = builtin_rules() if rules is None else load_rules(rules)
-        answer = functools.partial(rule_answer, book.rules)
-        return consulting_messages(list(book.rules), answer), book
-    templates = {"alphaalign": alphaalign_messages, "bare": bare_messages}
-    if name not in templates:
-        raise InputError(f"--template: unknown value {name!r}; use alphaalign, ascl, bare")
-    return templates[name], None
 
 
 def _tool(book: RuleBook | None, tokenizer: Any) -> Tool | None:

@@ -190,9 +190,21 @@ def test_bad_prompts(
     [
         (
             ["--template", "chatml"],
-            "--template: unknown value 'chatml'; use alphaalign, ascl, bare",
+            "--template: unknown value 'chatml'; use alphaalign, ascl, bare, short-code",
         ),
         (["--rules", "mine.yaml"], "--rules goes with --template ascl, not with alphaalign"),
+        (["--code", "mine.yaml"], "--code goes with --template short-code, detailed-code or cases"),
+        (["--cases", "mine.yaml"], "--cases goes with --template cases, not with alphaalign"),
+        (
+            ["--template", "cases", "--cases-per-outcome", "0"],
+            "--cases-per-outcome is 0; use 1 or more",
+        ),
+        (["--template", "cases", "--cases", "none.yaml"], "none.yaml: cannot be read"),
+        (
+            ["--template", "cases", "--cases-per-outcome", "9"],
+            "cases_per_outcome=9, but violent_crime has 2 cases that end in refuse",
+        ),
+        (["--cases-per-outcome", "2"], "--cases-per-outcome goes with --template cases, not with"),
         (["--dtype", "int8"], "--dtype: unknown value 'int8'; use auto, bfloat16, float32"),
         (["--kind", "evil"], "kind: unknown value 'evil'; use harmful, benign, lookalike"),
         (["--limit", "0"], "limit: 0 is not a number of rows; use 1 or more"),

@@ -5,10 +5,11 @@
     python -m experiments.ablations.ifpo -- --steps 30 --samples-per-prompt 8 --harmful 2 \
         --benign 1 --lookalike 1        # flags of experiments/ascl.py for every run
 
-One cold start of experiments/ascl.py serves all runs; then each arm trains from it with each seed.
-A run that is there already is not repeated, and one that was cut short is resumed, so the command
-can be stopped and given again. It writes, under --out: start/ (the cold start), one run folder per
-arm and seed, results.json, table.md and consulting.png.
+The rules are those of short_rules.yaml, so that a consultation takes few tokens (`-- --rules FILE`
+takes others). One cold start of experiments/ascl.py serves all runs; then each arm trains from it
+with each seed. A run that is there already is not repeated, and one that was cut short is resumed,
+so the command can be stopped and given again. It writes, under --out: start/ (the cold start), one
+run folder per arm and seed, results.json, table.md and consulting.png.
 """
 
 import dataclasses
@@ -77,7 +78,8 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
             ]
         )
     )
-    common = ["--baseline", "group", *flags, "--heldout", str(heldout)]
+    rules = str(Path(__file__).with_name("short_rules.yaml"))
+    common = ["--baseline", "group", "--rules", rules, *flags, "--heldout", str(heldout)]
     start = settings.out / "start"
     if not (start / "cold_start").exists():
         perform(start, [*common, "--steps", "1"])

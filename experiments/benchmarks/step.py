@@ -3,9 +3,11 @@
     python experiments/benchmarks/step.py
     python experiments/benchmarks/step.py --prompts 16 --samples-per-prompt 4
     python experiments/benchmarks/step.py --dtype float32 --repeats 5
+    python experiments/benchmarks/step.py --context detailed-code
 
-8 prompts x 8 samples unless asked otherwise, 64 new tokens, the demo's few-shot prefix,
-SmolLM2-135M with its weights. The demo has as many completions a step: 16 prompts x 4 samples.
+8 prompts x 8 samples unless asked otherwise, 64 new tokens, the demo's few-shot prefix (with
+--context CADA's code or cases in it), SmolLM2-135M with its weights. The demo has as many
+completions a step: 16 prompts x 4 samples.
 The floor is the step's FLOPs over the rate of one large product measured in the same process, so
 the last column means the same on every machine. `plain` is the update with every prompt repeated
 for each of its samples and no shared context: what the update would cost without it. `whole step`
@@ -24,8 +26,8 @@ import optax
 import tyro
 from timing import best, product_rate
 
-from jaxalign.data import KINDS, batch_at, builtin_prompts
-from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
+from jaxalign.data import KINDS, batch_at, builtin_prompts, context_text
+from jaxalign.data.templates import bare_messages, coded_messages, encode_prompts
 from jaxalign.errors import InputError
 from jaxalign.models import load_pretrained
 from jaxalign.models.precision import fastest_dtype
@@ -46,6 +48,8 @@ class Settings:
     """Compute dtype; auto takes the faster one in a probe."""
     remat: Literal["none", "dots", "full"] = "dots"
     """As for the model."""
+    context: Literal["none", "short-code", "detailed-code", "cases"] = "none"
+    """What the shared prefix holds beside the demo's instruction and examples."""
     prompts: int = 8
     """N, a multiple of 4: half harmful, a quarter benign, a quarter look-alike."""
     samples_per_prompt: int = 8
@@ -67,7 +71,8 @@ def main(settings: Settings) -> None:
     counts = dict(zip(KINDS, (2 * quarter, quarter, quarter), strict=True))
     prompts = batch_at(builtin_prompts("train"), 0, counts=counts, seed=0)
     texts = [prompt.text for prompt in prompts]
-    encoded = encode_prompts(tokenizer, alphaalign_messages, texts, max_tokens=56, width=56)
+    context = "" if settings.context == "none" else context_text(settings.context)
+    encoded = encode_prompts(tokenizer, coded_messages(context), texts, max_tokens=56, width=56)
     batch = jax.tree.map(jnp.asarray, Batch(encoded.tokens, encoded.mask, encoded.prefix))
     algorithm = Algorithm(
         samples_per_prompt=settings.samples_per_prompt,
@@ -131,6 +136,8 @@ def main(settings: Settings) -> None:
         )
         print(f"{name:28}{seconds:9.1f}{floor}")
     print(f"sampling: {new / sampling:.0f} tokens/s")
+    unshared = samples.tokens.shape[0] * (batch.prefix.size + batch.prompts.shape[1]) + new
+    print(f"tokens in the update: {seen} shared, {unshared} without: {unshared / seen:.1f} times")
     print(f"shared context: the update is {plain / shared:.2f} times as fast")
 
 

@@ -6,8 +6,10 @@ from jaxalign.data.casebook import (
     builtin_cases,
     builtin_code,
     code_text,
+    context_text,
     load_cases,
     load_code,
+    pick_cases,
 )
 from jaxalign.data.prompts import (
     CATEGORIES,
@@ -35,10 +37,12 @@ __all__ = [
     "builtin_prompts",
     "builtin_rules",
     "code_text",
+    "context_text",
     "load_all",
     "load_cases",
     "load_code",
     "load_prompts",
     "load_rules",
     "near_duplicates",
+    "pick_cases",
 ]

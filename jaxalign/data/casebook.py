@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
 
+from jaxalign.data.order import first_of_each
 from jaxalign.data.yaml_files import check_category, check_text, parse, read_builtin, read_file
 from jaxalign.errors import InputError
 
@@ -78,6 +79,56 @@ def code_text(code: Code, *, detailed: bool = False, cases: Sequence[Case] = ())
             for case in cases
         ]
     return "\n".join(lines)
+
+
+def pick_cases(cases: Sequence[Case], *, per_outcome: int) -> list[Case]:
+    """The first so many cases of each outcome in each category, in their order.
+
+    Args:
+      cases: all of them.
+      per_outcome: how many to refuse, and as many to answer, of each category.
+
+    Raises:
+      InputError: a category has fewer.
+    """
+    picked = first_of_each(cases, lambda case: (case.category, case.outcome), per_outcome)
+    for category in dict.fromkeys(case.category for case in cases):
+        for outcome in ("refuse", "comply"):
+            here = [c for c in picked if c.category == category and c.outcome == outcome]
+            if len(here) < per_outcome:
+                raise InputError(
+                    f"cases_per_outcome={per_outcome}, but {category} has {len(here)} cases that "
+                    f"end in {outcome}: lower it, or add cases"
+                )
+    return picked
+
+
+ContextName = Literal["short-code", "detailed-code", "cases"]
+
+
+def context_text(
+    name: ContextName,
+    *,
+    code: str | Path | None = None,
+    cases: str | Path | None = None,
+    cases_per_outcome: int = 1,
+) -> str:
+    """What one of CADA's arms puts into the model's context.
+
+    Args:
+      name: the short code, the detailed one, or the short one and cases.
+      code: file of a code (`load_code`); None for our own.
+      cases: file of cases (`load_cases`); None for our own.
+      cases_per_outcome: as in `pick_cases`.
+
+    Raises:
+      InputError: as `load_code`, `load_cases` and `pick_cases`.
+    """
+    book = builtin_code() if code is None else load_code(code)
+    if name != "cases":
+        return code_text(book, detailed=name == "detailed-code")
+    every = builtin_cases() if cases is None else load_cases(cases)
+    return code_text(book, cases=pick_cases(every, per_outcome=cases_per_outcome))
 
 
 def builtin_code() -> Code:

@@ -233,6 +233,15 @@ def _read_text(path: str) -> str:
         raise InputError(f"{path} line {line}: not UTF-8; save the file as UTF-8") from error
 
 
+def read_json_lines(path: str | Path) -> Iterator[_Row]:
+    """Line number and object of each line that is not blank.
+
+    Raises:
+      InputError: the file is missing, not UTF-8, or has a line that is no JSON object.
+    """
+    return _jsonl_rows(str(path), _read_text(str(path)))
+
+
 def _jsonl_rows(path: str, text: str) -> Iterator[_Row]:
     # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
     for number, line in enumerate(text.split("\n"), start=1):
