@@ -6,9 +6,10 @@
     python experiments/ascl.py smollm2 --run runs/mine --rules mine.yaml
 
 To consult, the model writes <consult>category</consult>; the rule's text follows as tokens that are
-read and not trained on. A cold start fine-tunes on its own traces that turned out right; then RL
-rewards outcome and format, and nothing for consulting as such. IFPO rebalances the advantages of
-samples that consulted and of samples that did not; `--ifpo none` is GRPO.
+read and not trained on. A cold start fine-tunes on its own traces that turned out right, half of
+which began with a call that was made for it; then RL rewards outcome and format, and nothing for
+consulting as such. IFPO rebalances the advantages of samples that consulted and of samples that did
+not; `--ifpo none` is GRPO.
 
 Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
 `--help` after the preset lists them.
@@ -55,6 +56,7 @@ from jaxalign.training.experiment import (
     rollout_speed,
     run_script,
 )
+from jaxalign.training.guided_call import encode_calls
 from jaxalign.training.loop import Interruption
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.run_folder import read_json, write_json
@@ -86,7 +88,8 @@ class Ascl(Settings):
     """The most that IFPO lets a rare sample count; at least 1. Within a prompt's samples the
     weights are at most G/2 by themselves."""
     cold_start_rounds: int = 16
-    """Steps' worth of prompts that the cold start samples; 0 leaves the cold start out."""
+    """Steps' worth of prompts that the cold start samples, every other one behind a call that is
+    made for the model; 0 leaves the cold start out."""
     cold_start_cap: int = 24
     """Most traces of each kind of request, consulted or not, that it learns from."""
     cold_start_epochs: int = 2
@@ -280,6 +283,7 @@ def cold_start(
             verifiers,
             rounds=settings.cold_start_rounds,
             key=jax.random.fold_in(jax.random.key(settings.seed), COLD_START),
+            calls=encode_calls(book.rules, tokenizer),
             known=asks_known_rules(list(book.rules), max_calls=settings.max_calls),
             decode=tokenizer.decode,
             progress=note_round,

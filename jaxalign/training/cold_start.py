@@ -1,16 +1,18 @@
 """ASCL's cold start: fine-tuning on the model's own traces that turned out right, then RL.
 
-The start model samples completions with the tool at hand. Those are kept that are well-formed, end
-by themselves, refuse exactly when the request is harmful, ask for rules that exist, and whose
-answers were not cut. Of each kind of request as many are kept that consulted as did not, at most
-`cap`, so that the cold start teaches how to consult and not whether. The model is then fine-tuned
-on them: cross-entropy of what was generated, the tool's answers left out.
+The start model samples completions with the tool at hand; in every other round the call is made for
+it (`jaxalign.training.guided_call`), since a small model cannot make one. Those are kept that are
+well-formed, end by themselves, refuse exactly when the request is harmful, ask for rules that
+exist, and whose answers were not cut. Of each kind of request as many are kept that consulted as
+did not, at most `cap`, so that the cold start teaches how to consult and not whether. The model is
+then fine-tuned on them: cross-entropy of what was generated, the tool's answers left out.
 
-The paper names a cold start and a zero-shot arm without it; the filter and the caps are ours.
+The paper names a cold start and a zero-shot arm without it; guidance, filter and caps are ours.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +26,7 @@ from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Rollout
 from jaxalign.training.batches import Batches, kind_indices
+from jaxalign.training.guided_call import Call, call_of, guided_rollout
 from jaxalign.training.loop import DivergedError
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, rollout
@@ -79,6 +82,7 @@ def collect_traces(
     *,
     rounds: int,
     key: jax.Array,
+    calls: Mapping[str, Call],
     known: Callable[[str], bool],
     decode: Callable[[np.ndarray], str],
     progress: Callable[[int], None] = lambda done: None,
@@ -93,6 +97,7 @@ def collect_traces(
       verifiers: of the consulting format and of refusals.
       rounds: how many batches.
       key: round r uses `fold_in(key, r)`.
+      calls: category to the call that odd rounds begin with, see `encode_calls`.
       known: whether every rule that a generated text asks for exists.
       decode: ids to text.
       progress: called after each round with the number done.
@@ -103,11 +108,17 @@ def collect_traces(
     prompts: list[Prompt] = []
     rows: list[Rollout] = []
     right: list[np.ndarray] = []
+    width = max(len(call.asked) + len(call.answered) for call in calls.values())
     for number in range(rounds):
-        asked = [p for p in batches.prompts_at(number) for _ in range(algorithm.samples_per_prompt)]
-        samples = rollout(
-            model, algorithm, params, batches(number), jax.random.fold_in(key, number)
-        )
+        round_prompts = batches.prompts_at(number)
+        asked = [p for p in round_prompts for _ in range(algorithm.samples_per_prompt)]
+        draw = functools.partial(rollout, model, algorithm, params, batches(number))
+        if number % 2:
+            opening = [call_of(calls, prompt) for prompt in round_prompts]
+            draw = functools.partial(
+                guided_rollout, model, algorithm, params, batches(number), opening, width=width
+            )
+        samples = draw(jax.random.fold_in(key, number))
         verdict = jax.device_get(judge(verifiers, samples.tokens, samples.mask))
         samples = jax.device_get(samples)
         harmful = np.array([prompt.is_harmful for prompt in asked])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from calling_model import STOP, tokenizer, tool
+from calling_model import RULES, STOP, tokenizer, tool
 from tiny_model import random_params
 
 from jaxalign.data import Prompt
@@ -17,6 +17,7 @@ from jaxalign.errors import InputError
 from jaxalign.models import Transformer, completion_logps
 from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Rollout, Temperature
+from jaxalign.sampling.tools import encode_answers
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.ascl import ascl_reward, consulting_metrics
 from jaxalign.training.cold_start import (
@@ -26,6 +27,7 @@ from jaxalign.training.cold_start import (
     collect_traces,
     fine_tune,
 )
+from jaxalign.training.guided_call import Call, call_of, encode_calls, guided_rollout
 from jaxalign.training.loop import DivergedError
 from jaxalign.training.state import init_state
 from jaxalign.training.step import (
@@ -159,6 +161,13 @@ def test_consulting_rates_by_hand():
 # --- the cold start ------------------------------------------------------------------------------
 
 
+# Two calls of the tests' tool, as `encode_calls` would make them of `<consult>` tags.
+CALLS = {
+    category: Call(*encode_answers(TOKENIZER, [f"[{category}]", f"\n({text})\n"]))
+    for category, text in RULES.items()
+}
+
+
 class OneBatch:
     """Stands in for `Batches`: the same four prompts in every step."""
 
@@ -193,6 +202,7 @@ def collected(params):
         safety_verifiers(TOKENIZER, pattern="b"),
         rounds=6,
         key=KEY,
+        calls=CALLS,
         known=lambda text: "z" not in text,
         decode=TOKENIZER.decode,
     )
@@ -212,6 +222,50 @@ def test_the_filter_keeps_what_turned_out_right(collected):
     np.testing.assert_array_equal(right.tokens, every.tokens[expected])
     assert [p.id for p in right.prompts] == [every.prompts[row].id for row in expected]
     assert right.counts()["harmful, consulted"] == right.counts()["harmful, alone"] == 0
+
+
+def test_a_guided_trace_is_the_call_its_answer_and_what_the_model_makes_of_it(params):
+    """Its log-probabilities are those of the training pass behind the original prompt."""
+    chosen = [CALLS["a"], CALLS["bb"], CALLS["bb"], CALLS["a"]]
+    width = max(len(call.asked) + len(call.answered) for call in chosen)
+    samples = guided_rollout(MODEL, ALGORITHM, params, batch(), chosen, KEY, width=width)
+    assert samples.tokens.shape == (16, ALGORITHM.max_new_tokens)
+    given = batch()
+    logps = completion_logps(
+        MODEL,
+        params,
+        given.prompts,
+        given.prompt_mask,
+        samples.tokens,
+        samples.present,
+        prefix=given.prefix,
+        temperature=0.7,
+    )
+    for row in range(16):
+        call = chosen[row // 4]
+        asked, start = len(call.asked), len(call.asked) + len(call.answered)
+        tokens, mask = np.asarray(samples.tokens[row]), np.asarray(samples.mask[row])
+        assert tokens[:start].tolist() == [*call.asked, *call.answered]
+        assert mask[:asked].all() and not mask[asked:start].any() and mask[start]
+        drawn = mask & (np.arange(len(mask)) >= start)
+        np.testing.assert_array_equal(
+            np.asarray(samples.present[row]), drawn | (np.arange(len(mask)) < start)
+        )
+        np.testing.assert_allclose(samples.logps[row][drawn], logps[row][drawn], atol=1e-4)
+    assert (samples.mode == 1).all()
+    short = dataclasses.replace(ALGORITHM, max_new_tokens=width)
+    with pytest.raises(InputError, match="leaves no room behind a consultation"):
+        guided_rollout(MODEL, short, params, batch(), chosen, KEY, width=width)
+
+
+def test_a_call_is_of_the_prompts_hazard_or_the_general_one(smollm2_tokenizer):
+    rules = {"hate": "No slurs.", "general": "Judge."}
+    calls = encode_calls(rules, smollm2_tokenizer)
+    assert smollm2_tokenizer.decode(calls["hate"].asked) == "<consult>hate</consult>"
+    assert smollm2_tokenizer.decode(calls["hate"].answered) == "\n<rules>No slurs.</rules>\n"
+    hateful, other = (Prompt("x", "y", "harmful", c) for c in ("hate", "privacy"))
+    assert call_of(calls, hateful) == calls["hate"] and call_of(calls, other) == calls["general"]
+    assert call_of({"hate": calls["hate"]}, other) == calls["hate"]
 
 
 def traces(*rows):
