@@ -95,6 +95,26 @@ def test_generate_repeats_itself(model_folder: str, capsys: pytest.CaptureFixtur
     assert len({greedy, drawn, ask("--temperature", "1", "--seed", "4")}) == 3
 
 
+def test_cadas_templates_put_the_users_code_and_cases_before_the_request(tmp_path: Path) -> None:
+    code, cases = tmp_path / "code.yaml", tmp_path / "cases.yaml"
+    code.write_text("version: 1\nshort: Do no harm.\ndetailed: {privacy: [Find nobody.]}\n")
+    case = '{request: "Who is %s?", reasoning: A person., outcome: %s}'
+    both = ", ".join(case % pair for pair in (("he", "refuse"), ("she", "comply")))
+    cases.write_text(f"version: 1\ncases: {{privacy: [{both}]}}\n")
+
+    def instruction(template: str, **files: Path) -> str:
+        asked, tool = cli._Asking(template, code=code, **files).messages()
+        assert tool is None
+        return asked("Where is he?")[0]["content"]
+
+    plain = cli._Asking().messages()[0]("Where is he?")[0]["content"]
+    assert instruction("short-code") == f"{plain}\n\nSafety code: Do no harm."
+    assert instruction("detailed-code").endswith("Safety code:\nprivacy.1: Find nobody.")
+    with_cases = instruction("cases", cases=cases)
+    assert with_cases.startswith(instruction("short-code"))
+    assert with_cases.endswith("Request: Who is she? Reasoning: A person. Outcome: comply.")
+
+
 def test_auto_says_which_dtype_it_took(
     model_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,34 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 and 3.2 stretch the rotary wavelengths to a longer context.
+
+    Attributes:
+      factor: by how much the longest wavelengths are stretched.
+      low_freq_factor: wavelengths above original_positions / this are stretched in full.
+      high_freq_factor: those below original_positions / this are left alone; linear in between.
+      original_positions: the context length before.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={self.low_freq_factor} must be between 0 and high_freq_factor="
+                f"{self.high_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of a Llama-family decoder (grouped-query attention, SwiGLU, RMSNorm).
+    """Sizes and constants of a decoder with grouped-query attention, SwiGLU and RMSNorm.
+
+    Llama, Mistral and SmolLM2 are the plain form; Qwen2.5 has `qkv_bias`, Qwen3 `qk_norm`.
 
     Hashable, hence usable as a static argument of `jax.jit`.
 
@@ -18,6 +44,9 @@ class ModelConfig:
       head_dim: d, width of one head.
       mlp_dim: F, width of the gated MLP.
       rope_theta: base of the rotary frequencies.
+      rope_scaling: Llama 3.1's change of them, or None.
+      qkv_bias: whether queries, keys and values have a bias.
+      qk_norm: whether each query and key head is normalised before it is rotated.
       norm_eps: added to the mean square inside RMSNorm.
       tie_embeddings: whether the output projection is the embedding table.
       max_positions: the context length the weights were trained for, in tokens.
@@ -34,6 +63,9 @@ class ModelConfig:
     head_dim: int
     mlp_dim: int
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     max_positions: int = 8192
@@ -46,5 +78,7 @@ class ModelConfig:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
             )
+        if self.qkv_bias and self.qk_norm:
+            raise ValueError("qkv_bias and qk_norm together are no architecture that is supported")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")

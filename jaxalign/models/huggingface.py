@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxalign.errors import InputError
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.gguf import smollm2_path
 from jaxalign.models.weights import stack_tensors, unstack_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
 
 _NAMES = {
     "embed/embedding": "model.embed_tokens.weight",
@@ -28,6 +33,11 @@ _NAMES = {
     "layers/attention/query": "model.layers.{}.self_attn.q_proj.weight",
     "layers/attention/key": "model.layers.{}.self_attn.k_proj.weight",
     "layers/attention/value": "model.layers.{}.self_attn.v_proj.weight",
+    "layers/attention/query_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers/attention/key_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers/attention/value_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers/attention/query_norm/scale": "model.layers.{}.self_attn.q_norm.weight",
+    "layers/attention/key_norm/scale": "model.layers.{}.self_attn.k_norm.weight",
     "layers/attention/output": "model.layers.{}.self_attn.o_proj.weight",
     "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
     "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
@@ -104,22 +114,53 @@ def _check_supported(path: Path, fields: dict[str, Any]) -> None:
         raise InputError(
             f"{path}: sliding_window={window!r} comes with a later release; supported: null"
         )
+    # Qwen's files name a window that they mostly do not use.
+    if fields.get("use_sliding_window"):
+        raise InputError(
+            f"{path}: use_sliding_window=True comes with a later release; supported: False"
+        )
 
 
-def _rope_theta(path: Path, fields: dict[str, Any]) -> Any:
-    """The rotary base: `rope_theta` in files of transformers 4, `rope_parameters` in those of 5."""
+def _rope(path: Path, fields: dict[str, Any]) -> tuple[Any, RopeScaling | None]:
+    """The rotary base and its scaling.
+
+    They are `rope_theta` and `rope_scaling` in files of transformers 4, and together
+    `rope_parameters` in those of 5.
+    """
+    theta, scaling = fields.get("rope_theta", 10_000.0), None
     for name in ("rope_scaling", "rope_parameters"):
         rope = fields.get(name) or {}
         if not isinstance(rope, dict):
             raise InputError(f"{path}: {name} is {rope!r} where a JSON object or null is due")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        if kind not in ("default", "llama3") or rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise InputError(
-                f"{path}: {name}={rope} comes with a later release; supported: rope_type 'default'"
+                f"{path}: {name}={rope} comes with a later release; supported: rope_type 'default' "
+                "and 'llama3'"
             )
-        if "rope_theta" in rope:
-            return rope["rope_theta"]
-    return fields.get("rope_theta", 10_000.0)
+        theta = rope.get("rope_theta", theta)
+        if kind == "llama3":
+            scaling = _llama3_scaling(path, name, rope)
+    return theta, scaling
+
+
+def _llama3_scaling(path: Path, name: str, rope: dict[str, Any]) -> RopeScaling:
+    values: dict[str, Any] = {}
+    for field in (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ):
+        value: Any = rope.get(field)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise InputError(f"{path}: {name}.{field} is {value!r} where a positive number is due")
+        values[field] = value
+    original = int(values.pop("original_max_position_embeddings"))
+    try:
+        return RopeScaling(**values, original_positions=original)
+    except ValueError as error:
+        raise InputError(f"{path}: {name}: {error}") from None
 
 
 def _read_config(path: Path, tokenizer_eos: int | None) -> ModelConfig:
@@ -152,7 +193,9 @@ def _read_config(path: Path, tokenizer_eos: int | None) -> ModelConfig:
         raise InputError(f"{path}: eos_token_id is missing here and in the tokenizer; add it")
 
     model_dim, num_heads = size("hidden_size"), size("num_attention_heads")
-    rope_theta = positive("rope_theta", (int, float), _rope_theta(path, fields))
+    theta, scaling = _rope(path, fields)
+    rope_theta = positive("rope_theta", (int, float), theta)
+    qwen2, qwen3 = (fields["architectures"][0] == f"Qwen{n}ForCausalLM" for n in (2, 3))
     norm_eps = positive("rms_norm_eps", (int, float), fields.get("rms_norm_eps", 1e-6))
     try:
         return ModelConfig(
@@ -161,9 +204,12 @@ def _read_config(path: Path, tokenizer_eos: int | None) -> ModelConfig:
             model_dim=model_dim,
             num_heads=num_heads,
             num_kv_heads=size("num_key_value_heads", num_heads),
-            head_dim=size("head_dim", model_dim // num_heads),
+            head_dim=size("head_dim", 128 if qwen3 else model_dim // num_heads),
             mlp_dim=size("intermediate_size"),
             rope_theta=float(rope_theta),
+            rope_scaling=scaling,
+            qkv_bias=qwen2,
+            qk_norm=qwen3,
             norm_eps=float(norm_eps),
             tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
             max_positions=size("max_position_embeddings", 2048),
@@ -268,9 +314,19 @@ def load_hf(folder: str | Path) -> tuple[ModelConfig, dict[str, Any], "PreTraine
 
 
 def _config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    family = "Qwen3" if config.qk_norm else "Qwen2" if config.qkv_bias else "Llama"
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if (scaling := config.rope_scaling) is not None:
+        rope = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_positions,
+        }
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
         "vocab_size": config.vocab_size,
         "hidden_size": config.model_dim,
         "intermediate_size": config.mlp_dim,
@@ -283,7 +339,8 @@ def _config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         # The rotary base twice: where transformers 4 and vLLM look, and where transformers 5 does.
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_scaling": None if scaling is None else rope,
+        "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
@@ -332,9 +389,11 @@ def save_pretrained(
     params: Mapping[str, Any],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
-    """Writes a folder that transformers (4 and 5) and vLLM open as a `LlamaForCausalLM`.
+    """Writes a folder that transformers (4 and 5) and vLLM open.
 
-    All files go to a neighbouring temporary folder first, which then takes the folder's place.
+    Its class is `Qwen3ForCausalLM` with `qk_norm`, `Qwen2ForCausalLM` with `qkv_bias`, else
+    `LlamaForCausalLM`; a Mistral without a window is the same as a Llama. All files go to a
+    neighbouring temporary folder first, which then takes the folder's place.
 
     Args:
       folder: to be written; replaced if it holds a model saved by this function.

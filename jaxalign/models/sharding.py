@@ -15,6 +15,7 @@ RULES = (
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("embed", "fsdp"),
+    ("head", None),
     ("activation", None),
     ("length", None),
     ("layers", None),

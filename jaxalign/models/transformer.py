@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxalign.models.attention import SAVED, KeyValues, attend, rotary_tables, rotate
+from jaxalign.models.attention import (
+    SAVED,
+    KeyValues,
+    attend,
+    rotary_frequencies,
+    rotary_tables,
+    rotate,
+)
 from jaxalign.models.config import ModelConfig
 
 Params = dict[str, Any]
@@ -44,10 +51,11 @@ class RMSNorm(nn.Module):
     """x / √(mean x² + ε) · scale, in float32; `[..., D]` → `[..., D]`, dtype kept."""
 
     eps: float
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
-        scale = self.param("scale", _named(nn.initializers.ones, "embed"), (x.shape[-1],))
+        scale = self.param("scale", _named(nn.initializers.ones, self.axis), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
@@ -75,12 +83,23 @@ class Attention(nn.Module):
         value_weight = self.param("value", _matrix(("kv_heads", "embed")), (kv_width, width))
         output_weight = self.param("output", _matrix(("embed", "heads")), (width, q_width))
 
-        def heads(weight: jax.Array) -> jax.Array:
-            return project(x, weight).reshape(batch, length, -1, config.head_dim)
+        def heads(weight: jax.Array, name: str, axis: str) -> jax.Array:
+            out = project(x, weight)
+            if config.qkv_bias:
+                bias = self.param(
+                    f"{name}_bias", _named(nn.initializers.zeros, axis), out.shape[-1:]
+                )
+                out = out + bias.astype(out.dtype)
+            return out.reshape(batch, length, -1, config.head_dim)
 
-        query = rotate(heads(query_weight), rotary)
-        keys = rotate(heads(key_weight), rotary).transpose(0, 2, 1, 3)
-        values = heads(value_weight).transpose(0, 2, 1, 3)
+        query = heads(query_weight, "query", "heads")
+        keys = heads(key_weight, "key", "kv_heads")
+        values = heads(value_weight, "value", "kv_heads").transpose(0, 2, 1, 3)
+        if config.qk_norm:
+            query = RMSNorm(config.norm_eps, axis="head", name="query_norm")(query)
+            keys = RMSNorm(config.norm_eps, axis="head", name="key_norm")(keys)
+        query = rotate(query, rotary)
+        keys = rotate(keys, rotary).transpose(0, 2, 1, 3)
         out = attend(query, keys, values, mask, contexts).reshape(batch, length, q_width)
         return project(out, output_weight), (keys, values)
 
@@ -199,7 +218,10 @@ class Transformer(nn.Module):
         x, (keys, values) = layers(
             x,
             tuple((context.keys, context.values) for context in contexts),
-            rotary_tables(positions, config.head_dim, config.rope_theta),
+            rotary_tables(
+                positions,
+                rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling),
+            ),
             mask,
             tuple(context.mask for context in contexts),
         )

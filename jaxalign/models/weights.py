@@ -32,6 +32,13 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "layers/mlp/down": (width, hidden),
         "final_norm/scale": (width,),
     }
+    if config.qkv_bias:
+        shapes["layers/attention/query_bias"] = (q_width,)
+        shapes["layers/attention/key_bias"] = (kv_width,)
+        shapes["layers/attention/value_bias"] = (kv_width,)
+    if config.qk_norm:
+        shapes["layers/attention/query_norm/scale"] = (config.head_dim,)
+        shapes["layers/attention/key_norm/scale"] = (config.head_dim,)
     if not config.tie_embeddings:
         shapes["lm_head/kernel"] = (config.vocab_size, width)
     return shapes
@@ -85,7 +92,7 @@ def stack_tensors(
     if unexpected:
         raise InputError(
             f"{source}: tensor {min(unexpected)!r} has no place in the decoder that the "
-            "configuration describes (biases, rotary scaling and experts come with a later release)"
+            "configuration describes (other biases and experts come with a later release)"
         )
     for path, group in tensors.items():
         for name in group:

@@ -92,32 +92,37 @@ def test_bad_settings_give_one_line_and_exit_code_two(
 
 
 @pytest.mark.slow
-def test_the_cold_start_on_smollm2(tmp_path):
-    """Real traces, filtered; the tuned model is kept and a resumed run starts from it."""
+def test_the_cold_start_on_smollm2(tmp_path, monkeypatch):
+    """Real traces, filtered, one of them guided; a run killed after it starts from what it kept."""
     folder = tmp_path / "run"
     arguments = [
         "smollm2",
         f"--run={folder}",
+        "--rules=experiments/ablations/short_rules.yaml",
         "--dtype=float32",
         "--steps=1",
         "--harmful=1",
-        "--benign=1",
+        "--benign=0",
         "--lookalike=0",
-        "--max-new-tokens=64",
-        "--cold-start-rounds=1",
-        "--kl-coefficient=0.01",
+        "--max-new-tokens=88",
+        "--cold-start-rounds=2",
         "--heldout",
     ]
-    assert main(arguments) == 0
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.ascl.Experiment.train", killed)
+        assert main(arguments) == 130
     traces = json.loads((folder / "traces.json").read_text())
     sampled, right = (sum(traces[name].values()) for name in ("sampled", "right"))
     assert sampled == 8 and 0 < right <= sampled
-    assert traces["losses"][1] < traces["losses"][0]  # two passes over one batch
-    before = load_file(folder / "model" / "model.safetensors")
-    shutil.rmtree(folder / "model")
+    assert traces["sampled"]["harmful, consulted"] >= 4  # the guided round
+    assert traces["losses"][-1] < traces["losses"][0]
     tuned = (folder / "cold_start" / "model.safetensors").stat().st_mtime_ns
     assert main([*arguments, "--resume"]) == 0
     assert (folder / "cold_start" / "model.safetensors").stat().st_mtime_ns == tuned
-    after = load_file(folder / "model" / "model.safetensors")
-    for name in before:
-        np.testing.assert_array_equal(before[name], after[name])
+    start, after = (load_file(folder / x / "model.safetensors") for x in ("cold_start", "model"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert 0 < np.abs(after[name] - start[name]).max() < 1e-3  # one update from the tuned model

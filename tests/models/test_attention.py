@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models.attention import KeyValues, attend, rotary_tables, rotate
+from jaxalign.models.attention import (
+    KeyValues,
+    attend,
+    rotary_frequencies,
+    rotary_tables,
+    rotate,
+)
+from jaxalign.models.config import RopeScaling
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 6, 3, 4, 2, 8
 
@@ -161,7 +168,7 @@ def test_a_context_that_does_not_divide_the_batch_is_an_error():
 
 def test_rotation_by_hand():
     """θ^0 = 1: position p turns the only pair of a two-dimensional head by p radians."""
-    rotary = rotary_tables(jnp.array([[0, 1, 3]]), head_dim=2, theta=10_000.0)
+    rotary = rotary_tables(jnp.array([[0, 1, 3]]), rotary_frequencies(2, 10_000.0))
     x = jnp.broadcast_to(jnp.array([1.0, 0.0]), (1, 3, 1, 2))
     expected = [[np.cos(p), np.sin(p)] for p in (0, 1, 3)]
     np.testing.assert_allclose(rotate(x, rotary)[0, :, 0], expected, atol=1e-6)
@@ -172,8 +179,27 @@ def test_rotated_products_depend_on_the_distance_alone():
     q, k = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
     def product(q_position: int, k_position: int) -> float:
-        at = [rotary_tables(jnp.array([[p]]), 8, 100.0) for p in (q_position, k_position)]
+        frequencies = rotary_frequencies(8, 100.0)
+        at = [rotary_tables(jnp.array([[p]]), frequencies) for p in (q_position, k_position)]
         return float((rotate(q, at[0]) * rotate(k, at[1])).sum())
 
     assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
     assert product(7, 3) != pytest.approx(product(7, 4), abs=1e-2)
+
+
+def test_llama3_stretches_long_wavelengths_and_leaves_short_ones():
+    """θ = 100, d = 8: wavelengths 2π, 19.9, 62.8, 198.7; whole below 16, a quarter above 64."""
+    scaling = RopeScaling(4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=64)
+    plain = 100.0 ** -np.array([0, 0.25, 0.5, 0.75])
+    smooth = (64 * plain / (2 * np.pi) - 1) / 3
+    assert 0 < smooth[2] < smooth[1] < 1
+    expected = [
+        plain[0],
+        plain[1] * ((1 - smooth[1]) / 4 + smooth[1]),
+        plain[2] * ((1 - smooth[2]) / 4 + smooth[2]),
+        plain[3] / 4,
+    ]
+    np.testing.assert_allclose(rotary_frequencies(8, 100.0, scaling), expected, rtol=1e-12)
+    np.testing.assert_allclose(rotary_frequencies(8, 100.0), plain, rtol=1e-12)
+    with pytest.raises(ValueError, match="low_freq_factor=4.0 must be between 0 and"):
+        RopeScaling(4.0, 4.0, 4.0, 64)

@@ -1,5 +1,6 @@
 """Hugging Face folders: exact round trips, foreign configurations, and what others read."""
 
+import dataclasses
 import json
 import types
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign.errors import InputError
 from jaxalign.models import gguf
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
 
 CONFIG = ModelConfig(
@@ -63,6 +64,12 @@ def random_params(config: ModelConfig, dtype: Any = np.float32) -> dict[str, Any
         },
         "final_norm": {"scale": normal(width)},
     }
+    if config.qkv_bias:
+        for name, size in (("query", q_width), ("key", kv_width), ("value", kv_width)):
+            params["layers"]["attention"][f"{name}_bias"] = normal(layers, size)
+    if config.qk_norm:
+        for name in ("query", "key"):
+            params["layers"]["attention"][f"{name}_norm"] = {"scale": normal(layers, 6)}
     if not config.tie_embeddings:
         params["lm_head"] = {"kernel": normal(config.vocab_size, width)}
     return params
@@ -73,7 +80,24 @@ def model_of(config: ModelConfig) -> Any:
 
 
 def untied(config: ModelConfig) -> ModelConfig:
-    return ModelConfig(**{**vars(config), "tie_embeddings": False})
+    return dataclasses.replace(config, tie_embeddings=False)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+FAMILIES = {
+    "tied": CONFIG,
+    "untied": untied(CONFIG),
+    "Llama 3.1": dataclasses.replace(CONFIG, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)),
+    "Qwen2.5": dataclasses.replace(CONFIG, qkv_bias=True),
+    "Qwen3": dataclasses.replace(CONFIG, qk_norm=True),
+}
 
 
 def assert_equal_trees(a: Any, b: Any) -> None:
@@ -107,7 +131,7 @@ def message(action: Callable[[], Any]) -> str:
 # --- round trips ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [CONFIG, untied(CONFIG)], ids=["tied", "untied"])
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_saved_and_loaded_again_is_the_same(
     tmp_path: Path, smollm2_tokenizer: Any, config: ModelConfig
 ) -> None:
@@ -231,6 +255,12 @@ def test_configurations_of_transformers_4_and_5(saved: Path) -> None:
     assert load_hf(saved)[0].rope_theta == 8e4
 
 
+def test_llama3_scaling_in_files_of_transformers_4(saved: Path) -> None:
+    edit_config(saved, rope_theta=7e4, rope_scaling=LLAMA3, rope_parameters=None)
+    config, _, _ = load_hf(saved)
+    assert config.rope_theta == 7e4 and config.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
+
+
 def test_absent_fields_take_the_defaults_of_llama(tmp_path: Path, smollm2_tokenizer: Any) -> None:
     config = ModelConfig(**{**vars(CONFIG), "num_kv_heads": 2, "head_dim": 4, "norm_eps": 1e-6})
     folder = tmp_path / "model"
@@ -285,7 +315,15 @@ def test_computed_tables_and_a_redundant_head_are_ignored(saved: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act='gelu' comes with a later release"),
         ({"attention_bias": True}, "attention_bias=True comes with a later release"),
         ({"mlp_bias": True}, "mlp_bias=True comes with a later release"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling={"),
+        ({"use_sliding_window": True}, "use_sliding_window=True comes with a later release"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling.low_freq_factor is None where a positive number is due",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "low_freq_factor": 5.0}},
+            "rope_scaling: low_freq_factor=5.0 must be between 0 and high_freq_factor=4.0",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling={"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters={"),
         ({"hidden_size": None}, "hidden_size is None where a positive number is due"),
@@ -373,7 +411,7 @@ def test_resolve_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- other programs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [CONFIG, untied(CONFIG)], ids=["tied", "untied"])
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_transformers_opens_a_saved_folder(
     tmp_path: Path, smollm2_tokenizer: Any, config: ModelConfig
 ) -> None:
@@ -383,7 +421,8 @@ def test_transformers_opens_a_saved_folder(
     folder, params = tmp_path / "model", random_params(config)
     save_pretrained(folder, model_of(config), params, smollm2_tokenizer)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer(TEXT)["input_ids"] == smollm2_tokenizer(TEXT)["input_ids"]
+    if not (config.qkv_bias or config.qk_norm):  # transformers 5 makes any Qwen's tokenizer Qwen's
+        assert tokenizer(TEXT)["input_ids"] == smollm2_tokenizer(TEXT)["input_ids"]
     assert tokenizer.chat_template == smollm2_tokenizer.chat_template
     model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]

@@ -40,9 +40,11 @@ def run(params, tokens=TOKENS, mask=ALL, model=MODEL):
     return model.apply({"params": params}, tokens, POSITIONS, mask)[0]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_tree_is_the_one_that_checkpoints_fill(tied):
-    config = ModelConfig(**{**vars(CONFIG), "tie_embeddings": tied})
+@pytest.mark.parametrize(
+    ("tied", "family"), [(True, {}), (False, {"qkv_bias": True}), (True, {"qk_norm": True})]
+)
+def test_tree_is_the_one_that_checkpoints_fill(tied, family):
+    config = ModelConfig(**{**vars(CONFIG), "tie_embeddings": tied, **family})
     tree = jax.eval_shape(functools.partial(init, Transformer(config)))
     leaves = traverse_util.flatten_dict(tree, sep="/")
     shapes = {

@@ -1,0 +1,126 @@
+"""Each architecture against `transformers`, on tiny models that it made, in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.models import load_pretrained, save_pretrained
+from jaxalign.models.heads import logits
+from jaxalign.models.transformer import output_weight
+from jaxalign.sampling import Greedy, sample
+
+torch = pytest.importorskip("torch", reason="torch is only installed on Python 3.11")
+transformers = pytest.importorskip("transformers")
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SIZES = {
+    "vocab_size": 49152,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+}
+FAMILIES = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-3.1": ("LlamaConfig", {"rope_parameters": LLAMA3, "tie_word_embeddings": False}),
+    "mistral": ("MistralConfig", {"sliding_window": None, "head_dim": 8}),
+    "qwen2.5": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 12, "tie_word_embeddings": True}),
+}
+PROMPTS = [[5, 900, 17, 44000, 3, 3, 81], [12, 7, 30000]]
+NEW_TOKENS = 6
+
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
+def family(request, tmp_path_factory, smollm2_tokenizer):
+    """A random model of transformers, what we load of it, and its folder."""
+    name, options = request.param
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, name)(**SIZES, **options)
+    ).float()
+    with torch.no_grad():
+        for value in theirs.parameters():  # biases start at 0 and norms at 1, which shows nothing
+            value.add_(0.2 * torch.randn(value.shape))
+    folder = tmp_path_factory.mktemp(name) / "model"
+    theirs.save_pretrained(folder)
+    smollm2_tokenizer.save_pretrained(folder)
+    return theirs.eval(), load_pretrained(folder, dtype=jnp.float32)
+
+
+def their_logits(theirs, tokens):
+    with torch.no_grad():
+        return theirs(torch.tensor(np.asarray(tokens))).logits.numpy()
+
+
+def test_logits_are_theirs(family):
+    """100 positions, beyond those that Llama 3.1's model here was made for."""
+    theirs, (model, params, _) = family
+    tokens = np.random.default_rng(0).integers(49152, size=(2, 100)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(100), tokens.shape)
+
+    @jax.jit
+    def run(params):
+        everything = jnp.ones(tokens.shape, bool)
+        hidden, _ = model.apply({"params": params}, tokens, positions, everything)
+        return logits(hidden, output_weight(params))
+
+    expected = their_logits(theirs, tokens)
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(run(params), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_greedy_decoding_is_theirs(family, side):
+    """Ours with prefill, cache and padding; theirs on each prompt alone, again and again."""
+    theirs, (model, params, _) = family
+    width = 8
+    prompts, mask = np.zeros((2, width), np.int32), np.zeros((2, width), bool)
+    for row, prompt in enumerate(PROMPTS):
+        place = slice(width - len(prompt), width) if side == "left" else slice(len(prompt))
+        prompts[row, place], mask[row, place] = prompt, True
+    rollout = sample(
+        model,
+        params,
+        jnp.asarray(prompts),
+        jnp.asarray(mask),
+        jax.random.key(0),
+        samples_per_prompt=1,
+        max_new_tokens=NEW_TOKENS,
+        method=Greedy(),
+        stop=(),
+    )
+    for row, prompt in enumerate(PROMPTS):
+        whole = list(prompt)
+        for _ in range(NEW_TOKENS):
+            whole.append(int(their_logits(theirs, [whole])[0, -1].argmax()))
+        assert rollout.tokens[row].tolist() == whole[len(prompt) :]
+
+
+def test_a_saved_model_is_the_same_for_them_and_for_us(family, tmp_path):
+    theirs, (model, params, tokenizer) = family
+    save_pretrained(tmp_path / "model", model, params, tokenizer)
+    again, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    tokens = np.arange(60)[None]
+    expected = their_logits(theirs, tokens)
+    np.testing.assert_allclose(
+        their_logits(again.float().eval(), tokens), expected, atol=1e-5 * np.abs(expected).max()
+    )
+    ours, loaded, _ = load_pretrained(tmp_path / "model", dtype=jnp.float32)
+    assert ours.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
