@@ -2,7 +2,7 @@
 #             with fast bfloat16, 70 without)
 #             make demo ARGS=--resume goes on after an interruption
 # make test   ruff, mypy and the tests that are not slow; make test SLOW=1 runs all
-#             JOBS=4 takes four processes, each of up to 6 GB; default 2
+#             JOBS=4 takes four processes, each of up to 6 GB; default 2. PYTEST= adds options
 # Each does its own set-up. PYTHON=python3.11 chooses the interpreter; default the newest there is.
 
 PYTHON ?= $(shell for v in 13 12 11; do \
@@ -19,7 +19,7 @@ demo: $(VENV)/demo
 	$(RUN) experiments/alphaalign.py demo $(ARGS)
 
 test: $(VENV)/test lint
-	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(if $(SLOW),,-m "not slow")
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(if $(SLOW),,-m "not slow") $(PYTEST)
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
