@@ -14,14 +14,13 @@ run folder per arm and seed, results.json, table.md and consulting.png.
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from experiments.ablations.command import run_command, run_once
 from experiments.ablations.two_modes import plot_training
 from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
@@ -95,11 +94,9 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
 
 
 def perform(run: Path, arguments: Sequence[str]) -> None:
-    """One run of experiments/ascl.py, resumed where there is a checkpoint."""
-    resume = ["--resume"] if any((run / "checkpoints").glob("[0-9]*")) else []
-    code = ascl(["smollm2", *arguments, "--run", str(run), *resume])
-    if code or not (run / "summary.json").exists():
-        raise SystemExit(code or 130)
+    """One run of experiments/ascl.py."""
+    if not run_once(ascl, ["smollm2", *arguments], run):
+        raise InputError(f"{run}: diverged: lower the learning rate")
 
 
 def report(settings: Settings) -> None:
@@ -165,10 +162,4 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    cut = given.index("--") if "--" in given else len(given)
-    try:
-        main(tyro.cli(Settings, description=__doc__, args=given[:cut]), given[cut + 1 :])
-    except InputError as error:
-        print(f"ifpo: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_command("ifpo", Settings, main, __doc__)

@@ -5,14 +5,8 @@ import json
 
 import pytest
 
-from experiments.ablations.cada import (
-    Settings,
-    dominating,
-    load_measures,
-    main,
-    make_table,
-    summarize,
-)
+from experiments.ablations.cada import Settings, load_measures, main, summarize
+from experiments.ablations.trade_off import dominating, make_table
 from jaxalign.data import KINDS
 from jaxalign.errors import InputError
 

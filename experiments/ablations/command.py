@@ -1,0 +1,64 @@
+"""The command line of a comparison, and one run of an experiment in it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from jaxalign.errors import InputError
+
+AnySettings = TypeVar("AnySettings")
+
+
+def run_command(
+    name: str,
+    settings: type[AnySettings],
+    main: Callable[[AnySettings, Sequence[str]], None],
+    doc: str | None,
+) -> None:
+    """Parses the comparison's own flags, and behind `--` those for every run.
+
+    Args:
+      name: of the comparison, for messages.
+      settings: a dataclass of its flags.
+      main: does the work.
+      doc: for --help.
+
+    Raises:
+      SystemExit: 2 after an `InputError`, which is printed on one line.
+    """
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    try:
+        main(tyro.cli(settings, description=doc, args=given[:cut]), given[cut + 1 :])
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run_once(script: Callable[[Sequence[str]], int], arguments: Sequence[str], run: Path) -> bool:
+    """Runs an experiment unless it is done, resumed where there is a checkpoint.
+
+    Args:
+      script: its `main`.
+      arguments: all but --run and --resume.
+      run: its folder.
+
+    Returns:
+      whether it came to an end; not if it diverged.
+
+    Raises:
+      SystemExit: the script's code after an error; 130 when it was interrupted.
+    """
+    done = run / "summary.json"
+    if done.exists():
+        return True
+    resume = ["--resume"] if any((run / "checkpoints").glob("[0-9]*")) else []
+    code = script([*arguments, f"--run={run}", *resume])
+    if code == 1:
+        return False
+    if code or not done.exists():
+        raise SystemExit(code or 130)
+    return True
