@@ -7,7 +7,7 @@
 
 To consult, the model writes <consult>category</consult>; the rule's text follows as tokens that are
 read and not trained on. A cold start fine-tunes on its own traces that turned out right, half of
-which began with a call that was made for it; then RL rewards outcome and format, and nothing for
+which begin with a call that was given; then RL rewards outcome and format, and nothing for
 consulting as such. IFPO rebalances the advantages of samples that consulted and of samples that did
 not; `--ifpo none` is GRPO.
 
@@ -42,7 +42,6 @@ from jaxalign.training.alphaalign import kinds_alone, make_reward_params
 from jaxalign.training.ascl import ascl_reward
 from jaxalign.training.batches import Batches
 from jaxalign.training.cold_start import (
-    asks_known_rules,
     balance_traces,
     collect_traces,
     fine_tune,
@@ -56,8 +55,8 @@ from jaxalign.training.experiment import (
     rollout_speed,
     run_script,
 )
-from jaxalign.training.guided_call import encode_calls
 from jaxalign.training.loop import Interruption
+from jaxalign.training.openings import encode_openings
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.run_folder import read_json, write_json
 from jaxalign.training.settings import Settings, check, parse
@@ -88,8 +87,8 @@ class Ascl(Settings):
     """The most that IFPO lets a rare sample count; at least 1. Within a prompt's samples the
     weights are at most G/2 by themselves."""
     cold_start_rounds: int = 16
-    """Steps' worth of prompts that the cold start samples, every other one behind a call that is
-    made for the model; 0 leaves the cold start out."""
+    """Steps' worth of prompts that the cold start samples, every other one behind a call; 0 leaves
+    the cold start out."""
     cold_start_cap: int = 24
     """Most traces of each kind of request, consulted or not, that it learns from."""
     cold_start_epochs: int = 2
@@ -283,8 +282,7 @@ def cold_start(
             verifiers,
             rounds=settings.cold_start_rounds,
             key=jax.random.fold_in(jax.random.key(settings.seed), COLD_START),
-            calls=encode_calls(book.rules, tokenizer),
-            known=asks_known_rules(list(book.rules), max_calls=settings.max_calls),
+            openings=encode_openings(book.rules, tokenizer),
             decode=tokenizer.decode,
             progress=note_round,
         )

@@ -1,18 +1,17 @@
 """ASCL's cold start: fine-tuning on the model's own traces that turned out right, then RL.
 
-The start model samples completions with the tool at hand; in every other round the call is made for
-it (`jaxalign.training.guided_call`), since a small model cannot make one. Those are kept that are
-well-formed, end by themselves, refuse exactly when the request is harmful, ask for rules that
-exist, and whose answers were not cut. Of each kind of request as many are kept that consulted as
-did not, at most `cap`, so that the cold start teaches how to consult and not whether. The model is
-then fine-tuned on them: cross-entropy of what was generated, the tool's answers left out.
+The start model goes on from both ways to begin, by turns: a call with its answer, and the tag of
+the reasoning (`jaxalign.training.openings`), since a small model can make neither. Those traces are
+kept that are well-formed, end by themselves, refuse exactly when the request is harmful, and make
+no further call: of each kind of request as many that consulted as did not, so that the cold
+start teaches how to consult and not whether, and as many refusals as answers. The model is then
+fine-tuned on them: cross-entropy of what was generated, the tool's answers left out.
 
-The paper names a cold start and a zero-shot arm without it; guidance, filter and caps are ours.
+The paper names a cold start and a zero-shot arm without it; openings, filter and caps are ours.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -26,10 +25,10 @@ from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Rollout
 from jaxalign.training.batches import Batches, kind_indices
-from jaxalign.training.guided_call import Call, call_of, guided_rollout
 from jaxalign.training.loop import DivergedError
+from jaxalign.training.openings import Openings, guided_rollout
 from jaxalign.training.state import init_state
-from jaxalign.training.step import Algorithm, rollout
+from jaxalign.training.step import Algorithm
 from jaxalign.training.supervised import PackedBatches, make_supervised_step
 
 
@@ -82,8 +81,7 @@ def collect_traces(
     *,
     rounds: int,
     key: jax.Array,
-    calls: Mapping[str, Call],
-    known: Callable[[str], bool],
+    openings: Openings,
     decode: Callable[[np.ndarray], str],
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Traces, Traces]:
@@ -97,8 +95,7 @@ def collect_traces(
       verifiers: of the consulting format and of refusals.
       rounds: how many batches.
       key: round r uses `fold_in(key, r)`.
-      calls: category to the call that odd rounds begin with, see `encode_calls`.
-      known: whether every rule that a generated text asks for exists.
+      openings: what completions begin with; odd rounds consult.
       decode: ids to text.
       progress: called after each round with the number done.
 
@@ -108,27 +105,27 @@ def collect_traces(
     prompts: list[Prompt] = []
     rows: list[Rollout] = []
     right: list[np.ndarray] = []
-    width = max(len(call.asked) + len(call.answered) for call in calls.values())
     for number in range(rounds):
         round_prompts = batches.prompts_at(number)
         asked = [p for p in round_prompts for _ in range(algorithm.samples_per_prompt)]
-        draw = functools.partial(rollout, model, algorithm, params, batches(number))
-        if number % 2:
-            opening = [call_of(calls, prompt) for prompt in round_prompts]
-            draw = functools.partial(
-                guided_rollout, model, algorithm, params, batches(number), opening, width=width
-            )
-        samples = draw(jax.random.fold_in(key, number))
+        samples = guided_rollout(
+            model,
+            algorithm,
+            params,
+            batches(number),
+            [openings.of(prompt, consults=number % 2 == 1) for prompt in round_prompts],
+            jax.random.fold_in(key, number),
+            width=openings.size,
+        )
         verdict = jax.device_get(judge(verifiers, samples.tokens, samples.mask))
         samples = jax.device_get(samples)
         harmful = np.array([prompt.is_harmful for prompt in asked])
-        spoken = [known(decode(t[m])) for t, m in zip(samples.tokens, samples.mask, strict=True)]
+        spoken = [decode(t[m]) for t, m in zip(samples.tokens, samples.mask, strict=True)]
         right.append(
             verdict.well_formed
             & samples.finished
-            & ~samples.cut
             & (verdict.refused == harmful)
-            & np.array(spoken)
+            & np.array([text.count("<consult>") <= 1 for text in spoken])
         )
         prompts += asked
         rows.append(samples)
@@ -144,26 +141,31 @@ def collect_traces(
 
 
 def balance_traces(traces: Traces, *, cap: int) -> Traces:
-    """As many of each choice, consulted or not, for each kind: the first ones, no text twice.
+    """As many of each choice, consulted or not, for each kind, and as many refusals as answers.
 
-    That is the smaller number of the two and at most `cap`. Where one choice never turned out
-    right, the other is kept all the same.
+    Of a kind that is the smaller number of its choices and at most `cap`; where one choice never
+    turned out right, the other is kept all the same. Then the side, harmful or harmless, that has
+    more is cut to the other's number, unless that is 0. The first ones are kept, no text twice.
 
     Raises:
       InputError: there is none.
     """
-    groups: dict[str, dict[bool, list[int]]] = {}
+    groups: dict[str, dict[bool, list[int]]] = {kind: {} for kind in KINDS}
     seen: set[tuple[str, bytes]] = set()
     for row, prompt in enumerate(traces.prompts):
         text = (prompt.text, traces.tokens[row][traces.mask[row]].tobytes())
         if text not in seen:
             seen.add(text)
-            choices = groups.setdefault(prompt.kind, {})
-            choices.setdefault(bool(traces.consulted[row]), []).append(row)
-    kept: list[int] = []
-    for choices in groups.values():
-        most = min(cap, *map(len, choices.values()))
-        kept += [row for rows in choices.values() for row in rows[:most]]
+            groups[prompt.kind].setdefault(bool(traces.consulted[row]), []).append(row)
+    most = {kind: min(cap, *map(len, x.values())) if x else 0 for kind, x in groups.items()}
+    harmless = [kind for kind in KINDS if kind != "harmful"]
+    if side := min(most["harmful"], sum(most[kind] for kind in harmless)):
+        most["harmful"] = side
+        # The kind that has least first, so that the other fills up what it leaves.
+        for left, kind in zip((2, 1), sorted(harmless, key=most.__getitem__), strict=True):
+            most[kind] = min(most[kind], side // left)
+            side -= most[kind]
+    kept = [row for kind, x in groups.items() for rows in x.values() for row in rows[: most[kind]]]
     if not kept:
         raise InputError(
             "cold start: no sampled trace was well-formed and right; sample more rounds, or leave "
@@ -237,14 +239,3 @@ def make_documents(traces: Traces, batches: Batches) -> tuple[list[Document], np
         learned = np.concatenate([unlearned, traces.mask[row][present]])
         documents.append(Document(tokens.astype(np.int32), learned))
     return documents, asked.prefix
-
-
-def asks_known_rules(categories: Sequence[str], *, max_calls: int) -> Callable[[str], bool]:
-    """Whether a text asks for these categories only, and no more often than is answered."""
-    known = set(categories)
-
-    def check(text: str) -> bool:
-        asked = [part.partition("</consult>")[0] for part in text.split("<consult>")[1:]]
-        return len(asked) <= max_calls and all(category.strip() in known for category in asked)
-
-    return check

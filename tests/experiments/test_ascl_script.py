@@ -93,7 +93,7 @@ def test_bad_settings_give_one_line_and_exit_code_two(
 
 @pytest.mark.slow
 def test_the_cold_start_on_smollm2(tmp_path, monkeypatch):
-    """Real traces, half of them guided, filtered; a run that is killed after it goes on from it."""
+    """Real traces of both openings, filtered; a run that is killed after it goes on from it."""
     folder = tmp_path / "run"
     arguments = [
         "smollm2",
@@ -118,7 +118,7 @@ def test_the_cold_start_on_smollm2(tmp_path, monkeypatch):
     traces = json.loads((folder / "traces.json").read_text())
     sampled, right = (sum(traces[name].values()) for name in ("sampled", "right"))
     assert sampled == 8 and 0 < right <= sampled
-    assert traces["sampled"]["harmful, consulted"] >= 4  # the guided round
+    assert traces["sampled"]["harmful, consulted"] == traces["sampled"]["harmful, alone"] == 4
     assert traces["losses"][-1] < traces["losses"][0]
     tuned = (folder / "cold_start" / "model.safetensors").stat().st_mtime_ns
     assert main([*arguments, "--resume"]) == 0

@@ -22,13 +22,12 @@ from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_re
 from jaxalign.training.ascl import ascl_reward, consulting_metrics
 from jaxalign.training.cold_start import (
     Traces,
-    asks_known_rules,
     balance_traces,
     collect_traces,
     fine_tune,
 )
-from jaxalign.training.guided_call import Call, call_of, encode_calls, guided_rollout
 from jaxalign.training.loop import DivergedError
+from jaxalign.training.openings import Opening, Openings, encode_openings, guided_rollout
 from jaxalign.training.state import init_state
 from jaxalign.training.step import (
     Algorithm,
@@ -161,11 +160,19 @@ def test_consulting_rates_by_hand():
 # --- the cold start ------------------------------------------------------------------------------
 
 
-# Two calls of the tests' tool, as `encode_calls` would make them of `<consult>` tags.
-CALLS = {
-    category: Call(*encode_answers(TOKENIZER, [f"[{category}]", f"\n({text})\n"]))
-    for category, text in RULES.items()
-}
+# Two calls of the tests' tool and a letter, as `encode_openings` makes them of tags.
+OPENINGS = Openings(
+    {
+        category: Opening(*encode_answers(TOKENIZER, [f"[{category}]", f"\n({text})\n"]))
+        for category, text in RULES.items()
+    },
+    Opening(encode_answers(TOKENIZER, ["A"])[0], []),
+)
+
+
+# Letters that stand for another call.
+AGAIN = "GHIJKLMOPQRSTUVW0123456789"
+CALLING = dict.fromkeys(map(ord, AGAIN), "<consult>")
 
 
 class OneBatch:
@@ -197,37 +204,39 @@ def collected(params):
     return collect_traces(
         MODEL,
         params,
-        ALGORITHM,
+        dataclasses.replace(ALGORITHM, max_new_tokens=48),
         OneBatch(),
-        safety_verifiers(TOKENIZER, pattern="b"),
-        rounds=6,
+        safety_verifiers(TOKENIZER, pattern="[BDEFXYZfjlmpqvw]"),
+        rounds=8,
         key=KEY,
-        calls=CALLS,
-        known=lambda text: "z" not in text,
-        decode=TOKENIZER.decode,
+        openings=OPENINGS,
+        decode=lambda ids: TOKENIZER.decode(ids).translate(CALLING),
     )
 
 
 def test_the_filter_keeps_what_turned_out_right(collected):
     """Nothing refuses here, so no trace of a harmful prompt is right."""
     right, every = collected
-    assert len(every.prompts) == 6 * 4 * 4
-    expected = []
+    assert len(every.prompts) == 8 * 4 * 4
+    expected, repeating = [], []
     for row, prompt in enumerate(every.prompts):
         spoken = TOKENIZER.decode(every.tokens[row][every.mask[row]])
         ended = STOP in every.tokens[row][every.mask[row]]
-        if not prompt.is_harmful and "b" in spoken and "z" not in spoken and ended:
-            expected.append(row)
-    assert 0 < len(expected) < 48
+        formed = any(letter in "BDEFXYZfjlmpqvw" for letter in spoken)
+        if not prompt.is_harmful and formed and ended:
+            again = sum(letter in AGAIN for letter in spoken) > 1
+            (repeating if again else expected).append(row)
+    assert expected and repeating
     np.testing.assert_array_equal(right.tokens, every.tokens[expected])
     assert [p.id for p in right.prompts] == [every.prompts[row].id for row in expected]
     assert right.counts()["harmful, consulted"] == right.counts()["harmful, alone"] == 0
 
 
-def test_a_guided_trace_is_the_call_its_answer_and_what_the_model_makes_of_it(params):
+def test_a_guided_trace_is_its_opening_and_what_the_model_makes_of_it(params):
     """Its log-probabilities are those of the training pass behind the original prompt."""
-    chosen = [CALLS["a"], CALLS["bb"], CALLS["bb"], CALLS["a"]]
-    width = max(len(call.asked) + len(call.answered) for call in chosen)
+    calls = OPENINGS.calls
+    chosen = [calls["a"], OPENINGS.alone, calls["bb"], calls["a"]]
+    width = OPENINGS.size
     samples = guided_rollout(MODEL, ALGORITHM, params, batch(), chosen, KEY, width=width)
     assert samples.tokens.shape == (16, ALGORITHM.max_new_tokens)
     given = batch()
@@ -242,17 +251,17 @@ def test_a_guided_trace_is_the_call_its_answer_and_what_the_model_makes_of_it(pa
         temperature=0.7,
     )
     for row in range(16):
-        call = chosen[row // 4]
-        asked, start = len(call.asked), len(call.asked) + len(call.answered)
+        opening = chosen[row // 4]
+        asked, start = len(opening.asked), opening.size
         tokens, mask = np.asarray(samples.tokens[row]), np.asarray(samples.mask[row])
-        assert tokens[:start].tolist() == [*call.asked, *call.answered]
+        assert tokens[:start].tolist() == [*opening.asked, *opening.answered]
         assert mask[:asked].all() and not mask[asked:start].any() and mask[start]
         drawn = mask & (np.arange(len(mask)) >= start)
         np.testing.assert_array_equal(
             np.asarray(samples.present[row]), drawn | (np.arange(len(mask)) < start)
         )
         np.testing.assert_allclose(samples.logps[row][drawn], logps[row][drawn], atol=1e-4)
-    assert (samples.mode == 1).all()
+    np.testing.assert_array_equal(samples.mode, np.repeat([1, 0, 1, 1], 4))
     short = dataclasses.replace(ALGORITHM, max_new_tokens=width)
     with pytest.raises(InputError, match="leaves no room behind a consultation"):
         guided_rollout(MODEL, short, params, batch(), chosen, KEY, width=width)
@@ -260,12 +269,17 @@ def test_a_guided_trace_is_the_call_its_answer_and_what_the_model_makes_of_it(pa
 
 def test_a_call_is_of_the_prompts_hazard_or_the_general_one(smollm2_tokenizer):
     rules = {"hate": "No slurs.", "general": "Judge."}
-    calls = encode_calls(rules, smollm2_tokenizer)
-    assert smollm2_tokenizer.decode(calls["hate"].asked) == "<consult>hate</consult>"
-    assert smollm2_tokenizer.decode(calls["hate"].answered) == "\n<rules>No slurs.</rules>\n"
+    openings = encode_openings(rules, smollm2_tokenizer)
+    hate, general = openings.calls["hate"], openings.calls["general"]
+    assert smollm2_tokenizer.decode(hate.asked) == "<consult>hate</consult>"
+    assert smollm2_tokenizer.decode(hate.answered) == "\n<rules>No slurs.</rules>\n"
     hateful, other = (Prompt("x", "y", "harmful", c) for c in ("hate", "privacy"))
-    assert call_of(calls, hateful) == calls["hate"] and call_of(calls, other) == calls["general"]
-    assert call_of({"hate": calls["hate"]}, other) == calls["hate"]
+    assert openings.of(hateful, consults=True) == hate
+    assert openings.of(other, consults=True) == general
+    assert Openings({"hate": hate}, openings.alone).of(other, consults=True) == hate
+    alone = openings.of(hateful, consults=False)
+    assert smollm2_tokenizer.decode(alone.asked) == "<safety_reasoning>" and not alone.answered
+    assert openings.size == max(hate.size, general.size)
 
 
 def traces(*rows):
@@ -280,6 +294,10 @@ def traces(*rows):
     )
 
 
+def kept_tokens(given, cap):
+    return balance_traces(given, cap=cap).tokens[:, 0].tolist()
+
+
 def test_both_choices_are_kept_alike_and_no_text_twice():
     given = traces(
         ("harmful", True, 1),
@@ -290,18 +308,30 @@ def test_both_choices_are_kept_alike_and_no_text_twice():
         ("benign", True, 6),
         ("benign", True, 7),  # past the cap
     )
-    kept = balance_traces(given, cap=2)
-    assert kept.tokens[:, 0].tolist() == [1, 4, 5, 6]
-    assert kept.counts() == {
-        "harmful, consulted": 1,
-        "harmful, alone": 1,
-        "benign, consulted": 2,
-        "benign, alone": 0,
-        "lookalike, consulted": 0,
-        "lookalike, alone": 0,
-    }
+    assert kept_tokens(given, cap=1) == [1, 4, 5]
+    # Two of each kind at most; the harmful ones, one of each choice, allow for one harmless.
+    assert kept_tokens(given, cap=2) == [1, 4, 5]
+    harmless = given.take(np.arange(4, 7))
+    assert kept_tokens(harmless, cap=2) == [5, 6]  # nothing to balance them with
     with pytest.raises(InputError, match="no sampled trace was well-formed and right"):
         balance_traces(given.take(np.array([], int)), cap=2)
+
+
+def test_there_are_as_many_refusals_as_answers():
+    """Of four, one and five traces for each choice; benign has least and leaves its rest."""
+    numbers = iter(range(100))
+    given = traces(
+        *(
+            (kind, choice, next(numbers))
+            for kind, count in (("harmful", 4), ("benign", 1), ("lookalike", 5))
+            for choice in (True, False)
+            for _ in range(count)
+        )
+    )
+    counts = balance_traces(given, cap=24).counts()
+    assert list(counts.values()) == [4, 4, 1, 1, 3, 3]
+    few = given.take(np.array([0, 4, *range(8, 20)]))  # one harmful trace of each choice
+    assert list(balance_traces(few, cap=24).counts().values()) == [1, 1, 0, 0, 1, 1]
 
 
 def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, collected):
@@ -329,7 +359,7 @@ def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, col
         optax.adam(3e-3),
         epochs=12,
         batch_size=8,
-        row_length=64,
+        row_length=80,
         seed=0,
         progress=lambda done, loss: losses.append(loss),
     )
@@ -349,14 +379,6 @@ def test_tuning_that_diverges_is_named(params, collected):
             optax.adam(1e-3),
             epochs=1,
             batch_size=8,
-            row_length=64,
+            row_length=80,
             seed=0,
         )
-
-
-def test_only_rules_that_exist_may_be_asked_for():
-    known = asks_known_rules(["hate", "privacy"], max_calls=2)
-    twice = "<consult> hate </consult>x<consult>privacy</consult>"
-    assert known("no call") and known(twice)
-    assert not asks_known_rules(["hate", "privacy"], max_calls=1)(twice)
-    assert not known("<consult>hats</consult>") and not known("<consult></consult>")
