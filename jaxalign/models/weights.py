@@ -4,7 +4,9 @@ A leaf is named by its path, as in `layers/attention/query`. The leaves under `l
 layers, stacked on a leading axis; checkpoint files hold one tensor per layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,30 @@ from flax import traverse_util
 
 from jaxalign.errors import InputError
 from jaxalign.models.config import ModelConfig
+
+Index = tuple[slice, ...]
+"""A part of an array: one slice for each axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter that is still in its file.
+
+    Attributes:
+      shape: of the whole, layers stacked.
+      read: reads a part of it, float32; nothing else is kept in memory.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[Index], np.ndarray]
+
+    def whole(self) -> np.ndarray:
+        """All of it."""
+        return self.read(tuple(slice(0, size) for size in self.shape))
+
+
+Place = Callable[[ModelConfig, str, Leaf], Any]
+"""Puts a parameter, named by its path, where it is to live."""
 
 
 def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -58,10 +84,11 @@ def stack_tensors(
     config: ModelConfig,
     names: Mapping[str, str],
     stored: Mapping[str, Sequence[int]],
-    read: Callable[[str, str], np.ndarray],
+    read: Callable[[str, str, Index], np.ndarray],
     source: str,
+    place: Place,
 ) -> dict[str, Any]:
-    """Reads a checkpoint into the parameter tree, one tensor at a time.
+    """Reads a checkpoint into the parameter tree, one parameter at a time.
 
     Names and shapes are compared with `config` before anything is allocated or read.
 
@@ -69,11 +96,12 @@ def stack_tensors(
       config: the architecture, which fixes the leaves and their shapes.
       names: path of a leaf -> tensor name, with `{}` for the layer's number.
       stored: tensor name -> shape, for all tensors in the checkpoint that matter.
-      read: (tensor name, path of its leaf) -> array of that shape.
+      read: (tensor name, path of its leaf, part) -> that part of the tensor.
       source: the file or folder, for messages.
+      place: makes a leaf of the tree of a parameter in the file.
 
     Returns:
-      nested dict of float32 NumPy arrays.
+      nested dict of what `place` makes.
 
     Raises:
       InputError: a tensor is missing, has another shape than `config` asks for, or has no place in
@@ -103,22 +131,30 @@ def stack_tensors(
                     f"{source}: tensor {name!r} has shape {list(stored[name])} where the "
                     f"configuration asks for {list(shapes[path])}"
                 )
-    leaves: dict[str, np.ndarray] = {}
-    for path, group in tensors.items():
-        stacked = np.empty((len(group), *shapes[path]), np.float32)
-        for layer, name in enumerate(group):
-            stacked[layer] = read(name, path)
-        leaves[path] = stacked if path.startswith("layers/") else stacked[0]
+
+    def leaf(path: str) -> Leaf:
+        group, shape = tensors[path], shapes[path]
+        if not path.startswith("layers/"):
+            return Leaf(shape, lambda part: read(group[0], path, part).astype(np.float32))
+
+        def read_stacked(part: Index) -> np.ndarray:
+            names, sizes = group[part[0]], zip(part[1:], shape, strict=True)
+            out = np.empty((len(names), *(len(range(*x.indices(n))) for x, n in sizes)), np.float32)
+            for layer, name in enumerate(names):
+                out[layer] = read(name, path, part[1:])
+            return out
+
+        return Leaf((len(group), *shape), read_stacked)
+
+    leaves = {path: place(config, path, leaf(path)) for path in tensors}
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def unstack_tensors(
-    config: ModelConfig, names: Mapping[str, str], params: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """The inverse of `stack_tensors`, dtypes kept: tensor name -> contiguous NumPy array.
+def check_tree(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameter tree by path.
 
     Raises:
-      ValueError: `params` is not the tree of `config`.
+      ValueError: it is not the tree of `config`.
     """
     leaves = traverse_util.flatten_dict(params, sep="/")
     shapes = leaf_shapes(config)
@@ -127,11 +163,32 @@ def unstack_tensors(
             "params and config disagree on the leaves "
             f"{sorted(leaves.keys() ^ shapes.keys())}; save the decoder's parameters alone"
         )
-    tensors: dict[str, np.ndarray] = {}
-    for path, per_layer in tensor_names(config, names).items():
+    for path, shape in shapes.items():
+        due = (config.num_layers, *shape) if path.startswith("layers/") else shape
+        if leaves[path].shape != due:
+            raise ValueError(
+                f"params leaf {path} has shape {leaves[path].shape}, not the one of config"
+            )
+    return leaves
+
+
+def tensor_sizes(
+    config: ModelConfig, names: Mapping[str, str], leaves: Mapping[str, Any]
+) -> dict[str, int]:
+    """Tensor name -> bytes, in the order of `unstack_tensors`; `leaves` are by path."""
+    shapes = leaf_shapes(config)
+    return {
+        name: math.prod(shapes[path]) * leaves[path].dtype.itemsize
+        for path, group in tensor_names(config, names).items()
+        for name in group
+    }
+
+
+def unstack_tensors(
+    config: ModelConfig, names: Mapping[str, str], leaves: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each checkpoint tensor of a tree given by path, dtype kept, contiguous; a leaf at a time."""
+    for path, group in tensor_names(config, names).items():
         value = np.asarray(leaves[path])
         stacked = value if path.startswith("layers/") else value[None]
-        if stacked.shape != (len(per_layer), *shapes[path]):
-            raise ValueError(f"params leaf {path} has shape {value.shape}, not the one of config")
-        tensors.update(zip(per_layer, np.ascontiguousarray(stacked), strict=True))
-    return tensors
+        yield from zip(group, np.ascontiguousarray(stacked), strict=True)

@@ -1,6 +1,7 @@
 """Hugging Face folders: exact round trips, foreign configurations, and what others read."""
 
 import dataclasses
+import functools
 import json
 import types
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from jaxalign.errors import InputError
 from jaxalign.models import gguf
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
+from jaxalign.models.weights import Leaf
 
 CONFIG = ModelConfig(
     vocab_size=49152,
@@ -173,6 +175,39 @@ def test_shards_with_an_index(saved: Path) -> None:
     (saved / "model-00002-of-00002.safetensors").unlink()
     text = message(lambda: load_hf(saved))
     assert "model-00002-of-00002.safetensors: no such file" in text
+
+
+def test_a_large_model_is_saved_in_shards(tmp_path: Path, smollm2_tokenizer: Any) -> None:
+    """Files of 1,000 bytes; the embedding, which is larger, has one to itself."""
+    folder, params = tmp_path / "model", random_params(CONFIG)
+    save = functools.partial(save_pretrained, folder, model_of(CONFIG), params, smollm2_tokenizer)
+    save(max_shard_bytes=1000)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert files == sorted(path.name for path in folder.glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    sizes = {file: sum(x.nbytes for x in load_file(folder / file).values()) for file in files}
+    assert index["metadata"]["total_size"] == sum(sizes.values())
+    alone = index["weight_map"]["model.embed_tokens.weight"]
+    assert list(load_file(folder / alone)) == ["model.embed_tokens.weight"]
+    assert max(size for file, size in sizes.items() if file != alone) <= 1000
+    assert_equal_trees(load_hf(folder)[1], params)
+    save(max_shard_bytes=2000)  # takes the place of the shards
+    assert 1 < len(list(folder.glob("*.safetensors"))) < len(files)
+    save()
+    assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
+    assert_equal_trees(load_hf(folder)[1], params)
+
+
+def test_any_part_of_a_parameter_can_be_read_alone(saved: Path) -> None:
+    _, whole, _ = load_hf(saved)
+    part = (slice(1, 2), slice(None, 3), slice(2, None))
+
+    def place(config: ModelConfig, path: str, leaf: Leaf) -> np.ndarray:
+        return leaf.read(part[: len(leaf.shape)])
+
+    _, parts, _ = load_hf(saved, place=place)
+    assert_equal_trees(parts, jax.tree.map(lambda x: x[part[: x.ndim]], whole))
 
 
 def test_tokenizer_files_use_names_of_transformers_4(tmp_path: Path, smollm2_path: Path) -> None:
