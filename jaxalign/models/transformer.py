@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from jaxalign.models.attention import (
     SAVED,
@@ -20,6 +21,7 @@ from jaxalign.models.attention import (
     rotate,
 )
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.sharding import constrain
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
@@ -65,6 +67,7 @@ class Attention(nn.Module):
     """Grouped-query attention with rotary positions over the block and its contexts."""
 
     config: ModelConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(  # noqa: D102
@@ -98,8 +101,10 @@ class Attention(nn.Module):
         if config.qk_norm:
             query = RMSNorm(config.norm_eps, axis="head", name="query_norm")(query)
             keys = RMSNorm(config.norm_eps, axis="head", name="key_norm")(keys)
-        query = rotate(query, rotary)
+        query = constrain(rotate(query, rotary), self.mesh, "batch", "length", "heads", None)
         keys = rotate(keys, rotary).transpose(0, 2, 1, 3)
+        keys = constrain(keys, self.mesh, "batch", "kv_heads", "length", None)
+        values = constrain(values, self.mesh, "batch", "kv_heads", "length", None)
         out = attend(query, keys, values, mask, contexts).reshape(batch, length, q_width)
         return project(out, output_weight), (keys, values)
 
@@ -108,6 +113,7 @@ class MLP(nn.Module):
     """SwiGLU: W_down (silu(W_gate x) ⊙ W_up x)."""
 
     config: ModelConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
@@ -115,7 +121,8 @@ class MLP(nn.Module):
         gate = self.param("gate", _matrix(("mlp", "embed")), (hidden, width))
         up = self.param("up", _matrix(("mlp", "embed")), (hidden, width))
         down = self.param("down", _matrix(("embed", "mlp")), (width, hidden))
-        return project(nn.silu(project(x, gate)) * project(x, up), down)
+        inner = nn.silu(project(x, gate)) * project(x, up)
+        return project(constrain(inner, self.mesh, "batch", "length", "mlp"), down)
 
 
 class Table(nn.Module):
@@ -135,6 +142,7 @@ class Layer(nn.Module):
     """One pre-norm residual layer; also returns the keys and values it made."""
 
     config: ModelConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(  # noqa: D102
@@ -150,12 +158,13 @@ class Layer(nn.Module):
             for (keys, values), context_mask in zip(context_keys_values, context_masks, strict=True)
         )
         normed = RMSNorm(self.config.norm_eps, name="attention_norm")(x)
-        attended, keys_values = Attention(self.config, name="attention")(
+        attended, keys_values = Attention(self.config, self.mesh, name="attention")(
             normed, rotary, mask, contexts
         )
         x = x + attended
-        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config.norm_eps, name="mlp_norm")(x))
-        return nn.with_logical_constraint(x, ("batch", "length", "activation")), keys_values
+        normed = RMSNorm(self.config.norm_eps, name="mlp_norm")(x)
+        x = x + MLP(self.config, self.mesh, name="mlp")(normed)
+        return constrain(x, self.mesh, "batch", "length", None), keys_values
 
 
 class Transformer(nn.Module):
@@ -170,11 +179,14 @@ class Transformer(nn.Module):
       dtype: compute dtype; parameters keep theirs (float32 in training).
       remat: what the backward pass recomputes inside a layer: "none" keeps all activations, "dots"
         keeps the products with weights, "full" keeps only the layer's input.
+      mesh: devices that share the work, with the axes `jaxalign.models.sharding.AXES`; None for the
+        one that the parameters are on.
     """
 
     config: ModelConfig
     dtype: Any = jnp.bfloat16
     remat: Remat = "none"
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -204,6 +216,7 @@ class Transformer(nn.Module):
         if not config.tie_embeddings:
             Table("kernel", config.vocab_size, config.model_dim, name="lm_head")()
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+        x = constrain(x, self.mesh, "batch", "length", None)
         layer = Layer
         if self.remat != "none":
             layer = nn.remat(Layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -214,7 +227,7 @@ class Transformer(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, name="layers")
+        )(config, self.mesh, name="layers")
         x, (keys, values) = layers(
             x,
             tuple((context.keys, context.values) for context in contexts),

@@ -11,6 +11,8 @@ from flax import struct
 from jaxalign.models.attention import KeyValues
 from jaxalign.models.completion import PromptContext, compute_params, encode_prompts
 from jaxalign.models.heads import logits
+from jaxalign.models.layout import lay_out
+from jaxalign.models.sharding import constrain
 from jaxalign.models.transformer import Params, Transformer, output_weight
 from jaxalign.sampling.methods import Method
 from jaxalign.sampling.tools import Tool, Turns
@@ -143,7 +145,7 @@ def _sample(
     method: Method,
     stop: tuple[int, ...],
 ) -> Rollout:
-    params = compute_params(params, model.dtype)
+    params = lay_out(model, compute_params(params, model.dtype), decoding=True)
     context = encode_prompts(model, params, prompts, prompt_mask, prefix)
     state = _initial_state(model, context, samples_per_prompt, max_new_tokens, tool)
     batch = state.current.shape[0]
@@ -165,6 +167,7 @@ def _sample(
             (*context.blocks, KeyValues(state.keys, state.values, written)),
         )
         scaled = logits(hidden[:, 0], weight) / method.temperature
+        scaled = constrain(scaled, model.mesh, "batch", "vocab")
         token = method.choose(jax.random.fold_in(key, step), scaled)
         alive = ~state.done
         drawn, turns = alive, state.turns
@@ -215,6 +218,9 @@ def _initial_state(
     config = model.config
     batch = context.last_tokens.shape[0] * samples
     shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+    cache = constrain(
+        jnp.zeros(shape, model.dtype), model.mesh, None, "batch", "kv_heads", None, None
+    )
     return SamplingState(
         step=jnp.zeros((), jnp.int32),
         current=jnp.repeat(context.last_tokens, samples),
@@ -224,6 +230,6 @@ def _initial_state(
         present=jnp.zeros((batch, length), bool),
         turns=None if tool is None else Turns.start(tool, batch),
         logps=jnp.zeros((batch, length), jnp.float32),
-        keys=jnp.zeros(shape, model.dtype),
-        values=jnp.zeros(shape, model.dtype),
+        keys=cache,
+        values=cache,
     )

@@ -1,13 +1,15 @@
 """From a batch to the next state: gradients in parts, one update, nothing that is not finite."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
-from jaxalign.models.transformer import Params
+from jaxalign.models.layout import lay_out, parameter_shardings
+from jaxalign.models.transformer import Params, Transformer
 from jaxalign.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -47,11 +49,15 @@ def accumulate(
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, gradients: Params
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Params,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer update. A gradient or a change that is not finite only counts as skipped.
 
     Args:
+      model: with a mesh, what it keeps in parts stays so: gradients, parameters, moments.
       optimizer: an optax transformation.
       state: before the update.
       gradients: of the whole batch's loss.
@@ -59,6 +65,7 @@ def apply_gradients(
     Returns:
       the next state, and `grad_norm` and `skipped_updates` to log.
     """
+    gradients = lay_out(model, gradients)
     norm = optax.tree.norm(gradients)
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(changes))
@@ -66,8 +73,20 @@ def apply_gradients(
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     state = TrainState(
         step=state.step + 1,
-        params=jax.tree.map(keep, params, state.params),
-        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+        params=lay_out(model, jax.tree.map(keep, params, state.params)),
+        opt_state=_lay_out_moments(
+            model, optimizer, jax.tree.map(keep, opt_state, state.opt_state)
+        ),
         skipped=state.skipped + ~finite,
     )
     return state, {"grad_norm": norm, "skipped_updates": state.skipped}
+
+
+def _lay_out_moments(
+    model: Transformer, optimizer: optax.GradientTransformation, opt_state: Any
+) -> Any:
+    """The optimizer's state, with whatever is like a parameter where that lives."""
+    if model.mesh is None:
+        return opt_state
+    shardings = traverse_util.unflatten_dict(parameter_shardings(model.config, model.mesh), sep="/")
+    return optax.tree.map_params(optimizer, jax.lax.with_sharding_constraint, opt_state, shardings)

@@ -183,7 +183,7 @@ def make_preference_step(
         gradients, metrics = accumulate(
             gradient, dataclasses.replace(batch, prefix=None), micro_batches
         )
-        state, applied = apply_gradients(optimizer, state, gradients)
+        state, applied = apply_gradients(model, optimizer, state, gradients)
         tokens = batch.mask.sum().astype(jnp.float32)
         return state, TuningResult(metrics | applied | {"tokens": tokens})
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.models.transformer import Params
 
@@ -28,11 +29,22 @@ class TrainState:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; `params` are copied, for a step donates its state."""
+    """The state before the first step; `params` are copied, for a step donates its state.
+
+    Where the parameters are on a mesh the moments lie as they do, and counters on all devices.
+    """
     params = jax.tree.map(jnp.copy, params)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         skipped=jnp.zeros((), jnp.int32),
+    )
+    sharding = jax.tree.leaves(params)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return state
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere),
+        state,
     )

@@ -331,7 +331,7 @@ def update(
     gradients, metrics = accumulate(
         gradient, (per_prompt, samples, advantage), algorithm.micro_batches
     )
-    state, applied = apply_gradients(optimizer, state, gradients)
+    state, applied = apply_gradients(model, optimizer, state, gradients)
     return state, metrics | applied
 
 

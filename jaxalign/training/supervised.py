@@ -113,7 +113,7 @@ def make_supervised_step(
         gradients, metrics = accumulate(
             gradient, dataclasses.replace(batch, prefix=None), micro_batches
         )
-        state, applied = apply_gradients(optimizer, state, gradients)
+        state, applied = apply_gradients(model, optimizer, state, gradients)
         tokens = jnp.asarray(normalizer, jnp.float32)
         return state, TuningResult(metrics | applied | {"tokens": tokens})
 

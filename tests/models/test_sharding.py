@@ -10,6 +10,7 @@ import sys
 import jax, numpy as np
 from jaxalign.errors import InputError
 from jaxalign.models import load_pretrained
+from jaxalign.models.sharding import AXES
 from jaxalign.models.weights import Leaf
 
 folder = sys.argv[1]
@@ -28,7 +29,7 @@ Leaf.__init__ = watched
 for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 1, 7)):
     largest.clear()
     devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
-    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.Mesh(devices, AXES)
     try:
         _, params, _ = load_pretrained(folder, mesh=mesh)
     except InputError as error:

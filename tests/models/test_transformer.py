@@ -115,19 +115,22 @@ def test_rematerialisation_keeps_the_gradients(params):
 
 
 _SHARDED = """
+import functools
 import jax, jax.numpy as jnp, numpy as np
-from flax import linen as nn
+from flax import linen as nn, traverse_util
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import hidden_token_logps
-from jaxalign.models.sharding import RULES, parameter_shardings
+from jaxalign.models.layout import parameter_shardings
+from jaxalign.models.sharding import make_mesh
 from jaxalign.models.transformer import Transformer, output_weight
 
 assert jax.device_count() == 8
 model = Transformer({config!r}, dtype=jnp.float32)
 one = jnp.ones((1, 1), jnp.int32)
 params = jax.jit(lambda: nn.unbox(model.init(jax.random.key(0), one, one, one > 0)))()["params"]
-mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
-sharded = jax.device_put(params, parameter_shardings(model, mesh))
+mesh = make_mesh(2, 2, 2)
+shardings = traverse_util.unflatten_dict(parameter_shardings(model.config, mesh), sep="/")
+sharded = jax.device_put(params, shardings)
 
 shard = lambda leaf: leaf.sharding.shard_shape(leaf.shape)
 attention = sharded["layers"]["attention"]
@@ -141,18 +144,17 @@ inputs, targets = rng.integers(32, size=(2, 8, 5)).astype(np.int32)
 mask = np.arange(5) < np.arange(1, 9)[:, None]
 positions = np.broadcast_to(np.arange(5), mask.shape)
 
-@jax.jit
-def run(params, inputs, targets, mask):
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, inputs, targets, mask):
     def loss(params):
         hidden, _ = model.apply({{"params": params}}, inputs, positions, mask)
         logps = hidden_token_logps(hidden, output_weight(params), targets)
         return jnp.where(mask, logps, 0.0).sum(), logps
     return jax.grad(loss, has_aux=True)(params)
 
-expected_grads, expected = run(params, inputs, targets, mask)
+expected_grads, expected = run(model, params, inputs, targets, mask)
 rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
-with mesh, nn.logical_axis_rules(RULES):
-    grads, got = run(sharded, *jax.device_put((inputs, targets, mask), rows))
+grads, got = run(model.clone(mesh=mesh), sharded, *jax.device_put((inputs, targets, mask), rows))
 np.testing.assert_allclose(got, expected, atol=1e-5)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, expected_grads)
 print("equal")
