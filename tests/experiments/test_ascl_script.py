@@ -78,7 +78,8 @@ def test_a_finished_run_can_be_resumed_and_writes_its_model_again(whole_run, arg
         (["--max-calls=0"], "max_calls=0 is too small: at least 1"),
         (["--cold-start-learning-rate=0"], "cold_start_learning_rate=0.0 must be a number above 0"),
         (["--rules=missing.yaml"], "missing.yaml: cannot be read"),
-        (["--cold-start-rounds=1"], "no sampled trace was well-formed and right"),
+        (["--cold-start-rounds=1"], "leaves no room behind a consultation and its answer"),
+        (["--cold-start-rounds=1", "--max-new-tokens=64"], "no sampled trace was well-formed"),
         (["--template=examples"], "positions, the model has 512"),
     ],
 )
