@@ -26,13 +26,12 @@ from jaxalign.data import KINDS, Prompt, load_all
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
-from jaxalign.models import load_pretrained
 from jaxalign.rewards import safety_verifiers
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.batches import Batches, kind_indices
 from jaxalign.training.experiment import (
     Experiment,
-    choose_dtype,
+    load_start,
     make_algorithm,
     make_run_optimizer,
     rollout_speed,
@@ -90,8 +89,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
     check(settings, not_negative=["helpfulness_weight"])
     prompts = load_all(settings.prompts, settings.text_field)
     heldout = load_all(settings.heldout, settings.text_field)
-    dtype = choose_dtype(settings)
-    model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    model, params, tokenizer = load_start(settings)
     try:
         verifiers = safety_verifiers(tokenizer)
     except ValueError as error:
@@ -129,7 +127,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
         balance=settings.balance,
     )
     start = params if settings.helpfulness_weight else None
-    reward_params = make_reward_params(verifiers, start, dtype)
+    reward_params = make_reward_params(verifiers, start, model.dtype)
     reference = params if settings.kl_coefficient else None
     state = init_state(params, optimizer)
     del params, start  # or the float32 start model would stay in memory

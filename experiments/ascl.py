@@ -49,7 +49,7 @@ from jaxalign.training.cold_start import (
 from jaxalign.training.experiment import (
     Experiment,
     Interrupted,
-    choose_dtype,
+    load_start,
     make_algorithm,
     make_run_optimizer,
     rollout_speed,
@@ -143,8 +143,7 @@ def run(settings: Ascl, interruption: Interruption) -> None:
     prompts = load_all(settings.prompts, settings.text_field)
     heldout = load_all(settings.heldout, settings.text_field)
     book = builtin_rules() if settings.rules is None else load_rules(settings.rules)
-    dtype = choose_dtype(settings)
-    model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    model, params, tokenizer = load_start(settings)
     try:
         verifiers = safety_verifiers(tokenizer, pattern=CONSULTING_FORMAT_PATTERN)
         tool = consultation(book.rules, tokenizer, max_calls=settings.max_calls)
@@ -209,7 +208,7 @@ def run(settings: Ascl, interruption: Interruption) -> None:
     state = init_state(params, optimizer)
     del params  # or the float32 start model would stay in memory
     step = make_step(model, optimizer, algorithm, reward)
-    reward_params = make_reward_params(verifiers, None, dtype)
+    reward_params = make_reward_params(verifiers, None, model.dtype)
     state, interrupted = experiment.train(
         lambda state, batch, key: step(state, batch, key, reward_params, reference),
         state,
@@ -261,7 +260,7 @@ def cold_start(
     folder, begun = settings.run / COLD_START_FOLDER, time.perf_counter()
     if settings.resume and folder.exists():
         experiment.add_seconds(read_json(settings.run / "traces.json")["seconds"])
-        return load_pretrained(folder)[1]
+        return load_pretrained(folder, mesh=model.mesh)[1]
 
     def heed(when: str) -> None:
         if interruption.requested:

@@ -49,7 +49,7 @@ from jaxalign.data.templates import (
 )
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
-from jaxalign.models import Transformer, load_pretrained
+from jaxalign.models import Transformer
 from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import safety_verifiers
@@ -64,7 +64,7 @@ from jaxalign.training.cada import (
 from jaxalign.training.experiment import (
     Experiment,
     Interrupted,
-    choose_dtype,
+    load_start,
     make_algorithm,
     make_run_optimizer,
     rollout_speed,
@@ -184,8 +184,7 @@ def run(settings: Cada, interruption: Interruption) -> None:
             cases=settings.cases,
             cases_per_outcome=settings.cases_per_outcome,
         )
-    dtype = choose_dtype(settings)
-    model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    model, params, tokenizer = load_start(settings)
     template = bare_messages if settings.template == "bare" else alphaalign_messages
     experiment = Experiment(
         settings,

@@ -16,8 +16,9 @@ from jaxalign.data.templates import Template
 from jaxalign.errors import InputError
 from jaxalign.evaluation.report import write_report
 from jaxalign.evaluation.suites import evaluate
-from jaxalign.models import Transformer, save_pretrained
+from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.models.sharding import make_mesh
 from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
 from jaxalign.sampling import Temperature, Tool
@@ -251,6 +252,17 @@ def choose_dtype(settings: Settings) -> Any:
         return dtype
     print(f"compute dtype: {name}, {reason}")
     return jnp.dtype(name)
+
+
+def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
+    """The start model in the compute dtype, on the mesh, its parameters and its tokenizer.
+
+    Raises:
+      InputError: as `load_pretrained`, or a mesh of another number of devices than there are.
+    """
+    mesh = None if settings.mesh is None else make_mesh(*settings.mesh)
+    dtype = choose_dtype(settings)
+    return load_pretrained(settings.model, dtype=dtype, remat=settings.remat, mesh=mesh)
 
 
 def make_algorithm(

@@ -27,6 +27,9 @@ class Settings:
     """Compute dtype; auto takes the faster one in a short probe. Parameters are float32."""
     remat: Literal["none", "dots", "full"] = "dots"
     """What the backward pass recomputes in each layer, for memory."""
+    mesh: tuple[int, int, int] | None = None
+    """Devices that share model and work, as data, fsdp and tensor: with `1 8 1` each of eight keeps
+    an eighth of every parameter. By default one device."""
     prompts: tuple[str, ...] = ("builtin:train",)
     """Training prompts: builtin:train, a .jsonl or .csv file, hub:NAME[@SPLIT], tfds:NAME[@SPLIT],
     disk:FOLDER[@SPLIT]; as KIND=SPEC (harmful=my.csv) where the data does not tell the kind."""
@@ -78,7 +81,7 @@ class Settings:
     """Of sampling and data order."""
 
 
-LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype")
+LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype", "mesh")
 """Settings that may change on resume."""
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -144,6 +147,14 @@ def check(
             f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
             "step: change harmful, benign, lookalike or micro_batches"
         )
+    if samples and settings.mesh is not None:
+        rows = prompts * settings.samples_per_prompt // settings.micro_batches
+        parts = settings.mesh[0] * settings.mesh[1]
+        if rows % parts:
+            raise InputError(
+                f"mesh: data x fsdp = {parts} does not divide the {rows} completions of a "
+                "micro-batch: change the prompts, samples_per_prompt or micro_batches of a step"
+            )
     check_replaceable(settings.run / "model")
     started = has_checkpoint(settings.run) or (kept is not None and (settings.run / kept).exists())
     if settings.resume and not started:

@@ -228,6 +228,30 @@ def test_an_unknown_preset_and_a_used_folder(arguments, whole_run, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
+def test_a_mesh_that_does_not_fit_is_refused(arguments, tmp_path, capsys):
+    run = f"--run={tmp_path / 'run'}"
+    assert main([*arguments, run, "--mesh", "4", "2", "1"]) == 2
+    assert "data x fsdp = 8 does not divide the 4 completions" in capsys.readouterr().err
+    assert main([*arguments, run, "--mesh", "64", "1", "1", "--samples-per-prompt=64"]) == 2
+    assert "mesh: data x fsdp x tensor = 64 x 1 x 1 does not make" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_on_eight_devices_ends_with_the_same_model(arguments, tmp_path):
+    few = [*arguments, "--steps=2", "--learning-rate=1e-5", "--warmup-steps=0", "--decay-steps=0"]
+    assert main([*few, f"--run={tmp_path / 'one'}"]) == 0
+    command = [sys.executable, "experiments/alphaalign.py", *few, f"--run={tmp_path / 'eight'}"]
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    mesh = ["--mesh", "2", "2", "2"]
+    done = subprocess.run([*command, *mesh], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "eight")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(theirs[name], ours[name], atol=2e-6, err_msg=name)
+
+
 def test_help_teaches():
     command = [sys.executable, "experiments/alphaalign.py", "demo", "--help"]
     environment = os.environ | {"COLUMNS": "100"}

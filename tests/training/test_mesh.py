@@ -77,29 +77,75 @@ except InputError as error:
 """
 
 
-def test_a_step_on_eight_devices_is_the_step_on_one():
-    """Two steps with a prefix, micro-batches and a KL; one compilation for each mesh.
+_RESTORE = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import traverse_util
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.layout import parameter_shardings
+from jaxalign.models.sharding import make_mesh
+from jaxalign.training.checkpoint import Checkpoints
+from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.state import init_state
+from tiny_model import random_params
 
-    Sums over a mesh round otherwise, so about one token in 20,000 is drawn otherwise: not with this
-    key.
-    """
+CONFIG = ModelConfig(
+    vocab_size=64, num_layers=2, model_dim=32, num_heads=8, num_kv_heads=2, head_dim=8, mlp_dim=64
+)
+
+def state_on(sizes, params):
+    if sizes:
+        shardings = parameter_shardings(CONFIG, make_mesh(*sizes))
+        params = jax.device_put(params, traverse_util.unflatten_dict(shardings, sep="/"))
+    return init_state(params, make_optimizer(1e-4, max_grad_norm=1.0))
+
+saved = state_on((1, 8, 1), random_params(CONFIG))
+with Checkpoints(sys.argv[1]) as checkpoints:
+    checkpoints.save(saved, root_key=jax.random.key(3), config={}, wait=True)
+    for sizes in ((2, 2, 2), (1, 8, 1), None):
+        like = state_on(sizes, jax.tree.map(jnp.zeros_like, random_params(CONFIG)))
+        state, key = checkpoints.restore(like, config={})
+        for a, b, c in zip(*map(jax.tree.leaves, (state, saved, like)), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert a.sharding == c.sharding
+        print(sizes, "restored")
+"""
+
+
+def run_on_eight_devices(program, *arguments):
+    """The lines that a program prints, and its messages."""
     tests = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", _STEP],
+        [sys.executable, "-c", program, *map(str, arguments)],
         env={
             **os.environ,
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-            "--xla_backend_optimization_level=0",  # it compiles five times
+            "--xla_backend_optimization_level=0",  # compiling is most of the time
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests))),
         },
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines() == [
+    return done.stdout.splitlines(), done.stderr
+
+
+def test_a_step_on_eight_devices_is_the_step_on_one():
+    """Two steps with a prefix, micro-batches and a KL; one compilation for each mesh.
+
+    Sums over a mesh round otherwise, so about one token in 20,000 is drawn otherwise: not with this
+    key.
+    """
+    lines, messages = run_on_eight_devices(_STEP)
+    assert lines == [
         "8x1x1 equal",
         "1x8x1 equal",
         "1x1x8 equal",
         "2x2x2 equal",
         "mesh: data x fsdp x tensor = 2 x 2 x 1 does not make the 8 devices that there are",
-    ], done.stderr
+    ], messages
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(tmp_path):
+    lines, messages = run_on_eight_devices(_RESTORE, tmp_path)
+    assert lines == ["(2, 2, 2) restored", "(1, 8, 1) restored", "None restored"], messages
