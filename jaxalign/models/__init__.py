@@ -14,6 +14,7 @@ from jaxalign.models.gguf import load_gguf, load_gguf_tokenizer, smollm2_path
 from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.layout import parameter_shardings
+from jaxalign.models.scores import sequence_scores
 from jaxalign.models.transformer import Params, Remat, Transformer
 from jaxalign.models.weights import Leaf
 
@@ -22,8 +23,10 @@ __all__ = [
     "Transformer",
     "completion_logps",
     "hidden_token_logps",
+    "load_classifier",
     "load_pretrained",
     "save_pretrained",
+    "sequence_scores",
     "smollm2_path",
 ]
 
@@ -53,6 +56,32 @@ def load_pretrained(
       InputError: nothing there, a corrupt file, an unsupported architecture, a tokenizer with more
         tokens than the model, or a mesh that does not divide a parameter.
     """
+    return _load(path_or_id, dtype, remat, mesh, classifier=False)
+
+
+def load_classifier(
+    path_or_id: str | Path,
+    *,
+    dtype: Any = jnp.bfloat16,
+    remat: Remat = "none",
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Transformer, Params, Any]:
+    """Loads a reward model or classifier (`…ForSequenceClassification`); see `sequence_scores`.
+
+    Arguments, results and errors are those of `load_pretrained`, but for GGUF files, which hold no
+    such models.
+    """
+    return _load(path_or_id, dtype, remat, mesh, classifier=True)
+
+
+def _load(
+    path_or_id: str | Path,
+    dtype: Any,
+    remat: Remat,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    classifier: bool,
+) -> tuple[Transformer, Params, Any]:
     logging.getLogger("transformers").addFilter(_is_wanted)
     path = resolve(str(path_or_id))
 
@@ -64,11 +93,13 @@ def load_pretrained(
             leaf.shape, sharding, lambda part: leaf.read(part or ())
         )
 
+    if path.is_file() and classifier:
+        raise InputError(f"{path}: a GGUF file has no score head; give a Hugging Face folder")
     if path.is_file():
         config, params = load_gguf(path, place=place)
         tokenizer = load_gguf_tokenizer(path)
     else:
-        config, params, tokenizer = load_hf(path, place=place)
+        config, params, tokenizer = load_hf(path, place=place, classifier=classifier)
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "

@@ -49,6 +49,7 @@ class ModelConfig:
       qk_norm: whether each query and key head is normalised before it is rotated.
       norm_eps: added to the mean square inside RMSNorm.
       tie_embeddings: whether the output projection is the embedding table.
+      num_labels: scores of a sequence, for a reward model or classifier; 0 for a language model.
       max_positions: the context length the weights were trained for, in tokens.
       bos_token_id: start token of the original model, or None.
       eos_token_id: end token of the original model.
@@ -68,6 +69,7 @@ class ModelConfig:
     qk_norm: bool = False
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    num_labels: int = 0
     max_positions: int = 8192
     bos_token_id: int | None = None
     eos_token_id: int = 2

@@ -8,12 +8,9 @@ from typing import Any
 from jaxalign.errors import InputError
 from jaxalign.models.config import ModelConfig, RopeScaling
 
-SUPPORTED_ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+LANGUAGE_MODELS = tuple(f"{family}ForCausalLM" for family in FAMILIES)
+CLASSIFIERS = tuple(f"{family}ForSequenceClassification" for family in FAMILIES)
 
 # Fields that change the computation, with the one value (also the default) that is supported.
 _FIXED_FIELDS = {
@@ -49,8 +46,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path, supported_architectures: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a config.json whose model the decoder can compute.
+
+    Args:
+      path: of the file.
+      supported_architectures: `LANGUAGE_MODELS` or `CLASSIFIERS`.
 
     Raises:
       InputError: the file is missing or damaged, or the architecture or an option of it is not
@@ -58,10 +59,10 @@ def read_fields(path: Path) -> dict[str, Any]:
     """
     fields = read_json(path)
     architectures = fields.get("architectures") or [None]
-    if architectures[0] not in SUPPORTED_ARCHITECTURES:
+    if architectures[0] not in supported_architectures:
         raise InputError(
-            f"{path}: architecture {architectures[0]!r} is not supported; supported: "
-            f"{', '.join(SUPPORTED_ARCHITECTURES)}"
+            f"{path}: architecture {architectures[0]!r} is not supported here; supported: "
+            f"{', '.join(supported_architectures)}"
         )
     for name, supported in _FIXED_FIELDS.items():
         if (value := fields.get(name, supported)) != supported:
@@ -69,7 +70,7 @@ def read_fields(path: Path) -> dict[str, Any]:
                 f"{path}: {name}={value!r} comes with a later release; supported: {supported!r}"
             )
     window = fields.get("sliding_window")
-    if architectures[0] == "MistralForCausalLM" and window is not None:
+    if architectures[0].startswith("Mistral") and window is not None:
         raise InputError(
             f"{path}: sliding_window={window!r} comes with a later release; supported: null"
         )
@@ -163,7 +164,10 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
     model_dim, num_heads = size("hidden_size"), size("num_attention_heads")
     theta, scaling = _rope(path, fields)
     rope_theta = positive("rope_theta", (int, float), theta)
-    qwen2, qwen3 = (fields["architectures"][0] == f"Qwen{n}ForCausalLM" for n in (2, 3))
+    architecture = fields["architectures"][0]
+    qwen2, qwen3 = (architecture.startswith(f"Qwen{n}For") for n in (2, 3))
+    # transformers leaves the names of two labels out, which is its default.
+    labels = len(fields.get("id2label") or "01") if architecture in CLASSIFIERS else 0
     norm_eps = positive("rms_norm_eps", (int, float), fields.get("rms_norm_eps", 1e-6))
     try:
         return ModelConfig(
@@ -180,6 +184,7 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
             qk_norm=qwen3,
             norm_eps=float(norm_eps),
             tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+            num_labels=labels,
             max_positions=size("max_position_embeddings", 2048),
             bos_token_id=token_id("bos_token_id"),
             eos_token_id=eos_token_id,
@@ -194,8 +199,8 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
 def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The fields that transformers 4 and 5 and vLLM read the architecture from.
 
-    The class is `Qwen3ForCausalLM` with `qk_norm`, `Qwen2ForCausalLM` with `qkv_bias`, else
-    `LlamaForCausalLM`; a Mistral without a window is the same as a Llama.
+    The family is `Qwen3` with `qk_norm`, `Qwen2` with `qkv_bias`, else `Llama`; a Mistral without a
+    window is the same as a Llama.
     """
     family = "Qwen3" if config.qk_norm else "Qwen2" if config.qkv_bias else "Llama"
     rope: dict[str, Any] = {"rope_type": "default"}
@@ -207,8 +212,13 @@ def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_positions,
         }
-    return {
-        "architectures": [f"{family}ForCausalLM"],
+    names = {str(label): f"LABEL_{label}" for label in range(config.num_labels)}
+    labels: dict[str, Any] = {}
+    if names:
+        numbers = {name: int(label) for label, name in names.items()}
+        labels = {"id2label": names, "label2id": numbers}
+    return labels | {
+        "architectures": [f"{family}For{'SequenceClassification' if names else 'CausalLM'}"],
         "model_type": family.lower(),
         "vocab_size": config.vocab_size,
         "hidden_size": config.model_dim,

@@ -18,6 +18,8 @@ from jaxalign.errors import InputError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.gguf import smollm2_path
 from jaxalign.models.hf_config import (
+    CLASSIFIERS,
+    LANGUAGE_MODELS,
     config_json,
     make_config,
     read_fields,
@@ -54,6 +56,7 @@ _NAMES = {
     "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
     "final_norm/scale": "model.norm.weight",
     "lm_head/kernel": "lm_head.weight",
+    "score/kernel": "score.weight",
 }
 
 # Tables that old checkpoints carry and that the decoder computes.
@@ -117,7 +120,7 @@ def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, 
                     f"{path}: cut off or not a safetensors file ({error!r}); fetch it again"
                 ) from None
             where.update((name, file) for name in file.keys() if not _COMPUTED.fullmatch(name))
-        if config.tie_embeddings:
+        if config.tie_embeddings or config.num_labels:
             where.pop(_NAMES["lm_head/kernel"], None)
         stored: dict[str, list[int]] = {}
         for name, file in where.items():
@@ -158,7 +161,10 @@ def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def load_hf(
-    folder: str | Path, *, place: Place = lambda config, path, leaf: leaf.whole()
+    folder: str | Path,
+    *,
+    place: Place = lambda config, path, leaf: leaf.whole(),
+    classifier: bool = False,
 ) -> tuple[ModelConfig, dict[str, Any], "PreTrainedTokenizerBase"]:
     """Reads a Hugging Face model folder: configuration, weights and tokenizer.
 
@@ -167,6 +173,7 @@ def load_hf(
         index, in float32, bfloat16 or float16, and tokenizer.json.
       place: makes a leaf of the tree of a parameter in the file; called for one after the other. By
         default the whole as a NumPy array.
+      classifier: whether a model with a score head is due, or one with an output projection.
 
     Returns:
       the configuration, the parameter tree of float32 arrays (matrices `[out, in]`, layers
@@ -178,7 +185,7 @@ def load_hf(
     """
     folder = Path(folder)
     path = folder / "config.json"
-    fields = read_fields(path)
+    fields = read_fields(path, CLASSIFIERS if classifier else LANGUAGE_MODELS)
     tokenizer = _read_tokenizer(folder)
     config = make_config(path, fields, tokenizer.eos_token_id)
     return config, _read_weights(folder, config, place), tokenizer

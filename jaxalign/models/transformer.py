@@ -126,15 +126,16 @@ class MLP(nn.Module):
 
 
 class Table(nn.Module):
-    """One `[rows, width]` parameter: the embedding or the output projection."""
+    """One `[rows, width]` parameter: the embedding, the output projection, or a score head."""
 
     entry: str
     rows: int
     width: int
+    axis: str = "vocab"
 
     @nn.compact
     def __call__(self) -> jax.Array:  # noqa: D102
-        init = _named(nn.initializers.normal(0.02), "vocab", "embed")
+        init = _named(nn.initializers.normal(0.02), self.axis, "embed")
         return self.param(self.entry, init, (self.rows, self.width))
 
 
@@ -213,7 +214,9 @@ class Transformer(nn.Module):
         chex.assert_equal_shape([tokens, positions, mask])
         config = self.config
         table = Table("embedding", config.vocab_size, config.model_dim, name="embed")()
-        if not config.tie_embeddings:
+        if config.num_labels:
+            Table("kernel", config.num_labels, config.model_dim, "label", name="score")()
+        elif not config.tie_embeddings:
             Table("kernel", config.vocab_size, config.model_dim, name="lm_head")()
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         x = constrain(x, self.mesh, "batch", "length", None)
@@ -243,7 +246,13 @@ class Transformer(nn.Module):
 
 
 def output_weight(params: Params) -> jax.Array:
-    """The output projection `[V, D]`: `lm_head` where there is one, else the tied embedding."""
+    """The output projection `[V, D]`: `lm_head` where there is one, else the tied embedding.
+
+    Raises:
+      ValueError: the model gives scores and no tokens.
+    """
+    if "score" in params:
+        raise ValueError("a model with a score head has no output projection")
     if "lm_head" in params:
         return params["lm_head"]["kernel"]
     return params["embed"]["embedding"]

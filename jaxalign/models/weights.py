@@ -65,7 +65,9 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.qk_norm:
         shapes["layers/attention/query_norm/scale"] = (config.head_dim,)
         shapes["layers/attention/key_norm/scale"] = (config.head_dim,)
-    if not config.tie_embeddings:
+    if config.num_labels:
+        shapes["score/kernel"] = (config.num_labels, width)
+    elif not config.tie_embeddings:
         shapes["lm_head/kernel"] = (config.vocab_size, width)
     return shapes
 

@@ -1,11 +1,19 @@
 """Each architecture against `transformers`, on tiny models that it made, in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import load_pretrained, save_pretrained
+from jaxalign.errors import InputError
+from jaxalign.models import (
+    load_classifier,
+    load_pretrained,
+    save_pretrained,
+    sequence_scores,
+)
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import output_weight
 from jaxalign.sampling import Greedy, sample
@@ -124,3 +132,71 @@ def test_a_saved_model_is_the_same_for_them_and_for_us(family, tmp_path):
     ours, loaded, _ = load_pretrained(tmp_path / "model", dtype=jnp.float32)
     assert ours.config == model.config
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+# --- score heads ---------------------------------------------------------------------------------
+
+CLASSIFIERS = {
+    "llama reward model": ("LlamaConfig", {"num_labels": 1, "tie_word_embeddings": False}),
+    "qwen2.5 reward model": ("Qwen2Config", {"num_labels": 1, "tie_word_embeddings": True}),
+    "qwen3 classifier": ("Qwen3Config", {"head_dim": 12, "num_labels": 2}),
+    "mistral classifier": ("MistralConfig", {"sliding_window": None, "num_labels": 3}),
+}
+
+
+@pytest.fixture(scope="module", params=CLASSIFIERS.values(), ids=CLASSIFIERS)
+def classifier(request, tmp_path_factory, smollm2_tokenizer):
+    """A random classifier of transformers, in a folder."""
+    name, options = request.param
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForSequenceClassification.from_config(
+        getattr(transformers, name)(**SIZES, **options, pad_token_id=0)
+    ).float()
+    with torch.no_grad():
+        for value in theirs.parameters():
+            value.add_(0.2 * torch.randn(value.shape))
+    folder = tmp_path_factory.mktemp(name) / "classifier"
+    theirs.save_pretrained(folder)
+    smollm2_tokenizer.save_pretrained(folder)
+    return theirs.eval(), folder
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_scores_are_theirs(classifier, side, tmp_path):
+    """Also after saving and loading it again, by us and by them."""
+    theirs, folder = classifier
+    model, params, tokenizer = load_classifier(folder, dtype=jnp.float32)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, 49152, size=(3, 9)).astype(np.int32)
+    length = np.array([[9], [4], [1]])
+    place = np.arange(9)
+    mask = place >= 9 - length if side == "left" else place < length
+    tokens = np.where(mask, tokens, 0)
+
+    def their_scores(model):
+        with torch.no_grad():
+            return model(torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits.numpy()
+
+    expected = their_scores(theirs)
+    assert expected.shape == (3, model.config.num_labels) and expected.std() > 0.1
+    close = functools.partial(np.testing.assert_allclose, atol=1e-4 * np.abs(expected).max())
+    close(sequence_scores(model, params, tokens, mask), expected)
+    save_pretrained(tmp_path / "model", model, params, tokenizer)
+    ours, again, _ = load_classifier(tmp_path / "model", dtype=jnp.float32)
+    assert ours.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    close(their_scores(load(tmp_path / "model").float().eval()), expected)
+
+
+def test_a_classifier_is_no_language_model(classifier, family, tmp_path, smollm2_path):
+    _, folder = classifier
+    with pytest.raises(InputError, match="ForSequenceClassification' is not supported here"):
+        load_pretrained(folder)
+    with pytest.raises(InputError, match="has no score head; give a Hugging Face folder"):
+        load_classifier(smollm2_path)
+    model, params, tokenizer = family[1]
+    with pytest.raises(ValueError, match="load it with load_classifier"):
+        sequence_scores(model, params, np.ones((1, 2), np.int32), np.ones((1, 2), bool))
+    with pytest.raises(ValueError, match="has no output projection"):
+        output_weight(load_classifier(folder)[1])

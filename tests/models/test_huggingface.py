@@ -344,7 +344,7 @@ def test_computed_tables_and_a_redundant_head_are_ignored(saved: Path) -> None:
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            "'GPT2LMHeadModel' is not supported; supported: Ll",
+            "'GPT2LMHeadModel' is not supported here; supported: Ll",
         ),
         ({"architectures": None}, "architecture None is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' comes with a later release"),
