@@ -8,6 +8,7 @@ from typing import TypeVar
 import tyro
 
 from jaxalign.errors import InputError
+from jaxalign.training.settings import has_checkpoint
 
 AnySettings = TypeVar("AnySettings")
 
@@ -55,7 +56,7 @@ def run_once(script: Callable[[Sequence[str]], int], arguments: Sequence[str], r
     done = run / "summary.json"
     if done.exists():
         return True
-    resume = ["--resume"] if any((run / "checkpoints").glob("[0-9]*")) else []
+    resume = ["--resume"] if has_checkpoint(run) else []
     code = script([*arguments, f"--run={run}", *resume])
     if code == 1:
         return False

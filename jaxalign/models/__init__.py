@@ -23,7 +23,6 @@ __all__ = [
     "Transformer",
     "completion_logps",
     "hidden_token_logps",
-    "load_classifier",
     "load_pretrained",
     "save_pretrained",
     "sequence_scores",
@@ -37,6 +36,7 @@ def load_pretrained(
     dtype: Any = jnp.bfloat16,
     remat: Remat = "none",
     mesh: jax.sharding.Mesh | None = None,
+    classifier: bool = False,
 ) -> tuple[Transformer, Params, Any]:
     """Loads a model with its weights and tokenizer.
 
@@ -48,6 +48,8 @@ def load_pretrained(
       mesh: devices that share the parameters and the work (`jaxalign.models.sharding.make_mesh`);
         each part is read from the file by the process that keeps it, a parameter at a time. Default
         the first device.
+      classifier: whether it is a reward model or classifier (`…ForSequenceClassification`, for
+        `sequence_scores`) or a language model; one is not taken for the other.
 
     Returns:
       the model, its parameters (float32), and a fast Hugging Face tokenizer with a chat template.
@@ -56,32 +58,6 @@ def load_pretrained(
       InputError: nothing there, a corrupt file, an unsupported architecture, a tokenizer with more
         tokens than the model, or a mesh that does not divide a parameter.
     """
-    return _load(path_or_id, dtype, remat, mesh, classifier=False)
-
-
-def load_classifier(
-    path_or_id: str | Path,
-    *,
-    dtype: Any = jnp.bfloat16,
-    remat: Remat = "none",
-    mesh: jax.sharding.Mesh | None = None,
-) -> tuple[Transformer, Params, Any]:
-    """Loads a reward model or classifier (`…ForSequenceClassification`); see `sequence_scores`.
-
-    Arguments, results and errors are those of `load_pretrained`, but for GGUF files, which hold no
-    such models.
-    """
-    return _load(path_or_id, dtype, remat, mesh, classifier=True)
-
-
-def _load(
-    path_or_id: str | Path,
-    dtype: Any,
-    remat: Remat,
-    mesh: jax.sharding.Mesh | None,
-    *,
-    classifier: bool,
-) -> tuple[Transformer, Params, Any]:
     logging.getLogger("transformers").addFilter(_is_wanted)
     path = resolve(str(path_or_id))
 

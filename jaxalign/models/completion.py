@@ -48,6 +48,11 @@ def run_block(model: Transformer, params: Params, *arguments: Any) -> tuple[jax.
     return output
 
 
+def last_place(mask: jax.Array) -> jax.Array:
+    """Where each row of `[B, T]` has its last True, `[B]` int32."""
+    return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+
+
 def encode_prefix(
     model: Transformer, params: Params, prefix: jax.Array | None
 ) -> tuple[KeyValues, ...]:
@@ -94,7 +99,7 @@ def encode_prompts(
     offset = blocks[0].mask.shape[1] if blocks else 0
     length = prompts.shape[1]
     positions = offset + jnp.cumsum(prompt_mask, axis=1) - 1
-    last = length - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
+    last = last_place(prompt_mask)
     body = prompt_mask & (jnp.arange(length) != last[:, None])
     _, block = run_block(model, params, prompts, positions, body, blocks)
     take = lambda x: jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]  # noqa: E731

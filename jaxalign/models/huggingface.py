@@ -210,16 +210,14 @@ def _save_weights(
     from safetensors.numpy import save_file
 
     sizes = tensor_sizes(config, _NAMES, leaves)
-    shards, filled = [0], 0  # the file of each tensor
-    for size in sizes.values():
+    number: dict[str, int] = {}  # of the file that holds a tensor
+    shard = filled = 0
+    for name, size in sizes.items():
         if filled and filled + size > max_shard_bytes:
-            shards.append(shards[-1] + 1)
-            filled = 0
-        else:
-            shards.append(shards[-1])
+            shard, filled = shard + 1, 0
+        number[name] = shard
         filled += size
-    number = dict(zip(sizes, shards[1:], strict=True))
-    count = shards[-1] + 1
+    count = shard + 1
     files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     if count == 1:
         files = ["model.safetensors"]
@@ -228,7 +226,7 @@ def _save_weights(
             folder / "model.safetensors.index.json",
             {
                 "metadata": {"total_size": sum(sizes.values())},
-                "weight_map": {name: files[shard] for name, shard in number.items()},
+                "weight_map": {name: files[place] for name, place in number.items()},
             },
         )
     tensors = unstack_tensors(config, _NAMES, leaves)
@@ -273,8 +271,8 @@ def save_pretrained(
       model: its `config` is the architecture.
       params: the parameter tree, addressable from this process; dtypes are kept in the file.
       tokenizer: a fast tokenizer.
-      max_shard_bytes: most of the weights in one file, and in memory beside `params`; a tensor that
-        is larger has a file to itself. More than one file get an index.
+      max_shard_bytes: most of the weights in one file, and in memory beside `params` and one leaf
+        of it; a tensor that is larger has a file to itself. More than one file get an index.
 
     Raises:
       InputError: `folder` is in use for something else, or cannot be written.

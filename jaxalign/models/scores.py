@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.models.completion import compute_params, run_block
+from jaxalign.models.completion import compute_params, last_place, run_block
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import Params, Transformer
 
@@ -15,7 +15,7 @@ def sequence_scores(
     """W h of the last token of each row, with W the score head.
 
     Args:
-      model: with a score head (`load_classifier`).
+      model: with a score head (`load_pretrained(…, classifier=True)`).
       params: its parameters.
       tokens: `[B, T]` int32, padded on either side.
       mask: `[B, T]` bool, which tokens exist, at least one in each row. transformers tells them by
@@ -30,10 +30,9 @@ def sequence_scores(
     chex.assert_rank([tokens, mask], 2)
     chex.assert_equal_shape([tokens, mask])
     if not model.config.num_labels:
-        raise ValueError("the model has no score head: load it with load_classifier")
+        raise ValueError("the model has no score head: load it with classifier=True")
     params = compute_params(params, model.dtype)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     hidden, _ = run_block(model, params, tokens, positions, mask)
-    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-    chosen = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    chosen = jnp.take_along_axis(hidden, last_place(mask)[:, None, None], axis=1)[:, 0]
     return logits(chosen, params["score"]["kernel"])

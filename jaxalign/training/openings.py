@@ -35,9 +35,9 @@ class Opening:
     answered: list[int]
 
     @property
-    def size(self) -> int:
-        """Tokens in all."""
-        return len(self.asked) + len(self.answered)
+    def tokens(self) -> list[int]:
+        """All of it."""
+        return [*self.asked, *self.answered]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Openings:
     @property
     def size(self) -> int:
         """Tokens of the longest."""
-        return max(opening.size for opening in (self.alone, *self.calls.values()))
+        return max(len(opening.tokens) for opening in (self.alone, *self.calls.values()))
 
     def of(self, prompt: Prompt, *, consults: bool) -> Opening:
         """The tag, or a call of the prompt's hazard: of `general` or the first without a rule."""
@@ -114,7 +114,7 @@ def guided_rollout(
             f"max_new_tokens={algorithm.max_new_tokens} leaves no room behind a consultation and "
             f"its answer, which take {width}: raise it, or shorten the rules"
         )
-    given = [[*opening.asked, *opening.answered] for opening in openings]
+    given = [opening.tokens for opening in openings]
     prompts, prompt_mask = np.asarray(batch.prompts), np.asarray(batch.prompt_mask)
     rows = [np.array([*p[m], *ids]) for p, m, ids in zip(prompts, prompt_mask, given, strict=True)]
     tokens = np.zeros((len(rows), prompts.shape[1] + width), np.int32)
@@ -140,8 +140,8 @@ def _behind(samples: Rollout, openings: Sequence[Opening], algorithm: Algorithm)
     mask, present = np.zeros(shape, bool), np.zeros(shape, bool)
     for row in range(shape[0]):
         opening = openings[row // algorithm.samples_per_prompt]
-        start = opening.size
-        tokens[row, :start] = [*opening.asked, *opening.answered]
+        start = len(opening.tokens)
+        tokens[row, :start] = opening.tokens
         present[row, :start] = True
         mask[row, : len(opening.asked)] = True
         rest = slice(start, start + samples.tokens.shape[1])

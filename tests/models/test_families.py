@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.models import (
-    load_classifier,
-    load_pretrained,
-    save_pretrained,
-    sequence_scores,
-)
+from jaxalign.models import load_pretrained, save_pretrained, sequence_scores
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import output_weight
 from jaxalign.sampling import Greedy, sample
@@ -165,7 +160,7 @@ def classifier(request, tmp_path_factory, smollm2_tokenizer):
 def test_scores_are_theirs(classifier, side, tmp_path):
     """Also after saving and loading it again, by us and by them."""
     theirs, folder = classifier
-    model, params, tokenizer = load_classifier(folder, dtype=jnp.float32)
+    model, params, tokenizer = load_pretrained(folder, dtype=jnp.float32, classifier=True)
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, 49152, size=(3, 9)).astype(np.int32)
     length = np.array([[9], [4], [1]])
@@ -182,7 +177,7 @@ def test_scores_are_theirs(classifier, side, tmp_path):
     close = functools.partial(np.testing.assert_allclose, atol=1e-4 * np.abs(expected).max())
     close(sequence_scores(model, params, tokens, mask), expected)
     save_pretrained(tmp_path / "model", model, params, tokenizer)
-    ours, again, _ = load_classifier(tmp_path / "model", dtype=jnp.float32)
+    ours, again, _ = load_pretrained(tmp_path / "model", dtype=jnp.float32, classifier=True)
     assert ours.config == model.config
     jax.tree.map(np.testing.assert_array_equal, again, params)
     load = transformers.AutoModelForSequenceClassification.from_pretrained
@@ -194,9 +189,9 @@ def test_a_classifier_is_no_language_model(classifier, family, tmp_path, smollm2
     with pytest.raises(InputError, match="ForSequenceClassification' is not supported here"):
         load_pretrained(folder)
     with pytest.raises(InputError, match="has no score head; give a Hugging Face folder"):
-        load_classifier(smollm2_path)
+        load_pretrained(smollm2_path, classifier=True)
     model, params, tokenizer = family[1]
-    with pytest.raises(ValueError, match="load it with load_classifier"):
+    with pytest.raises(ValueError, match="load it with classifier=True"):
         sequence_scores(model, params, np.ones((1, 2), np.int32), np.ones((1, 2), bool))
     with pytest.raises(ValueError, match="has no output projection"):
-        output_weight(load_classifier(folder)[1])
+        output_weight(load_pretrained(folder, classifier=True)[1])

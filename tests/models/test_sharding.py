@@ -1,9 +1,6 @@
 """Parameters on a mesh: read from a file in parts, where each device keeps its share."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from eight_devices import run_on_eight_devices
 
 _LOAD = """
 import sys
@@ -48,21 +45,11 @@ for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 1, 7)):
 
 def test_each_device_reads_its_share(tiny_model_folder):
     """A mesh that does not divide the parameters is named; the others give the same numbers."""
-    done = subprocess.run(
-        [sys.executable, "-c", _LOAD, str(tiny_model_folder)],
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.splitlines() == [
+    lines, messages = run_on_eight_devices(_LOAD, tiny_model_folder)
+    assert lines == [
         "8x1x1 equal",
         "1x8x1 equal",
         "1x1x8 equal",
         "2x2x2 equal",
         "mesh: tensor = 7 does not divide the 49152 of embed/embedding",
-    ], done.stderr
+    ], messages

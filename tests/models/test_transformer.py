@@ -1,15 +1,12 @@
 """The decoder: its tree, what its positions see, rematerialisation and sharding."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight_devices import run_on_eight_devices
 from flax import linen as nn
 from flax import traverse_util
 from tiny_model import SMALL
@@ -162,12 +159,5 @@ print("equal")
 
 
 def test_eight_devices_compute_what_one_does():
-    flags = "--xla_force_host_platform_device_count=8"
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", _SHARDED.format(config=CONFIG)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "equal", done.stderr
+    lines, messages = run_on_eight_devices(_SHARDED.format(config=CONFIG))
+    assert lines == ["equal"], messages

@@ -252,7 +252,7 @@ def test_a_guided_trace_is_its_opening_and_what_the_model_makes_of_it(params):
     )
     for row in range(16):
         opening = chosen[row // 4]
-        asked, start = len(opening.asked), opening.size
+        asked, start = len(opening.asked), len(opening.asked) + len(opening.answered)
         tokens, mask = np.asarray(samples.tokens[row]), np.asarray(samples.mask[row])
         assert tokens[:start].tolist() == [*opening.asked, *opening.answered]
         assert mask[:asked].all() and not mask[asked:start].any() and mask[start]
@@ -279,7 +279,7 @@ def test_a_call_is_of_the_prompts_hazard_or_the_general_one(smollm2_tokenizer):
     assert Openings({"hate": hate}, openings.alone).of(other, consults=True) == hate
     alone = openings.of(hateful, consults=False)
     assert smollm2_tokenizer.decode(alone.asked) == "<safety_reasoning>" and not alone.answered
-    assert openings.size == max(hate.size, general.size)
+    assert openings.size == max(len(hate.tokens), len(general.tokens))
 
 
 def traces(*rows):

@@ -1,12 +1,8 @@
 """One step on eight devices: the numbers of one device, and no device keeps more than its share."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from eight_devices import run_on_eight_devices
 
 _STEP = """
-import dataclasses
 import jax, jax.numpy as jnp, numpy as np, optax
 from jaxalign.errors import InputError
 from jaxalign.models import ModelConfig, Transformer
@@ -110,24 +106,6 @@ with Checkpoints(sys.argv[1]) as checkpoints:
             assert a.sharding == c.sharding
         print(sizes, "restored")
 """
-
-
-def run_on_eight_devices(program, *arguments):
-    """The lines that a program prints, and its messages."""
-    tests = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-            "--xla_backend_optimization_level=0",  # compiling is most of the time
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests))),
-        },
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.splitlines(), done.stderr
 
 
 def test_a_step_on_eight_devices_is_the_step_on_one():
