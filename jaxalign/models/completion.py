@@ -144,5 +144,10 @@ def completion_logps(
     positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
     hidden, _ = run_block(model, params, inputs, positions, mask, context.blocks)
     return hidden_token_logps(
-        hidden, output_weight(params), tokens, temperature=temperature, tile=tile
+        hidden,
+        output_weight(params),
+        tokens,
+        temperature=temperature,
+        tile=tile,
+        mesh=model.mesh,
     )

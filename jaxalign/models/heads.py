@@ -9,12 +9,18 @@ stays where it is.
 """
 
 import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-# Logits held at once, over all rows: 128 MB of float32.
+from jaxalign.models.sharding import spec_of
+
+# Logits that a device holds at once, over all its rows: 128 MB of float32.
 _LOGITS = 2**25
 
 
@@ -35,6 +41,7 @@ def hidden_token_logps(
     *,
     temperature: float = 1.0,
     tile: int | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Log-probabilities of tokens under softmax(W h / temperature), a tile of V at a time.
 
@@ -44,7 +51,9 @@ def hidden_token_logps(
       tokens: `[B, T]` int32, each in [0, V), at masked positions too.
       temperature: above 0, static; the one that sampled, so that ratios start at one.
       tile: words of the vocabulary whose logits are held at once, forwards and backwards, for all
-        B·T rows. None: as many as 128 MB hold.
+        B·T rows (of a device, where there is a mesh). None: as many as 128 MB hold.
+      mesh: as the model's. Rows stay split over data and fsdp, words over tensor, so that no logits
+        and no weights move while tiles are taken: three numbers of each row do.
 
     Returns:
       `[B, T]` float32, differentiable (in reverse mode) in `hidden` and `weight`.
@@ -59,25 +68,67 @@ def hidden_token_logps(
     chex.assert_rank([hidden, weight, tokens], [3, 2, 2])
     chex.assert_equal_shape_prefix([hidden, tokens], 2)
     batch, length, width = hidden.shape
-    rows, vocab = batch * length, weight.shape[0]
+    flat = hidden.reshape(batch * length, width)
+    rows, words = _parts((batch, width), mesh, "batch"), _parts(weight.shape, mesh, "vocab")
+    here = weight.shape[0] // words.size
     if tile is None:
-        tiles = max(1, -(-vocab * rows // _LOGITS))
-        tile = -(-vocab // (tiles * 128)) * 128  # a multiple of 128, for the sake of the product
-    logps = _tiled_logps(
-        hidden.reshape(rows, width),
-        weight.astype(hidden.dtype),
-        tokens.reshape(rows),
-        1.0 / temperature,
-        min(tile, vocab),
-    )
+        tiles = max(1, -(-here * (flat.shape[0] // rows.size) // _LOGITS))
+        tile = -(-here // (tiles * 128)) * 128  # a multiple of 128, for the sake of the product
+    layout = _Layout(1.0 / temperature, min(tile, here), mesh, rows.axes, words.axes)
+    logps = _tiled_logps(flat, weight.astype(hidden.dtype), tokens.reshape(-1), layout)
     return logps.reshape(batch, length)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+class _Split(NamedTuple):
+    """Mesh axes that an array's first axis is split over, and how many parts that makes."""
+
+    axes: tuple[str, ...]
+    size: int
+
+
+def _parts(shape: tuple[int, ...], mesh: Mesh | None, axis: str) -> _Split:
+    if mesh is None:
+        return _Split((), 1)
+    spec = spec_of(shape, (axis, *(None for _ in shape[1:])), mesh)
+    entry = spec[0] if len(spec) else None
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    return _Split(axes, math.prod(mesh.shape[name] for name in axes))
+
+
+class _Layout(NamedTuple):
+    """Constants: 1/temperature, words of a tile on one device, and how rows and words are split."""
+
+    scale: float
+    tile: int
+    mesh: Mesh | None
+    rows: tuple[str, ...]
+    words: tuple[str, ...]
+
+    def on_each_device(
+        self, function: Callable[..., Any], taken: str, given: str
+    ) -> Callable[..., Any]:
+        """Runs a function of local parts; `r`: split by rows, `w`: by words, for each array."""
+        if self.mesh is None:
+            return function
+        specs = {"r": PartitionSpec(self.rows or None), "w": PartitionSpec(self.words or None)}
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=tuple(specs[name] for name in taken),
+            out_specs=tuple(specs[name] for name in given),
+            check_vma=False,
+        )
+
+    def first_word(self, weight: jax.Array) -> jax.Array | int:
+        """Of the words that this device has."""
+        return jax.lax.axis_index(self.words) * weight.shape[0] if self.words else 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _tiled_logps(
-    hidden: jax.Array, weight: jax.Array, tokens: jax.Array, scale: float, tile: int
+    hidden: jax.Array, weight: jax.Array, tokens: jax.Array, layout: _Layout
 ) -> jax.Array:
-    return _forward(hidden, weight, tokens, scale, tile)[0]
+    return _forward(hidden, weight, tokens, layout)[0]
 
 
 def _tiles(vocab: int, tile: int) -> tuple[jax.Array, jax.Array]:
@@ -86,11 +137,25 @@ def _tiles(vocab: int, tile: int) -> tuple[jax.Array, jax.Array]:
     return jnp.minimum(new, vocab - tile), new
 
 
-def _forward(hidden: jax.Array, weight: jax.Array, tokens: jax.Array, scale: float, tile: int):
+def _forward(hidden: jax.Array, weight: jax.Array, tokens: jax.Array, layout: _Layout):
+    compute = layout.on_each_device(
+        functools.partial(_local_forward, layout=layout), taken="rwr", given="rr"
+    )
+    logps, normalizer = compute(hidden, weight, tokens)
+    return logps, (hidden, weight, tokens, normalizer)
+
+
+def _local_forward(
+    hidden: jax.Array, weight: jax.Array, tokens: jax.Array, *, layout: _Layout
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and normalizers of this device's rows, from all devices' words."""
+    tile = layout.tile
+    tokens = tokens - layout.first_word(weight)
+
     def one(carry: tuple[jax.Array, ...], bounds: tuple[jax.Array, jax.Array]):
         largest, total, chosen = carry
         start, new = bounds
-        z = logits(hidden, jax.lax.dynamic_slice_in_dim(weight, start, tile)) * scale
+        z = logits(hidden, jax.lax.dynamic_slice_in_dim(weight, start, tile)) * layout.scale
         here = (tokens >= new) & (tokens < start + tile)
         place = jnp.clip(tokens - start, 0, tile - 1)
         chosen = jnp.where(here, jnp.take_along_axis(z, place[:, None], axis=1)[:, 0], chosen)
@@ -102,12 +167,33 @@ def _forward(hidden: jax.Array, weight: jax.Array, tokens: jax.Array, scale: flo
     zero = jnp.zeros(tokens.shape, jnp.float32)
     begin = (zero - jnp.inf, zero, zero)
     (largest, total, chosen), _ = jax.lax.scan(one, begin, _tiles(weight.shape[0], tile))
+    if layout.words:
+        overall = jax.lax.pmax(largest, layout.words)
+        total = jax.lax.psum(total * jnp.exp(largest - overall), layout.words)
+        chosen, largest = jax.lax.psum(chosen, layout.words), overall
     normalizer = largest + jnp.log(total)
-    return chosen - normalizer, (hidden, weight, tokens, normalizer)
+    return chosen - normalizer, normalizer
 
 
-def _backward(scale: float, tile: int, saved: tuple[jax.Array, ...], cotangent: jax.Array):
-    hidden, weight, tokens, normalizer = saved
+def _backward(layout: _Layout, saved: tuple[jax.Array, ...], cotangent: jax.Array):
+    compute = layout.on_each_device(
+        functools.partial(_local_backward, layout=layout), taken="rwrrr", given="rw"
+    )
+    return *compute(*saved, cotangent), None
+
+
+def _local_backward(
+    hidden: jax.Array,
+    weight: jax.Array,
+    tokens: jax.Array,
+    normalizer: jax.Array,
+    cotangent: jax.Array,
+    *,
+    layout: _Layout,
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of this device's rows and of its words."""
+    tile, scale = layout.tile, layout.scale
+    tokens = tokens - layout.first_word(weight)
 
     def one(carry: tuple[jax.Array, jax.Array], bounds: tuple[jax.Array, jax.Array]):
         grad_hidden, grad_weight = carry
@@ -127,7 +213,12 @@ def _backward(scale: float, tile: int, saved: tuple[jax.Array, ...], cotangent: 
 
     begin = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(weight)
     (grad_hidden, grad_weight), _ = jax.lax.scan(one, begin, _tiles(weight.shape[0], tile))
-    return grad_hidden.astype(hidden.dtype), grad_weight, None
+    grad_hidden = grad_hidden.astype(hidden.dtype)
+    if layout.words:
+        grad_hidden = jax.lax.psum(grad_hidden, layout.words)
+    if layout.rows:
+        grad_weight = jax.lax.psum(grad_weight, layout.rows)
+    return grad_hidden, grad_weight
 
 
 _tiled_logps.defvjp(_forward, _backward)

@@ -143,6 +143,6 @@ def packed_logps(
         model, params, batch.tokens, offset + batch.positions, batch.documents, blocks
     )
     logps = hidden_token_logps(
-        hidden[:, :-1], output_weight(params), batch.tokens[:, 1:], tile=tile
+        hidden[:, :-1], output_weight(params), batch.tokens[:, 1:], tile=tile, mesh=model.mesh
     )
     return jnp.pad(logps, ((0, 0), (1, 0)))

@@ -6,6 +6,8 @@ its heads, hidden units and vocabulary over `tensor`, and keeps each parameter i
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -31,19 +33,23 @@ DECODING: Rules = RULES | {"embed": ()}
 """Of weights while tokens are sampled: a token has too little work to gather them again for it."""
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of all devices, of all processes.
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of all devices, of all processes; or of those given.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices.
     """
-    sizes, count = (data, fsdp, tensor), jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, count = (data, fsdp, tensor), len(devices)
     if min(sizes) < 1 or math.prod(sizes) != count:
         raise InputError(
             f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not make the {count} "
             "devices that there are"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
 
 
 def spec_of(

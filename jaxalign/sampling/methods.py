@@ -6,6 +6,7 @@ changes only which token is drawn; train with `Temperature`, where both are the 
 """
 
 import dataclasses
+import math
 
 import chex
 import jax
@@ -91,7 +92,8 @@ def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
 
     One uniform number a row instead of one Gumbel a token: at V = 49152 the noise would cost more
     than the output projection on a CPU. Blocks of about √V tokens are chosen by their mass, then a
-    token within the block.
+    token within the block. Where V allows, their number is a power of two, so that blocks stay
+    whole on devices that share the vocabulary.
 
     Args:
       key: consumed.
@@ -102,7 +104,8 @@ def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
     """
     chex.assert_rank(scaled, 2)
     batch, vocab = scaled.shape
-    width = int(vocab**0.5) + 1
+    blocks = math.gcd(vocab, 256)
+    width = vocab // blocks if blocks >= 16 else int(vocab**0.5) + 1
     weights = jnp.exp(scaled.astype(jnp.float32) - scaled.max(axis=-1, keepdims=True))
     weights = jnp.pad(weights, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)
     masses = weights.sum(axis=-1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight_devices import run_on_eight_devices
 
 from jaxalign.models.heads import hidden_token_logps, logits
 
@@ -90,6 +91,47 @@ def test_no_buffer_of_all_logits(backward):
     assert largest == batch * length * tile  # equal, not less: the pattern does read the program
     everything = 4 * batch * length * vocab  # bytes
     assert compiled.memory_analysis().temp_size_in_bytes < everything / 4
+
+
+_SHARED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxalign.models.heads import hidden_token_logps
+from jaxalign.models.sharding import make_mesh
+from jaxalign.planning.collectives import read_messages
+
+rng = np.random.default_rng(0)
+hidden = rng.normal(size=(8, 6, 16)).astype(np.float32)
+weight = rng.normal(size=(48, 16)).astype(np.float32)
+tokens = rng.integers(48, size=(8, 6)).astype(np.int32)
+cotangent = rng.normal(size=tokens.shape).astype(np.float32)
+
+def with_gradients(hidden, weight, mesh=None):
+    compute = lambda h, w: hidden_token_logps(h, w, tokens, temperature=0.7, tile=5, mesh=mesh)
+    logps, pullback = jax.vjp(compute, hidden, weight)
+    return logps, *pullback(cotangent)
+
+expected = with_gradients(hidden, weight)
+for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 1, 5)):
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = make_mesh(*sizes, devices=devices)
+    place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+    words = () if sizes[2] == 5 else ("tensor", "fsdp")  # 5 does not divide 48: words stay whole
+    laid = place(hidden, ("data", "fsdp") if sizes[2] < 5 else None), place(weight, *words)
+    program = jax.jit(with_gradients, static_argnums=2).lower(*laid, mesh).compile()
+    for got, wanted in zip(program(*laid), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+    messages = read_messages(program.as_text())
+    assert max((m.times for m in messages), default=1) == 1, messages
+    print("x".join(map(str, sizes)), "equal")
+"""
+
+
+def test_devices_share_words_and_rows():
+    """Value and gradients are those of one device, and no collective runs once a tile."""
+    lines, messages = run_on_eight_devices(_SHARED)
+    meshes = ("8x1x1", "1x8x1", "1x1x8", "2x2x2", "1x1x5")
+    assert lines == [f"{mesh} equal" for mesh in meshes], messages
 
 
 def test_bad_arguments_are_named():

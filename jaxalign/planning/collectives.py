@@ -1,0 +1,167 @@
+"""What a compiled program sends between devices, read from its HLO text.
+
+XLA decides on these messages while it compiles (GSPMD), so the compiled text is where they can be
+seen. Bytes are those that one device receives, as a ring algorithm moves them: with n devices in
+the group and a result of R bytes on each,
+
+    all-gather         R (n − 1) / n
+    reduce-scatter     R (n − 1)
+    all-reduce         2 R (n − 1) / n
+    all-to-all         R (n − 1) / n
+    collective-permute R
+
+A loop counts as often as it runs: XLA writes the bound into its condition. On TPUs a collective may
+be taken in steps within other work; it counts where it starts.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(
+    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>.*?) (?P<kind>[a-z][\w\-]*)\((?P<rest>.*)$"
+)
+_ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]")
+_CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
+_CALLED_SET = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_BOUND = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_OPERATION = re.compile(r'op_name="([^"]*)"')
+# A group's members one by one, the shape of all groups, or the axes of a mesh (or parts of them).
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_SHAPED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One collective of the program.
+
+    Attributes:
+      kind: one of `KINDS`.
+      dtype: of its arrays, as HLO writes it, such as `bf16`.
+      result: bytes of its result on each device.
+      received: bytes that one device receives each time.
+      times: how often it runs in one call of the program.
+      operation: the JAX operation it comes from, such as `jit(step)/jit(_sample)/while/body/…`.
+    """
+
+    kind: str
+    dtype: str
+    result: int
+    received: float
+    times: int
+    operation: str
+
+
+def read_messages(hlo: str) -> list[Message]:
+    """The collectives of a compiled program.
+
+    Args:
+      hlo: `compiled.as_text()`.
+    """
+    computations, entry = _split(hlo)
+
+    @functools.cache
+    def bound(name: str) -> int:
+        """The largest whole number that a loop's condition compares with."""
+        found = [1]
+        for line in computations.get(name, ()):
+            found += [int(n) for n in _BOUND.findall(line)]
+            found += [bound(called) for called in _called(line)]
+        return max(found)
+
+    def walk(name: str, times: int) -> Iterator[tuple[str, bool, Message]]:
+        """Channel of each message, whether that is where it starts in steps, and the message."""
+        starts = any('"AsyncCollectiveStart"' in line for line in computations.get(name, ()))
+        for line in computations.get(name, ()):
+            instruction = _INSTRUCTION.match(line)
+            if instruction is None:
+                continue
+            kind = instruction["kind"].removesuffix("-start")
+            if kind in KINDS:
+                channel = _CHANNEL.search(line)
+                message = _message(kind, instruction, line, times)
+                yield channel[1] if channel else "", starts, message
+            turns = times
+            if kind == "while":
+                known = _TRIPS.search(line)
+                condition = re.search(r"condition=%?([\w.\-]+)", line)
+                assert condition is not None
+                turns *= int(known[1]) if known else bound(condition[1])
+            for called in _called(line):
+                yield from walk(called, turns)
+
+    found = list(walk(entry, 1))
+    in_steps = {channel for channel, starts, _ in found if starts}
+    return [message for channel, starts, message in found if starts or channel not in in_steps]
+
+
+def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation by its name, and the name of the one that is called."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in hlo.splitlines():
+        head = _COMPUTATION.match(line)
+        if head is not None:
+            lines = computations.setdefault(head["name"], [])
+            if line.startswith("ENTRY"):
+                entry = head["name"]
+        else:
+            lines.append(line)
+    return computations, entry
+
+
+def _called(line: str) -> list[str]:
+    sets = ",".join(_CALLED_SET.findall(line))
+    return _CALLED.findall(line) + re.findall(r"[\w.\-]+", sets)
+
+
+def _message(kind: str, instruction: re.Match[str], line: str, times: int) -> Message:
+    arrays = [
+        (array["dtype"], _bytes(array["dtype"], array["shape"]))
+        for array in _ARRAY.finditer(re.sub(r"\{[^}]*\}", "", instruction["type"]))
+    ]
+    started = instruction["kind"].endswith("-start") and kind != "all-reduce"
+    # What starts and ends apart has the type (operand, result, …): the result is the larger one,
+    # and for reduce-scatter the smaller.
+    pick = min if kind == "reduce-scatter" else max
+    if started:
+        dtype, size = pick((a for a in arrays if a[1] > 8), key=lambda a: a[1], default=max(arrays))
+    else:
+        dtype, size = arrays[0][0], sum(size for _, size in arrays)
+    n = _group_size(line)
+    share = (n - 1) / n
+    received = {
+        "all-gather": size * share,
+        "all-reduce": 2 * size * share,
+        "reduce-scatter": size * (n - 1.0),
+        "all-to-all": size * share,
+        "collective-permute": float(size),
+    }[kind]
+    operation = _OPERATION.search(line)
+    return Message(kind, dtype, size, received, times, operation[1] if operation else "")
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part in a collective; 2 of a permutation, which lists pairs."""
+    if listed := _LISTED.search(line):
+        return len(listed[1].split(","))
+    if shaped := _SHAPED.search(line):
+        return int(shaped[1])
+    if axes := _AXES.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
+    return 2
+
+
+def _bytes(dtype: str, shape: str) -> int:
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D.*", "", dtype.lstrip("abcdefuspx")) or 8)
+    return math.prod(int(n) for n in shape.split(",") if n) * max(bits, 8) // 8
