@@ -26,18 +26,20 @@ from jaxalign.data import KINDS, Prompt, load_all
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import safety_verifiers
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.training.batches import Batches, kind_indices
 from jaxalign.training.experiment import (
     Experiment,
+    Reinforcement,
     load_start,
     make_algorithm,
     make_run_optimizer,
-    rollout_speed,
     run_script,
 )
 from jaxalign.training.loop import Interruption
+from jaxalign.training.presets import LARGE
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
 from jaxalign.training.step import make_step
@@ -71,6 +73,24 @@ PRESETS: dict[str, AlphaAlign] = {
         micro_batches=4,
     ),
 }
+# The papers' models. Batch, samples and learning rate are AlphaAlign's; lengths are ours.
+PRESETS |= {
+    name: AlphaAlign(
+        run=Path(f"runs/alphaalign-{name}"),
+        remat="full",
+        samples_per_prompt=8,
+        max_prompt_tokens=256,
+        max_new_tokens=1024,
+        temperature=1.0,
+        steps=200,
+        decay_steps=0,
+        learning_rate=1e-6,
+        micro_batches=4,
+        helpfulness_weight=1.0,
+        **place,
+    )
+    for name, place in LARGE.items()
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,16 +107,40 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
     """Evaluates, trains, evaluates again and writes the run folder."""
     begun = time.perf_counter()
     check(settings, not_negative=["helpfulness_weight"])
-    prompts = load_all(settings.prompts, settings.text_field)
     heldout = load_all(settings.heldout, settings.text_field)
     model, params, tokenizer = load_start(settings)
+    work = prepare(settings, model, tokenizer)
+    experiment = Experiment(
+        settings,
+        interruption,
+        model,
+        tokenizer,
+        prompts=work.batches.prompts,
+        heldout=heldout,
+        template=work.template,
+        begun=begun,
+    )
+    before = experiment.assess("before", params)
+    step, state = work.bind(params), init_state(params, work.optimizer)
+    del params  # or the float32 start model would stay in memory
+    state, interrupted = experiment.train(
+        step, state, work.batches, describe=work.batches.transcripts
+    )
+    if not interrupted:
+        after = experiment.assess("after", state.params)
+        speed = work.speed(model, state.params)
+        experiment.finish(state, {"before": before, "after": after}, speed)
+
+
+def prepare(settings: AlphaAlign, model: Transformer, tokenizer: Any) -> Reinforcement:
+    """The step, its reward and its batches; `jaxalign plan` compiles it too."""
     try:
         verifiers = safety_verifiers(tokenizer)
     except ValueError as error:
         raise InputError(f"{settings.model}: {error}") from error
     template = alphaalign_messages if settings.template == "examples" else bare_messages
     batches = Batches(
-        prompts,
+        load_all(settings.prompts, settings.text_field),
         tokenizer,
         template,
         counts={kind: getattr(settings, kind) for kind in KINDS},
@@ -105,18 +149,6 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
         make_extras=functools.partial(prompt_facts, tokenizer, settings.max_prompt_tokens),
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
-    experiment = Experiment(
-        settings,
-        interruption,
-        model,
-        tokenizer,
-        prompts=prompts,
-        heldout=heldout,
-        template=template,
-        begun=begun,
-    )
-    before = experiment.assess("before", params)
-
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
     optimizer = make_run_optimizer(settings)
     reward = alphaalign_reward(
@@ -126,24 +158,14 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
         helpfulness_weight=settings.helpfulness_weight,
         balance=settings.balance,
     )
-    start = params if settings.helpfulness_weight else None
-    reward_params = make_reward_params(verifiers, start, model.dtype)
-    reference = params if settings.kl_coefficient else None
-    state = init_state(params, optimizer)
-    del params, start  # or the float32 start model would stay in memory
+
+    def constants(params: Params) -> tuple[Any, Params | None]:
+        start = params if settings.helpfulness_weight else None
+        reference = params if settings.kl_coefficient else None
+        return make_reward_params(verifiers, start, model.dtype), reference
+
     step = make_step(model, optimizer, algorithm, reward)
-    state, interrupted = experiment.train(
-        lambda state, batch, key: step(state, batch, key, reward_params, reference),
-        state,
-        batches,
-        describe=batches.transcripts,
-    )
-    if not interrupted:
-        experiment.finish(
-            state,
-            {"before": before, "after": experiment.assess("after", state.params)},
-            rollout_speed(model, algorithm, state.params, batches(0)),
-        )
+    return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
 
 
 def prompt_facts(tokenizer: Any, width: int, prompts: Sequence[Prompt]) -> PromptFacts:

@@ -36,7 +36,7 @@ from jaxalign.evaluation.suites import stop_tokens
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
-from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Verifiers, safety_verifiers
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, safety_verifiers
 from jaxalign.sampling import consultation, rule_answer
 from jaxalign.training.alphaalign import kinds_alone, make_reward_params
 from jaxalign.training.ascl import ascl_reward
@@ -49,10 +49,10 @@ from jaxalign.training.cold_start import (
 from jaxalign.training.experiment import (
     Experiment,
     Interrupted,
+    Reinforcement,
     load_start,
     make_algorithm,
     make_run_optimizer,
-    rollout_speed,
     run_script,
 )
 from jaxalign.training.loop import Interruption
@@ -61,7 +61,7 @@ from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.run_folder import read_json, write_json
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
-from jaxalign.training.step import Algorithm, InverseFrequency, make_step
+from jaxalign.training.step import InverseFrequency, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +140,45 @@ def run(settings: Ascl, interruption: Interruption) -> None:
     """Evaluates, starts cold, trains, evaluates again and writes the run folder."""
     begun = time.perf_counter()
     check_ascl(settings)
-    prompts = load_all(settings.prompts, settings.text_field)
     heldout = load_all(settings.heldout, settings.text_field)
-    book = builtin_rules() if settings.rules is None else load_rules(settings.rules)
+    book = rules_of(settings)
     model, params, tokenizer = load_start(settings)
+    work = prepare(settings, model, tokenizer)
+    batches = work.batches
+    experiment = Experiment(
+        settings,
+        interruption,
+        model,
+        tokenizer,
+        prompts=batches.prompts,
+        heldout=heldout,
+        template=work.template,
+        tool=batches.tool,
+        begun=begun,
+        facts={"rules_version": book.version, "rules": dict(book.rules)},
+    )
+    evaluations = {"before": experiment.assess("before", params)}
+    if settings.cold_start_rounds:
+        params = cold_start(
+            settings, experiment, interruption, model, params, tokenizer, work, book
+        )
+        evaluations["cold_start"] = experiment.assess("cold_start", params)
+    step, state = work.bind(params), init_state(params, work.optimizer)
+    del params  # or the float32 start model would stay in memory
+    state, interrupted = experiment.train(step, state, batches, describe=batches.transcripts)
+    if not interrupted:
+        evaluations["after"] = experiment.assess("after", state.params)
+        experiment.finish(state, evaluations, work.speed(model, state.params))
+
+
+def rules_of(settings: Ascl) -> RuleBook:
+    """The rule book to consult."""
+    return builtin_rules() if settings.rules is None else load_rules(settings.rules)
+
+
+def prepare(settings: Ascl, model: Transformer, tokenizer: Any) -> Reinforcement:
+    """The step, its tool, its reward and its batches; `jaxalign plan` compiles it too."""
+    book = rules_of(settings)
     try:
         verifiers = safety_verifiers(tokenizer, pattern=CONSULTING_FORMAT_PATTERN)
         tool = consultation(book.rules, tokenizer, max_calls=settings.max_calls)
@@ -155,7 +190,7 @@ def run(settings: Ascl, interruption: Interruption) -> None:
         examples=settings.template == "examples",
     )
     batches = Batches(
-        prompts,
+        load_all(settings.prompts, settings.text_field),
         tokenizer,
         template,
         counts={kind: getattr(settings, kind) for kind in KINDS},
@@ -165,38 +200,10 @@ def run(settings: Ascl, interruption: Interruption) -> None:
         tool=tool,
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
-    experiment = Experiment(
-        settings,
-        interruption,
-        model,
-        tokenizer,
-        prompts=prompts,
-        heldout=heldout,
-        template=template,
-        tool=tool,
-        begun=begun,
-        facts={"rules_version": book.version, "rules": dict(book.rules)},
-    )
-    evaluations = {"before": experiment.assess("before", params)}
-
     ifpo = None
     if settings.ifpo != "none":
         ifpo = InverseFrequency(settings.ifpo, settings.scope, settings.max_weight)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer), ifpo)
-    if settings.cold_start_rounds:
-        params = cold_start(
-            settings,
-            experiment,
-            interruption,
-            model,
-            params,
-            tokenizer,
-            algorithm,
-            batches,
-            verifiers,
-            book,
-        )
-        evaluations["cold_start"] = experiment.assess("cold_start", params)
     optimizer = make_run_optimizer(settings)
     reward = ascl_reward(
         model,
@@ -204,21 +211,13 @@ def run(settings: Ascl, interruption: Interruption) -> None:
         refusal_weight=settings.refusal_weight,
         balance=settings.balance,
     )
-    reference = params if settings.kl_coefficient else None
-    state = init_state(params, optimizer)
-    del params  # or the float32 start model would stay in memory
+
+    def constants(params: Params) -> tuple[Any, Params | None]:
+        reference = params if settings.kl_coefficient else None
+        return make_reward_params(verifiers, None, model.dtype), reference
+
     step = make_step(model, optimizer, algorithm, reward)
-    reward_params = make_reward_params(verifiers, None, model.dtype)
-    state, interrupted = experiment.train(
-        lambda state, batch, key: step(state, batch, key, reward_params, reference),
-        state,
-        batches,
-        describe=batches.transcripts,
-    )
-    if not interrupted:
-        evaluations["after"] = experiment.assess("after", state.params)
-        speed = rollout_speed(model, algorithm, state.params, batches(0))
-        experiment.finish(state, evaluations, speed)
+    return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
 
 
 def check_ascl(settings: Ascl) -> None:
@@ -251,9 +250,7 @@ def cold_start(
     model: Transformer,
     params: Params,
     tokenizer: Any,
-    algorithm: Algorithm,
-    batches: Batches,
-    verifiers: Verifiers,
+    work: Reinforcement,
     book: RuleBook,
 ) -> Params:
     """The fine-tuned start model; after a resume the one that the run has kept."""
@@ -276,9 +273,9 @@ def cold_start(
         right, every = collect_traces(
             model,
             params,
-            algorithm,
-            batches,
-            verifiers,
+            work.algorithm,
+            work.batches,
+            work.verifiers,
             rounds=settings.cold_start_rounds,
             key=jax.random.fold_in(jax.random.key(settings.seed), COLD_START),
             openings=encode_openings(book.rules, tokenizer),
@@ -298,7 +295,7 @@ def cold_start(
             model,
             params,
             kept,
-            batches,
+            work.batches,
             make_optimizer(settings.cold_start_learning_rate, max_grad_norm=settings.max_grad_norm),
             epochs=settings.cold_start_epochs,
             batch_size=settings.cold_start_batch,

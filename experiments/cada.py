@@ -64,10 +64,10 @@ from jaxalign.training.cada import (
 from jaxalign.training.experiment import (
     Experiment,
     Interrupted,
+    Reinforcement,
     load_start,
     make_algorithm,
     make_run_optimizer,
-    rollout_speed,
     run_script,
 )
 from jaxalign.training.loop import Interruption, LoopStep
@@ -185,7 +185,7 @@ def run(settings: Cada, interruption: Interruption) -> None:
             cases_per_outcome=settings.cases_per_outcome,
         )
     model, params, tokenizer = load_start(settings)
-    template = bare_messages if settings.template == "bare" else alphaalign_messages
+    template = template_of(settings)
     experiment = Experiment(
         settings,
         interruption,
@@ -210,6 +210,11 @@ def run(settings: Cada, interruption: Interruption) -> None:
         after = experiment.assess("after", state.params)
         speed = None if training.speed is None else training.speed(state.params)
         experiment.finish(state, {"before": before, "after": after}, speed)
+
+
+def template_of(settings: Cada) -> Template:
+    """How training and evaluation ask."""
+    return bare_messages if settings.template == "bare" else alphaalign_messages
 
 
 def check_cada(settings: Cada) -> None:
@@ -376,15 +381,26 @@ def kept_answers(given: Given) -> list[Generated]:
 
 def reinforcement(given: Given) -> Training:
     """Refusal and format as rewards, a KL to the start model; code and cases are left out."""
-    settings, model, params, tokenizer = given.settings, given.model, given.params, given.tokenizer
+    work = prepare(given.settings, given.model, given.tokenizer)
+    return Training(
+        work.bind(given.params),
+        work.batches,
+        work.batches.transcripts,
+        lambda params: work.speed(given.model, params),
+    )
+
+
+def prepare(settings: Cada, model: Transformer, tokenizer: Any) -> Reinforcement:
+    """The step, its reward and its batches of the arm rl; `jaxalign plan` compiles it too."""
     try:
         verifiers = safety_verifiers(tokenizer)
     except ValueError as error:
         raise InputError(f"{settings.model}: {error}") from error
+    template = template_of(settings)
     batches = Batches(
-        given.prompts,
+        load_all(settings.prompts, settings.text_field),
         tokenizer,
-        given.template,
+        template,
         counts={kind: getattr(settings, kind) for kind in KINDS},
         max_prompt_tokens=settings.max_prompt_tokens,
         seed=settings.seed,
@@ -392,6 +408,7 @@ def reinforcement(given: Given) -> Training:
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
+    optimizer = make_run_optimizer(settings)
     reward = alphaalign_reward(
         model,
         format_weight=settings.format_weight,
@@ -399,15 +416,13 @@ def reinforcement(given: Given) -> Training:
         helpfulness_weight=0.0,
         balance=settings.balance,
     )
-    step = make_step(model, make_run_optimizer(settings), algorithm, reward)
-    reward_params = make_reward_params(verifiers, None, model.dtype)
-    reference = params if settings.kl_coefficient else None
-    return Training(
-        lambda state, batch, key: step(state, batch, key, reward_params, reference),
-        batches,
-        batches.transcripts,
-        lambda params: rollout_speed(model, algorithm, params, batches(0)),
-    )
+
+    def constants(params: Params) -> tuple[Any, Params | None]:
+        reference = params if settings.kl_coefficient else None
+        return make_reward_params(verifiers, None, model.dtype), reference
+
+    step = make_step(model, optimizer, algorithm, reward)
+    return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
 
 
 if __name__ == "__main__":

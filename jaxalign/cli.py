@@ -1,10 +1,11 @@
-"""The command `jaxalign`: measure a model, ask it, report on a run, export.
+"""The command `jaxalign`: measure a model, ask it, plan a run, report on one, export.
 
 jax and transformers take seconds to import, so each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -279,9 +280,76 @@ class Export:
         print(self.out)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Find out what a training step takes on a TPU slice, by compiling it without one.
+
+    jaxalign plan experiments/alphaalign.py --preset qwen2.5-7b --topology v5e:4x4
+
+    jaxalign plan experiments/alphaalign.py --preset qwen2.5-7b --topology v5e v5p v6e
+
+    jaxalign plan experiments/ascl.py --preset qwen3-8b --topology v5p:2x2x2 -- --micro-batches 4
+
+    Needs the compiler (pip install 'jaxalign[tpu]') and no TPU, no weights and no hub. Each
+    topology takes some minutes. Flags of the script go behind --.
+    """
+
+    script: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCRIPT")]
+    """The experiment."""
+    preset: str
+    """One of its presets."""
+    topology: tuple[str, ...]
+    """v5e:4x4, v5p:2x2x2, v6e:4x4 and so on; v5e, v5p or v6e alone: the smallest slice of it that
+    the step fits on."""
+    mesh: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="DATA FSDP TENSOR")] = None
+    """By default the preset's tensor, and fsdp for the other devices."""
+    out: _File = None
+    """Also write everything to this JSON file."""
+    flags: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Of the script."""
+
+    def run(self) -> None:
+        """Prints the table and writes the file."""
+        if self.out is not None:
+            _prepare_out(self.out)
+        from rich.console import Console
+
+        from jaxalign.planning.chips import chip_of, use_cpu
+        from jaxalign.planning.command import load_script, plans, read_settings
+        from jaxalign.planning.table import plan_json, plan_table
+        from jaxalign.progress import progress_bar
+
+        for topology in self.topology:
+            chip_of(topology)
+        use_cpu()
+        script = load_script(self.script)
+        settings = read_settings(script, self.preset, self.flags)
+        found: dict[str, Any] = {}
+        with progress_bar(stderr=True) as bar:
+            task = bar.add_task("compiling", total=None)
+            for topology, plan in plans(script, settings, self.topology, self.mesh):
+                found[topology] = plan
+                bar.update(task, description=f"compiling; {topology} is done")
+        completions = settings.samples_per_prompt * (
+            settings.harmful + settings.benign + settings.lookalike
+        )
+        title = f"{self.script.name} {self.preset}: one step, {completions} completions"
+        Console().print(plan_table(found, title))
+        if self.out is not None:
+            values = [
+                {"topology": topology, "refused": plan}
+                if isinstance(plan, str)
+                else plan_json(plan, topology, completions=completions)
+                for topology, plan in found.items()
+            ]
+            self.out.write_text(json.dumps(values, indent=1) + "\n")
+            print(f"Written: {self.out}")
+
+
 _Command = (
     Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )
@@ -296,13 +364,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       the exit code: 0; 2 after bad input, which one line on stderr explains; 130 after Ctrl-C.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags: list[str] = []
+    if arguments[:1] == ["plan"] and "--" in arguments:
+        split = arguments.index("--")
+        arguments, flags = arguments[:split], arguments[split + 1 :]
     try:
         command = tyro.cli(
             cast(Any, _Command),
-            args=argv,
+            args=arguments,
             prog="jaxalign",
             description="Aligns language models for safety, in JAX. See: jaxalign COMMAND --help",
         )
+        if isinstance(command, Plan):
+            command = dataclasses.replace(command, flags=tuple(flags))
         command.run()
     except SystemExit as stop:  # tyro's, after its help or a message on the arguments
         return stop.code if isinstance(stop.code, int) else 2

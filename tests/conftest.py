@@ -1,12 +1,19 @@
 """Fixtures shared by the whole test suite."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from tiny_model import TINY, random_params
 
 from jaxalign.models import Transformer, gguf, save_pretrained
+
+# The same numbers everywhere, in the processes that tests start too; and libtpu, which is here to
+# compile, looks for no TPU.
+os.environ["JAX_PLATFORMS"] = "cpu"
+jax.config.update("jax_platforms", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -281,7 +281,7 @@ def test_export_spares_what_is_there(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "{eval, generate, report, export}"),
+        ([], "{eval, generate, plan, report, export}"),
         (["train"], "eval, generate, report, export"),
         (["eval"], "--model"),
         (["report"], "FOLDER"),

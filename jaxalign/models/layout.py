@@ -42,6 +42,16 @@ def parameter_shardings(
     return shardings
 
 
+def abstract_params(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
+    """The parameters' shapes and where they would live, for what is traced and not run."""
+    shardings = parameter_shardings(config, mesh)
+    leaves = {
+        path: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[path])
+        for path, (shape, _) in _logical_axes(config).items()
+    }
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
 def lay_out(model: Transformer, params: Params, *, decoding: bool = False) -> Params:
     """Tells XLA, inside a compiled program, where a tree like the parameters lives.
 

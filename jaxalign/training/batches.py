@@ -45,14 +45,14 @@ class Batches:
         make_extras: MakeExtras,
         tool: Tool | None = None,
     ) -> None:
-        self._prompts = prompts
+        self.prompts = prompts
         self._tokenizer = tokenizer
         self._template = template
         self._counts = counts
         self._width = max_prompt_tokens
         self._seed = seed
         self._make_extras = make_extras
-        self._tool = tool
+        self.tool = tool
 
     def check(self, *, max_positions: int, max_new_tokens: int) -> None:
         """Refuses what a later step would trip over.
@@ -69,8 +69,8 @@ class Batches:
                 f"prefix, max_prompt_tokens={limit} and max_new_tokens={max_new_tokens} take "
                 f"{positions} positions, the model has {max_positions}: lower one of them"
             )
-        lengths = prompt_lengths(self._tokenizer, self._template, self._prompts)
-        for prompt, length in zip(self._prompts, lengths, strict=True):
+        lengths = prompt_lengths(self._tokenizer, self._template, self.prompts)
+        for prompt, length in zip(self.prompts, lengths, strict=True):
             if length > limit:
                 raise InputError(
                     f"prompt {prompt.id} takes {length} tokens, the limit is {limit}: shorten it "
@@ -79,7 +79,7 @@ class Batches:
 
     def prompts_at(self, step: int) -> list[Prompt]:
         """The prompts of a step, in the order of its batch: harmful, benign, look-alike."""
-        return batch_at(self._prompts, step, counts=self._counts, seed=self._seed)
+        return batch_at(self.prompts, step, counts=self._counts, seed=self._seed)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, on the device."""
@@ -100,7 +100,7 @@ class Batches:
             jnp.asarray(asked.mask),
             jnp.asarray(asked.prefix),
             jax.tree.map(jnp.asarray, extras),
-            self._tool,
+            self.tool,
         )
 
     def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:

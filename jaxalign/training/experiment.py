@@ -1,5 +1,6 @@
 """What surrounds the training of every experiment: errors, evaluations, the run folder."""
 
+import dataclasses
 import datetime
 import json
 import sys
@@ -21,7 +22,9 @@ from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.models.transformer import Params
 from jaxalign.progress import progress_bar
+from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Temperature, Tool
+from jaxalign.training.batches import Batches
 from jaxalign.training.loop import (
     Describe,
     DivergedError,
@@ -35,7 +38,7 @@ from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
 from jaxalign.training.state import TrainState
-from jaxalign.training.step import Algorithm, Batch, InverseFrequency, rollout
+from jaxalign.training.step import Algorithm, Batch, InverseFrequency, StepFn, rollout
 
 
 class Interrupted(Exception):
@@ -237,6 +240,39 @@ class Experiment:
         write_json(self._folder / "summary.json", summary)
         save_pretrained(self._folder / "model", self._model, state.params, self._tokenizer)
         print(f"wrote {write_report(self._folder)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforcement:
+    """A run's reinforcement learning: its compiled step, and what the step takes.
+
+    Attributes:
+      step: from `make_step`.
+      algorithm: its constants.
+      optimizer: its optimizer.
+      batches: the batch of each step.
+      verifiers: of format and refusal, bound to the tokenizer.
+      template: how requests are asked.
+      constants: the start parameters to what stays as it is: what the reward needs, and the
+        reference of the KL or None.
+    """
+
+    step: StepFn
+    algorithm: Algorithm
+    optimizer: optax.GradientTransformation
+    batches: Batches
+    verifiers: Verifiers
+    template: Template
+    constants: Callable[[Params], tuple[Any, Params | None]]
+
+    def bind(self, params: Params) -> LoopStep:
+        """The step of a run that starts from these parameters."""
+        reward_params, reference = self.constants(params)
+        return lambda state, batch, key: self.step(state, batch, key, reward_params, reference)
+
+    def speed(self, model: Transformer, params: Params) -> float:
+        """Generated tokens per second of one rollout, compilation left out."""
+        return rollout_speed(model, self.algorithm, params, self.batches(0))
 
 
 def choose_dtype(settings: Settings) -> Any:

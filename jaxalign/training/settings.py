@@ -147,14 +147,8 @@ def check(
             f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
             "step: change harmful, benign, lookalike or micro_batches"
         )
-    if samples and settings.mesh is not None:
-        rows = prompts * settings.samples_per_prompt // settings.micro_batches
-        parts = settings.mesh[0] * settings.mesh[1]
-        if rows % parts:
-            raise InputError(
-                f"mesh: data x fsdp = {parts} does not divide the {rows} completions of a "
-                "micro-batch: change the prompts, samples_per_prompt or micro_batches of a step"
-            )
+    if samples:
+        check_mesh(settings)
     check_replaceable(settings.run / "model")
     started = has_checkpoint(settings.run) or (kept is not None and (settings.run / kept).exists())
     if settings.resume and not started:
@@ -163,6 +157,24 @@ def check(
         raise InputError(
             f"{settings.run} holds a run already: add --resume to go on, choose another --run, or "
             "remove that folder"
+        )
+
+
+def check_mesh(settings: Settings) -> None:
+    """Refuses a mesh whose data and fsdp do not divide the completions of a micro-batch.
+
+    Raises:
+      InputError: names both numbers.
+    """
+    if settings.mesh is None:
+        return
+    prompts = settings.harmful + settings.benign + settings.lookalike
+    rows = prompts * settings.samples_per_prompt // settings.micro_batches
+    parts = settings.mesh[0] * settings.mesh[1]
+    if rows % parts:
+        raise InputError(
+            f"mesh: data x fsdp = {parts} does not divide the {rows} completions of a "
+            "micro-batch: change the prompts, samples_per_prompt or micro_batches of a step"
         )
 
 

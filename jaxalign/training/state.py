@@ -40,7 +40,8 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
         opt_state=optimizer.init(params),
         skipped=jnp.zeros((), jnp.int32),
     )
-    sharding = jax.tree.leaves(params)[0].sharding
+    # What is traced lies nowhere yet.
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return state
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())

@@ -1,0 +1,11 @@
+"""The papers' models in the scripts' presets: hub ids, and meshes for slices that they fit on."""
+
+from typing import Any
+
+LARGE: dict[str, dict[str, Any]] = {
+    "qwen2.5-3b": {"model": "Qwen/Qwen2.5-3B-Instruct", "mesh": (1, 8, 2)},
+    "qwen2.5-7b": {"model": "Qwen/Qwen2.5-7B-Instruct", "mesh": (1, 4, 4)},
+    "llama-3.2-3b": {"model": "meta-llama/Llama-3.2-3B-Instruct", "mesh": (1, 8, 2)},
+    "qwen3-8b": {"model": "Qwen/Qwen3-8B", "mesh": (1, 4, 4)},
+    "llama-3-8b": {"model": "meta-llama/Meta-Llama-3-8B-Instruct", "mesh": (1, 4, 4)},
+}

@@ -1,0 +1,149 @@
+"""The plan of a step: what it says a device holds and sends, against a step that runs."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from eight_devices import run_on_eight_devices
+
+from jaxalign.cli import main
+from jaxalign.errors import InputError
+from jaxalign.models.architectures import KNOWN, read_architecture
+from jaxalign.models.layout import abstract_params
+from jaxalign.models.sharding import make_mesh
+from jaxalign.planning import chips
+from jaxalign.planning.stand_in import stand_in_tokenizer
+
+ALPHAALIGN = str(Path(__file__).parents[2] / "experiments" / "alphaalign.py")
+
+_PLAN = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from pathlib import Path
+from jaxalign.models import load_pretrained
+from jaxalign.models.sharding import make_mesh
+from jaxalign.planning import plan_step
+from jaxalign.planning.command import load_script, read_settings
+from jaxalign.training.state import init_state
+
+script, folder = sys.argv[1:]
+flags = "--harmful 2 --benign 1 --lookalike 1 --samples-per-prompt 4 --max-new-tokens 8"
+flags += f" --kl-coefficient 0.1 --micro-batches 2 --model {folder}"
+module = load_script(Path(script))
+settings = read_settings(module, "demo", flags.split())
+for sizes in ((1, 8, 1), (2, 2, 2)):
+    mesh = make_mesh(*sizes)
+    model, params, tokenizer = load_pretrained(folder, mesh=mesh)
+    work = module.prepare(settings, model, tokenizer)
+    plan = plan_step(work, model, work.batches(0), jax.devices())
+
+    def on_first(tree):
+        arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+        return sum(x.addressable_shards[0].data.nbytes for x in arrays)
+
+    state = init_state(params, work.optimizer)
+    reward_params, reference = work.constants(params)
+    assert plan.memory["parameters"] == on_first(state.params)
+    assert plan.memory["optimizer"] == on_first(state.opt_state)
+    assert plan.memory["frozen"] == on_first((reward_params.start, reference))
+    assert plan.memory["temporary"] > plan.within["cache"]
+    weights = sum(x.size for x in jax.tree.leaves(params))
+    assert abs(plan.within["decoding_weights"] / (2 * weights / sizes[2]) - 1) < 0.01
+    rows, heads = 4 * 4 // (sizes[0] * sizes[1]), 2 // sizes[2]
+    prefix = work.batches(0).prefix.size
+    prompts = 4 * 56 / min(4, sizes[0] * sizes[1]) if sizes[0] * sizes[1] <= 4 else 4 * 56
+    assert plan.within["cache"] == 2 * 2 * 2 * heads * 8 * (rows * 8 + prompts + prefix)
+
+    # The loop that adds a token gathers no weights: not even one layer's in bfloat16.
+    gathered = sum(m.result for m in plan.decoding_loop if m.kind == "all-gather")
+    assert gathered < 2 * 9216, plan.decoding_loop
+    assert plan.decoding_loop or sizes[2] == 1
+    state, result = work.step(
+        state, work.batches(0), jax.random.key(0), reward_params, reference
+    )
+    assert int(state.step) == 1 and np.isfinite(result.metrics["loss"])
+    print("x".join(map(str, sizes)), "as planned")
+"""
+
+
+def test_a_plan_is_the_step_that_runs(tiny_model_folder):
+    """Bytes of each device are those of the arrays; the planned step is the one that runs."""
+    lines, messages = run_on_eight_devices(_PLAN, ALPHAALIGN, tiny_model_folder)
+    assert lines == ["1x8x1 as planned", "2x2x2 as planned"], messages
+
+
+def test_known_architectures_have_the_sizes_that_their_makers_state():
+    """Parameters in billions, as on the models' cards; each loads on a mesh of 1."""
+    stated = {
+        "smollm2": 0.1345,
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1.71,
+        "Qwen/Qwen2.5-3B-Instruct": 3.09,
+        "Qwen/Qwen2.5-7B-Instruct": 7.61,
+        "meta-llama/Llama-3.2-3B-Instruct": 3.21,
+        "Qwen/Qwen3-8B": 8.2,
+        "meta-llama/Meta-Llama-3-8B-Instruct": 8.03,
+    }
+    assert set(stated) == set(KNOWN)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for name, billions in stated.items():
+        leaves = jax.tree.leaves(abstract_params(KNOWN[name], mesh))
+        assert sum(leaf.size for leaf in leaves) / 1e9 == pytest.approx(billions, rel=0.005), name
+
+
+def test_the_stand_in_has_the_words_asked_for():
+    tokenizer = stand_in_tokenizer(9000)
+    assert len(tokenizer) == 9000
+    ids = tokenizer("How do I bake bread?")["input_ids"]
+    assert tokenizer.decode(ids) == "How do I bake bread?"
+    assert len(ids) < 12  # words, not bytes
+
+
+def test_the_architecture_of_a_folder(tiny_model_folder):
+    config = read_architecture(str(tiny_model_folder))
+    assert (config.model_dim, config.num_layers, config.vocab_size) == (32, 2, 49152)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothere.py", "--preset", "demo", "--topology", "v5e:2x2"], "no such script"),
+        ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS and prepare"),
+        ([ALPHAALIGN, "--preset", "demos", "--topology", "v5e:2x2"], "unknown preset 'demos'"),
+        ([ALPHAALIGN, "--preset", "demo", "--topology", "v9"], "unknown TPU 'v9'; use one of v5e"),
+        ([ALPHAALIGN, "--preset", "demo", "--topology", "v5e:3x3"], "use v5e:1x1, v5e:2x2"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, capsys):
+    assert main(["plan", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_the_compiler_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'jaxalign\[tpu\]'"):
+        chips.slice_devices("v5e:2x2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_the_demo_on_a_tpu(tmp_path, capsys):
+    """Compiled for 1 and 4 chips: quarters where they are due, and a mesh that is wrong."""
+    out = tmp_path / "plan.json"
+    small = "--harmful 1 --benign 1 --lookalike 0 --samples-per-prompt 2 --max-new-tokens 16"
+    command = ["plan", ALPHAALIGN, "--preset", "demo", "--topology", "v5e", "v5e:2x2"]
+    assert main([*command, "--out", str(out), "--", *small.split()]) == 0
+    one, four = json.loads(out.read_text())
+    assert [plan["topology"] for plan in (one, four)] == ["v5e:1x1", "v5e:2x2"]
+    assert four["bytes_per_device"]["parameters"] == one["bytes_per_device"]["parameters"] / 4
+    assert four["update"]["flops"] == pytest.approx(one["update"]["flops"] / 4, rel=0.15)  # tiles
+    assert not one["sampling"]["messages"] and not one["update"]["messages"]
+    assert four["update"]["messages"]["all-gather"] > 0
+    assert all(0 < plan["step_seconds_at_least"] < 1 for plan in (one, four))
+    shown = capsys.readouterr().out
+    assert "1 x 4 x 1" in shown and "step, s at least" in shown
+
+    assert main([*command[:-2], "v5e:4x4", "--", *small.split()]) == 2
+    assert "does not divide the 4 completions" in capsys.readouterr().err
