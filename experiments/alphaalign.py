@@ -73,7 +73,8 @@ PRESETS: dict[str, AlphaAlign] = {
         micro_batches=4,
     ),
 }
-# The papers' models. Batch, samples and learning rate are AlphaAlign's; lengths are ours.
+# The papers' models on v5e:4x4; not run, `jaxalign plan` says what they take (docs/scale.md).
+# Batch, samples and learning rate are AlphaAlign's, the lengths ours.
 PRESETS |= {
     name: AlphaAlign(
         run=Path(f"runs/alphaalign-{name}"),

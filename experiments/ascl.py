@@ -58,6 +58,7 @@ from jaxalign.training.experiment import (
 from jaxalign.training.loop import Interruption
 from jaxalign.training.openings import encode_openings
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.presets import LARGE
 from jaxalign.training.run_folder import read_json, write_json
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
@@ -102,14 +103,15 @@ class Ascl(Settings):
 PRESETS: dict[str, Ascl] = {
     # SmolLM2-135M on two CPU cores.
     "smollm2": Ascl(run=Path("runs/ascl")),
-    # An 8B-class model; ours, not run. Float32 parameters, gradients and AdamW's moments take
-    # 112 GB, and the script runs on one device so far, so this waits for a mesh.
-    "mistral-7b": Ascl(
-        run=Path("runs/ascl-mistral-7b"),
-        model="mistralai/Mistral-7B-Instruct-v0.3",
+}
+# 3B- and 8B-class models, on v5e:4x4; ours, not run. `jaxalign plan` says what they take.
+PRESETS |= {
+    name: Ascl(
+        run=Path(f"runs/ascl-{name}"),
         template="bare",
+        remat="full",
         samples_per_prompt=8,
-        max_prompt_tokens=512,
+        max_prompt_tokens=256,
         max_new_tokens=1024,
         max_calls=3,
         temperature=1.0,
@@ -118,11 +120,13 @@ PRESETS: dict[str, Ascl] = {
         learning_rate=1e-6,
         baseline="group",
         balance=False,
-        micro_batches=16,
+        micro_batches=4,
         cold_start_rounds=64,
         cold_start_cap=200,
         cold_start_learning_rate=5e-6,
-    ),
+        **place,
+    )
+    for name, place in LARGE.items()
 }
 
 

@@ -72,6 +72,7 @@ from jaxalign.training.experiment import (
 )
 from jaxalign.training.loop import Interruption, LoopStep
 from jaxalign.training.preference import PairBatches, make_preference_step
+from jaxalign.training.presets import LARGE
 from jaxalign.training.self_generation import Generated, self_generate
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
@@ -138,14 +139,16 @@ class Cada(Settings):
 PRESETS: dict[str, Cada] = {
     # SmolLM2-135M on two CPU cores.
     "smollm2": Cada(),
-    # An 8B-class model; ours, not run. As in experiments/ascl.py it waits for a mesh.
-    "mistral-7b": Cada(
-        run=Path("runs/cada-mistral-7b"),
-        model="mistralai/Mistral-7B-Instruct-v0.3",
+}
+# 3B- and 8B-class models, on v5e:4x4; ours, not run. `jaxalign plan` says what they take.
+PRESETS |= {
+    name: Cada(
+        run=Path(f"runs/cada-{name}"),
+        remat="full",
         cases_per_outcome=2,
         generated_samples=8,
         cap=200,
-        max_prompt_tokens=512,
+        max_prompt_tokens=256,
         max_new_tokens=1024,
         row_length=4096,
         examples_per_step=64,
@@ -155,8 +158,10 @@ PRESETS: dict[str, Cada] = {
         decay_steps=80,
         learning_rate=2e-6,
         kl_coefficient=0.05,
-        micro_batches=16,
-    ),
+        micro_batches=4,
+        **place,
+    )
+    for name, place in LARGE.items()
 }
 
 

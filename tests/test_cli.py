@@ -282,7 +282,7 @@ def test_export_spares_what_is_there(
     ("argv", "expected"),
     [
         ([], "{eval, generate, plan, report, export}"),
-        (["train"], "eval, generate, report, export"),
+        (["train"], "eval, generate, plan, report, export"),
         (["eval"], "--model"),
         (["report"], "FOLDER"),
         (["generate", "--model", "smollm2", "--prompt", "Why?", "--seed", "one"], "--seed"),

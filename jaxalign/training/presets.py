@@ -1,4 +1,8 @@
-"""The papers' models in the scripts' presets: hub ids, and meshes for slices that they fit on."""
+"""The papers' models in the scripts' presets: hub ids, and meshes for the TPU slice v5e:4x4.
+
+`jaxalign plan` says what they take (docs/scale.md has its figures). None has run yet. On slices of
+another size keep `tensor` and give `fsdp` the rest, as plan does.
+"""
 
 from typing import Any
 

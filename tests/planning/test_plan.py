@@ -14,7 +14,10 @@ from jaxalign.models.architectures import KNOWN, read_architecture
 from jaxalign.models.layout import abstract_params
 from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import chips
+from jaxalign.planning.command import load_script, read_settings
 from jaxalign.planning.stand_in import stand_in_tokenizer
+from jaxalign.training.presets import LARGE
+from jaxalign.training.settings import check_mesh
 
 ALPHAALIGN = str(Path(__file__).parents[2] / "experiments" / "alphaalign.py")
 
@@ -90,6 +93,19 @@ def test_known_architectures_have_the_sizes_that_their_makers_state():
     for name, billions in stated.items():
         leaves = jax.tree.leaves(abstract_params(KNOWN[name], mesh))
         assert sum(leaf.size for leaf in leaves) / 1e9 == pytest.approx(billions, rel=0.005), name
+
+
+@pytest.mark.parametrize("script", ["alphaalign", "ascl", "cada"])
+def test_meshes_of_the_presets_divide_what_they_split(script):
+    module = load_script(Path(ALPHAALIGN).with_name(f"{script}.py"))
+    for name in LARGE:
+        settings = read_settings(module, name, [])
+        check_mesh(settings)
+        _, fsdp, tensor = settings.mesh
+        config = read_architecture(settings.model)
+        assert config.num_kv_heads % tensor == 0  # a head stays on one device
+        assert config.mlp_dim % tensor == config.vocab_size % tensor == 0
+        assert config.model_dim % fsdp == 0
 
 
 def test_the_stand_in_has_the_words_asked_for():
