@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Keeps a run going on spot capacity: when the TPU is taken away it asks for another, prepares it and
+# starts the same command again, until that ends by itself. The run folder has to be in the bucket.
+#   NAME=align ZONE=us-west4-a ACCELERATOR=v5litepod-16 SPOT=1 BUCKET=my-runs tpu_setup/keep.sh \
+#     python experiments/alphaalign.py qwen2.5-7b --run ../bucket/first
+source "$(dirname "$0")/settings.sh"
+need ACCELERATOR v5litepod-16
+need BUCKET my-runs
+(($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b"
+
+if [[ "$DRY_RUN" == 1 ]]; then
+  "$HERE/delete.sh" && "$HERE/create.sh" && "$HERE/prepare.sh" && "$HERE/launch.sh" "$@"
+  exit
+fi
+prepare_and_launch() {
+  "$HERE/prepare.sh" && "$HERE/launch.sh" "$@" && return
+  echo "$(date +%H:%M:%S) that did not work; trying again in $POLL seconds"
+}
+
+# What worker 0 says of the run: its exit code, running, or gone; nothing if it can't be reached.
+# shellcheck disable=SC2016  # the worker expands
+ASK='cat run.exit 2>/dev/null || { kill -0 "$(cat run.pid)" && echo running || echo gone; } 2>/dev/null'
+
+while true; do
+  now=$(state)
+  case "$now" in
+    ACTIVE)
+      said=$(gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker=0 --command="$ASK" \
+        2>/dev/null || true)
+      case "$said" in
+        running | '') ;;
+        gone) prepare_and_launch "$@" ;;
+        *)
+          echo "$(date +%H:%M:%S) the run has ended with exit code $said; tpu_setup/delete.sh" \
+            "frees the TPU"
+          exit "$said"
+          ;;
+      esac
+      ;;
+    FAILED | SUSPENDED | NONE)
+      echo "$(date +%H:%M:%S) $NAME is $now: another one"
+      [[ "$now" == NONE ]] || "$HERE/delete.sh"
+      # Where it does not come the next turn sees its state and begins again.
+      "$HERE/create.sh" && prepare_and_launch "$@" || true
+      ;;
+  esac
+  sleep "$POLL"
+done

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs on each worker: starts a command in ~/jaxalign, in the background.
+# Leaves in ~ run.log, run.pid and, when it has ended, run.exit with its exit code.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ -f ../run.pid ]] && kill -0 "$(<../run.pid)" 2>/dev/null; then
+  echo "worker_launch: process $(<../run.pid) is still running; tpu_setup/stop.sh ends it" >&2
+  exit 2
+fi
+folder=
+for ((i = 1; i < $#; i++)); do
+  [[ "${!i}" != --run ]] || { next=$((i + 1)) && folder=${!next}; }
+done
+if [[ -n "$folder" ]] && compgen -G "$folder/checkpoints/[0-9]*" >/dev/null; then
+  set -- "$@" --resume
+fi
+
+rm -f ../run.exit
+PATH="$(cd .. && pwd)/venv/bin:$PATH"
+# shellcheck disable=SC2016  # the inner shell expands
+setsid nohup bash -c '"$@"; echo $? >../run.exit' launch "$@" >../run.log 2>&1 </dev/null &
+echo $! >../run.pid
+echo "$(hostname): process $(<../run.pid): $*"
