@@ -107,16 +107,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: AlphaAlign, interruption: Interruption) -> None:
     """Evaluates, trains, evaluates again and writes the run folder."""
     begun = time.perf_counter()
-    check(settings, not_negative=["helpfulness_weight"])
+    check_settings(settings)
+    prompts = load_all(settings.prompts, settings.text_field)
     heldout = load_all(settings.heldout, settings.text_field)
     model, params, tokenizer = load_start(settings)
-    work = prepare(settings, model, tokenizer)
+    work = prepare(settings, model, tokenizer, prompts)
     experiment = Experiment(
         settings,
         interruption,
         model,
         tokenizer,
-        prompts=work.batches.prompts,
+        prompts=prompts,
         heldout=heldout,
         template=work.template,
         begun=begun,
@@ -133,7 +134,14 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
         experiment.finish(state, {"before": before, "after": after}, speed)
 
 
-def prepare(settings: AlphaAlign, model: Transformer, tokenizer: Any) -> Reinforcement:
+def check_settings(settings: AlphaAlign) -> None:
+    """Refuses settings that can't work."""
+    check(settings, not_negative=["helpfulness_weight"])
+
+
+def prepare(
+    settings: AlphaAlign, model: Transformer, tokenizer: Any, prompts: list[Prompt]
+) -> Reinforcement:
     """The step, its reward and its batches; `jaxalign plan` compiles it too."""
     try:
         verifiers = safety_verifiers(tokenizer)
@@ -141,7 +149,7 @@ def prepare(settings: AlphaAlign, model: Transformer, tokenizer: Any) -> Reinfor
         raise InputError(f"{settings.model}: {error}") from error
     template = alphaalign_messages if settings.template == "examples" else bare_messages
     batches = Batches(
-        load_all(settings.prompts, settings.text_field),
+        prompts,
         tokenizer,
         template,
         counts={kind: getattr(settings, kind) for kind in KINDS},

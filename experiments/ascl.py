@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxalign.data import KINDS, RuleBook, builtin_rules, load_all, load_rules
+from jaxalign.data import KINDS, Prompt, RuleBook, builtin_rules, load_all, load_rules
 from jaxalign.data.templates import consulting_messages
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
@@ -143,18 +143,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: Ascl, interruption: Interruption) -> None:
     """Evaluates, starts cold, trains, evaluates again and writes the run folder."""
     begun = time.perf_counter()
-    check_ascl(settings)
+    check_settings(settings)
+    prompts = load_all(settings.prompts, settings.text_field)
     heldout = load_all(settings.heldout, settings.text_field)
     book = rules_of(settings)
     model, params, tokenizer = load_start(settings)
-    work = prepare(settings, model, tokenizer)
+    work = prepare(settings, model, tokenizer, prompts)
     batches = work.batches
     experiment = Experiment(
         settings,
         interruption,
         model,
         tokenizer,
-        prompts=batches.prompts,
+        prompts=prompts,
         heldout=heldout,
         template=work.template,
         tool=batches.tool,
@@ -180,7 +181,9 @@ def rules_of(settings: Ascl) -> RuleBook:
     return builtin_rules() if settings.rules is None else load_rules(settings.rules)
 
 
-def prepare(settings: Ascl, model: Transformer, tokenizer: Any) -> Reinforcement:
+def prepare(
+    settings: Ascl, model: Transformer, tokenizer: Any, prompts: list[Prompt]
+) -> Reinforcement:
     """The step, its tool, its reward and its batches; `jaxalign plan` compiles it too."""
     book = rules_of(settings)
     try:
@@ -194,7 +197,7 @@ def prepare(settings: Ascl, model: Transformer, tokenizer: Any) -> Reinforcement
         examples=settings.template == "examples",
     )
     batches = Batches(
-        load_all(settings.prompts, settings.text_field),
+        prompts,
         tokenizer,
         template,
         counts={kind: getattr(settings, kind) for kind in KINDS},
@@ -224,7 +227,7 @@ def prepare(settings: Ascl, model: Transformer, tokenizer: Any) -> Reinforcement
     return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
 
 
-def check_ascl(settings: Ascl) -> None:
+def check_settings(settings: Ascl) -> None:
     """Refuses settings that can't work."""
     check(
         settings,

@@ -140,7 +140,8 @@ PRESETS: dict[str, Cada] = {
     # SmolLM2-135M on two CPU cores.
     "smollm2": Cada(),
 }
-# 3B- and 8B-class models, on v5e:4x4; ours, not run. `jaxalign plan` says what they take.
+# 3B- and 8B-class models, on v5e:4x4; ours, not run. `jaxalign plan … -- --arm rl` says what the
+# RL arm takes.
 PRESETS |= {
     name: Cada(
         run=Path(f"runs/cada-{name}"),
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: Cada, interruption: Interruption) -> None:
     """Evaluates, generates, trains, evaluates again and writes the run folder."""
     begun = time.perf_counter()
-    check_cada(settings)
+    check_settings(settings)
     prompts = load_all(settings.prompts, settings.text_field)
     heldout = load_all(settings.heldout, settings.text_field)
     context = ""
@@ -204,8 +205,8 @@ def run(settings: Cada, interruption: Interruption) -> None:
     )
     before = experiment.assess("before", params)
     given = Given(settings, interruption, model, params, tokenizer, prompts, template, context)
-    prepare = {"rl": reinforcement, "preference": preference}.get(settings.arm, supervision)
-    training = prepare(given)
+    arm = {"rl": reinforcement, "preference": preference}.get(settings.arm, supervision)
+    training = arm(given)
     state = init_state(params, make_run_optimizer(settings))
     del params, given  # or the float32 start model would stay in memory
     state, interrupted = experiment.train(
@@ -222,7 +223,7 @@ def template_of(settings: Cada) -> Template:
     return bare_messages if settings.template == "bare" else alphaalign_messages
 
 
-def check_cada(settings: Cada) -> None:
+def check_settings(settings: Cada) -> None:
     """Refuses settings that can't work."""
     check(
         settings,
@@ -386,24 +387,29 @@ def kept_answers(given: Given) -> list[Generated]:
 
 def reinforcement(given: Given) -> Training:
     """Refusal and format as rewards, a KL to the start model; code and cases are left out."""
-    work = prepare(given.settings, given.model, given.tokenizer)
+    model = given.model  # and not `given`, whose parameters would stay in memory with the run
+    work = prepare(given.settings, model, given.tokenizer, given.prompts)
     return Training(
         work.bind(given.params),
         work.batches,
         work.batches.transcripts,
-        lambda params: work.speed(given.model, params),
+        lambda params: work.speed(model, params),
     )
 
 
-def prepare(settings: Cada, model: Transformer, tokenizer: Any) -> Reinforcement:
+def prepare(
+    settings: Cada, model: Transformer, tokenizer: Any, prompts: list[Prompt]
+) -> Reinforcement:
     """The step, its reward and its batches of the arm rl; `jaxalign plan` compiles it too."""
+    if settings.arm != "rl":
+        raise InputError(f"arm={settings.arm} takes no RL steps: add --arm rl")
     try:
         verifiers = safety_verifiers(tokenizer)
     except ValueError as error:
         raise InputError(f"{settings.model}: {error}") from error
     template = template_of(settings)
     batches = Batches(
-        load_all(settings.prompts, settings.text_field),
+        prompts,
         tokenizer,
         template,
         counts={kind: getattr(settings, kind) for kind in KINDS},

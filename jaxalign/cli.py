@@ -290,8 +290,9 @@ class Plan:
 
     jaxalign plan experiments/ascl.py --preset qwen3-8b --topology v5p:2x2x2 -- --micro-batches 4
 
-    Needs the compiler (pip install 'jaxalign[tpu]') and no TPU, no weights and no hub. Each
-    topology takes some minutes. Flags of the script go behind --.
+    Needs the compiler (pip install 'jaxalign[tpu]'), no TPU and no weights; of a model without a
+    preset the hub's config.json. Each topology takes some minutes. Flags of the script go behind
+    --.
     """
 
     script: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCRIPT")]
@@ -302,7 +303,7 @@ class Plan:
     """v5e:4x4, v5p:2x2x2, v6e:4x4 and so on; v5e, v5p or v6e alone: the smallest slice of it that
     the step fits on."""
     mesh: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="DATA FSDP TENSOR")] = None
-    """By default the preset's tensor, and fsdp for the other devices."""
+    """By default the preset's; for another number of devices its tensor, and fsdp for the rest."""
     out: _File = None
     """Also write everything to this JSON file."""
     flags: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -312,24 +313,33 @@ class Plan:
         """Prints the table and writes the file."""
         if self.out is not None:
             _prepare_out(self.out)
-        from rich.console import Console
-
-        from jaxalign.planning.chips import chip_of, use_cpu
+        from jaxalign.planning.chips import use_cpu
         from jaxalign.planning.command import load_script, plans, read_settings
-        from jaxalign.planning.table import plan_json, plan_table
         from jaxalign.progress import progress_bar
 
-        for topology in self.topology:
-            chip_of(topology)
+        if not self.topology:
+            raise InputError("--topology: name at least one, such as v5e:4x4")
         use_cpu()
         script = load_script(self.script)
         settings = read_settings(script, self.preset, self.flags)
         found: dict[str, Any] = {}
-        with progress_bar(stderr=True) as bar:
-            task = bar.add_task("compiling", total=None)
-            for topology, plan in plans(script, settings, self.topology, self.mesh):
-                found[topology] = plan
-                bar.update(task, description=f"compiling; {topology} is done")
+        try:
+            with progress_bar(stderr=True) as bar:
+                task = bar.add_task("compiling", total=None)
+                for topology, plan in plans(script, settings, self.topology, self.mesh):
+                    found[topology] = plan
+                    bar.update(task, description=f"compiling; {topology} is done")
+        finally:  # each takes minutes: what there is is shown, also after Ctrl-C
+            if found:
+                self._show(settings, found)
+        if all(isinstance(plan, str) for plan in found.values()):
+            raise InputError("the step fits on none of these; see the table")
+
+    def _show(self, settings: Any, found: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        from jaxalign.planning.table import plan_json, plan_table
+
         completions = settings.samples_per_prompt * (
             settings.harmful + settings.benign + settings.lookalike
         )

@@ -109,6 +109,8 @@ def read_architecture(name: str) -> ModelConfig:
     if name in KNOWN:
         return KNOWN[name]
     path = Path(name).expanduser() / "config.json"
+    if name.endswith(".gguf"):
+        raise InputError(f"{name}: sizes are read from config.json; give the folder or the hub id")
     if not path.is_file():
         from huggingface_hub import hf_hub_download
 

@@ -53,7 +53,9 @@ def hidden_token_logps(
       tile: words of the vocabulary whose logits are held at once, forwards and backwards, for all
         B·T rows (of a device, where there is a mesh). None: as many as 128 MB hold.
       mesh: as the model's. Rows stay split over data and fsdp, words over tensor, so that no logits
-        and no weights move while tiles are taken: three numbers of each row do.
+        and no weights move while tiles are taken: forwards three numbers of each row do. Backwards
+        the gradients of `hidden` are summed over tensor, in float32, and those of `weight` over
+        data and fsdp, in the compute dtype like those of other weights.
 
     Returns:
       `[B, T]` float32, differentiable (in reverse mode) in `hidden` and `weight`.
@@ -213,12 +215,11 @@ def _local_backward(
 
     begin = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(weight)
     (grad_hidden, grad_weight), _ = jax.lax.scan(one, begin, _tiles(weight.shape[0], tile))
-    grad_hidden = grad_hidden.astype(hidden.dtype)
     if layout.words:
         grad_hidden = jax.lax.psum(grad_hidden, layout.words)
     if layout.rows:
         grad_weight = jax.lax.psum(grad_weight, layout.rows)
-    return grad_hidden, grad_weight
+    return grad_hidden.astype(hidden.dtype), grad_weight
 
 
 _tiled_logps.defvjp(_forward, _backward)

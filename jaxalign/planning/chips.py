@@ -16,7 +16,7 @@ class Chip:
 
     Attributes:
       flops: peak of bfloat16 products, FLOP/s.
-      memory: HBM, bytes.
+      memory: HBM, bytes; some of it is the system's.
       bandwidth: of the HBM, bytes/s.
       link: of all its interchip links together, one way, bytes/s.
       slices: the topologies that are offered, small ones first.
@@ -29,18 +29,20 @@ class Chip:
     slices: tuple[str, ...]
 
 
+GIB = 2**30
+
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, _SQUARES),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, _SQUARES),
     "v5p": Chip(
         459e12,
-        95e9,
+        95 * GIB,
         2765e9,
         600e9,
         ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
     ),
-    "v6e": Chip(918e12, 32e9, 1600e9, 400e9, _SQUARES),
+    "v6e": Chip(918e12, 32 * GIB, 1600e9, 400e9, _SQUARES),
 }
 """Source: Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e", read in November 2026. Links are
 given there in Gbit/s of a chip: 1600, 4800 and 3200."""
@@ -58,7 +60,7 @@ def chip_of(topology: str) -> Chip:
             f"--topology {topology!r}: unknown TPU {generation!r}; use one of {', '.join(CHIPS)}"
         )
     chip = CHIPS[generation]
-    if shape and shape not in chip.slices:
+    if ":" in topology and shape not in chip.slices:
         raise InputError(
             f"--topology {topology!r}: there is no such slice of {generation}; use "
             f"{', '.join(f'{generation}:{name}' for name in chip.slices)}"
@@ -88,11 +90,6 @@ def slice_devices(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-
-
-def hosts_of(devices: list[Any]) -> int:
-    """How many hosts, and hence processes, a slice has."""
-    return len({device.process_index for device in devices})
 
 
 def use_cpu() -> None:

@@ -11,7 +11,8 @@ the group and a result of R bytes on each,
     collective-permute R
 
 A loop counts as often as it runs: XLA writes the bound into its condition. On TPUs a collective may
-be taken in steps within other work; it counts where it starts.
+be taken in steps within other work; it counts where it starts. A sum whose parts are taken apart at
+once is written there as an all-reduce within a fusion named so; it counts as a reduce-scatter.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _CALLED_SET = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _BOUND = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_PARTITIONS = re.compile(r"^HloModule.*\bnum_partitions=(\d+)", re.MULTILINE)
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 # A group's members one by one, the shape of all groups, or the axes of a mesh (or parts of them).
@@ -65,8 +67,15 @@ def read_messages(hlo: str) -> list[Message]:
 
     Args:
       hlo: `compiled.as_text()`.
+
+    Raises:
+      ValueError: the text is not such a program, or names a collective's devices in a new way.
     """
     computations, entry = _split(hlo)
+    if not entry:
+        raise ValueError("no ENTRY in this text: not a compiled program")
+    partitions = _PARTITIONS.search(hlo)
+    devices = int(partitions[1]) if partitions else 1
 
     @functools.cache
     def bound(name: str) -> int:
@@ -87,7 +96,9 @@ def read_messages(hlo: str) -> list[Message]:
             kind = instruction["kind"].removesuffix("-start")
             if kind in KINDS:
                 channel = _CHANNEL.search(line)
-                message = _message(kind, instruction, line, times)
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    kind = "reduce-scatter"
+                message = _message(kind, instruction, line, times, devices)
                 yield channel[1] if channel else "", starts, message
             turns = times
             if kind == "while":
@@ -123,20 +134,19 @@ def _called(line: str) -> list[str]:
     return _CALLED.findall(line) + re.findall(r"[\w.\-]+", sets)
 
 
-def _message(kind: str, instruction: re.Match[str], line: str, times: int) -> Message:
+def _message(kind: str, instruction: re.Match[str], line: str, times: int, devices: int) -> Message:
     arrays = [
-        (array["dtype"], _bytes(array["dtype"], array["shape"]))
+        (array["dtype"], _bytes(array["dtype"], array["shape"]), array["shape"])
         for array in _ARRAY.finditer(re.sub(r"\{[^}]*\}", "", instruction["type"]))
     ]
-    started = instruction["kind"].endswith("-start") and kind != "all-reduce"
-    # What starts and ends apart has the type (operand, result, …): the result is the larger one,
-    # and for reduce-scatter the smaller.
-    pick = min if kind == "reduce-scatter" else max
-    if started:
-        dtype, size = pick((a for a in arrays if a[1] > 8), key=lambda a: a[1], default=max(arrays))
-    else:
-        dtype, size = arrays[0][0], sum(size for _, size in arrays)
-    n = _group_size(line)
+    if instruction["kind"].endswith("-start") and kind != "all-reduce":
+        # What starts and ends apart has the type (operands, results, numbers of its own).
+        whole = [array for array in arrays if array[2]] or arrays[:2]
+        arrays = whole[len(whole) // 2 :]
+    size = sum(size for _, size, _ in arrays)
+    n = 2 if kind == "collective-permute" else _group_size(line, devices)
+    if kind == "reduce-scatter" and instruction["kind"].startswith("all-reduce"):
+        size //= n  # its text has the whole sum for a result
     share = (n - 1) / n
     received = {
         "all-gather": size * share,
@@ -146,11 +156,11 @@ def _message(kind: str, instruction: re.Match[str], line: str, times: int) -> Me
         "collective-permute": float(size),
     }[kind]
     operation = _OPERATION.search(line)
-    return Message(kind, dtype, size, received, times, operation[1] if operation else "")
+    return Message(kind, arrays[0][0], size, received, times, operation[1] if operation else "")
 
 
-def _group_size(line: str) -> int:
-    """How many devices take part in a collective; 2 of a permutation, which lists pairs."""
+def _group_size(line: str, devices: int) -> int:
+    """How many devices take part in a collective."""
     if listed := _LISTED.search(line):
         return len(listed[1].split(","))
     if shaped := _SHAPED.search(line):
@@ -159,7 +169,9 @@ def _group_size(line: str) -> int:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
         return math.prod(int(part or sizes[axis]) for axis, part in parts)
-    return 2
+    if "replica_groups={}" in line:
+        return devices
+    raise ValueError(f"cannot tell which devices take part: {line.strip()[:300]}")
 
 
 def _bytes(dtype: str, shape: str) -> int:

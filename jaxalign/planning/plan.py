@@ -8,7 +8,8 @@ the rest each, the longest of
     memory     bytes that must pass through its HBM / its bandwidth
     messages   bytes that it receives / the bandwidth of its links
 
-where sampling reads the weights and, on average, half of the completions' cache for each token, and
+where sampling reads for each token the weights, the keys and values of the prompts and, on average,
+half of the completions' (an embedding that is not the output projection too is only looked up), and
 the rest reads and writes parameters, gradients and moments once. FLOPs are taken to be divided
 evenly, and completions to use all of `max_new_tokens`. A real step is slower: half the peak is a
 good one. A message counts for sampling where its operation is named so; weights that are gathered
@@ -19,7 +20,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -72,8 +73,9 @@ class Plan:
     Attributes:
       mesh: sizes of data, fsdp and tensor.
       memory: bytes by what they are for: parameters, optimizer, frozen (the start model and the
-        reference), batch (with the verifiers' tables), program (its code), and temporary, XLA's
-        peak of everything else.
+        reference), batch (with the verifiers' tables and the layouts' padding), outputs (what is
+        not written in the state's place), program (its code), and temporary, XLA's peak of
+        everything else.
       within: bytes of known parts of the temporary memory: decoding_weights and cache while it
         samples, gradients while it updates. The rest are activations.
       sampling: its work.
@@ -104,16 +106,13 @@ class DoesNotFit(Exception):
     """The step takes more memory than a device has; the text says how much."""
 
 
-def plan_step(
-    work: Reinforcement, model: Transformer, batch: Batch, devices: Sequence[Any]
-) -> Plan:
+def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     """Compiles a step ahead of time and reads its plan from the result.
 
     Args:
       work: the step and what it starts from.
       model: the policy; its mesh holds the devices.
       batch: as the run would pass it; its values do not matter.
-      devices: of the mesh.
 
     Raises:
       DoesNotFit: it needs more memory than a device has.
@@ -128,13 +127,13 @@ def plan_step(
     begun = time.perf_counter()
     step: Any = work.step
     traced = step.trace(*arguments)
-    lowered = traced.lower(lowering_platforms=(devices[0].platform,))
+    lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(_first_sentence(str(error))) from None
+        raise DoesNotFit(_excess(str(error))) from None
     seconds = time.perf_counter() - begun
 
     state, batch, _, reward_params, reference = arguments
@@ -145,7 +144,8 @@ def plan_step(
     analysis = compiled.memory_analysis()
     parameters, moments = _bytes(state.params), _bytes(state.opt_state)
     frozen = _bytes((reward_params, reference), of_model=True)
-    decoding, cache = _decoding_bytes(model), _cache_bytes(model, work, batch)
+    decoding, read = _decoding_bytes(model)
+    own, context = _cache_bytes(model, work, batch)
     in_sampling = f"jit({SAMPLING})"
     return Plan(
         mesh=tuple(mesh.devices.shape),
@@ -154,13 +154,18 @@ def plan_step(
             "optimizer": moments,
             "frozen": frozen,
             "batch": analysis.argument_size_in_bytes - parameters - moments - frozen,
+            "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
             "program": analysis.generated_code_size_in_bytes,
             "temporary": analysis.temp_size_in_bytes,
         },
-        within={"decoding_weights": decoding, "cache": cache, "gradients": parameters},
+        within={
+            "decoding_weights": decoding,
+            "cache": own + context,
+            "gradients": parameters,
+        },
         sampling=Phase(
             sampled / mesh.size,
-            trips * (decoding + cache / 2),
+            trips * (read + context + own / 2),
             _by_kind(m for m in messages if in_sampling in m.operation),
         ),
         update=Phase(
@@ -205,37 +210,37 @@ def _bytes(tree: Any, *, of_model: bool = False) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def _decoding_bytes(model: Transformer) -> int:
-    """The weights that each token reads on one device."""
+def _decoding_bytes(model: Transformer) -> tuple[int, int]:
+    """The weights that one device samples with, and those of them that each token reads in full."""
     assert model.mesh is not None
     places = parameter_shardings(model.config, model.mesh, decoding=True)
     shapes = jax.eval_shape(
         lambda params: compute_params(params, model.dtype),
         abstract_params(model.config, model.mesh),
     )
-    leaves = traverse_util.flatten_dict(shapes, sep="/")
-    return sum(
-        math.prod(places[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for path, leaf in leaves.items()
-    )
+    sizes = {
+        path: math.prod(places[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()
+    }
+    looked_up = 0 if model.config.tie_embeddings else sizes["embed/embedding"]
+    return sum(sizes.values()), sum(sizes.values()) - looked_up
 
 
-def _cache_bytes(model: Transformer, work: Reinforcement, batch: Batch) -> int:
-    """Keys and values of prefix, prompts and completions on one device."""
+def _cache_bytes(model: Transformer, work: Reinforcement, batch: Batch) -> tuple[int, int]:
+    """Keys and values on one device: of completions, and of prompts and prefix."""
     mesh, config, algorithm = model.mesh, model.config, work.algorithm
     assert mesh is not None
-    prompts, width = batch.prompts.shape
-    blocks = [
-        (prompts * algorithm.samples_per_prompt, algorithm.max_new_tokens),
-        (prompts, width),
-        (1, 0 if batch.prefix is None else batch.prefix.shape[0]),
-    ]
-    total = 0
-    for rows, length in blocks:
+
+    def block(rows: int, length: int) -> int:
         shape = (config.num_layers, rows, config.num_kv_heads, length, config.head_dim)
         spec = spec_of(shape, (None, "batch", "kv_heads", None, None), mesh)
-        total += math.prod(NamedSharding(mesh, spec).shard_shape(shape))
-    return 2 * total * jnp.dtype(model.dtype).itemsize
+        part = math.prod(NamedSharding(mesh, spec).shard_shape(shape))
+        return 2 * part * jnp.dtype(model.dtype).itemsize
+
+    prompts, width = batch.prompts.shape
+    prefix = 0 if batch.prefix is None else batch.prefix.shape[0]
+    own = block(prompts * algorithm.samples_per_prompt, algorithm.max_new_tokens)
+    return own, block(prompts, width) + block(1, prefix)
 
 
 def _by_kind(messages: Iterable[Message]) -> dict[str, float]:
@@ -246,7 +251,7 @@ def _by_kind(messages: Iterable[Message]) -> dict[str, float]:
     return total
 
 
-def _first_sentence(text: str) -> str:
+def _excess(message: str) -> str:
     """Of the compiler's message: how much is needed and how much there is."""
-    wanted = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
-    return f"{wanted[1]}B of {wanted[2]}B" if wanted else text.splitlines()[0]
+    wanted = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
+    return f"{wanted[1]} of {wanted[2]} GiB" if wanted else message.splitlines()[0]

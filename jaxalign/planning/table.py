@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from jaxalign.planning.chips import chip_of
+from jaxalign.planning.chips import GIB, chip_of
 from jaxalign.planning.plan import Phase, Plan
 
 
@@ -51,12 +51,12 @@ def plan_table(plans: Mapping[str, Plan | str], title: str) -> Table:
         table.add_row(label, *cells)
 
     row("mesh (data x fsdp x tensor)", lambda p, _: " x ".join(map(str, p.mesh)))
-    for name in ("parameters", "optimizer", "frozen", "batch", "program", "temporary"):
-        row(f"{name}, GB", lambda p, _, name=name: _giga(p.memory[name]))
-    row("all, GB", lambda p, chip: f"{_giga(p.bytes)} of {chip.memory / 1e9:.0f}")
+    for name in ("parameters", "optimizer", "frozen", "batch", "outputs", "program", "temporary"):
+        row(f"{name}, GiB", lambda p, _, name=name: _gib(p.memory[name]))
+    row("all, GiB", lambda p, chip: f"{_gib(p.bytes)} of {chip.memory / GIB:.0f}")
     for name in ("decoding_weights", "cache", "gradients"):
         label = name.replace("_", " ")
-        row(f"of temporary: {label}, GB", lambda p, _, name=name: _giga(p.within[name]))
+        row(f"of temporary: {label}, GiB", lambda p, _, name=name: _gib(p.within[name]))
     for name in ("sampling", "update"):
         row(f"{name}: TFLOP", lambda p, _, n=name: f"{getattr(p, n).flops / 1e12:.2f}")
         for kind in sorted(
@@ -75,6 +75,10 @@ def plan_table(plans: Mapping[str, Plan | str], title: str) -> Table:
     refused = [p if isinstance(p, str) else "fits" for p in plans.values()]
     table.add_row("", *refused)
     return table
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f}"
 
 
 def _giga(count: float) -> str:

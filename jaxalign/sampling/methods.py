@@ -91,9 +91,9 @@ def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
     """Draws from softmax(scaled) by inverting the cumulative sum, in two levels.
 
     One uniform number a row instead of one Gumbel a token: at V = 49152 the noise would cost more
-    than the output projection on a CPU. Blocks of about √V tokens are chosen by their mass, then a
-    token within the block. Where V allows, their number is a power of two, so that blocks stay
-    whole on devices that share the vocabulary.
+    than the output projection on a CPU. A block of tokens is chosen by its mass, then a token
+    within it. Where V allows, there are 64, 128 or 256 blocks, so that each is whole on one of the
+    devices that share the vocabulary; else about √V.
 
     Args:
       key: consumed.
@@ -105,7 +105,7 @@ def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
     chex.assert_rank(scaled, 2)
     batch, vocab = scaled.shape
     blocks = math.gcd(vocab, 256)
-    width = vocab // blocks if blocks >= 16 else int(vocab**0.5) + 1
+    width = vocab // blocks if blocks >= 64 else int(vocab**0.5) + 1
     weights = jnp.exp(scaled.astype(jnp.float32) - scaled.max(axis=-1, keepdims=True))
     weights = jnp.pad(weights, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)
     masses = weights.sum(axis=-1)

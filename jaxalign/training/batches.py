@@ -45,7 +45,7 @@ class Batches:
         make_extras: MakeExtras,
         tool: Tool | None = None,
     ) -> None:
-        self.prompts = prompts
+        self._prompts = prompts
         self._tokenizer = tokenizer
         self._template = template
         self._counts = counts
@@ -69,8 +69,8 @@ class Batches:
                 f"prefix, max_prompt_tokens={limit} and max_new_tokens={max_new_tokens} take "
                 f"{positions} positions, the model has {max_positions}: lower one of them"
             )
-        lengths = prompt_lengths(self._tokenizer, self._template, self.prompts)
-        for prompt, length in zip(self.prompts, lengths, strict=True):
+        lengths = prompt_lengths(self._tokenizer, self._template, self._prompts)
+        for prompt, length in zip(self._prompts, lengths, strict=True):
             if length > limit:
                 raise InputError(
                     f"prompt {prompt.id} takes {length} tokens, the limit is {limit}: shorten it "
@@ -79,7 +79,7 @@ class Batches:
 
     def prompts_at(self, step: int) -> list[Prompt]:
         """The prompts of a step, in the order of its batch: harmful, benign, look-alike."""
-        return batch_at(self.prompts, step, counts=self._counts, seed=self._seed)
+        return batch_at(self._prompts, step, counts=self._counts, seed=self._seed)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, on the device."""

@@ -164,10 +164,14 @@ def check_mesh(settings: Settings) -> None:
     """Refuses a mesh whose data and fsdp do not divide the completions of a micro-batch.
 
     Raises:
-      InputError: names both numbers.
+      InputError: names both numbers, or a size below 1.
     """
     if settings.mesh is None:
         return
+    if min(settings.mesh) < 1:
+        raise InputError(
+            f"mesh: data x fsdp x tensor = {' x '.join(map(str, settings.mesh))} has a size below 1"
+        )
     prompts = settings.harmful + settings.benign + settings.lookalike
     rows = prompts * settings.samples_per_prompt // settings.micro_batches
     parts = settings.mesh[0] * settings.mesh[1]

@@ -7,7 +7,12 @@ from eight_devices import run_on_eight_devices
 
 from jaxalign.planning.collectives import Message, read_messages
 
-HLO = """HloModule example
+HLO = """HloModule example, is_scheduled=true, num_partitions=4
+
+%all-reduce-scatter.1 (x: bf16[8,16]) -> bf16[2,16] {
+  %sum = bf16[8,16]{1,0} all-reduce(%x), replica_groups={}, to_apply=%add
+  ROOT %part = bf16[2,16]{1,0} dynamic-slice(%sum, %here, %zero), dynamic_slice_sizes={2,16}
+}
 
 %add (x: f32[], y: f32[]) -> f32[] {
   ROOT %sum = f32[] add(%x, %y)
@@ -36,6 +41,9 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
 backend_config={"known_trip_count":{"n":"3"}}
   %permuted = (f32[2,3]{1,0}, f32[2,3]{1,0}, u32[], u32[]) collective-permute-start(%x), \
 source_target_pairs={{0,1},{1,0}}
+  %apart = ((bf16[2]{0}, f32[3]{0}), (bf16[4]{0}, f32[6]{0})) all-gather-start(%x, %y), \
+replica_groups=[2,2]<=[4]
+  %scattered = bf16[2,16]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %both = (f32[10]{0}, f32[6]{0}) all-reduce(%x, %y), replica_groups={{0,1,2,3},{4,5,6,7}}, \
 to_apply=%add
 }
@@ -52,11 +60,17 @@ to_apply=%add
     ],
 )
 def test_by_hand(groups, size):
-    """64 bytes gathered in a loop of 5 within a loop of 3; a permutation; a sum of 16 numbers."""
+    """64 bytes gathered in a loop of 5 within a loop of 3; then one of each kind.
+
+    Two arrays, of 8 and 24 bytes, gathered at once; 256 bytes summed over all 4 devices, each of
+    which keeps 64; a sum of 16 numbers.
+    """
     operation = "jit(step)/while/body/while/body/gather"
     assert read_messages(HLO.replace("GROUPS", groups)) == [
         Message("all-gather", "bf16", 64, 64 * (size - 1) / size, 15, operation),
         Message("collective-permute", "f32", 24, 24.0, 1, ""),
+        Message("all-gather", "bf16", 32, 16.0, 1, ""),
+        Message("reduce-scatter", "bf16", 64, 64 * 3.0, 1, ""),
         Message("all-reduce", "f32", 64, 2 * 64 * 3 / 4, 1, ""),
     ]
 
@@ -90,6 +104,13 @@ ENTRY %main (a: f32[4]) -> f32[8] {
   %last = f32[8] fusion(%loop), kind=kCustom, calls=%end
 }
 """
+
+
+def test_text_that_is_not_understood_is_no_zero():
+    with pytest.raises(ValueError, match="not a compiled program"):
+        read_messages("HloModule nothing")
+    with pytest.raises(ValueError, match="cannot tell which devices take part: %gathered"):
+        read_messages(HLO.replace("GROUPS", "replica_groups=new"))
 
 
 def test_a_collective_in_steps_counts_once():

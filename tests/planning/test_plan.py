@@ -2,34 +2,45 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import jax
 import pytest
 from eight_devices import run_on_eight_devices
+from jax.sharding import AbstractMesh
 
 from jaxalign.cli import main
 from jaxalign.errors import InputError
 from jaxalign.models.architectures import KNOWN, read_architecture
 from jaxalign.models.layout import abstract_params
-from jaxalign.models.sharding import make_mesh
-from jaxalign.planning import chips
+from jaxalign.models.sharding import AXES, make_mesh
+from jaxalign.planning import chips, command
 from jaxalign.planning.command import load_script, read_settings
+from jaxalign.planning.plan import DoesNotFit, Phase, Plan
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.training.presets import LARGE
 from jaxalign.training.settings import check_mesh
 
 ALPHAALIGN = str(Path(__file__).parents[2] / "experiments" / "alphaalign.py")
 
+DEMO = [ALPHAALIGN, "--preset", "demo", "--topology", "v5e:2x2"]
+
 _PLAN = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
+from jaxalign.data import load_all
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import plan_step
 from jaxalign.planning.command import load_script, read_settings
 from jaxalign.training.state import init_state
+
+def bytes_read(plan, weights, sizes, rows, heads, context):
+    # bf16 weights, keys and values of the context, and half of the completions' own
+    position = 2 * 2 * 2 * heads * 8
+    return 8 * (2 * weights / sizes[2] + position * (context + rows * 8 / 2))
 
 script, folder = sys.argv[1:]
 flags = "--harmful 2 --benign 1 --lookalike 1 --samples-per-prompt 4 --max-new-tokens 8"
@@ -39,8 +50,8 @@ settings = read_settings(module, "demo", flags.split())
 for sizes in ((1, 8, 1), (2, 2, 2)):
     mesh = make_mesh(*sizes)
     model, params, tokenizer = load_pretrained(folder, mesh=mesh)
-    work = module.prepare(settings, model, tokenizer)
-    plan = plan_step(work, model, work.batches(0), jax.devices())
+    work = module.prepare(settings, model, tokenizer, load_all(settings.prompts))
+    plan = plan_step(work, model, work.batches(0))
 
     def on_first(tree):
         arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
@@ -58,6 +69,13 @@ for sizes in ((1, 8, 1), (2, 2, 2)):
     prefix = work.batches(0).prefix.size
     prompts = 4 * 56 / min(4, sizes[0] * sizes[1]) if sizes[0] * sizes[1] <= 4 else 4 * 56
     assert plan.within["cache"] == 2 * 2 * 2 * heads * 8 * (rows * 8 + prompts + prefix)
+
+    total = lambda phase: 8 * phase.flops
+    assert total(plan.sampling) > 0 and total(plan.update) > total(plan.sampling)
+    read = bytes_read(plan, weights, sizes, rows, heads, prompts + prefix)
+    assert abs(plan.sampling.traffic / read - 1) < 0.01
+    moved = 2 * (2 * plan.memory["parameters"] + plan.memory["optimizer"])
+    assert plan.update.traffic == moved
 
     # The loop that adds a token gathers no weights: not even one layer's in bfloat16.
     gathered = sum(m.result for m in plan.decoding_loop if m.kind == "all-gather")
@@ -125,16 +143,115 @@ def test_the_architecture_of_a_folder(tiny_model_folder):
     ("arguments", "message"),
     [
         (["nothere.py", "--preset", "demo", "--topology", "v5e:2x2"], "no such script"),
-        ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS and prepare"),
+        ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS, check_settings"),
         ([ALPHAALIGN, "--preset", "demos", "--topology", "v5e:2x2"], "unknown preset 'demos'"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v9"], "unknown TPU 'v9'; use one of v5e"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v5e:3x3"], "use v5e:1x1, v5e:2x2"),
+        ([ALPHAALIGN, "--preset", "demo", "--topology", "v5e:"], "use v5e:1x1, v5e:2x2"),
+        ([ALPHAALIGN, "--preset", "demo", "--topology"], "name at least one"),
+        ([*DEMO, "--", "--micro-batches", "0"], "micro_batches=0 is too small"),
+        ([*DEMO, "--", "--temperature", "0"], "temperature=0.0 must be a number above 0"),
+        ([*DEMO, "--", "--model", "my.gguf"], "give the folder or the hub id"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message, capsys):
     assert main(["plan", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_times_by_hand():
+    """4 GFLOP, 10 GB and 5 GB at 2 GFLOP/s, 1 GB/s and 10 GB/s; then 9 GFLOP alone."""
+    chip = chips.Chip(2e9, 16 * chips.GIB, 1e9, 10e9, ())
+    sampling = Phase(4e9, 10e9, {"all-gather": 3e9, "all-reduce": 2e9})
+    assert sampling.seconds(chip) == {"products": 2.0, "memory": 10.0, "messages": 0.5}
+    memory = {"parameters": 3, "temporary": 4}
+    plan = Plan((1, 2, 1), memory, {}, sampling, Phase(9e9, 0, {}), (), 1)
+    assert plan.step_seconds(chip) == 10.0 + 4.5
+    assert plan.bytes == 7
+
+
+PLANNED = Plan(
+    mesh=(1, 8, 1),
+    memory=dict.fromkeys(
+        ("parameters", "optimizer", "frozen", "batch", "outputs", "program", "temporary"), chips.GIB
+    ),
+    within={"decoding_weights": 1, "cache": 1, "gradients": 1},
+    sampling=Phase(1e12, 819e9, {}),
+    update=Phase(394e12, 1e9, {"all-reduce": 1e9}),
+    decoding_loop=(),
+    seconds_to_compile=1.0,
+)
+
+
+class TestSearch:
+    """The search for a slice, with the compiler's answers given."""
+
+    @pytest.fixture(autouse=True)
+    def compiler(self, monkeypatch):
+        """Says that fewer than 8 devices are too few."""
+
+        def answer(work, model, batch):
+            if model.mesh.size < 8:
+                raise DoesNotFit("20.1 of 15.75 GiB")
+            return PLANNED
+
+        class Device:
+            platform = "tpu"
+
+        def devices(topology):
+            sizes = topology.partition(":")[2].split("x")
+            return [Device() for _ in range(math.prod(map(int, sizes)))]
+
+        def mesh(*sizes, devices):
+            if math.prod(sizes) != len(devices):
+                raise InputError(f"mesh: {sizes} is not for {len(devices)} devices")
+            return AbstractMesh(sizes, AXES)
+
+        monkeypatch.setattr(command, "plan_step", answer)
+        monkeypatch.setattr(command, "slice_devices", devices)
+        monkeypatch.setattr(command, "make_mesh", mesh)
+
+    def test_the_smallest_slice_that_fits(self, tmp_path, capsys):
+        out = tmp_path / "plan.json"
+        assert main(["plan", *DEMO[:-1], "v5e", "--out", str(out)]) == 0
+        plans = json.loads(out.read_text())
+        assert [plan["topology"] for plan in plans] == ["v5e:1x1", "v5e:2x2", "v5e:2x4"]
+        assert plans[1] == {
+            "topology": "v5e:2x2",
+            "refused": "does not fit: 20.1 of 15.75 GiB",
+        }
+        assert plans[2]["bytes_per_device"]["all"] == 7 * chips.GIB
+        assert plans[2]["step_seconds_at_least"] == pytest.approx(1.0 + 2.0)  # memory, products
+        shown = capsys.readouterr().out
+        assert all(text in shown for text in ("7.00 of 16", "20.1", "3.00"))
+
+    def test_a_mesh_that_is_wrong_costs_no_compiling(self, capsys):
+        flags = ["--mesh", "1", "4", "2"]
+        assert main(["plan", *DEMO[:-1], "v5e:2x4", "v5e:4x4", *flags]) == 2
+        captured = capsys.readouterr()
+        assert "mesh: (1, 4, 2) is not for 16 devices" in captured.err and not captured.out
+
+    def test_no_slice_is_said(self, capsys):
+        assert main(["plan", *DEMO]) == 2
+        captured = capsys.readouterr()
+        assert "the step fits on none of these" in captured.err
+        assert "does not fit" in captured.out
+
+
+def test_a_script_that_breaks_is_named(tmp_path, capsys):
+    script = tmp_path / "mine.py"
+    script.write_text("import nothing_of_this_name\n")
+    assert main(["plan", str(script), "--preset", "demo", "--topology", "v5e:2x2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mine.py: cannot be imported (ModuleNotFoundError: No module named 'nothing_of" in line
+
+
+def test_cases_are_planned_for_the_arm_that_samples(monkeypatch):
+    module = load_script(Path(ALPHAALIGN).with_name("cada.py"))
+    settings = read_settings(module, "smollm2", [])
+    with pytest.raises(InputError, match="arm=reasoning takes no RL steps: add --arm rl"):
+        module.prepare(settings, None, None, [])
 
 
 def test_the_compiler_is_named_where_it_is_missing(monkeypatch):
