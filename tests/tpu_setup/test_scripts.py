@@ -264,11 +264,12 @@ def test_bad_input_is_one_line(cloud, script, variables, message):
 # --- on a worker ---------------------------------------------------------------------------------
 
 
-def wait_for(path):
+def exit_code(home):
+    """Of the run, once its process is gone."""
+    ended = '[[ -s run.exit ]] && ! kill -0 "$(cat run.pid)" 2>/dev/null'
+    waiting = f"until {ended}; do sleep 0.02; done; cat run.exit"
     return subprocess.run(
-        ["timeout", "20", "bash", "-c", f"until [[ -s {path} ]]; do sleep 0.02; done; cat {path}"],
-        capture_output=True,
-        text=True,
+        ["timeout", "20", "bash", "-c", waiting], cwd=home, capture_output=True, text=True
     ).stdout.strip()
 
 
@@ -282,7 +283,7 @@ def launch_on_worker(home, *command):
 def test_a_worker_runs_in_the_background_and_keeps_the_exit_code(tmp_path):
     done = launch_on_worker(tmp_path, "bash", "-c", "echo here: $PWD; exit 5")
     assert done.returncode == 0, done.stderr
-    assert wait_for(tmp_path / "run.exit") == "5"
+    assert exit_code(tmp_path) == "5"
     assert (tmp_path / "run.log").read_text() == f"here: {tmp_path}/jaxalign\n"
 
 
@@ -291,7 +292,7 @@ def test_a_worker_resumes_where_there_are_checkpoints(tmp_path):
     (tmp_path / "old run" / "checkpoints" / "10").mkdir(parents=True)
     for run, more in (("../new", ""), ("../old run", " --resume")):
         launch_on_worker(tmp_path, *show, "--run", run, "--seed", "1")
-        assert wait_for(tmp_path / "run.exit") == "0"
+        assert exit_code(tmp_path) == "0"
         assert (tmp_path / "run.log").read_text() == f"--run {run} --seed 1{more}\n"
 
 
