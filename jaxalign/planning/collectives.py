@@ -38,7 +38,7 @@ _OPERATION = re.compile(r'op_name="([^"]*)"')
 # A group's members one by one, the shape of all groups, or the axes of a mesh (or parts of them).
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _SHAPED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
-_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,7 @@ to_apply=%add
         ("replica_groups=[2,4]<=[8]", 4),
         ("replica_groups=mesh['data'=2,'fsdp'=8,'tensor'=4] {'data','fsdp'}", 16),
         ("replica_groups=mesh['data'=2,'tensor'=4] {'tensor':(2)2}", 2),
+        ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", 2),
     ],
 )
 def test_by_hand(groups, size):
