@@ -74,23 +74,17 @@ PRESETS: dict[str, AlphaAlign] = {
     ),
 }
 # The papers' models on v5e:4x4; not run, `jaxalign plan` says what they take (docs/scale.md).
-# Batch, samples and learning rate are AlphaAlign's, the lengths ours.
+# Batch, samples and learning rate are AlphaAlign's.
 PRESETS |= {
     name: AlphaAlign(
         run=Path(f"runs/alphaalign-{name}"),
-        remat="full",
-        samples_per_prompt=8,
-        max_prompt_tokens=256,
-        max_new_tokens=1024,
-        temperature=1.0,
         steps=200,
         decay_steps=0,
         learning_rate=1e-6,
-        micro_batches=4,
         helpfulness_weight=1.0,
-        **place,
+        **common,
     )
-    for name, place in LARGE.items()
+    for name, common in LARGE.items()
 }
 
 

@@ -109,24 +109,18 @@ PRESETS |= {
     name: Ascl(
         run=Path(f"runs/ascl-{name}"),
         template="bare",
-        remat="full",
-        samples_per_prompt=8,
-        max_prompt_tokens=256,
-        max_new_tokens=1024,
         max_calls=3,
-        temperature=1.0,
         steps=200,
         decay_steps=150,
         learning_rate=1e-6,
         baseline="group",
         balance=False,
-        micro_batches=4,
         cold_start_rounds=64,
         cold_start_cap=200,
         cold_start_learning_rate=5e-6,
-        **place,
+        **common,
     )
-    for name, place in LARGE.items()
+    for name, common in LARGE.items()
 }
 
 

@@ -145,24 +145,18 @@ PRESETS: dict[str, Cada] = {
 PRESETS |= {
     name: Cada(
         run=Path(f"runs/cada-{name}"),
-        remat="full",
         cases_per_outcome=2,
         generated_samples=8,
         cap=200,
-        max_prompt_tokens=256,
-        max_new_tokens=1024,
         row_length=4096,
         examples_per_step=64,
-        samples_per_prompt=8,
-        temperature=1.0,
         steps=100,
         decay_steps=80,
         learning_rate=2e-6,
         kl_coefficient=0.05,
-        micro_batches=4,
-        **place,
+        **common,
     )
-    for name, place in LARGE.items()
+    for name, common in LARGE.items()
 }
 
 

@@ -42,11 +42,11 @@ def parameter_shardings(
     return shardings
 
 
-def abstract_params(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
-    """The parameters' shapes and where they would live, for what is traced and not run."""
+def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
+    """Float32 shapes of the parameters and where they would live, for what is traced only."""
     shardings = parameter_shardings(config, mesh)
     leaves = {
-        path: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[path])
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=shardings[path])
         for path, (shape, _) in _logical_axes(config).items()
     }
     return traverse_util.unflatten_dict(leaves, sep="/")

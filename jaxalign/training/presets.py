@@ -6,10 +6,24 @@ another size keep `tensor` and give `fsdp` the rest, as plan does.
 
 from typing import Any
 
-LARGE: dict[str, dict[str, Any]] = {
+_PLACES: dict[str, dict[str, Any]] = {
     "qwen2.5-3b": {"model": "Qwen/Qwen2.5-3B-Instruct", "mesh": (1, 8, 2)},
     "qwen2.5-7b": {"model": "Qwen/Qwen2.5-7B-Instruct", "mesh": (1, 4, 4)},
     "llama-3.2-3b": {"model": "meta-llama/Llama-3.2-3B-Instruct", "mesh": (1, 8, 2)},
     "qwen3-8b": {"model": "Qwen/Qwen3-8B", "mesh": (1, 4, 4)},
     "llama-3-8b": {"model": "meta-llama/Meta-Llama-3-8B-Instruct", "mesh": (1, 4, 4)},
 }
+
+LARGE: dict[str, dict[str, Any]] = {
+    name: {
+        "remat": "full",
+        "samples_per_prompt": 8,
+        "max_prompt_tokens": 256,
+        "max_new_tokens": 1024,
+        "temperature": 1.0,
+        "micro_batches": 4,
+        **place,
+    }
+    for name, place in _PLACES.items()
+}
+"""Settings of each that all methods share: 8 samples are AlphaAlign's, the lengths ours."""
