@@ -150,6 +150,7 @@ def prepare(
         max_prompt_tokens=settings.max_prompt_tokens,
         seed=settings.seed,
         make_extras=functools.partial(prompt_facts, tokenizer, settings.max_prompt_tokens),
+        mesh=model.mesh,
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))

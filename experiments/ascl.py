@@ -35,6 +35,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.transformer import Params
+from jaxalign.processes import is_first
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, safety_verifiers
 from jaxalign.sampling import consultation, rule_answer
@@ -199,6 +200,7 @@ def prepare(
         seed=settings.seed,
         make_extras=kinds_alone,
         tool=tool,
+        mesh=model.mesh,
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     ifpo = None
@@ -261,7 +263,7 @@ def cold_start(
         return load_pretrained(folder, mesh=model.mesh)[1]
 
     def heed(when: str) -> None:
-        if interruption.requested:
+        if interruption.noticed():
             raise Interrupted(f"{when}, which starts again next time")
 
     with progress_bar() as bar:
@@ -306,7 +308,8 @@ def cold_start(
         )
     counts = {"sampled": every.counts(), "right": right.counts(), "kept": kept.counts()}
     seconds = time.perf_counter() - begun
-    write_json(settings.run / "traces.json", counts | {"losses": losses, "seconds": seconds})
+    if is_first():
+        write_json(settings.run / "traces.json", counts | {"losses": losses, "seconds": seconds})
     save_pretrained(folder, model, tuned, tokenizer)
     print(
         f"cold start: {len(every.prompts)} traces sampled, {len(right.prompts)} right, "

@@ -51,6 +51,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
 from jaxalign.models import Transformer
 from jaxalign.models.transformer import Params
+from jaxalign.processes import is_first
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import safety_verifiers
 from jaxalign.training.alphaalign import alphaalign_reward, kinds_alone, make_reward_params
@@ -280,6 +281,7 @@ def supervision(given: Given) -> Training:
         seed=settings.seed,
         prefix=prefix,
         micro_batches=settings.micro_batches,
+        mesh=given.model.mesh,
     )
     step = make_supervised_step(
         given.model, make_run_optimizer(settings), micro_batches=settings.micro_batches
@@ -332,7 +334,7 @@ def heeded(given: Given, what: str, total: int) -> Iterator[Callable[[int, int],
 
         def heed(done: int, total: int) -> None:
             bar.update(line, completed=done, total=total)
-            if given.interruption.requested:
+            if given.interruption.noticed():
                 raise Interrupted(f"after {done} of {total}, {what}")
 
         yield heed
@@ -366,7 +368,8 @@ def kept_answers(given: Given) -> list[Generated]:
     path = settings.generated or settings.run / "generated.jsonl"
     made = make_answers(given, path, coded_messages(given.context))
     kept, table = choose(made, cap=settings.cap)
-    (settings.run / "yield.md").write_text(yield_table(table))
+    if is_first():
+        (settings.run / "yield.md").write_text(yield_table(table))
     print(f"self-generation: {len(made)} answers, {len(kept)} kept; see {settings.run}/yield.md")
     for category, counts in table.items():
         if not counts["kept"]:
@@ -410,6 +413,7 @@ def prepare(
         max_prompt_tokens=settings.max_prompt_tokens,
         seed=settings.seed,
         make_extras=kinds_alone,
+        mesh=model.mesh,
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))

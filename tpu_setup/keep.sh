@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Keeps a run going on spot capacity: when the TPU is taken away it asks for another, prepares it and
-# starts the same command again, until that ends by itself. The run folder has to be in the bucket.
+# starts the same command again, until that ends by itself; when a worker is lost it starts all of
+# them again. The run folder has to be in the bucket.
 #   NAME=align ZONE=us-west4-a ACCELERATOR=v5litepod-16 SPOT=1 BUCKET=my-runs tpu_setup/keep.sh \
-#     python experiments/alphaalign.py qwen2.5-7b --run ../bucket/first
+#     python experiments/alphaalign.py qwen2.5-7b --processes auto --run ../bucket/first
 source "$(dirname "$0")/settings.sh"
 need ACCELERATOR v5litepod-16
 need BUCKET my-runs
@@ -30,6 +31,12 @@ while true; do
       case "$said" in
         running | '') ;;
         gone) prepare_and_launch "$@" ;;
+        75 | 134) # a script's own code for it, and that of JAX when heartbeats fail to come
+          echo "$(date +%H:%M:%S) a worker was lost: all of them start again"
+          # shellcheck disable=SC2016  # the workers expand
+          on_workers all 'kill -KILL -- "-$(cat run.pid)" 2>/dev/null; true' || true
+          prepare_and_launch "$@"
+          ;;
         *)
           echo "$(date +%H:%M:%S) the run has ended with exit code $said; tpu_setup/delete.sh" \
             "frees the TPU"

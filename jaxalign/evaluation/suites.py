@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Kind, Prompt
@@ -15,7 +14,9 @@ from jaxalign.data.templates import Template, Tokenizer, encode_chat, encode_pro
 from jaxalign.errors import InputError
 from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.models.completion import compute_params
+from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
+from jaxalign.processes import fetch
 from jaxalign.rewards import (
     CONSULTING_FORMAT_PATTERN,
     STRICT_FORMAT_PATTERN,
@@ -214,8 +215,7 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             method=method,
         )
-        verdict = jax.device_get(judge(verifiers, rollout.tokens, rollout.mask))
-        rollout = jax.device_get(rollout)
+        rollout, verdict = fetch((rollout, judge(verifiers, rollout.tokens, rollout.mask)))
         rows += [
             EvaluationRow(
                 id=prompt.id,
@@ -277,17 +277,18 @@ def complete(
             f"{max_new_tokens} new ones exceed the model's {positions} positions; ask for fewer "
             "new tokens, or for shorter prompts"
         )
+    tokens, mask = to_devices((encoded.tokens, encoded.mask), model.mesh, rows=True)
     return sample(
         model,
         params,
-        jnp.asarray(encoded.tokens),
-        jnp.asarray(encoded.mask),
+        tokens,
+        mask,
         key,
         samples_per_prompt=1,
         max_new_tokens=max_new_tokens,
         method=method,
         stop=stop_tokens(model, tokenizer),
-        prefix=jnp.asarray(encoded.prefix),
+        prefix=to_devices(encoded.prefix, model.mesh),
         tool=tool,
     )
 

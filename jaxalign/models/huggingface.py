@@ -34,6 +34,7 @@ from jaxalign.models.weights import (
     tensor_sizes,
     unstack_tensors,
 )
+from jaxalign.processes import is_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -264,12 +265,12 @@ def save_pretrained(
     """Writes a folder that transformers (4 and 5) and vLLM open.
 
     Its class is that of `config_json`. All files go to a neighbouring temporary folder first, which
-    then takes the folder's place.
+    then takes the folder's place. Several processes must all call it, and the first one writes.
 
     Args:
       folder: to be written; replaced if it holds a model saved by this function.
       model: its `config` is the architecture.
-      params: the parameter tree, addressable from this process; dtypes are kept in the file.
+      params: the parameter tree; dtypes are kept in the file.
       tokenizer: a fast tokenizer.
       max_shard_bytes: most of the weights in one file, and in memory beside `params` and one leaf
         of it; a tensor that is larger has a file to itself. More than one file get an index.
@@ -282,6 +283,10 @@ def save_pretrained(
     check_replaceable(folder)
     config = model.config
     leaves = check_tree(config, params)
+    if not is_first():
+        for _ in unstack_tensors(config, _NAMES, leaves):
+            pass  # its parts are on their way to the first process
+        return
     ends = {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")

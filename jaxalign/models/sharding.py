@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
@@ -81,3 +83,30 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_of(x.shape, axes, mesh)))
+
+
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Of an array whose first axis are the rows of a batch; whole where they can't be split."""
+    axes = ("batch", *(None for _ in shape[1:])) if shape else ()
+    return NamedSharding(mesh, spec_of(shape, axes, mesh))
+
+
+def to_devices(tree: Any, mesh: Mesh | None, *, rows: bool = False) -> Any:
+    """Puts arrays on the devices; of several processes each keeps its own part.
+
+    Args:
+      tree: arrays that every process has alike.
+      mesh: None for the first device.
+      rows: whether they lie as `batch_sharding` says; else all of each goes to every device.
+    """
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
+
+    def put(leaf: Any) -> jax.Array:
+        host = np.asarray(leaf)
+        sharding = (
+            batch_sharding(host.shape, mesh) if rows else NamedSharding(mesh, PartitionSpec())
+        )
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(put, tree)

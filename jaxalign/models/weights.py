@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
 
 from jaxalign.errors import InputError
 from jaxalign.models.config import ModelConfig
+from jaxalign.processes import fetch
 
 Index = tuple[slice, ...]
 """A part of an array: one slice for each axis."""
@@ -189,8 +191,24 @@ def tensor_sizes(
 def unstack_tensors(
     config: ModelConfig, names: Mapping[str, str], leaves: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each checkpoint tensor of a tree given by path, dtype kept, contiguous; a leaf at a time."""
+    """Each checkpoint tensor of a tree given by path, dtype kept, contiguous; a leaf at a time.
+
+    Of a tree whose parts lie with several processes a tensor at a time; all of them must ask for
+    all tensors.
+    """
     for path, group in tensor_names(config, names).items():
-        value = np.asarray(leaves[path])
-        stacked = value if path.startswith("layers/") else value[None]
-        yield from zip(group, np.ascontiguousarray(stacked), strict=True)
+        value, stacked = leaves[path], path.startswith("layers/")
+        if not isinstance(value, jax.Array) or value.is_fully_addressable:
+            value = np.asarray(value)
+            tensors = iter(value if stacked else value[None])
+        elif stacked:
+            tensors = (fetch(_layer(value, layer)) for layer in range(len(group)))
+        else:
+            tensors = iter([fetch(value)])
+        yield from ((name, np.ascontiguousarray(x)) for name, x in zip(group, tensors, strict=True))
+
+
+@jax.jit
+def _layer(stacked: jax.Array, layer: int) -> jax.Array:
+    """One layer's tensor; the number is an argument, so one program serves all layers."""
+    return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)

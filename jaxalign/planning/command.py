@@ -117,7 +117,8 @@ def plans(
                 continue
             work = script.prepare(placed, model, tokenizer, prompts)
             try:
-                plan = plan_step(work, model, work.batches(0))
+                batch = work.batches.encode(work.batches.prompts_at(0))
+                plan = plan_step(work, model, batch)
             except DoesNotFit as error:
                 yield topology, f"does not fit: {error}"
                 continue

@@ -26,11 +26,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.models.completion import compute_params
 from jaxalign.models.layout import abstract_params, parameter_shardings
-from jaxalign.models.sharding import spec_of
+from jaxalign.models.sharding import batch_sharding, spec_of
 from jaxalign.models.transformer import Transformer
 from jaxalign.planning.chips import Chip
 from jaxalign.planning.collectives import Message, read_messages
@@ -123,7 +123,8 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     state = jax.eval_shape(lambda params: init_state(params, work.optimizer), params)
     reward_params, reference = jax.eval_shape(work.constants, params)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = _placed((state, batch, key, reward_params, reference), model)
+    arguments = _placed([state, batch, key, reward_params, reference], model)
+    arguments[1] = _rows_split(arguments[1], mesh)
     begun = time.perf_counter()
     step: Any = work.step
     traced = step.trace(*arguments)
@@ -198,6 +199,19 @@ def _placed(tree: Any, model: Transformer) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _rows_split(batch: Batch, mesh: Mesh) -> Batch:
+    """The batch's shapes with the places that `Batches` gives them."""
+
+    def place(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=batch_sharding(leaf.shape, mesh)
+        )
+
+    rows = (batch.prompts, batch.prompt_mask, batch.extras)
+    prompts, mask, extras = jax.tree.map(place, rows)
+    return dataclasses.replace(batch, prompts=prompts, prompt_mask=mask, extras=extras)
 
 
 def _bytes(tree: Any, *, of_model: bool = False) -> int:

@@ -24,6 +24,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxalign.data.prompts import KINDS, Prompt
@@ -54,9 +55,9 @@ class PromptFacts:
 
 def kinds_alone(prompts: Sequence[Prompt]) -> PromptFacts:
     """The facts of a batch whose reward has no helpfulness part: no questions."""
-    none = jnp.zeros((0, 0), jnp.int32)
-    kind = jnp.asarray(kind_indices(prompts))
-    return PromptFacts(kind=kind, questions=none, question_mask=none.astype(bool))
+    none = np.zeros((0, 0), np.int32)
+    arrays: Any = (kind_indices(prompts), none, none.astype(bool))
+    return PromptFacts(*arrays)
 
 
 @struct.dataclass

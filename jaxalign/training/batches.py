@@ -1,16 +1,18 @@
 """From prompts to the batch of each step, and from its result to transcripts."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Kind, Prompt, batch_at
 from jaxalign.data.templates import Template, encode_prompts
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import prompt_lengths
+from jaxalign.models.sharding import to_devices
+from jaxalign.processes import fetch
 from jaxalign.sampling import Tool
 from jaxalign.training.step import Batch, StepResult
 
@@ -31,6 +33,7 @@ class Batches:
       seed: of the order.
       make_extras: what the reward needs to know of a batch's prompts.
       tool: what completions may call.
+      mesh: devices that share the rows; by default the first device has them.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Batches:
         seed: int,
         make_extras: MakeExtras,
         tool: Tool | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         self._prompts = prompts
         self._tokenizer = tokenizer
@@ -53,6 +57,7 @@ class Batches:
         self._seed = seed
         self._make_extras = make_extras
         self.tool = tool
+        self._mesh = mesh
 
     def check(self, *, max_positions: int, max_new_tokens: int) -> None:
         """Refuses what a later step would trip over.
@@ -61,7 +66,7 @@ class Batches:
           InputError: a prompt is too long, a kind has no prompts, or prefix, prompt and completion
             pass the model's last position.
         """
-        batch, limit = self(0), self._width
+        batch, limit = self.encode(self.prompts_at(0)), self._width
         assert batch.prefix is not None
         positions = batch.prefix.size + limit + max_new_tokens
         if positions > max_positions:
@@ -82,11 +87,18 @@ class Batches:
         return batch_at(self._prompts, step, counts=self._counts, seed=self._seed)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step, on the device."""
-        return self.encode(self.prompts_at(step))
+        """The batch of a step, on the devices."""
+        batch = self.encode(self.prompts_at(step))
+        rows = (batch.prompts, batch.prompt_mask, batch.extras)
+        prompts, mask, extras = to_devices(rows, self._mesh, rows=True)
+        return Batch(prompts, mask, to_devices(batch.prefix, self._mesh), extras, self._placed_tool)
+
+    @functools.cached_property
+    def _placed_tool(self) -> Tool | None:
+        return to_devices(self.tool, self._mesh)
 
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
-        """The batch of given prompts, on the device."""
+        """The batch of given prompts, as NumPy arrays."""
         asked = encode_prompts(
             self._tokenizer,
             self._template,
@@ -95,19 +107,13 @@ class Batches:
             width=self._width,
         )
         extras = self._make_extras(prompts)
-        return Batch(
-            jnp.asarray(asked.tokens),
-            jnp.asarray(asked.mask),
-            jnp.asarray(asked.prefix),
-            jax.tree.map(jnp.asarray, extras),
-            self.tool,
-        )
+        arrays: Any = (asked.tokens, asked.mask, asked.prefix, extras, self.tool)
+        return Batch(*arrays)
 
     def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:
         """One row per prompt of a step: its first sample, with the rewards."""
         prompts = self.prompts_at(step)
-        samples = jax.device_get(result.samples)
-        details = jax.device_get(result.score.details)
+        samples, details = fetch((result.samples, result.score.details))
         group = len(samples.tokens) // len(prompts)
         rows = range(0, len(samples.tokens), group)
         return [

@@ -117,8 +117,11 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # A write in flight would wait for a process that is lost.
+        lost = kind is jax.errors.JaxRuntimeError and jax.process_count() > 1
+        if not lost:
+            self.close()
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,7 @@ The paper names a cold start and a zero-shot arm without it; openings, filter an
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import judge
 from jaxalign.models.transformer import Params, Transformer
+from jaxalign.processes import fetch
 from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Rollout
 from jaxalign.training.batches import Batches, kind_indices
@@ -112,13 +114,12 @@ def collect_traces(
             model,
             algorithm,
             params,
-            batches(number),
+            batches.encode(round_prompts),
             [openings.of(prompt, consults=number % 2 == 1) for prompt in round_prompts],
             jax.random.fold_in(key, number),
             width=openings.size,
         )
-        verdict = jax.device_get(judge(verifiers, samples.tokens, samples.mask))
-        samples = jax.device_get(samples)
+        samples, verdict = fetch((samples, judge(verifiers, samples.tokens, samples.mask)))
         harmful = np.array([prompt.is_harmful for prompt in asked])
         spoken = [decode(t[m]) for t, m in zip(samples.tokens, samples.mask, strict=True)]
         right.append(
@@ -217,6 +218,7 @@ def fine_tune(
         steps=steps,
         seed=seed,
         prefix=prefix,
+        mesh=model.mesh,
     )
     step = make_supervised_step(model, optimizer)
     state = init_state(params, optimizer)
@@ -230,7 +232,7 @@ def fine_tune(
 
 def make_documents(traces: Traces, batches: Batches) -> tuple[list[Document], np.ndarray | None]:
     """Each trace behind its prompt, and the tokens that open all of them."""
-    asked = jax.device_get(batches.encode(traces.prompts))
+    asked: Any = batches.encode(traces.prompts)
     documents = []
     for row, mask in enumerate(asked.prompt_mask):
         prompt, present = asked.prompts[row][mask], traces.present[row]

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.models.transformer import Params
+from jaxalign.processes import any_of, is_first, join, wait_for_all
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Temperature, Tool
@@ -54,7 +56,8 @@ def run_script(name: str, work: Callable[[Interruption], None]) -> int:
 
     Returns:
       the exit code: 0, also when SIGTERM or Ctrl-C made the run save and stop; 2 after bad input;
-      1 after a run that diverged; 130 after a second Ctrl-C.
+      1 after a run that diverged; 130 after a second Ctrl-C. Where another process of the run is
+      lost, this one ends at once, with 75 (EX_TEMPFAIL).
     """
     try:
         with Interruption() as interruption:
@@ -62,6 +65,17 @@ def run_script(name: str, work: Callable[[Interruption], None]) -> int:
     except (InputError, OSError, DivergedError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DivergedError) else 2
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in reason:
+            raise
+        print(
+            f"{name}: error: another process of the run is lost ({reason}): start all of them "
+            "again with --resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(os.EX_TEMPFAIL)  # what is done at exit would wait for that process
     except KeyboardInterrupt:
         print(f"{name}: stopped at once: --resume goes on from the last checkpoint")
         return 130
@@ -124,9 +138,12 @@ class Experiment:
             self._check_same_run()
             steps = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
             self._earlier = steps[-1]["time"] if steps else 0.0
-        else:
+        elif is_first():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", self._saved)
+        wait_for_all()
+        if any_of(not (folder / "config.json").exists()):
+            raise InputError(f"{folder}: not every process sees it: choose a shared --run folder")
 
     def _check_same_run(self) -> None:
         path = self._folder / "config.json"
@@ -165,7 +182,7 @@ class Experiment:
 
             def heed(done: int, total: int) -> None:
                 bar.update(line, completed=done, total=total)
-                if self._interruption.requested:
+                if self._interruption.noticed():
                     raise Interrupted(f"after {done} of {total} prompts of the evaluation")
 
             result = evaluate(
@@ -179,7 +196,8 @@ class Experiment:
                 max_new_tokens=self._settings.max_new_tokens,
                 progress=heed,
             )
-        write_json(path, result.to_json())
+        if is_first():
+            write_json(path, result.to_json())
         summary = result.summary()
         shown = {k: round(v, 3) for k, v in summary.items() if isinstance(v, int | float)}
         print(f"{name} training: {json.dumps(shown)}")
@@ -237,9 +255,11 @@ class Experiment:
         }
         if rollout_tokens_per_second is not None:
             summary["rollout_tokens_per_second"] = rollout_tokens_per_second
-        write_json(self._folder / "summary.json", summary)
+        if is_first():
+            write_json(self._folder / "summary.json", summary)
         save_pretrained(self._folder / "model", self._model, state.params, self._tokenizer)
-        print(f"wrote {write_report(self._folder)}")
+        if is_first():
+            print(f"wrote {write_report(self._folder)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +304,8 @@ def choose_dtype(settings: Settings) -> Any:
         name, reason = read_json(config)["compute_dtype"], "as before"
     else:
         dtype, reason = fastest_dtype()
+        if any_of(dtype == jnp.float32) and dtype != jnp.float32:
+            dtype, reason = jnp.float32, "float32: another process chose it"
         print(f"compute dtype: {reason}")
         return dtype
     print(f"compute dtype: {name}, {reason}")
@@ -293,9 +315,13 @@ def choose_dtype(settings: Settings) -> Any:
 def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     """The start model in the compute dtype, on the mesh, its parameters and its tokenizer.
 
+    Of a run of several processes it is what brings them together.
+
     Raises:
-      InputError: as `load_pretrained`, or a mesh of another number of devices than there are.
+      InputError: as `load_pretrained` and `jaxalign.processes.join`, or a mesh of another number of
+        devices than there are.
     """
+    join(settings.processes)
     mesh = None if settings.mesh is None else make_mesh(*settings.mesh)
     dtype = choose_dtype(settings)
     return load_pretrained(settings.model, dtype=dtype, remat=settings.remat, mesh=mesh)

@@ -1,5 +1,6 @@
 """The outer loop: batches in, steps, metrics, transcripts and checkpoints out."""
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.processes import any_of, is_first
 from jaxalign.progress import progress_bar
 from jaxalign.training.checkpoint import Checkpoints
 from jaxalign.training.metrics import MetricsWriter, SamplesWriter
@@ -46,6 +48,10 @@ class Interruption:
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[int, Any] = {}
+
+    def noticed(self) -> bool:
+        """Whether this process or another was asked to stop. All of them must call it."""
+        return any_of(self.requested)
 
     def __enter__(self) -> "Interruption":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -92,11 +98,12 @@ def train(
       state: the state to start from; donated.
       batch_at: the batch of a step, a pure function of the step number: that is the data cursor.
       root_key: the run's key.
-      folder: the run folder; gets metrics.jsonl, samples.jsonl, tensorboard/ and checkpoints/.
+      folder: the run folder, shared by all processes; gets metrics.jsonl, samples.jsonl and
+        tensorboard/ from the first one, and checkpoints/ from all.
       config: how long, and what to keep.
       settings: JSON-able settings saved with each checkpoint and compared on resume.
-      describe: makes transcript rows of a step's result.
-      interruption: asked after every step.
+      describe: makes transcript rows of a step's result; all processes call it.
+      interruption: asked after every step, of all processes.
       resume: go on from the newest checkpoint in `folder`.
       log: prints one line; on a terminal it appears above the progress bar.
 
@@ -112,11 +119,12 @@ def train(
             state, root_key = checkpoints.restore(state, config=settings)
             log(f"resumed after step {int(state.step)}")
         start = int(state.step)
-        with (
-            MetricsWriter(folder, resume_step=start) as metrics,
-            SamplesWriter(folder, resume_step=start) as transcripts,
-            progress_bar() as progress,
-        ):
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(progress_bar())
+            metrics = transcripts = None
+            if is_first():
+                metrics = stack.enter_context(MetricsWriter(folder, resume_step=start))
+                transcripts = stack.enter_context(SamplesWriter(folder, resume_step=start))
             line = progress.add_task("training", total=config.steps, completed=start)
             for step in range(start, config.steps):
                 begun = time.perf_counter()
@@ -125,9 +133,11 @@ def train(
                 seconds = time.perf_counter() - begun
                 scalars["seconds"] = seconds
                 scalars["tokens_per_second"] = scalars.pop("tokens") / seconds
-                metrics.write(step, scalars)
-                if step % config.sample_every == 0 or step == config.steps - 1:
-                    transcripts.write(step, describe(step, result))
+                last = step + 1 == config.steps
+                rows = describe(step, result) if last or step % config.sample_every == 0 else ()
+                if metrics is not None and transcripts is not None:
+                    metrics.write(step, scalars)
+                    transcripts.write(step, rows)
                 progress.update(line, completed=step + 1)
                 log(f"step {step + 1}/{config.steps}  {_status(scalars)}  {seconds:.1f} s")
                 if scalars["skipped_updates"] > config.max_skipped:
@@ -135,11 +145,11 @@ def train(
                         f"{int(scalars['skipped_updates'])} updates were skipped because their "
                         "gradients were not finite: lower the learning rate"
                     )
-                last = step + 1 == config.steps
-                if last or interruption.requested or (step + 1) % config.checkpoint_every == 0:
-                    stopping = last or interruption.requested
+                interrupted = interruption.noticed()
+                stopping = last or interrupted
+                if stopping or (step + 1) % config.checkpoint_every == 0:
                     checkpoints.save(state, root_key=root_key, config=settings, wait=stopping)
-                if interruption.requested and not last:
+                if interrupted and not last:
                     log(f"interrupted after step {step + 1}: saved; go on with --resume")
                     return state, True
     return state, False

@@ -16,7 +16,9 @@ import numpy as np
 
 from jaxalign.data.prompts import Prompt
 from jaxalign.errors import InputError
+from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
+from jaxalign.processes import fetch
 from jaxalign.sampling import Rollout, rule_answer
 from jaxalign.sampling.tools import encode_answers
 from jaxalign.training.step import Algorithm, Batch, rollout
@@ -94,7 +96,7 @@ def guided_rollout(
       model: the decoder.
       algorithm: G, T and how tokens are drawn.
       params: its parameters.
-      batch: N prompts; its tool is left aside, so later calls are plain text.
+      batch: N prompts, on the host; its tool is left aside, so later calls are plain text.
       openings: N of them.
       key: consumed.
       width: tokens kept for an opening, so that rounds share a compilation: those of the longest.
@@ -121,16 +123,15 @@ def guided_rollout(
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
     exists = np.arange(tokens.shape[1]) < np.array([[len(ids)] for ids in rows])
+    asked, asked_mask = to_devices((tokens, exists), model.mesh, rows=True)
     samples = rollout(
         model,
         dataclasses.replace(algorithm, max_new_tokens=room),
         params,
-        dataclasses.replace(
-            batch, prompts=jnp.asarray(tokens), prompt_mask=jnp.asarray(exists), tool=None
-        ),
+        dataclasses.replace(batch, prompts=asked, prompt_mask=asked_mask, tool=None),
         key,
     )
-    return _behind(jax.device_get(samples), openings, algorithm)
+    return _behind(fetch(samples), openings, algorithm)
 
 
 def _behind(samples: Rollout, openings: Sequence[Opening], algorithm: Algorithm) -> Rollout:

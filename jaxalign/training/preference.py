@@ -6,6 +6,7 @@ training, and no second model is held while it trains.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -18,7 +19,9 @@ from jaxalign.data.order import walk
 from jaxalign.errors import InputError
 from jaxalign.losses import preference_loss
 from jaxalign.models.completion import completion_logps
+from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
+from jaxalign.processes import fetch
 from jaxalign.training.gradients import Metrics, accumulate, apply_gradients
 from jaxalign.training.state import TrainState
 from jaxalign.training.supervised import TuningResult
@@ -115,17 +118,18 @@ class PairBatches:
                 raise InputError(f"pair {index}: prompt, chosen and rejected must not be empty")
         self._pairs = pairs
         self._seed = seed
-        self._prefix = None if prefix is None else jnp.asarray(prefix, jnp.int32)
+        self._prefix = None if prefix is None else to_devices(np.int32(prefix), model.mesh)
+        self._mesh = model.mesh
         self._reference = np.zeros((len(pairs), 2), np.float32)
         read = jax.jit(lambda params, batch: pair_logps(model, params, batch))
         for first in range(0, len(pairs), self._count):
             # The last batch reaches back, so that all have one shape.
             rows = [min(first, len(pairs) - self._count) + i for i in range(self._count)]
-            self._reference[rows] = jax.device_get(read(params, self._batch(rows)))
+            self._reference[rows] = fetch(read(params, self._batch(rows)))
             progress(rows[-1] + 1, len(pairs))
 
     def __call__(self, step: int) -> PairBatch:
-        """The batch of a step, on the device."""
+        """The batch of a step, on the devices."""
         return self._batch(walk(len(self._pairs), step, count=self._count, seed=(self._seed,)))
 
     def _batch(self, rows: Sequence[int]) -> PairBatch:
@@ -133,8 +137,9 @@ class PairBatches:
         prompts = _pad([p.prompt for p in pairs], max(len(p.prompt) for p in self._pairs))
         answers = [answer for p in pairs for answer in (p.chosen, p.rejected)]
         longest = max(len(x) for p in self._pairs for x in (p.chosen, p.rejected))
-        reference = jnp.asarray(self._reference[list(rows)])
-        return PairBatch(*prompts, *_pad(answers, longest), reference, self._prefix)
+        arrays: Any = (*prompts, *_pad(answers, longest), self._reference[list(rows)])
+        on_devices: PairBatch = to_devices(PairBatch(*arrays), self._mesh, rows=True)
+        return dataclasses.replace(on_devices, prefix=self._prefix)
 
 
 def make_preference_step(
@@ -190,11 +195,11 @@ def make_preference_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _pad(rows: Sequence[np.ndarray], width: int) -> tuple[jax.Array, jax.Array]:
+def _pad(rows: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
     """`[N, width]` ids, zeros behind each row, and which of them exist."""
     tokens = np.zeros((len(rows), width), np.int32)
     mask = np.zeros((len(rows), width), bool)
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = row
         mask[index, : len(row)] = True
-    return jnp.asarray(tokens), jnp.asarray(mask)
+    return tokens, mask

@@ -50,4 +50,6 @@ def hardware() -> str:
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         machine = f"{os.cpu_count()} cores, {(names or [platform.machine()])[0]}"
+    if jax.process_count() > 1:
+        machine += f", {jax.process_count()} processes"
     return f"{machine}; jax {jax.__version__}, Python {platform.python_version()}"

@@ -19,7 +19,9 @@ from jaxalign.data.templates import Template, encode_prompts
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import decode, judge, stop_tokens
 from jaxalign.models.completion import compute_params
+from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
+from jaxalign.processes import fetch, is_first, wait_for_all
 from jaxalign.rewards import Verifiers, safety_verifiers
 from jaxalign.sampling import Rollout, Temperature, sample
 from jaxalign.training.run_folder import prompts_digest, read_json, write_json
@@ -135,26 +137,34 @@ def self_generate(
     params = compute_params(params, model.dtype)
     key = jax.random.key(seed)
     first = _whole_batches(path, [len(rows) * samples_per_prompt for rows in batches])
-    with contextlib.closing(StepLines(path, first)) as lines:
+    wait_for_all()  # before the first process writes what the others look at
+    with contextlib.ExitStack() as stack:
+        lines = (
+            stack.enter_context(contextlib.closing(StepLines(path, first))) if is_first() else None
+        )
         for number, rows in list(enumerate(batches))[first:]:
             # The last batch is filled up with earlier prompts, so that all have one shape.
             asked = np.array([rows.start + i if i < len(rows) else i for i in range(size)])
+            rows_asked = (encoded.tokens[asked], encoded.mask[asked])
+            tokens, mask = to_devices(rows_asked, model.mesh, rows=True)
             rollout = sample(
                 model,
                 params,
-                jnp.asarray(encoded.tokens[asked]),
-                jnp.asarray(encoded.mask[asked]),
+                tokens,
+                mask,
                 jax.random.fold_in(key, number),
                 samples_per_prompt=samples_per_prompt,
                 max_new_tokens=max_new_tokens,
                 method=Temperature(temperature),
                 stop=stop_tokens(model, tokenizer),
-                prefix=jnp.asarray(encoded.prefix),
+                prefix=to_devices(encoded.prefix, model.mesh),
             )
             answered = [prompts[row] for row in rows for _ in range(samples_per_prompt)]
             for made in _describe(tokenizer, verifiers, answered, rollout):
-                lines.append({"step": number} | dataclasses.asdict(made))
+                if lines is not None:
+                    lines.append({"step": number} | dataclasses.asdict(made))
             progress(rows.stop, len(prompts))
+    wait_for_all()
     return read_generated(path)
 
 
@@ -162,18 +172,17 @@ def _describe(
     tokenizer: Any, verifiers: Verifiers, prompts: Sequence[Prompt], rollout: Rollout
 ) -> Iterator[Generated]:
     """The first rows of a rollout, one for each prompt given."""
-    verdict = jax.device_get(judge(verifiers, rollout.tokens, rollout.mask))
-    finished = np.asarray(rollout.finished)
-    all_tokens, all_masks = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    verdict = judge(verifiers, rollout.tokens, rollout.mask)
+    made, all_finished, verdict = fetch(((rollout.tokens, rollout.mask), rollout.finished, verdict))
     for row, prompt in enumerate(prompts):
-        tokens, mask = all_tokens[row], all_masks[row]
+        tokens, mask = (array[row] for array in made)
         yield Generated(
             id=prompt.id,
             prompt=prompt.text,
             category=prompt.category,
             completion=decode(tokenizer, tokens, mask),
             tokens=tokens[mask].tolist(),
-            finished=bool(finished[row]),
+            finished=bool(all_finished[row]),
             well_formed=bool(verdict.well_formed[row]),
             refused=bool(verdict.refused[row]),
         )
@@ -198,8 +207,9 @@ def _same_facts(path: Path, facts: dict[str, Any]) -> None:
     """Writes the facts beside a new file; refuses an old one that was made under others."""
     kept = path.with_suffix(".facts.json")
     if not path.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, facts)
+        if is_first():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, facts)
         return
     if not kept.exists():
         raise InputError(f"{path}: {kept.name}, which says how it was made, is not beside it")

@@ -30,6 +30,10 @@ class Settings:
     mesh: tuple[int, int, int] | None = None
     """Devices that share model and work, as data, fsdp and tensor: with `1 8 1` each of eight keeps
     an eighth of every parameter. By default one device."""
+    processes: str | None = None
+    """Of a run of several processes, which share the mesh and the run folder: auto where a cluster
+    knows them (TPU slices, Slurm, GKE), else HOST:PORT,COUNT,INDEX with the address of the first.
+    """
     prompts: tuple[str, ...] = ("builtin:train",)
     """Training prompts: builtin:train, a .jsonl or .csv file, hub:NAME[@SPLIT], tfds:NAME[@SPLIT],
     disk:FOLDER[@SPLIT]; as KIND=SPEC (harmful=my.csv) where the data does not tell the kind."""
@@ -81,7 +85,7 @@ class Settings:
     """Of sampling and data order."""
 
 
-LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype", "mesh")
+LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype", "mesh", "processes")
 """Settings that may change on resume."""
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -149,6 +153,8 @@ def check(
         )
     if samples:
         check_mesh(settings)
+    if settings.processes is not None and settings.mesh is None:
+        raise InputError("processes: several of them need a --mesh over all their devices")
     check_replaceable(settings.run / "model")
     started = has_checkpoint(settings.run) or (kept is not None and (settings.run / kept).exists())
     if settings.resume and not started:

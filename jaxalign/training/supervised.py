@@ -14,6 +14,7 @@ from jaxalign.data.order import walk
 from jaxalign.errors import InputError
 from jaxalign.losses import aggregate, denominator
 from jaxalign.models.packing import PackedBatch, pack, packed_logps, place
+from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.training.gradients import Metrics, accumulate, apply_gradients
 from jaxalign.training.state import TrainState
@@ -32,7 +33,7 @@ class PackedBatches:
     """The packed batch of each step: a pure function of the step number.
 
     Every step learns from `batch_size` documents, however long they are; all have as many rows as
-    the one that needs most, so there is one compilation.
+    the one that needs most, so there is one compilation. Rows too many are padding.
 
     Args:
       documents: the training set.
@@ -42,6 +43,8 @@ class PackedBatches:
       seed: of the order.
       prefix: `[P0]` ids that open every document, left out of each.
       micro_batches: divides the number of rows.
+      mesh: devices that share the rows of a micro-batch, which data x fsdp divides then; by default
+        the first device has them.
 
     Raises:
       InputError: no documents, or one that is longer than a row.
@@ -57,6 +60,7 @@ class PackedBatches:
         seed: int,
         prefix: np.ndarray | None = None,
         micro_batches: int = 1,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         if not documents:
             raise InputError("no documents to learn from")
@@ -67,7 +71,9 @@ class PackedBatches:
         self._prefix = prefix
         lengths = [[len(d.tokens) for d in self.documents_at(step)] for step in range(steps)]
         needed = max(len(place(each, length=length)) for each in lengths)
-        self.rows = -(-needed // micro_batches) * micro_batches
+        parts = micro_batches * (1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])
+        self.rows = -(-needed // parts) * parts
+        self._mesh = mesh
 
     def documents_at(self, step: int) -> list[Document]:
         """The documents of a step."""
@@ -75,10 +81,10 @@ class PackedBatches:
         return [self._documents[i] for i in walk(size, step, count=self._count, seed=seed)]
 
     def __call__(self, step: int) -> PackedBatch:
-        """The batch of a step, on the device."""
-        return pack(
-            self.documents_at(step), length=self._length, rows=self.rows, prefix=self._prefix
-        )
+        """The batch of a step, on the devices."""
+        batch = pack(self.documents_at(step), length=self._length, rows=self.rows)
+        batch = to_devices(batch, self._mesh, rows=True)
+        return dataclasses.replace(batch, prefix=to_devices(self._prefix, self._mesh))
 
 
 def make_supervised_step(

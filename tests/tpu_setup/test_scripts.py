@@ -195,6 +195,19 @@ def test_keep_launches_again_where_the_run_is_gone(cloud):
     ]
 
 
+@pytest.mark.parametrize("code", ["75", "134"])
+def test_keep_starts_all_again_where_one_was_lost(cloud, code):
+    cloud.answer("queued-resources describe", "ACTIVE")
+    cloud.answer("tpu-vm ssh", code, "", "", "", "0")
+    done = cloud.run("keep.sh", *TRAIN, ACCELERATOR="v5litepod-16", BUCKET="runs")
+    assert done.returncode == 0, done.stderr
+    assert [call[0].split()[1] for call in cloud.calls] == [
+        *("describe", "ssh", "ssh", "scp", "ssh", "ssh", "describe", "ssh")
+    ]
+    assert "kill -KILL" in cloud.calls[2][-1] and "--worker=all" in cloud.calls[2]
+    assert "a worker was lost: all of them start again" in done.stdout
+
+
 def test_a_login_that_fails_is_not_taken_for_a_missing_tpu(cloud):
     cloud.answer("queued-resources describe", "ERROR: (gcloud) PERMISSION_DENIED: log in")
     done = cloud.run("keep.sh", *TRAIN, ACCELERATOR="v5litepod-16", BUCKET="runs")

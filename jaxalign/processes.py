@@ -1,0 +1,87 @@
+"""Several processes with one program, such as one on each host of a TPU slice.
+
+All of them run the same lines on the same prompts, and each keeps its part of every array. The
+first alone writes and prints; what must be decided alike is agreed upon.
+"""
+
+import os
+import re
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxalign.errors import InputError
+
+_ADDRESS = re.compile(r"([^\s,]+:\d+),(\d+),(\d+)")
+
+
+def join(processes: str | None) -> None:
+    """Makes this process one of several; call it before anything is computed.
+
+    It returns when all have come. What the others print from then on is dropped, except for errors.
+
+    Args:
+      processes: None for a process that is alone; "auto" where the cluster says who is who (TPU
+        slices, Slurm, Open MPI, GKE); "HOST:PORT,COUNT,INDEX" with the address of the first, how
+        many there are, and which one this is, from 0.
+
+    Raises:
+      InputError: another form, or the others do not come within five minutes.
+    """
+    if processes is None or jax.distributed.is_initialized():
+        return
+    form = _ADDRESS.fullmatch(processes)
+    if processes != "auto" and not (form and int(form[3]) < int(form[2])):
+        raise InputError(
+            f"processes={processes!r} must be auto, or HOST:PORT,COUNT,INDEX with INDEX below "
+            "COUNT, such as 10.0.0.2:8476,2,0"
+        )
+    # It would take SIGTERM for itself; a run heeds that in `jaxalign.training.loop.Interruption`.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        if form:
+            jax.distributed.initialize(form[1], int(form[2]), int(form[3]))
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"processes={processes}: they did not come together ({reason}): start one for each "
+            "INDEX with the same HOST:PORT and COUNT"
+        ) from error
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints; one that is alone is."""
+    return jax.process_index() == 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process. All of them must call it, in the same order."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def wait_for_all() -> None:
+    """Returns when every process has called it."""
+    any_of(False)
+
+
+def fetch(tree: Any) -> Any:
+    """`jax.device_get`, also of arrays whose parts lie with other processes.
+
+    Such an array is put together on every device first. All processes must call it.
+    """
+
+    def whole(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.device_get(jax.tree.map(whole, tree))
