@@ -9,6 +9,7 @@ import pytest
 from tiny_model import TINY, random_params
 
 from jaxalign.models import Transformer, gguf, save_pretrained
+from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
 
 # The same numbers everywhere, in the processes that tests start too; and libtpu, which is here to
 # compile, looks for no TPU.
@@ -25,7 +26,7 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2_path: Path) -> Any:
     """SmolLM2's tokenizer."""
-    return gguf.load_gguf_tokenizer(smollm2_path)
+    return load_gguf_tokenizer(smollm2_path)
 
 
 @pytest.fixture(scope="session")

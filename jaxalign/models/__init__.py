@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxalign.errors import InputError
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.gguf import load_gguf, load_gguf_tokenizer, smollm2_path
+from jaxalign.models.gguf import load_gguf, smollm2_path
+from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
 from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.layout import parameter_shardings

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.errors import InputError
 from jaxalign.models import gguf
 from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.weights import Leaf
 
@@ -211,7 +212,7 @@ def test_any_part_of_a_parameter_can_be_read_alone(saved: Path) -> None:
 
 
 def test_tokenizer_files_use_names_of_transformers_4(tmp_path: Path, smollm2_path: Path) -> None:
-    tokenizer = gguf.load_gguf_tokenizer(smollm2_path)
+    tokenizer = load_gguf_tokenizer(smollm2_path)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<file_sep>", "<think>"]})
     config = ModelConfig(**{**vars(CONFIG), "vocab_size": len(tokenizer)})
     folder = tmp_path / "model"

@@ -1,0 +1,225 @@
+"""Qwen and Llama 3 from GGUF files, written here as llama.cpp's converter writes them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from gguf import GGMLQuantizationType as Kind
+from tiny_model import random_params
+from tokenizers.pre_tokenizers import ByteLevel
+
+from jaxalign.errors import InputError
+from jaxalign.models import ModelConfig, load_pretrained
+from jaxalign.models.attention import rotary_frequencies
+from jaxalign.models.config import RopeScaling
+from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.heads import logits
+from jaxalign.models.transformer import output_weight
+from jaxalign.models.weights import leaf_shapes
+
+# All bytes, two merged words and two special tokens.
+BYTES = sorted(ByteLevel.alphabet())
+TOKENS = [*BYTES, "12", "12" + "3", "ab", "<|start|>", "<|end|>"]
+TYPES = [1] * (len(TOKENS) - 2) + [3, 3]
+MERGES = ["1 2", "12 3", "a b"]
+
+LLAMA = ModelConfig(
+    vocab_size=len(TOKENS),
+    num_layers=2,
+    model_dim=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=96,
+    rope_theta=5e5,
+    tie_embeddings=False,
+    max_positions=128,
+    bos_token_id=len(TOKENS) - 2,
+    eos_token_id=len(TOKENS) - 1,
+)
+SCALING = RopeScaling(32.0, low_freq_factor=1, high_freq_factor=4, original_positions=8192)
+FAMILIES = {
+    "llama": (LLAMA, "llama-bpe"),
+    "llama-3.2": (dataclasses.replace(LLAMA, rope_scaling=SCALING), "llama-bpe"),
+    "qwen2": (dataclasses.replace(LLAMA, qkv_bias=True, tie_embeddings=True), "qwen2"),
+    # transformers takes Qwen3's heads for 128 wide, whatever the file says.
+    "qwen3": (dataclasses.replace(LLAMA, qk_norm=True, head_dim=128, num_heads=2), "qwen2"),
+}
+LAYER = {
+    "attention_norm/scale": "attn_norm.weight",
+    "attention/query": "attn_q.weight",
+    "attention/key": "attn_k.weight",
+    "attention/value": "attn_v.weight",
+    "attention/query_bias": "attn_q.bias",
+    "attention/key_bias": "attn_k.bias",
+    "attention/value_bias": "attn_v.bias",
+    "attention/query_norm/scale": "attn_q_norm.weight",
+    "attention/key_norm/scale": "attn_k_norm.weight",
+    "attention/output": "attn_output.weight",
+    "mlp_norm/scale": "ffn_norm.weight",
+    "mlp/gate": "ffn_gate.weight",
+    "mlp/up": "ffn_up.weight",
+    "mlp/down": "ffn_down.weight",
+}
+WHOLE = {
+    "embed/embedding": "token_embd.weight",
+    "final_norm/scale": "output_norm.weight",
+    "lm_head/kernel": "output.weight",
+}
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows i and i + d/2 of each head next to each other, as Llamas have them in GGUF files."""
+    first, second = np.split(weight.reshape(heads, -1, weight.shape[1]), 2, axis=1)
+    return np.stack([first, second], axis=2).reshape(weight.shape)
+
+
+def tensors(config: ModelConfig, params: Any, arch: str) -> dict[str, np.ndarray]:
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    found = {name: leaves[path] for path, name in WHOLE.items() if path in leaves}
+    heads = {"attention/query": config.num_heads, "attention/key": config.num_kv_heads}
+    for path, name in LAYER.items():
+        for layer, value in enumerate(leaves.get(f"layers/{path}", [])):
+            if arch == "llama" and path in heads:
+                value = interleaved(value, heads[path])
+            found[f"blk.{layer}.{name}"] = value
+    if config.rope_scaling:
+        plain, scaled = (
+            rotary_frequencies(config.head_dim, config.rope_theta, scaling)
+            for scaling in (None, config.rope_scaling)
+        )
+        found["rope_freqs.weight"] = (plain / scaled).astype(np.float32)
+    return found
+
+
+def write(
+    path: Path, config: ModelConfig, pre: str, *, add_bos: bool = False, kind: Kind = Kind.F32
+) -> Any:
+    """Writes a random model; returns its parameters."""
+    arch = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    params = random_params(config)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.model_dim)
+    writer.add_feed_forward_length(config.mlp_dim)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types(TYPES)
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_add_bos_token(add_bos)
+    for name, value in tensors(config, params, arch).items():
+        stored = Kind.F32 if value.ndim == 1 else kind
+        writer.add_tensor(name, gguf.quantize(value, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return params
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_configuration_and_weights_come_back(tmp_path, name):
+    config, pre = FAMILIES[name]
+    params = write(tmp_path / "tiny.gguf", config, pre)
+    model, loaded, _ = load_pretrained(tmp_path / "tiny.gguf")
+    assert model.config == config
+    theirs = traverse_util.flatten_dict(loaded, sep="/")
+    assert len(theirs) == len(leaf_shapes(config))
+    for path, value in traverse_util.flatten_dict(params, sep="/").items():
+        np.testing.assert_array_equal(theirs[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_logits_are_those_of_transformers(tmp_path, name):
+    """An independent reader of the format; it does not read Llama 3's scaling."""
+    torch = pytest.importorskip("torch", reason="torch is only installed on Python 3.11")
+    transformers = pytest.importorskip("transformers")
+    config, pre = FAMILIES[name]
+    write(tmp_path / "tiny.gguf", config, pre)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    model, params, _ = load_pretrained(tmp_path / "tiny.gguf", dtype=jnp.float32)
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=(2, 20)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(20), tokens.shape)
+    hidden, _ = model.apply({"params": params}, tokens, positions, np.ones(tokens.shape, bool))
+    ours = jax.device_get(logits(hidden, output_weight(params)))
+    with torch.no_grad():
+        expected = theirs.float()(torch.tensor(tokens)).logits.numpy()
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_another_scaling_is_refused(tmp_path):
+    scaling = dataclasses.replace(SCALING, high_freq_factor=8)
+    config = dataclasses.replace(LLAMA, rope_scaling=scaling)
+    write(tmp_path / "tiny.gguf", config, "llama-bpe")
+    with pytest.raises(InputError, match=r"'rope_freqs.weight' is not Llama 3.1's scaling"):
+        load_pretrained(tmp_path / "tiny.gguf")
+
+
+# --- tokenizers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("qwen2", ["ab", "1", "2", "3", "4"]),  # one digit a word, so digits are never merged
+        ("llama-bpe", ["ab", "123", "4"]),  # up to three
+    ],
+)
+def test_words_are_cut_as_the_model_is_used_to(tmp_path, pre, pieces):
+    write(tmp_path / "tiny.gguf", LLAMA, pre)
+    tokenizer = load_gguf_tokenizer(tmp_path / "tiny.gguf")
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab1234")) == pieces
+    assert tokenizer.encode("ab<|end|>")[-1] == LLAMA.eos_token_id
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe"])
+@pytest.mark.parametrize(
+    "text",
+    ["it's 12 o'CLOCK,  and\r\n\r\n\tno more... ", "naïve 東京 ☃ e\u0301", "x+=1;\n\n  y", " ", ""],
+)
+def test_words_are_those_of_the_library(tmp_path, pre, text):
+    """transformers' own recipe for Qwen2; Llama 3's differs in how many digits make a word."""
+    from transformers.convert_slow_tokenizer import Qwen2Converter
+
+    write(tmp_path / "tiny.gguf", LLAMA, pre)
+    tokenizer = load_gguf_tokenizer(tmp_path / "tiny.gguf")
+    composed = "naïve 東京 ☃ \u00e9" if text.startswith("na") and pre == "qwen2" else text
+    assert tokenizer.decode(tokenizer.encode(text)) == composed
+    if pre == "qwen2":
+        vocab = {token: index for index, token in enumerate(TOKENS)}
+        merges = [tuple(merge.split()) for merge in MERGES]
+        theirs = Qwen2Converter(_Slow(tokenizer)).converted(vocab, merges)
+        assert tokenizer.encode(text) == theirs.encode(text).ids
+
+
+class _Slow:
+    """What the converter asks a tokenizer of Python for."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.add_prefix_space = False
+        self.tokenizer = tokenizer
+
+
+def test_a_beginning_that_is_added(tmp_path):
+    write(tmp_path / "tiny.gguf", LLAMA, "llama-bpe", add_bos=True)
+    tokenizer = load_gguf_tokenizer(tmp_path / "tiny.gguf")
+    ab = TOKENS.index("ab")
+    assert tokenizer.encode("ab") == [LLAMA.bos_token_id, ab]
+    assert tokenizer.encode("ab", add_special_tokens=False) == [ab]
