@@ -36,10 +36,10 @@ from jaxalign.training.experiment import (
     load_start,
     make_algorithm,
     make_run_optimizer,
-    run_script,
 )
 from jaxalign.training.loop import Interruption
 from jaxalign.training.presets import LARGE
+from jaxalign.training.script import run_script
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
 from jaxalign.training.step import make_step

@@ -35,7 +35,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.transformer import Params
-from jaxalign.processes import is_first
+from jaxalign.processes import all_of, is_first
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, safety_verifiers
 from jaxalign.sampling import consultation, rule_answer
@@ -49,18 +49,17 @@ from jaxalign.training.cold_start import (
 )
 from jaxalign.training.experiment import (
     Experiment,
-    Interrupted,
     Reinforcement,
     load_start,
     make_algorithm,
     make_run_optimizer,
-    run_script,
 )
 from jaxalign.training.loop import Interruption
 from jaxalign.training.openings import encode_openings
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.presets import LARGE
 from jaxalign.training.run_folder import read_json, write_json
+from jaxalign.training.script import Interrupted, run_script
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
 from jaxalign.training.step import InverseFrequency, make_step
@@ -258,7 +257,7 @@ def cold_start(
 ) -> Params:
     """The fine-tuned start model; after a resume the one that the run has kept."""
     folder, begun = settings.run / COLD_START_FOLDER, time.perf_counter()
-    if settings.resume and folder.exists():
+    if all_of(settings.resume and folder.exists()):
         experiment.add_seconds(read_json(settings.run / "traces.json")["seconds"])
         return load_pretrained(folder, mesh=model.mesh)[1]
 

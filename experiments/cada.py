@@ -64,16 +64,15 @@ from jaxalign.training.cada import (
 )
 from jaxalign.training.experiment import (
     Experiment,
-    Interrupted,
     Reinforcement,
     load_start,
     make_algorithm,
     make_run_optimizer,
-    run_script,
 )
 from jaxalign.training.loop import Interruption, LoopStep
 from jaxalign.training.preference import PairBatches, make_preference_step
 from jaxalign.training.presets import LARGE
+from jaxalign.training.script import Interrupted, run_script
 from jaxalign.training.self_generation import Generated, self_generate
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state

@@ -17,6 +17,9 @@ from jaxalign.errors import InputError
 
 _ADDRESS = re.compile(r"([^\s,]+:\d+),(\d+),(\d+)")
 
+# What JAX says where another process is gone: by Gloo on CPUs, by the service that joins them.
+_LOST = re.compile(r"Gloo|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|heartbeat|[Cc]onnection")
+
 
 def join(processes: str | None) -> None:
     """Makes this process one of several; call it before anything is computed.
@@ -29,9 +32,17 @@ def join(processes: str | None) -> None:
         many there are, and which one this is, from 0.
 
     Raises:
-      InputError: another form, or the others do not come within five minutes.
+      InputError: another form, or None on one of several hosts.
+      LostProcess: the others do not come within five minutes.
     """
-    if processes is None or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
+        return
+    if processes is None:
+        if jax.process_count() > 1:
+            raise InputError(
+                f"this is one of {jax.process_count()} hosts: add --processes auto, and start the "
+                "script on all of them"
+            )
         return
     form = _ADDRESS.fullmatch(processes)
     if processes != "auto" and not (form and int(form[3]) < int(form[2])):
@@ -46,14 +57,31 @@ def join(processes: str | None) -> None:
             jax.distributed.initialize(form[1], int(form[2]), int(form[3]))
         else:
             jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except ValueError as error:
         raise InputError(
-            f"processes={processes}: they did not come together ({reason}): start one for each "
-            "INDEX with the same HOST:PORT and COUNT"
+            f"processes=auto: no cluster is known here ({error}): give HOST:PORT,COUNT,INDEX"
         ) from error
+    except RuntimeError as error:
+        raise LostProcess(f"not all have come: {first_line(error)}") from error
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+
+
+class LostProcess(Exception):
+    """Another process of the run is gone, or never came."""
+
+
+def are_several() -> bool:
+    """Whether this process is one of several that `join` brought together."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error, of whatever of JAX, says that another process of the run is gone."""
+    if isinstance(error, LostProcess):
+        return True
+    known = isinstance(error, ValueError | RuntimeError)
+    return known and are_several() and _LOST.search(str(error)) is not None
 
 
 def is_first() -> bool:
@@ -61,16 +89,26 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def least(value: int) -> int:
+    """The smallest value of all processes. All of them must call it, in the same order."""
+    if not are_several():
+        return value
+    return int(multihost_utils.process_allgather(np.array(value)).min())
+
+
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process. All of them must call it, in the same order."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+    """Whether the flag is set in any process; called as `least` is."""
+    return not least(not flag)
+
+
+def all_of(flag: bool) -> bool:
+    """Whether the flag is set in every process; called as `least` is."""
+    return bool(least(flag))
 
 
 def wait_for_all() -> None:
     """Returns when every process has called it."""
-    any_of(False)
+    least(0)
 
 
 def fetch(tree: Any) -> Any:
@@ -85,3 +123,8 @@ def fetch(tree: Any) -> Any:
         return leaf
 
     return jax.device_get(jax.tree.map(whole, tree))
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, or its name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Keeps a run going on spot capacity: when the TPU is taken away it asks for another, prepares it and
 # starts the same command again, until that ends by itself; when a worker is lost it starts all of
-# them again. The run folder has to be in the bucket.
+# them again, RESTARTS times (default 10). The run folder has to be in the bucket.
 #   NAME=align ZONE=us-west4-a ACCELERATOR=v5litepod-16 SPOT=1 BUCKET=my-runs tpu_setup/keep.sh \
 #     python experiments/alphaalign.py qwen2.5-7b --processes auto --run ../bucket/first
 source "$(dirname "$0")/settings.sh"
 need ACCELERATOR v5litepod-16
 need BUCKET my-runs
-(($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b"
+(($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b --processes auto"
 
 if [[ "$DRY_RUN" == 1 ]]; then
   "$HERE/delete.sh" && "$HERE/create.sh" && "$HERE/prepare.sh" && "$HERE/launch.sh" "$@"
@@ -22,6 +22,11 @@ prepare_and_launch() {
 # shellcheck disable=SC2016  # the worker expands
 ASK='cat run.exit 2>/dev/null || { kill -0 "$(cat run.pid)" && echo running || echo gone; } 2>/dev/null'
 
+# Lines of the workers that have ended, with their exit codes.
+# shellcheck disable=SC2016
+CODES='echo "code $(cat run.exit 2>/dev/null)"'
+restarts=${RESTARTS:-10}
+
 while true; do
   now=$(state)
   case "$now" in
@@ -30,9 +35,15 @@ while true; do
         2>/dev/null || true)
       case "$said" in
         running | '') ;;
-        gone) prepare_and_launch "$@" ;;
-        75 | 134) # a script's own code for it, and that of JAX when heartbeats fail to come
-          echo "$(date +%H:%M:%S) a worker was lost: all of them start again"
+        gone | 75 | 134 | 137) # 75: a script's own code for it, 134: JAX's, 137: killed
+          codes=$(on_workers all "$CODES" 2>/dev/null || true)
+          if [[ $codes =~ code\ ([12])($|[^0-9]) ]]; then
+            echo "$(date +%H:%M:%S) a worker has ended with exit code ${BASH_REMATCH[1]}; see its" \
+              "run.log. tpu_setup/delete.sh frees the TPU"
+            exit "${BASH_REMATCH[1]}"
+          fi
+          ((restarts-- > 0)) || fail "a worker was lost once more; see run.log on all of them"
+          echo "$(date +%H:%M:%S) a worker was lost ($said): all of them start again"
           # shellcheck disable=SC2016  # the workers expand
           on_workers all 'kill -KILL -- "-$(cat run.pid)" 2>/dev/null; true' || true
           prepare_and_launch "$@"

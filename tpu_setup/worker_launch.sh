@@ -12,7 +12,9 @@ folder=
 for ((i = 1; i < $#; i++)); do
   [[ "${!i}" != --run ]] || { next=$((i + 1)) && folder=${!next}; }
 done
-if [[ -n "$folder" ]] && compgen -G "$folder/checkpoints/[0-9]*" >/dev/null; then
+# Only digits: what is still being written has a longer name.
+if [[ -n "$folder" ]] &&
+  [[ -n "$(find "$folder/checkpoints" -maxdepth 1 -regex '.*/[0-9]+' 2>/dev/null)" ]]; then
   set -- "$@" --resume
 fi
 

@@ -2,7 +2,7 @@
 # The same on Google Kubernetes Engine, with xpk (pip install xpk): a cluster, and runs on it.
 #   CLUSTER=align ZONE=us-west4-a ACCELERATOR=v5litepod-16 SPOT=1 NAME=pool tpu_setup/xpk.sh create
 #   CLUSTER=align ZONE=us-west4-a ACCELERATOR=v5litepod-16 NAME=first tpu_setup/xpk.sh run \
-#     python experiments/alphaalign.py qwen2.5-7b --run /tmp/first
+#     python experiments/alphaalign.py qwen2.5-7b --processes auto --run /storage/first
 #   CLUSTER=align ZONE=us-west4-a NAME=first tpu_setup/xpk.sh delete      # the run first
 #   CLUSTER=align ZONE=us-west4-a NAME=pool tpu_setup/xpk.sh delete-cluster
 source "$(dirname "$0")/settings.sh"
@@ -20,7 +20,7 @@ case "$what" in
     ;;
   run)
     need ACCELERATOR v5litepod-16
-    (($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b"
+    (($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b --processes auto"
     run xpk workload create "${on[@]}" --workload="$NAME" --tpu-type="$ACCELERATOR" \
       --num-slices=1 --base-docker-image=python:3.12 --script-dir="$HERE/.." \
       --command="pip install --quiet --constraint constraints.txt '.[tpu]' && $(quoted "$@")"

@@ -10,6 +10,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import complete
 from jaxalign.models.completion import compute_params
 from jaxalign.models.transformer import Params, Transformer
+from jaxalign.processes import fetch
 from jaxalign.sampling import Greedy
 
 Progress = Callable[[int, int], None]
@@ -65,7 +66,7 @@ def greedy_answers(
             max_new_tokens=max_new_tokens,
             method=Greedy(),
         )
-        tokens, mask = jax.device_get((rollout.tokens, rollout.mask))
+        tokens, mask = fetch((rollout.tokens, rollout.mask))
         done = min(first + size, len(requests))
         answers += [tokens[row][mask[row]] for row in range(done - first)]
         progress(done, len(requests))

@@ -1,4 +1,7 @@
-"""Reads models and their weights from GGUF files: Llama, Mistral, SmolLM2, Qwen2.5 and Qwen3."""
+"""Reads configuration and weights from GGUF files: Llama, Mistral, SmolLM2, Qwen2.5 and Qwen3.
+
+Mistral's tokenizer is none that `jaxalign.models.gguf_tokenizer` reads.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -129,6 +132,9 @@ def load_gguf(
     path: str | Path, *, place: Place = lambda config, path, leaf: leaf.whole()
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads configuration and weights from a GGUF file, dequantising to float32.
+
+    A tensor is dequantised as a whole for each part of it that `place` reads, so a mesh of many
+    devices in one process loads slowly.
 
     Args:
       path: a `.gguf` file of one of `ARCHITECTURES`; Mistral and SmolLM2 are `llama` there.

@@ -15,7 +15,8 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_EXPRESSIONS = {"qwen2": _WORDS % "", "llama-bpe": _WORDS % "{1,3}"}
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # llama.cpp knows it by three names
+_EXPRESSIONS = {"qwen2": _WORDS % ""} | dict.fromkeys(_LLAMA3, _WORDS % "{1,3}")
 PRE_TOKENIZERS = ("smollm", "gpt-2", *_EXPRESSIONS)
 
 # Token types of the vocabulary.
@@ -25,6 +26,7 @@ _CONTROL, _USER_DEFINED = 3, 4
 def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     """Builds the tokenizer that a GGUF file describes: byte-level BPE with its special tokens.
 
+    A text begins with the bos token where the file says so, or says nothing and is Llama 3's.
     Control tokens are special, the chat template and the bos, eos, pad and unknown tokens are set.
     Bytes that the vocabulary lacks are dropped in encoding, as by the original tokenizer: for
     SmolLM2 the control characters 04, 06, 13, 14, 16, 1d (hexadecimal) and the lead bytes f1, f2.
@@ -63,7 +65,7 @@ def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
         bpe = models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
             merges=[tuple(merge.split(" ")) for merge in merges],
-            ignore_merges=pre == "llama-bpe",
+            ignore_merges=pre in _LLAMA3,
         )
     except Exception as error:  # tokenizers raises plain Exception
         raise InputError(f"{file.path}: the tokenizer's merges are damaged ({error!r})") from None
@@ -81,15 +83,20 @@ def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     )
     roles = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     ids = {role: file.token_id(name) for role, name in roles.items()}
-    if field("add_bos_token"):
-        if ids["bos"] is None:
-            raise InputError(f"{file.path}: tokenizer.ggml.bos_token_id is missing")
-        bos = tokens[ids["bos"]]
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A",
-            pair=f"{bos} $A {bos}:1 $B:1",
-            special_tokens=[(bos, ids["bos"])],
-        )
+    add_bos = field("add_bos_token")
+    if pre in _LLAMA3 if add_bos is None else add_bos:
+        bos = "" if ids["bos"] is None else tokens[ids["bos"]]
+        try:
+            backend.post_processor = processors.TemplateProcessing(
+                single=[bos, "$A"],
+                pair=[bos, "$A", bos, "$B:1"],
+                special_tokens=[(bos, ids["bos"])],
+            )
+        except Exception as error:  # the library's own, a plain one
+            raise InputError(
+                f"{file.path}: tokenizer.ggml.bos_token_id is missing, or {bos!r} cannot open a "
+                f"text ({error!r})"
+            ) from None
     architecture = file.metadata.get("general.architecture")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

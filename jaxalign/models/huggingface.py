@@ -34,7 +34,7 @@ from jaxalign.models.weights import (
     tensor_sizes,
     unstack_tensors,
 )
-from jaxalign.processes import is_first
+from jaxalign.processes import is_first, wait_for_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -286,6 +286,7 @@ def save_pretrained(
     if not is_first():
         for _ in unstack_tensors(config, _NAMES, leaves):
             pass  # its parts are on their way to the first process
+        wait_for_all()
         return
     ends = {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -310,6 +311,7 @@ def save_pretrained(
             previous.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+    wait_for_all()
 
 
 def resolve(path_or_id: str | Path) -> Path:

@@ -9,6 +9,7 @@ log-probability is the one it has in a row of its own.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
@@ -80,7 +81,7 @@ def pack(
     rows: int | None = None,
     prefix: np.ndarray | None = None,
 ) -> PackedBatch:
-    """Lays documents out in rows as `place` says.
+    """Lays documents out in rows as `place` says, as NumPy arrays.
 
     Args:
       documents: what to pack.
@@ -110,14 +111,9 @@ def pack(
             positions[row, span] = np.arange(len(document.tokens))
             learned[row, span] = document.learned
             start = span.stop
-    shared = None if prefix is None else jnp.asarray(prefix, jnp.int32)
-    return PackedBatch(
-        jnp.asarray(tokens),
-        jnp.asarray(numbers),
-        jnp.asarray(positions),
-        jnp.asarray(learned),
-        shared,
-    )
+    shared = None if prefix is None else np.asarray(prefix, np.int32)
+    arrays: Any = (tokens, numbers, positions, learned, shared)
+    return PackedBatch(*arrays)
 
 
 def packed_logps(

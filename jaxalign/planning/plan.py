@@ -268,4 +268,9 @@ def _by_kind(messages: Iterable[Message]) -> dict[str, float]:
 def _excess(message: str) -> str:
     """Of the compiler's message: how much is needed and how much there is."""
     wanted = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
-    return f"{wanted[1]} of {wanted[2]} GiB" if wanted else message.splitlines()[0]
+    if wanted:
+        return f"{wanted[1]} of {wanted[2]} GiB"
+    wanted = re.search(r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
+    return (
+        f"{wanted[1]} of {wanted[2]} GiB of temporary memory" if wanted else message.splitlines()[0]
+    )

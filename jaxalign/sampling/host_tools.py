@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.models.transformer import Params, Transformer
+from jaxalign.processes import fetch
 from jaxalign.rewards.automaton import compile_pattern
 from jaxalign.rewards.matcher import Reader, Tokenizer, token_bytes
 from jaxalign.sampling.sampler import Rollout, sample
@@ -126,7 +127,7 @@ def sample_with_host_tool(
             tool=Tool(reader, jnp.asarray(answers), jnp.asarray(lengths), calls, by_call=True),
             **rest,
         )
-        seen = jax.device_get(samples)
+        seen = fetch(samples)
         if earlier is not None:
             _check_continues(earlier, seen)
         waiting = np.flatnonzero(_waiting(seen)).tolist()

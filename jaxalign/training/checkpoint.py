@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.processes import are_several, first_line, is_loss
 from jaxalign.training.state import TrainState
 
 
@@ -88,7 +89,11 @@ class Checkpoints:
                 step, args=self._ocp.args.Composite(run=self._ocp.args.JsonRestore())
             ).run
         except Exception as error:
-            raise InputError(f"{where}: not a checkpoint of jaxalign ({_line(error)})") from error
+            if is_loss(error):
+                raise
+            raise InputError(
+                f"{where}: not a checkpoint of jaxalign ({first_line(error)[:160]})"
+            ) from error
         theirs, ours = run["config"], json.loads(json.dumps(config))
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
@@ -102,9 +107,11 @@ class Checkpoints:
                 args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(abstract)),
             ).state
         except Exception as error:
+            if is_loss(error):
+                raise
             raise InputError(
-                f"{where}: the checkpoint is damaged ({_line(error)}); start the run again in "
-                "another folder"
+                f"{where}: the checkpoint is damaged ({first_line(error)[:160]}); start the run "
+                "again in another folder"
             ) from error
         key = jax.random.wrap_key_data(jnp.asarray(run["key"], jnp.uint32))
         return state, key
@@ -118,12 +125,6 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        # A write in flight would wait for a process that is lost.
-        lost = kind is jax.errors.JaxRuntimeError and jax.process_count() > 1
-        if not lost:
+        # After an error a write in flight would wait for the other processes, and these for this.
+        if kind is None or not are_several():
             self.close()
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160] if text else type(error).__name__

@@ -110,7 +110,7 @@ def collect_traces(
     for number in range(rounds):
         round_prompts = batches.prompts_at(number)
         asked = [p for p in round_prompts for _ in range(algorithm.samples_per_prompt)]
-        samples = guided_rollout(
+        samples: Any = guided_rollout(
             model,
             algorithm,
             params,
@@ -119,7 +119,7 @@ def collect_traces(
             jax.random.fold_in(key, number),
             width=openings.size,
         )
-        samples, verdict = fetch((samples, judge(verifiers, samples.tokens, samples.mask)))
+        verdict = fetch(judge(verifiers, samples.tokens, samples.mask))
         harmful = np.array([prompt.is_harmful for prompt in asked])
         spoken = [decode(t[m]) for t, m in zip(samples.tokens, samples.mask, strict=True)]
         right.append(

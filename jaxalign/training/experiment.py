@@ -3,8 +3,6 @@
 import dataclasses
 import datetime
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,14 +20,19 @@ from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.models.transformer import Params
-from jaxalign.processes import any_of, is_first, join, wait_for_all
+from jaxalign.processes import (
+    all_of,
+    any_of,
+    is_first,
+    join,
+    wait_for_all,
+)
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import Verifiers
 from jaxalign.sampling import Temperature, Tool
 from jaxalign.training.batches import Batches
 from jaxalign.training.loop import (
     Describe,
-    DivergedError,
     Interruption,
     LoopConfig,
     LoopStep,
@@ -38,50 +41,10 @@ from jaxalign.training.loop import (
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
+from jaxalign.training.script import Interrupted
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import Algorithm, Batch, InverseFrequency, StepFn, rollout
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C outside of training; its text says when."""
-
-
-def run_script(name: str, work: Callable[[Interruption], None]) -> int:
-    """Calls `work` and turns what goes wrong into one line.
-
-    Args:
-      name: the script's, before each message.
-      work: parses, trains, reports.
-
-    Returns:
-      the exit code: 0, also when SIGTERM or Ctrl-C made the run save and stop; 2 after bad input;
-      1 after a run that diverged; 130 after a second Ctrl-C. Where another process of the run is
-      lost, this one ends at once, with 75 (EX_TEMPFAIL).
-    """
-    try:
-        with Interruption() as interruption:
-            work(interruption)
-    except (InputError, OSError, DivergedError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DivergedError) else 2
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in reason:
-            raise
-        print(
-            f"{name}: error: another process of the run is lost ({reason}): start all of them "
-            "again with --resume",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(os.EX_TEMPFAIL)  # what is done at exit would wait for that process
-    except KeyboardInterrupt:
-        print(f"{name}: stopped at once: --resume goes on from the last checkpoint")
-        return 130
-    except Interrupted as stop:
-        print(f"interrupted {stop}: go on with --resume where there is a checkpoint")
-    return 0
 
 
 class Experiment:
@@ -100,7 +63,8 @@ class Experiment:
       facts: what else config.json should say and a resumed run must share, as JSON.
 
     Raises:
-      InputError: on a resume, other settings or prompts than the run's.
+      InputError: on a resume, other settings or prompts than the run's; of several processes, other
+        ones than the first's, or a folder that not all of them see.
     """
 
     def __init__(
@@ -134,26 +98,42 @@ class Experiment:
             **(facts or {}),
         }
         self._earlier = 0.0
-        if settings.resume:
-            self._check_same_run()
-            steps = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
-            self._earlier = steps[-1]["time"] if steps else 0.0
-        elif is_first():
+        if not settings.resume and is_first():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", self._saved)
         wait_for_all()
-        if any_of(not (folder / "config.json").exists()):
-            raise InputError(f"{folder}: not every process sees it: choose a shared --run folder")
+        problem = self._other_run()
+        if any_of(problem is not None):
+            raise InputError(problem or f"{folder}: another process of the run refuses it")
+        if settings.resume:
+            steps = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
+            self._earlier = steps[-1]["time"] if steps else 0.0
 
-    def _check_same_run(self) -> None:
-        path = self._folder / "config.json"
+    def _other_run(self) -> str | None:
+        """Why the folder is not this run's; None where it is."""
+        path, resume = self._folder / "config.json", self._settings.resume
+        for _ in range(60):  # a shared folder may show a new file late
+            if resume or path.exists():
+                break
+            time.sleep(1)
+        else:
+            return (
+                f"{path}: not every process sees it: choose a --run folder that all of them share"
+            )
         theirs = read_json(path) if path.exists() else {}
+        may_differ = LOOP_ONLY if resume else ("run", "processes")
         for name, value in self._saved.items():
-            if name in theirs and name not in LOOP_ONLY and theirs[name] != value:
-                raise InputError(
+            if name in theirs and name not in may_differ and theirs[name] != value:
+                if not resume:
+                    return (
+                        f"{name} is {theirs[name]!r} in the first process and {value!r} in "
+                        "another: give all of them the same"
+                    )
+                return (
                     f"{path}: {name} was {theirs[name]!r} and is now {value!r}: resume with the "
                     "settings of the run, or start another one"
                 )
+        return None
 
     def add_seconds(self, seconds: float) -> None:
         """Counts what an earlier process of this run spent outside of training and evaluation."""
@@ -171,7 +151,7 @@ class Experiment:
         if not self._heldout:
             return None
         path = self._folder / f"evaluation_{name}.json"
-        if self._settings.resume and path.exists():
+        if all_of(self._settings.resume and path.exists()):
             evaluation = read_json(path)
             self._earlier += evaluation["seconds"]
             rates: dict[str, Any] = evaluation["rates"]
@@ -229,7 +209,7 @@ class Experiment:
             settings={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
             describe=describe,
             interruption=self._interruption,
-            resume=settings.resume and has_checkpoint(self._folder),
+            resume=all_of(settings.resume and has_checkpoint(self._folder)),
         )
 
     def finish(
@@ -260,6 +240,7 @@ class Experiment:
         save_pretrained(self._folder / "model", self._model, state.params, self._tokenizer)
         if is_first():
             print(f"wrote {write_report(self._folder)}")
+        wait_for_all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +281,7 @@ def choose_dtype(settings: Settings) -> Any:
     config = settings.run / "config.json"
     if settings.dtype != "auto":
         name, reason = settings.dtype, "as asked for"
-    elif settings.resume and config.exists():
+    elif all_of(settings.resume and config.exists()):
         name, reason = read_json(config)["compute_dtype"], "as before"
     else:
         dtype, reason = fastest_dtype()

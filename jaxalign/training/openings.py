@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.prompts import Prompt
@@ -103,9 +102,9 @@ def guided_rollout(
         The model's own part has T − width.
 
     Returns:
-      the completions, opening included, as if the model had begun so: what an opening asks are
-      generated tokens, what is answered is not. `logps` are those of the tokens that were drawn,
-      and 0 in the opening. `mode` is 1 where it is a call.
+      the completions, opening included, as if the model had begun so, as NumPy arrays: what an
+      opening asks are generated tokens, what is answered is not. `logps` are those of the tokens
+      that were drawn, and 0 in the opening. `mode` is 1 where it is a call.
 
     Raises:
       InputError: T leaves no room behind the longest opening.
@@ -148,14 +147,12 @@ def _behind(samples: Rollout, openings: Sequence[Opening], algorithm: Algorithm)
         rest = slice(start, start + samples.tokens.shape[1])
         tokens[row, rest], logps[row, rest] = samples.tokens[row], samples.logps[row]
         mask[row, rest], present[row, rest] = samples.mask[row], samples.present[row]
-    return dataclasses.replace(
-        samples,
-        tokens=jnp.asarray(tokens),
-        mask=jnp.asarray(mask),
-        present=jnp.asarray(present),
-        logps=jnp.asarray(logps),
-        mode=jnp.repeat(
-            jnp.array([bool(opening.answered) for opening in openings], jnp.int32),
-            algorithm.samples_per_prompt,
-        ),
-    )
+    modes = np.array([bool(opening.answered) for opening in openings], np.int32)
+    arrays: dict[str, Any] = {
+        "tokens": tokens,
+        "mask": mask,
+        "present": present,
+        "logps": logps,
+        "mode": np.repeat(modes, algorithm.samples_per_prompt),
+    }
+    return dataclasses.replace(samples, **arrays)

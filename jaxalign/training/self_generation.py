@@ -21,7 +21,7 @@ from jaxalign.evaluation.suites import decode, judge, stop_tokens
 from jaxalign.models.completion import compute_params
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.processes import fetch, is_first, wait_for_all
+from jaxalign.processes import fetch, is_first, least
 from jaxalign.rewards import Verifiers, safety_verifiers
 from jaxalign.sampling import Rollout, Temperature, sample
 from jaxalign.training.run_folder import prompts_digest, read_json, write_json
@@ -136,8 +136,9 @@ def self_generate(
     ]
     params = compute_params(params, model.dtype)
     key = jax.random.key(seed)
-    first = _whole_batches(path, [len(rows) * samples_per_prompt for rows in batches])
-    wait_for_all()  # before the first process writes what the others look at
+    sizes = [len(rows) * samples_per_prompt for rows in batches]
+    first = least(_whole_batches(path, sizes))  # also before the first process changes the file
+    generated = read_generated(path)[: sum(sizes[:first])] if first else []
     with contextlib.ExitStack() as stack:
         lines = (
             stack.enter_context(contextlib.closing(StepLines(path, first))) if is_first() else None
@@ -161,11 +162,11 @@ def self_generate(
             )
             answered = [prompts[row] for row in rows for _ in range(samples_per_prompt)]
             for made in _describe(tokenizer, verifiers, answered, rollout):
+                generated.append(made)
                 if lines is not None:
                     lines.append({"step": number} | dataclasses.asdict(made))
             progress(rows.stop, len(prompts))
-    wait_for_all()
-    return read_generated(path)
+    return generated
 
 
 def _describe(

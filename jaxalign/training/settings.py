@@ -190,7 +190,7 @@ def check_mesh(settings: Settings) -> None:
 
 def has_checkpoint(run: Path) -> bool:
     """Whether a run folder holds a whole checkpoint."""
-    return any((run / "checkpoints").glob("[0-9]*"))
+    return any(path.name.isdigit() for path in (run / "checkpoints").glob("*"))
 
 
 _LEAST = {

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from experiments.alphaalign import main
 
 ROOT = Path(__file__).parents[2]
-STEPS = 14
+STEPS = 20
 MESH = ["--mesh", "1", "2", "1"]
 
 
@@ -99,9 +99,15 @@ def printed(processes, code=0):
     return ["".join(x for x in text.splitlines(True) if x[0] != "[") for text, _ in both]
 
 
-def wait_for_checkpoint(run, step, process):
+def saved_steps(run):
+    """Of the newest checkpoint; 0 for none."""
+    names = [path.name for path in (run / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def wait_for_checkpoint(run, beyond, process):
     deadline = time.monotonic() + 240
-    while not (run / "checkpoints" / str(step)).exists():
+    while saved_steps(run) <= beyond:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no checkpoint in four minutes"
         time.sleep(0.02)
@@ -116,14 +122,13 @@ def test_two_processes_end_with_the_bits_of_one_whatever_happens(
     printed([start(["experiments/alphaalign.py", *flags, *MESH, f"--run={one}"], 2)])
 
     processes = start_two("alphaalign", *flags, f"--run={two}")
-    wait_for_checkpoint(two, 2, processes[0])
+    wait_for_checkpoint(two, 0, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     first, second = printed(processes)
     assert "saved; go on with --resume" in first and not second
 
-    saved = max(int(path.name) for path in (two / "checkpoints").glob("[0-9]*"))
     processes = start_two("alphaalign", *flags, f"--run={two}", "--resume")
-    wait_for_checkpoint(two, saved // 2 * 2 + 2, processes[0])
+    wait_for_checkpoint(two, saved_steps(two), processes[0])
     processes[1].kill()
     _, messages = processes[0].communicate(timeout=300)
     assert processes[0].returncode == os.EX_TEMPFAIL
@@ -140,6 +145,38 @@ def test_two_processes_end_with_the_bits_of_one_whatever_happens(
     rows = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert "2 processes" in json.loads((two / "summary.json").read_text())["hardware"]
+
+
+@pytest.mark.slow
+def test_without_the_first_process_the_other_ends_and_one_goes_on(
+    start, start_two, arguments, tmp_path
+):
+    """JAX itself ends a process whose coordinator is gone. One with both devices takes over."""
+    flags = ["demo", *arguments, "--steps=8", "--checkpoint-every=2", f"--run={tmp_path}/run"]
+    processes = start_two("alphaalign", *flags)
+    wait_for_checkpoint(tmp_path / "run", 0, processes[0])
+    processes[0].kill()
+    processes[1].communicate(timeout=300)
+    assert processes[1].returncode in (os.EX_TEMPFAIL, -signal.SIGABRT)
+    command = ["experiments/alphaalign.py", *flags, "--mesh", "1", "1", "1", "--resume"]
+    (first,) = printed([start(command, 1)])
+    assert "resumed after step" in first and "step 8/8" in first
+
+
+@pytest.mark.slow
+def test_two_processes_with_other_settings_do_not_begin(start, arguments, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = ["experiments/alphaalign.py", "demo", *arguments, *MESH, f"--run={tmp_path / 'run'}"]
+    processes = [
+        start([*flags, f"--processes={address},2,{index}", f"--seed={index}"], 1)
+        for index in range(2)
+    ]
+    _, second = (process.communicate(timeout=300)[1] for process in processes)
+    assert "seed is 0 in the first process and 1 in another: give all of them the same" in second
+    assert processes[1].returncode == 2 and processes[0].returncode in (2, os.EX_TEMPFAIL)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Qwen and Llama 3 from GGUF files, written here as llama.cpp's converter writes them."""
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from gguf import GGMLQuantizationType as Kind
+from gguf import GGML_QUANT_SIZES
 from tiny_model import random_params
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from jaxalign.errors import InputError
 from jaxalign.models import ModelConfig, load_pretrained
 from jaxalign.models.attention import rotary_frequencies
 from jaxalign.models.config import RopeScaling
+from jaxalign.models.gguf_file import open_gguf
 from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import output_weight
 from jaxalign.models.weights import leaf_shapes
 
-# All bytes, two merged words and two special tokens.
-BYTES = sorted(ByteLevel.alphabet())
-TOKENS = [*BYTES, "12", "12" + "3", "ab", "<|start|>", "<|end|>"]
+# All bytes, three words that merges make, one that none makes, and two special tokens.
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+TOKENS = [*BYTES, "12", "123", "ab", "xyz", "<|start|>", "<|end|>"]
 TYPES = [1] * (len(TOKENS) - 2) + [3, 3]
 MERGES = ["1 2", "12 3", "a b"]
 
@@ -98,9 +100,7 @@ def tensors(config: ModelConfig, params: Any, arch: str) -> dict[str, np.ndarray
     return found
 
 
-def write(
-    path: Path, config: ModelConfig, pre: str, *, add_bos: bool = False, kind: Kind = Kind.F32
-) -> Any:
+def write(path: Path, config: ModelConfig, pre: str, *, add_bos: bool | None = None) -> Any:
     """Writes a random model; returns its parameters."""
     arch = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     params = random_params(config)
@@ -120,12 +120,13 @@ def write(
     writer.add_token_list(TOKENS)
     writer.add_token_types(TYPES)
     writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(config.bos_token_id)
+    if config.bos_token_id is not None:
+        writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
-    writer.add_add_bos_token(add_bos)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     for name, value in tensors(config, params, arch).items():
-        stored = Kind.F32 if value.ndim == 1 else kind
-        writer.add_tensor(name, gguf.quantize(value, stored), raw_dtype=stored)
+        writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -178,14 +179,17 @@ def test_another_scaling_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("pre", "pieces"),
     [
-        ("qwen2", ["ab", "1", "2", "3", "4"]),  # one digit a word, so digits are never merged
-        ("llama-bpe", ["ab", "123", "4"]),  # up to three
+        # One digit a word, so digits are never merged; words are made by merges alone.
+        ("qwen2", ["ab", "1", "2", "3", "4", "x", "y", "z"]),
+        # Up to three; a word of the vocabulary needs no merges.
+        ("llama-bpe", ["ab", "123", "4", "xyz"]),
     ],
 )
 def test_words_are_cut_as_the_model_is_used_to(tmp_path, pre, pieces):
     write(tmp_path / "tiny.gguf", LLAMA, pre)
     tokenizer = load_gguf_tokenizer(tmp_path / "tiny.gguf")
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab1234")) == pieces
+    ids = tokenizer.encode("ab1234xyz", add_special_tokens=False)
+    assert tokenizer.convert_ids_to_tokens(ids) == pieces
     assert tokenizer.encode("ab<|end|>")[-1] == LLAMA.eos_token_id
 
 
@@ -195,31 +199,77 @@ def test_words_are_cut_as_the_model_is_used_to(tmp_path, pre, pieces):
     ["it's 12 o'CLOCK,  and\r\n\r\n\tno more... ", "naïve 東京 ☃ e\u0301", "x+=1;\n\n  y", " ", ""],
 )
 def test_words_are_those_of_the_library(tmp_path, pre, text):
-    """transformers' own recipe for Qwen2; Llama 3's differs in how many digits make a word."""
-    from transformers.convert_slow_tokenizer import Qwen2Converter
+    """transformers has a recipe for Qwen2, and Llama 3's rule for files of its maker."""
+    from transformers.convert_slow_tokenizer import Qwen2Converter, TikTokenConverter
 
     write(tmp_path / "tiny.gguf", LLAMA, pre)
-    tokenizer = load_gguf_tokenizer(tmp_path / "tiny.gguf")
-    composed = "naïve 東京 ☃ \u00e9" if text.startswith("na") and pre == "qwen2" else text
-    assert tokenizer.decode(tokenizer.encode(text)) == composed
+    ours = load_gguf_tokenizer(tmp_path / "tiny.gguf").backend_tokenizer
+    slow: Any = types.SimpleNamespace(add_prefix_space=False)
     if pre == "qwen2":
         vocab = {token: index for index, token in enumerate(TOKENS)}
-        merges = [tuple(merge.split()) for merge in MERGES]
-        theirs = Qwen2Converter(_Slow(tokenizer)).converted(vocab, merges)
-        assert tokenizer.encode(text) == theirs.encode(text).ids
+        theirs = Qwen2Converter(slow).converted(vocab, [tuple(x.split()) for x in MERGES])
+    else:
+        theirs = Tokenizer(models.BPE())
+        pattern = TikTokenConverter(vocab_file="").pattern
+        theirs.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    normal = theirs.normalizer.normalize_str(text) if theirs.normalizer else text
+    cut = theirs.pre_tokenizer.pre_tokenize_str(normal)
+    assert ours.pre_tokenizer.pre_tokenize_str(normal) == cut
+    assert (ours.normalizer.normalize_str(text) if ours.normalizer else text) == normal
+    ids = ours.encode(text, add_special_tokens=False).ids
+    assert ours.decode(ids) == normal
 
 
-class _Slow:
-    """What the converter asks a tokenizer of Python for."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.add_prefix_space = False
-        self.tokenizer = tokenizer
-
-
-def test_a_beginning_that_is_added(tmp_path):
-    write(tmp_path / "tiny.gguf", LLAMA, "llama-bpe", add_bos=True)
+@pytest.mark.parametrize(
+    ("pre", "add_bos", "added"),
+    [
+        ("llama-bpe", True, True),
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+    ],
+)
+def test_a_beginning_that_is_added(tmp_path, pre, add_bos, added):
+    write(tmp_path / "tiny.gguf", LLAMA, pre, add_bos=add_bos)
     tokenizer = load_gguf_tokenizer(tmp_path / "tiny.gguf")
     ab = TOKENS.index("ab")
-    assert tokenizer.encode("ab") == [LLAMA.bos_token_id, ab]
+    assert tokenizer.encode("ab") == ([LLAMA.bos_token_id] if added else []) + [ab]
     assert tokenizer.encode("ab", add_special_tokens=False) == [ab]
+
+
+def test_a_beginning_that_cannot_be(tmp_path):
+    config = dataclasses.replace(LLAMA, bos_token_id=None)
+    write(tmp_path / "tiny.gguf", config, "llama-bpe", add_bos=True)
+    with pytest.raises(InputError, match="tokenizer.ggml.bos_token_id is missing"):
+        load_gguf_tokenizer(tmp_path / "tiny.gguf")
+
+
+# --- storage types -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(GGML_QUANT_SIZES))
+def test_every_block_type_that_the_gguf_package_decodes(tmp_path, kind):
+    """Random bytes: what they mean is the package's business."""
+    block, size = GGML_QUANT_SIZES[kind]
+    packed = np.random.default_rng(0).integers(256, size=(3, 2 * size), dtype=np.uint8)
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):
+            expected = gguf.dequantize(packed, kind)
+    except NotImplementedError:
+        pytest.skip("the gguf package has no decoder for it")
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("one", packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with np.errstate(invalid="ignore", over="ignore"):
+        read = open_gguf(tmp_path / "one.gguf").read_tensor("one")
+    assert read.shape == (3, 2 * block)
+    np.testing.assert_array_equal(read, expected)  # not a number is equal to itself here

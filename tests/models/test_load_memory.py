@@ -82,8 +82,8 @@ def test_a_process_holds_little_more_than_its_share(tmp_path, smollm2_tokenizer)
         )
         for index in range(2)
     ]
-    for process in processes:
-        _, messages = process.communicate(timeout=300)
+    everything = [process.communicate(timeout=300)[1] for process in processes]
+    for process, messages in zip(processes, everything, strict=True):
         assert process.returncode == 0, messages
         measured = json.loads(messages.splitlines()[-1])
         print(measured)

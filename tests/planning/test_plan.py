@@ -17,7 +17,7 @@ from jaxalign.models.layout import abstract_params
 from jaxalign.models.sharding import AXES, make_mesh
 from jaxalign.planning import chips, command
 from jaxalign.planning.command import load_script, read_settings
-from jaxalign.planning.plan import DoesNotFit, Phase, Plan
+from jaxalign.planning.plan import DoesNotFit, Phase, Plan, _excess
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.training.presets import LARGE
 from jaxalign.training.settings import check_mesh
@@ -182,6 +182,21 @@ PLANNED = Plan(
     decoding_loop=(),
     seconds_to_compile=1.0,
 )
+
+
+@pytest.mark.parametrize(
+    ("message", "excess"),
+    [
+        ("Used 20.10G of 15.75G hbm. Exceeded hbm capacity by 4.35G.", "20.10 of 15.75 GiB"),
+        (
+            "the total memory required for HLO temporaries (16.07G) exceeds available HBM (15.75G).",
+            "16.07 of 15.75 GiB of temporary memory",
+        ),
+        ("another reason\nat length", "another reason"),
+    ],
+)
+def test_what_does_not_fit_is_said_shortly(message, excess):
+    assert _excess(f"RESOURCE_EXHAUSTED: {message}") in (excess, f"RESOURCE_EXHAUSTED: {excess}")
 
 
 class TestSearch:

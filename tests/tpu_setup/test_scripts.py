@@ -185,27 +185,35 @@ def test_keep_resumes_after_a_preemption(cloud):
     assert "the run has ended with exit code 3" in done.stdout
 
 
-def test_keep_launches_again_where_the_run_is_gone(cloud):
+@pytest.mark.parametrize("said", ["gone", "75", "134", "137"])
+def test_keep_starts_all_again_where_one_was_lost(cloud, said):
     cloud.answer("queued-resources describe", "ACTIVE")
-    cloud.answer("tpu-vm ssh", "gone", "", "", "0")
+    cloud.answer("tpu-vm ssh", said, f"code {said}\ncode", "", "", "", "0")
     done = cloud.run("keep.sh", *TRAIN, ACCELERATOR="v5litepod-16", BUCKET="runs")
     assert done.returncode == 0, done.stderr
     assert [call[0].split()[1] for call in cloud.calls] == [
-        *("describe", "ssh", "scp", "ssh", "ssh", "describe", "ssh")
+        *("describe", "ssh", "ssh", "ssh", "scp", "ssh", "ssh", "describe", "ssh")
     ]
+    assert "kill -KILL" in cloud.calls[3][-1] and "--worker=all" in cloud.calls[3]
+    assert f"a worker was lost ({said}): all of them start again" in done.stdout
 
 
-@pytest.mark.parametrize("code", ["75", "134"])
-def test_keep_starts_all_again_where_one_was_lost(cloud, code):
+def test_keep_ends_with_the_code_of_the_worker_that_failed(cloud):
+    """The first worker only sees that the other one is gone."""
     cloud.answer("queued-resources describe", "ACTIVE")
-    cloud.answer("tpu-vm ssh", code, "", "", "", "0")
+    cloud.answer("tpu-vm ssh", "75", "code 75\ncode 2")
     done = cloud.run("keep.sh", *TRAIN, ACCELERATOR="v5litepod-16", BUCKET="runs")
-    assert done.returncode == 0, done.stderr
-    assert [call[0].split()[1] for call in cloud.calls] == [
-        *("describe", "ssh", "ssh", "scp", "ssh", "ssh", "describe", "ssh")
-    ]
-    assert "kill -KILL" in cloud.calls[2][-1] and "--worker=all" in cloud.calls[2]
-    assert "a worker was lost: all of them start again" in done.stdout
+    assert done.returncode == 2
+    assert "a worker has ended with exit code 2; see its run.log" in done.stdout
+
+
+def test_keep_does_not_start_again_for_ever(cloud):
+    cloud.answer("queued-resources describe", "ACTIVE")
+    cloud.answer("tpu-vm ssh", "134")
+    variables = {"ACCELERATOR": "v5litepod-16", "BUCKET": "runs", "RESTARTS": "2"}
+    done = cloud.run("keep.sh", *TRAIN, **variables)
+    assert done.returncode == 2 and done.stdout.count("all of them start again") == 2
+    assert done.stderr == "tpu_setup: a worker was lost once more; see run.log on all of them\n"
 
 
 def test_a_login_that_fails_is_not_taken_for_a_missing_tpu(cloud):
