@@ -20,6 +20,45 @@ STEPS = 20
 MESH = ["--mesh", "1", "2", "1"]
 
 
+_COLD_START = """
+import hashlib, sys
+from jaxalign.processes import fetch, join
+join(sys.argv[1] or None)
+import jax
+from jaxalign.data import builtin_prompts
+from jaxalign.data.templates import bare_messages
+from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.models import load_pretrained
+from jaxalign.models.sharding import make_mesh
+from jaxalign.rewards import safety_verifiers
+from jaxalign.training.alphaalign import kinds_alone
+from jaxalign.training.batches import Batches
+from jaxalign.training.cold_start import collect_traces, fine_tune
+from jaxalign.training.openings import encode_openings
+from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.step import Algorithm
+
+model, params, tokenizer = load_pretrained(sys.argv[2], dtype="float32", mesh=make_mesh(1, 2, 1))
+batches = Batches(
+    builtin_prompts("train"), tokenizer, bare_messages, counts={"harmful": 1, "benign": 1},
+    max_prompt_tokens=56, seed=0, make_extras=kinds_alone, mesh=model.mesh,
+)
+algorithm = Algorithm(samples_per_prompt=2, max_new_tokens=64, stop=stop_tokens(model, tokenizer))
+right, every = collect_traces(
+    model, params, algorithm, batches, safety_verifiers(tokenizer), rounds=2,
+    key=jax.random.key(0), openings=encode_openings({"fraud": "Refuse."}, tokenizer),
+    decode=tokenizer.decode, progress=lambda done: None,
+)
+losses = []
+tuned = fine_tune(
+    model, params, every, batches, make_optimizer(1e-3, max_grad_norm=1.0), epochs=2, batch_size=4,
+    row_length=256, seed=0, progress=lambda done, loss: losses.append(loss),
+)
+digest = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(fetch(tuned))))
+print(every.tokens.sum(), every.counts(), losses, digest.hexdigest())
+"""
+
+
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
     rows = [
@@ -52,6 +91,12 @@ def arguments(tiny_model_folder, prompts):
     ]
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 @pytest.fixture
 def start():
     """Starts `start(command, devices)`, and ends what a failed test has left running."""
@@ -82,9 +127,7 @@ def start_two(start):
     """Starts two processes of one run, with a device each."""
 
     def begin(script, *flags):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = free_address()
         command = [f"experiments/{script}.py", *flags, *MESH]
         return [start([*command, f"--processes={address},2,{index}"], 1) for index in range(2)]
 
@@ -165,9 +208,7 @@ def test_without_the_first_process_the_other_ends_and_one_goes_on(
 
 @pytest.mark.slow
 def test_two_processes_with_other_settings_do_not_begin(start, arguments, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     flags = ["experiments/alphaalign.py", "demo", *arguments, *MESH, f"--run={tmp_path / 'run'}"]
     processes = [
         start([*flags, f"--processes={address},2,{index}", f"--seed={index}"], 1)
@@ -177,6 +218,17 @@ def test_two_processes_with_other_settings_do_not_begin(start, arguments, tmp_pa
     assert "seed is 0 in the first process and 1 in another: give all of them the same" in second
     assert processes[1].returncode == 2 and processes[0].returncode in (2, os.EX_TEMPFAIL)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_the_cold_start_on_two_processes(start, tiny_model_folder):
+    """Guided traces and what is learned from them: all bits of one process with both devices."""
+    (one,) = printed([start(["-c", _COLD_START, "", tiny_model_folder], 2)])
+    address = free_address()
+    command = ["-c", _COLD_START, f"{address},2,%d", tiny_model_folder]
+    processes = [start([str(x).replace("%d", str(i)) for x in command], 1) for i in range(2)]
+    first, second = printed(processes)
+    assert first == one and "'harmful, consulted': 2" in one and not second
 
 
 @pytest.mark.slow
