@@ -221,7 +221,7 @@ def check_settings(settings: Cada) -> None:
     """Refuses settings that can't work."""
     check(
         settings,
-        kept="generated.jsonl",
+        kept=GENERATED,
         samples=settings.arm == "rl",
         least={
             "cases_per_outcome": 1,
@@ -294,7 +294,7 @@ def preference(given: Given) -> Training:
     kept = kept_answers(given)
     unsafe: list[Generated] = []
     if settings.rejected == "unsafe":
-        path = (settings.generated or settings.run / "generated.jsonl").with_name("unsafe.jsonl")
+        path = (settings.generated or settings.run / GENERATED).with_name("unsafe.jsonl")
         unsafe = make_answers(given, path, bare_messages)
     pairs, prefix = make_pairs(given.tokenizer, given.template, kept, unsafe)
     with heeded(given, "reading pairs", len(pairs)) as heed:
@@ -364,7 +364,7 @@ def make_answers(given: Given, path: Path, template: Template) -> list[Generated
 def kept_answers(given: Given) -> list[Generated]:
     """Answers with code or cases in context that pass the filters; writes yield.md."""
     settings = given.settings
-    path = settings.generated or settings.run / "generated.jsonl"
+    path = settings.generated or settings.run / GENERATED
     made = make_answers(given, path, coded_messages(given.context))
     kept, table = choose(made, cap=settings.cap)
     if is_first():
@@ -431,6 +431,10 @@ def prepare(
 
     step = make_step(model, optimizer, algorithm, reward)
     return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
+
+
+GENERATED = "generated.jsonl"
+"""What self-generation writes into the run folder."""
 
 
 if __name__ == "__main__":

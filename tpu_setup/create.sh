@@ -14,7 +14,7 @@ esac
 spot=()
 [[ "$SPOT" != 1 ]] || spot=(--spot)
 run gcloud compute tpus queued-resources create "$NAME" "${PLACE[@]}" --node-id="$NAME" \
-  --accelerator-type="$ACCELERATOR" --runtime-version="$runtime" "${spot[@]}"
+  --accelerator-type="$ACCELERATOR" --runtime-version="$runtime" ${spot[@]+"${spot[@]}"}
 [[ "$DRY_RUN" != 1 ]] || exit 0
 
 before=

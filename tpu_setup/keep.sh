@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Keeps a run going on spot capacity: when the TPU is taken away it asks for another, prepares it and
 # starts the same command again, until that ends by itself; when a worker is lost it starts all of
-# them again, RESTARTS times (default 10). The run folder has to be in the bucket.
+# them again, RESTARTS times. The run folder has to be in the bucket, ../bucket/….
 #   NAME=align ZONE=us-west4-a ACCELERATOR=v5litepod-16 SPOT=1 BUCKET=my-runs tpu_setup/keep.sh \
 #     python experiments/alphaalign.py qwen2.5-7b --processes auto --run ../bucket/first
 source "$(dirname "$0")/settings.sh"
 need ACCELERATOR v5litepod-16
 need BUCKET my-runs
 (($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b --processes auto"
+
+[[ " $*" == *" --run"[\ =]"../bucket/"* ]] ||
+  fail "the run folder has to outlive the TPU; add --run ../bucket/FOLDER to the command"
 
 if [[ "$DRY_RUN" == 1 ]]; then
   "$HERE/delete.sh" && "$HERE/create.sh" && "$HERE/prepare.sh" && "$HERE/launch.sh" "$@"
@@ -20,12 +23,12 @@ prepare_and_launch() {
 
 # What worker 0 says of the run: its exit code, running, or gone; nothing if it can't be reached.
 # shellcheck disable=SC2016  # the worker expands
-ASK='cat run.exit 2>/dev/null || { kill -0 "$(cat run.pid)" && echo running || echo gone; } 2>/dev/null'
+ASK='cat run.exit 2>/dev/null || { kill -0 -- "-$(cat run.pid)" && echo running || echo gone; } 2>/dev/null'
 
 # Lines of the workers that have ended, with their exit codes.
 # shellcheck disable=SC2016
 CODES='echo "code $(cat run.exit 2>/dev/null)"'
-restarts=${RESTARTS:-10}
+restarts=$RESTARTS
 
 while true; do
   now=$(state)
@@ -34,7 +37,8 @@ while true; do
       said=$(gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker=0 --command="$ASK" \
         2>/dev/null || true)
       case "$said" in
-        running | '') ;;
+        running) ;;
+        '') echo "$(date +%H:%M:%S) the first worker can't be reached; trying again in $POLL seconds" ;;
         gone | 75 | 134 | 137) # 75: a script's own code for it, 134: JAX's, 137: killed
           codes=$(on_workers all "$CODES" 2>/dev/null || true)
           if [[ $codes =~ code\ ([12])($|[^0-9]) ]]; then
@@ -48,6 +52,7 @@ while true; do
           on_workers all 'kill -KILL -- "-$(cat run.pid)" 2>/dev/null; true' || true
           prepare_and_launch "$@"
           ;;
+        *[!0-9]*) fail "the first worker says '$said', which is no exit code" ;;
         *)
           echo "$(date +%H:%M:%S) the run has ended with exit code $said; tpu_setup/delete.sh" \
             "frees the TPU"

@@ -3,7 +3,7 @@
 # ~/run.log on each.
 #   NAME=align ZONE=us-west4-a tpu_setup/launch.sh \
 #     python experiments/alphaalign.py qwen2.5-7b --processes auto --run ../bucket/first
-# Where the run folder holds checkpoints --resume is added, so the same line goes on with a run.
+# Where the run folder holds a run --resume is added, so the same line goes on with it.
 source "$(dirname "$0")/settings.sh"
 (($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b --processes auto"
 

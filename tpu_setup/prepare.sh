@@ -5,6 +5,6 @@ source "$(dirname "$0")/settings.sh"
 
 archive=$(mktemp -d)/jaxalign.tar.gz
 trap 'rm -rf "$(dirname "$archive")"' EXIT
-git -C "$HERE/.." archive --prefix=jaxalign/ --output="$archive" HEAD
+run git -C "$HERE/.." archive --prefix=jaxalign/ --output="$archive" HEAD
 run gcloud compute tpus tpu-vm scp "$archive" "$NAME:jaxalign.tar.gz" "${PLACE[@]}" --worker=all
 on_workers all "rm -rf jaxalign && tar -xzf jaxalign.tar.gz && bash jaxalign/tpu_setup/worker_prepare.sh $(quoted "${BUCKET:-}")"

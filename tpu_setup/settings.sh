@@ -6,6 +6,7 @@
 #   PROJECT      of Google Cloud; by default gcloud's own
 #   SPOT         1 for spot capacity, which is cheaper and may be taken away; default 0
 #   BUCKET       Cloud Storage bucket to mount on every worker as ~/bucket; default none
+#   RESTARTS     how often a run whose worker was lost starts again; default 10
 #   POLL         seconds between looks at a state; default 30
 #   DRY_RUN      1 prints the commands and runs none
 
@@ -13,6 +14,8 @@ set -euo pipefail
 # shellcheck disable=SC2034  # for the scripts that read this
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SPOT=${SPOT:-0}
+# shellcheck disable=SC2034
+RESTARTS=${RESTARTS:-10}
 POLL=${POLL:-30}
 DRY_RUN=${DRY_RUN:-0}
 

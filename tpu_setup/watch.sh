@@ -3,7 +3,10 @@
 #   NAME=align ZONE=us-west4-a tpu_setup/watch.sh
 source "$(dirname "$0")/settings.sh"
 
-[[ "$DRY_RUN" == 1 ]] || echo "$NAME: $(state)"
+if [[ "$DRY_RUN" != 1 ]]; then
+  now=$(state) # apart from echo, which would hide that it failed
+  echo "$NAME: $now"
+fi
 # shellcheck disable=SC2016  # the workers expand
 on_workers all 'echo "$(hostname): $(cat run.exit 2>/dev/null || echo running)"'
 on_workers 0 'tail -n 20 -F run.log'

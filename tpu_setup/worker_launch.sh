@@ -4,23 +4,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [[ -f ../run.pid ]] && kill -0 "$(<../run.pid)" 2>/dev/null; then
+if [[ -f ../run.pid ]] && kill -0 -- "-$(<../run.pid)" 2>/dev/null; then
   echo "worker_launch: process $(<../run.pid) is still running; tpu_setup/stop.sh ends it" >&2
   exit 2
 fi
-folder=
-for ((i = 1; i < $#; i++)); do
-  [[ "${!i}" != --run ]] || { next=$((i + 1)) && folder=${!next}; }
-done
-# Only digits: what is still being written has a longer name.
-if [[ -n "$folder" ]] &&
-  [[ -n "$(find "$folder/checkpoints" -maxdepth 1 -regex '.*/[0-9]+' 2>/dev/null)" ]]; then
-  set -- "$@" --resume
-fi
-
 rm -f ../run.exit
 PATH="$(cd .. && pwd)/venv/bin:$PATH"
+# stop.sh signals the whole group; the trap lets this shell live until the command has saved.
 # shellcheck disable=SC2016  # the inner shell expands
-setsid nohup bash -c '"$@"; echo $? >../run.exit' launch "$@" >../run.log 2>&1 </dev/null &
+setsid nohup bash -c 'trap : TERM INT; bash tpu_setup/with_resume.sh "$@"; echo $? >../run.exit' \
+  launch "$@" >../run.log 2>&1 </dev/null &
 echo $! >../run.pid
 echo "$(hostname): process $(<../run.pid): $*"

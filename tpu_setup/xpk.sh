@@ -23,7 +23,8 @@ case "$what" in
     (($#)) || fail "no command; give one such as python experiments/alphaalign.py qwen2.5-7b --processes auto"
     run xpk workload create "${on[@]}" --workload="$NAME" --tpu-type="$ACCELERATOR" \
       --num-slices=1 --base-docker-image=python:3.12 --script-dir="$HERE/.." \
-      --command="pip install --quiet --constraint constraints.txt '.[tpu]' && $(quoted "$@")"
+      --max-restarts="$RESTARTS" --restart-on-exit-codes=75 \
+      --command="pip install --quiet --constraint constraints.txt '.[tpu]' && bash tpu_setup/with_resume.sh $(quoted "$@")"
     ;;
   delete) run xpk workload delete "${on[@]}" --workload="$NAME" ;;
   delete-cluster) run xpk cluster delete "${on[@]}" ;;

@@ -5,13 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from experiments.ascl import COLD_START_FOLDER as ASCL_START
+from experiments.cada import GENERATED as CADA_START
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tpu_setup"
-TRAIN = ["python", "experiments/alphaalign.py", "qwen2.5-7b", "--run", "bucket/a run"]
+TRAIN = ["python", "experiments/alphaalign.py", "qwen2.5-7b", "--run", "../bucket/a run"]
 
 # Flags of each command as `gcloud compute tpus … --help` and `xpk … --help` list them.
 FAKE = """#!{python}
@@ -31,7 +36,7 @@ FLAGS = {{
     "cluster delete": PLACE + ["--cluster"],
     "workload create": PLACE + [
         "--cluster", "--workload", "--tpu-type", "--num-slices", "--base-docker-image",
-        "--script-dir", "--command",
+        "--script-dir", "--command", "--max-restarts", "--restart-on-exit-codes",
     ],
     "workload delete": PLACE + ["--cluster", "--workload"],
 }}
@@ -154,7 +159,7 @@ def test_launch_quotes_the_command(cloud):
     assert head == ["tpu-vm ssh", "align", "--zone=us-west4-a", "--worker=all"]
     assert command == (
         "--command=bash jaxalign/tpu_setup/worker_launch.sh "
-        r"python experiments/alphaalign.py qwen2.5-7b --run bucket/a\ run "
+        r"python experiments/alphaalign.py qwen2.5-7b --run ../bucket/a\ run "
     )
 
 
@@ -216,6 +221,37 @@ def test_keep_does_not_start_again_for_ever(cloud):
     assert done.stderr == "tpu_setup: a worker was lost once more; see run.log on all of them\n"
 
 
+@pytest.mark.parametrize("flags", [[], ["--run", "runs/a"], ["--run", "bucket/a"]])
+def test_keep_wants_the_run_folder_in_the_bucket(cloud, flags):
+    variables = {"ACCELERATOR": "v5litepod-16", "BUCKET": "runs"}
+    done = cloud.run("keep.sh", *TRAIN[:3], *flags, **variables)
+    assert done.returncode == 2 and not cloud.calls
+    assert done.stderr == (
+        "tpu_setup: the run folder has to outlive the TPU; add --run ../bucket/FOLDER to the "
+        "command\n"
+    )
+    cloud.answer("queued-resources describe", "ACTIVE")
+    cloud.answer("tpu-vm ssh", "0")
+    assert cloud.run("keep.sh", *TRAIN[:3], "--run=../bucket/a", **variables).returncode == 0
+
+
+def test_keep_says_when_a_worker_does_not_answer(cloud):
+    cloud.answer("queued-resources describe", "ACTIVE")
+    cloud.answer("tpu-vm ssh", "", "no such file")
+    done = cloud.run("keep.sh", *TRAIN, ACCELERATOR="v5litepod-16", BUCKET="runs")
+    assert done.stdout.count("the first worker can't be reached; trying again in 0.01 s") == 1
+    assert done.returncode == 2
+    assert done.stderr == (
+        "tpu_setup: the first worker says 'no such file', which is no exit code\n"
+    )
+
+
+def test_watch_ends_where_there_is_no_login(cloud):
+    cloud.answer("queued-resources describe", "ERROR: (gcloud) PERMISSION_DENIED: log in")
+    assert cloud.run("watch.sh").returncode == 2
+    assert [call[0] for call in cloud.calls] == ["queued-resources describe"]
+
+
 def test_a_login_that_fails_is_not_taken_for_a_missing_tpu(cloud):
     cloud.answer("queued-resources describe", "ERROR: (gcloud) PERMISSION_DENIED: log in")
     done = cloud.run("keep.sh", *TRAIN, ACCELERATOR="v5litepod-16", BUCKET="runs")
@@ -242,21 +278,34 @@ def test_clusters(cloud):
     assert created == ["cluster create", *place, *size, "--on-demand"]
     assert run[:6] == ["workload create", *place, "--workload=align", *size]
     assert run[6] == "--base-docker-image=python:3.12"
-    assert run[8].endswith(r"qwen2.5-7b --run bucket/a\ run ")
+    assert run[8:10] == ["--max-restarts=10", "--restart-on-exit-codes=75"]
+    assert run[10].endswith(
+        r"with_resume.sh python experiments/alphaalign.py qwen2.5-7b --run ../bucket/a\ run "
+    )
     assert deleted == ["workload delete", *place, "--workload=align"]
     assert gone == ["cluster delete", *place]
 
 
 @pytest.mark.parametrize(
     "script",
-    ["create.sh", "prepare.sh", "launch.sh", "watch.sh", "stop.sh", "keep.sh", "delete.sh"],
+    [
+        "create.sh",
+        "prepare.sh",
+        "launch.sh",
+        "watch.sh",
+        "stop.sh",
+        "keep.sh",
+        "delete.sh",
+        "xpk.sh",
+    ],
 )
 def test_a_dry_run_prints_what_would_be_run(cloud, script):
-    arguments = TRAIN if script in ("launch.sh", "keep.sh") else []
-    variables = {"ACCELERATOR": "v5litepod-16", "BUCKET": "runs", "DRY_RUN": "1"}
+    arguments = {"launch.sh": TRAIN, "keep.sh": TRAIN, "xpk.sh": ["run", *TRAIN]}.get(script, [])
+    variables = {"ACCELERATOR": "v5litepod-16", "BUCKET": "runs", "CLUSTER": "mine", "DRY_RUN": "1"}
     done = cloud.run(script, *arguments, **variables)
     assert done.returncode == 0, done.stderr
-    assert all(line.startswith("+ gcloud compute tpus ") for line in done.stdout.splitlines())
+    shown = ("+ gcloud compute tpus ", "+ git ", "+ xpk ")
+    assert all(line.startswith(shown) for line in done.stdout.splitlines())
     assert done.stdout and not cloud.calls
 
 
@@ -272,6 +321,11 @@ def test_a_dry_run_prints_what_would_be_run(cloud, script):
         ("create.sh", {"ACCELERATOR": "v3-8"}, "use v5litepod-N, v5p-N or v6e-N"),
         ("launch.sh", {}, "no command; give one such as python"),
         ("keep.sh", {"ACCELERATOR": "v6e-8"}, "BUCKET is not set"),
+        (
+            "keep.sh",
+            {"ACCELERATOR": "v6e-8", "BUCKET": "runs"},
+            "no command; give one such as python",
+        ),
         ("xpk.sh", {"CLUSTER": "mine"}, "use create, run, delete or delete-cluster"),
     ],
 )
@@ -297,8 +351,10 @@ def exit_code(home):
 def launch_on_worker(home, *command):
     folder = home / "jaxalign" / "tpu_setup"
     folder.mkdir(parents=True, exist_ok=True)
-    script = shutil.copy(SCRIPTS / "worker_launch.sh", folder)
-    return subprocess.run(["bash", script, *command], cwd=home, capture_output=True, text=True)
+    for name in ("worker_launch.sh", "with_resume.sh"):
+        shutil.copy(SCRIPTS / name, folder)
+    line = ["bash", folder / "worker_launch.sh", *command]
+    return subprocess.run(line, cwd=home, capture_output=True, text=True)
 
 
 def test_a_worker_runs_in_the_background_and_keeps_the_exit_code(tmp_path):
@@ -308,24 +364,69 @@ def test_a_worker_runs_in_the_background_and_keeps_the_exit_code(tmp_path):
     assert (tmp_path / "run.log").read_text() == f"here: {tmp_path}/jaxalign\n"
 
 
-def test_a_worker_resumes_where_there_are_checkpoints(tmp_path):
-    show = ["bash", "-c", 'echo "$@"', "show"]
-    (tmp_path / "old run" / "checkpoints" / "10").mkdir(parents=True)
-    for run, more in (("../new", ""), ("../old run", " --resume")):
-        launch_on_worker(tmp_path, *show, "--run", run, "--seed", "1")
-        assert exit_code(tmp_path) == "0"
-        assert (tmp_path / "run.log").read_text() == f"--run {run} --seed 1{more}\n"
+@pytest.mark.parametrize("form", ["--run {}", "--run={}"])
+@pytest.mark.parametrize(
+    ("held", "more"),
+    [
+        ("", ""),
+        ("checkpoints/10", " --resume"),
+        ("checkpoints/10.orbax-checkpoint-tmp", ""),
+        (ASCL_START, " --resume"),
+        (CADA_START, " --resume"),
+    ],
+)
+def test_a_command_resumes_what_its_folder_holds(tmp_path, held, more, form):
+    """What a script refuses to begin anew it has to be told to go on with."""
+    (tmp_path / "a run" / held).mkdir(parents=True)
+    words = form.format("a run") if "=" in form else "--run"
+    given = [words] if "=" in form else [words, "a run"]
+    command = ["bash", "-c", 'echo "$@"', "show", *given, "--seed", "1"]
+    line = ["bash", SCRIPTS / "with_resume.sh", *command]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"{form.format('a run')} --seed 1{more}\n"
 
 
-def test_a_worker_that_is_busy_says_so(tmp_path):
-    launch_on_worker(tmp_path, "sleep", "60")
+def test_a_worker_is_launched_with_resume(tmp_path):
+    (tmp_path / "old" / "checkpoints" / "10").mkdir(parents=True)
+    launch_on_worker(tmp_path, "bash", "-c", 'echo "$@"', "show", "--run", "../old")
+    assert exit_code(tmp_path) == "0"
+    assert (tmp_path / "run.log").read_text() == "--run ../old --resume\n"
+
+
+def test_a_worker_that_is_stopped_is_busy_until_it_has_saved(tmp_path):
+    saves = "trap 'sleep 1; echo saved; exit 7' TERM; echo up; while true; do sleep 0.05; done"
+    launch_on_worker(tmp_path, "bash", "-c", saves)
     pid = (tmp_path / "run.pid").read_text().strip()
-    again = launch_on_worker(tmp_path, "sleep", "60")
+    until_up = "until grep -q up run.log; do sleep 0.02; done"
+    subprocess.run(["timeout", "20", "bash", "-c", until_up], cwd=tmp_path, check=True)
+    stop = (SCRIPTS / "stop.sh").read_text().split("on_workers all '")[1].split("'")[0]
+    subprocess.run(["bash", "-c", stop], cwd=tmp_path, check=True)
+    again = launch_on_worker(tmp_path, "true")
     assert again.returncode == 2
     assert again.stderr == (
         f"worker_launch: process {pid} is still running; tpu_setup/stop.sh ends it\n"
     )
-    subprocess.run(["bash", "-c", f"kill -TERM -- -{pid}"], check=True)  # as stop.sh does
+    assert not (tmp_path / "run.exit").exists()
+    assert exit_code(tmp_path) == "7"
+    assert (tmp_path / "run.log").read_text().endswith("saved\n")
+    assert launch_on_worker(tmp_path, "true").returncode == 0
+
+
+def test_the_pins_install_jax_for_tpus():
+    """A pin that jax[tpu] does not allow would fail on every worker, and nowhere else."""
+    pins = [
+        Requirement(line)
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    pinned = {pin.name: pin for pin in pins if not pin.marker or pin.marker.evaluate()}
+    wanted = [Requirement(line) for line in requires("jax")]
+    for need in wanted:
+        if need.marker and not need.marker.evaluate({"extra": "tpu"}):
+            continue
+        if need.name in pinned:
+            (version,) = (pin.version for pin in pinned[need.name].specifier)
+            assert need.specifier.contains(version), f"{need} does not allow {pinned[need.name]}"
 
 
 def test_shellcheck_has_nothing_to_say():
