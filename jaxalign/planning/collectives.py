@@ -52,6 +52,7 @@ class Message:
       received: bytes that one device receives each time.
       times: how often it runs in one call of the program.
       operation: the JAX operation it comes from, such as `jit(step)/jit(_sample)/while/body/…`.
+      loops: those of the loops around it, the outermost first, such as `jit(step)/while`.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Message:
     received: float
     times: int
     operation: str
+    loops: tuple[str, ...] = ()
 
 
 def read_messages(hlo: str) -> list[Message]:
@@ -69,7 +71,8 @@ def read_messages(hlo: str) -> list[Message]:
       hlo: `compiled.as_text()`.
 
     Raises:
-      ValueError: the text is not such a program, or names a collective's devices in a new way.
+      ValueError: the text is not such a program, names a collective's devices in a new way, or has
+        one in a loop that does not say how often it turns.
     """
     computations, entry = _split(hlo)
     if not entry:
@@ -79,14 +82,16 @@ def read_messages(hlo: str) -> list[Message]:
 
     @functools.cache
     def bound(name: str) -> int:
-        """The largest whole number that a loop's condition compares with."""
-        found = [1]
+        """The largest whole number that a loop's condition compares with; 0 where there is none."""
+        found = [0]
         for line in computations.get(name, ()):
             found += [int(n) for n in _BOUND.findall(line)]
             found += [bound(called) for called in _called(line)]
         return max(found)
 
-    def walk(name: str, times: int) -> Iterator[tuple[str, bool, Message]]:
+    def walk(
+        name: str, times: int, loops: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, bool, Message]]:
         """Channel of each message, whether that is where it starts in steps, and the message."""
         starts = any('"AsyncCollectiveStart"' in line for line in computations.get(name, ()))
         for line in computations.get(name, ()):
@@ -98,16 +103,21 @@ def read_messages(hlo: str) -> list[Message]:
                 channel = _CHANNEL.search(line)
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
+                if not times:
+                    raise ValueError(f"cannot tell how often this runs: {line.strip()[:300]}")
                 message = _message(kind, instruction, line, times, devices)
+                message = dataclasses.replace(message, loops=loops)
                 yield channel[1] if channel else "", starts, message
-            turns = times
+            turns, around = times, loops
             if kind == "while":
                 known = _TRIPS.search(line)
                 condition = re.search(r"condition=%?([\w.\-]+)", line)
                 assert condition is not None
                 turns *= int(known[1]) if known else bound(condition[1])
+                operation = _OPERATION.search(line)
+                around = (*loops, operation[1] if operation else "")
             for called in _called(line):
-                yield from walk(called, turns)
+                yield from walk(called, turns, around)
 
     found = list(walk(entry, 1))
     in_steps = {channel for channel, starts, _ in found if starts}

@@ -12,8 +12,9 @@ where sampling reads for each token the weights, the keys and values of the prom
 half of the completions' (an embedding that is not the output projection too is only looked up), and
 the rest reads and writes parameters, gradients and moments once. FLOPs are taken to be divided
 evenly, and completions to use all of `max_new_tokens`. A real step is slower: half the peak is a
-good one. A message counts for sampling where its operation is named so; weights that are gathered
-once for it and for the update bear the parameter's name and count for the update.
+good one. A message counts for sampling where its operation, or a loop around it, is named so;
+weights that are gathered once for it and for the update bear the parameter's name and count for the
+update.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ class Plan:
         samples, gradients while it updates. The rest are activations.
       sampling: its work.
       update: the work of everything else.
-      decoding_loop: collectives of the loop that adds one token.
+      decoding_loop: collectives within the loop that adds one token.
       seconds_to_compile: on this host.
     """
 
@@ -91,6 +92,12 @@ class Plan:
     update: Phase
     decoding_loop: tuple[Message, ...]
     seconds_to_compile: float
+
+    @property
+    def largest_gather_of_a_token(self) -> int:
+        """Bytes of the largest all-gather in the decoding loop: a layer's weights would be many."""
+        sizes = [m.result for m in self.decoding_loop if m.kind == "all-gather"]
+        return max(sizes, default=0)
 
     @property
     def bytes(self) -> int:
@@ -148,6 +155,9 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     decoding, read = _decoding_bytes(model)
     own, context = _cache_bytes(model, work, batch)
     in_sampling = f"jit({SAMPLING})"
+    of_sampling = [m for m in messages if any(in_sampling in x for x in (m.operation, *m.loops))]
+    of_update = [m for m in messages if m not in of_sampling]
+    loop = f"{in_sampling}/while"
     return Plan(
         mesh=tuple(mesh.devices.shape),
         memory={
@@ -167,14 +177,14 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
         sampling=Phase(
             sampled / mesh.size,
             trips * (read + context + own / 2),
-            _by_kind(m for m in messages if in_sampling in m.operation),
+            _by_kind(of_sampling),
         ),
         update=Phase(
             (flops - sampled) / mesh.size,
             2.0 * (2 * parameters + moments),
-            _by_kind(m for m in messages if in_sampling not in m.operation),
+            _by_kind(of_update),
         ),
-        decoding_loop=tuple(m for m in messages if f"{in_sampling}/while/body" in m.operation),
+        decoding_loop=tuple(m for m in messages if any(loop in around for around in m.loops)),
         seconds_to_compile=seconds,
     )
 
@@ -271,6 +281,4 @@ def _excess(message: str) -> str:
     if wanted:
         return f"{wanted[1]} of {wanted[2]} GiB"
     wanted = re.search(r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
-    return (
-        f"{wanted[1]} of {wanted[2]} GiB of temporary memory" if wanted else message.splitlines()[0]
-    )
+    return f"{wanted[1]} of {wanted[2]} GiB" if wanted else message.splitlines()[0]

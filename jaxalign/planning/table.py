@@ -33,6 +33,7 @@ def plan_json(plan: Plan, topology: str, *, completions: int) -> dict[str, Any]:
         "within_temporary": plan.within,
         "sampling": phase(plan.sampling),
         "update": phase(plan.update),
+        "decoding_loop": [dataclasses.asdict(message) for message in plan.decoding_loop],
         "step_seconds_at_least": plan.step_seconds(chip),
         "completions": completions,
         "seconds_to_compile": plan.seconds_to_compile,
@@ -71,6 +72,10 @@ def plan_table(plans: Mapping[str, Plan | str], title: str) -> Table:
                 f"{name}: {part}, s",
                 lambda p, c, n=name, k=part: f"{getattr(p, n).seconds(c)[k]:.2f}",
             )
+    row(
+        "decoding a token: largest all-gather, MB",
+        lambda p, _: f"{p.largest_gather_of_a_token / 1e6:.2f}",
+    )
     row("step, s at least", lambda p, chip: f"{p.step_seconds(chip):.2f}")
     refused = [p if isinstance(p, str) else "fits" for p in plans.values()]
     table.add_row("", *refused)

@@ -38,7 +38,7 @@ metadata={op_name="jit(step)/while/body/while/body/gather"}
 
 ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
   %loop = (s32[], bf16[4,8]{1,0}) while(%start), condition=%outer_condition, body=%outer_body, \
-backend_config={"known_trip_count":{"n":"3"}}
+backend_config={"known_trip_count":{"n":"3"}}, metadata={op_name="jit(step)/while"}
   %permuted = (f32[2,3]{1,0}, f32[2,3]{1,0}, u32[], u32[]) collective-permute-start(%x), \
 source_target_pairs={{0,1},{1,0}}
   %apart = ((bf16[2]{0}, f32[3]{0}), (bf16[4]{0}, f32[6]{0})) all-gather-start(%x, %y), \
@@ -67,8 +67,9 @@ def test_by_hand(groups, size):
     which keeps 64; a sum of 16 numbers.
     """
     operation = "jit(step)/while/body/while/body/gather"
+    loops = ("jit(step)/while", "")
     assert read_messages(HLO.replace("GROUPS", groups)) == [
-        Message("all-gather", "bf16", 64, 64 * (size - 1) / size, 15, operation),
+        Message("all-gather", "bf16", 64, 64 * (size - 1) / size, 15, operation, loops),
         Message("collective-permute", "f32", 24, 24.0, 1, ""),
         Message("all-gather", "bf16", 32, 16.0, 1, ""),
         Message("reduce-scatter", "bf16", 64, 64 * 3.0, 1, ""),
@@ -112,6 +113,9 @@ def test_text_that_is_not_understood_is_no_zero():
         read_messages("HloModule nothing")
     with pytest.raises(ValueError, match="cannot tell which devices take part: %gathered"):
         read_messages(HLO.replace("GROUPS", "replica_groups=new"))
+    unbounded = HLO.replace("constant(5)", "get-tuple-element(%p), index=2")
+    with pytest.raises(ValueError, match="cannot tell how often this runs: %gathered"):
+        read_messages(unbounded.replace("GROUPS", "replica_groups={}"))
 
 
 def test_a_collective_in_steps_counts_once():
