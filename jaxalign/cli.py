@@ -290,9 +290,9 @@ class Plan:
 
     jaxalign plan experiments/ascl.py --preset qwen3-8b --topology v5p:2x2x2 -- --micro-batches 4
 
-    Needs the compiler (pip install 'jaxalign[tpu]'), no TPU and no weights; of a model without a
-    preset the hub's config.json. Each topology takes some minutes. Flags of the script go behind
-    --.
+    Needs the compiler (pip install -c constraints.txt -e '.[tpu]' in the clone), no TPU and no
+    weights; of a model without a preset the hub's config.json. Each topology takes some minutes.
+    Flags of the script go behind --.
     """
 
     script: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCRIPT")]

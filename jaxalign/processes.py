@@ -6,6 +6,7 @@ first alone writes and prints; what must be decided alike is agreed upon.
 
 import os
 import re
+import socket
 import sys
 from typing import Any
 
@@ -24,7 +25,8 @@ _LOST = re.compile(r"Gloo|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|heartbeat|[Cc]on
 def join(processes: str | None) -> None:
     """Makes this process one of several; call it before anything is computed.
 
-    It returns when all have come. What the others print from then on is dropped, except for errors.
+    It returns when all have come. Where they do not come within five minutes JAX ends the process,
+    with exit code 134. What all but the first print from then on is dropped, except for errors.
 
     Args:
       processes: None for a process that is alone; "auto" where the cluster says who is who (TPU
@@ -32,8 +34,9 @@ def join(processes: str | None) -> None:
         many there are, and which one this is, from 0.
 
     Raises:
-      InputError: another form, or None on one of several hosts.
-      LostProcess: the others do not come within five minutes.
+      InputError: another form, None on one of several hosts, no cluster that JAX knows, or a port
+        that the first process can't listen at.
+      RuntimeError: something was computed before.
     """
     if jax.distributed.is_initialized():
         return
@@ -50,8 +53,12 @@ def join(processes: str | None) -> None:
             f"processes={processes!r} must be auto, or HOST:PORT,COUNT,INDEX with INDEX below "
             "COUNT, such as 10.0.0.2:8476,2,0"
         )
+    if form and not int(form[3]):
+        _check_port(processes, int(form[1].rpartition(":")[2]))
     # It would take SIGTERM for itself; a run heeds that in `jaxalign.training.loop.Interruption`.
     jax.config.update("jax_enable_preemption_service", False)
+    all_of_them = f"{form[2]} processes at {form[1]}" if form else "all processes"
+    print(f"waiting for {all_of_them}", file=sys.stderr)
     try:
         if form:
             jax.distributed.initialize(form[1], int(form[2]), int(form[3]))
@@ -61,14 +68,21 @@ def join(processes: str | None) -> None:
         raise InputError(
             f"processes=auto: no cluster is known here ({error}): give HOST:PORT,COUNT,INDEX"
         ) from error
-    except RuntimeError as error:
-        raise LostProcess(f"not all have come: {first_line(error)}") from error
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
 
 
-class LostProcess(Exception):
-    """Another process of the run is gone, or never came."""
+def _check_port(processes: str, port: int) -> None:
+    """Refuses a port that is taken; JAX's own service may crash on one."""
+    try:
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"processes={processes}: the first process can't listen at port {port} ({error}): give "
+            "all of them another one"
+        ) from error
 
 
 def are_several() -> bool:
@@ -78,8 +92,6 @@ def are_several() -> bool:
 
 def is_loss(error: BaseException) -> bool:
     """Whether an error, of whatever of JAX, says that another process of the run is gone."""
-    if isinstance(error, LostProcess):
-        return True
     known = isinstance(error, ValueError | RuntimeError)
     return known and are_several() and _LOST.search(str(error)) is not None
 

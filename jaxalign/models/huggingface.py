@@ -343,7 +343,9 @@ def resolve(path_or_id: str | Path) -> Path:
     try:
         return Path(
             snapshot_download(
-                text, allow_patterns=["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+                text,
+                allow_patterns=["*.safetensors", "*.json", "tokenizer*", "*.jinja"],
+                ignore_patterns=["consolidated*"],  # the same weights once more, in Mistral's form
             )
         )
     except Exception as error:  # HTTP, file system and validation errors share no base class

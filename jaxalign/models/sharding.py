@@ -48,7 +48,7 @@ def make_mesh(
     if min(sizes) < 1 or math.prod(sizes) != count:
         raise InputError(
             f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not make the {count} "
-            "devices that there are"
+            "devices that there are: give --mesh sizes that do"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)

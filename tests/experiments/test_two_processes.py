@@ -268,3 +268,14 @@ def test_bad_processes_give_one_line(arguments, tmp_path, capsys, flags, message
     assert main(["demo", *arguments, *flags, f"--run={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("alphaalign: error:") and message in error and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_named(arguments, tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = [*MESH, f"--processes=127.0.0.1:{port},2,0", f"--run={tmp_path / 'run'}"]
+        assert main(["demo", *arguments, *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"processes=127.0.0.1:{port},2,0: the first process can't listen at port {port}" in line

@@ -422,8 +422,9 @@ def test_resolve_neither_here_nor_a_hub_id(name: str) -> None:
 def test_resolve_downloads_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def download(repo: str, *, allow_patterns: list[str]) -> str:
+    def download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked[repo] = allow_patterns
+        assert ignore_patterns == ["consolidated*"]  # Mistral's weights, once more
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)

@@ -270,7 +270,7 @@ def test_cases_are_planned_for_the_arm_that_samples():
 
 def test_the_compiler_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'jaxalign\[tpu\]'"):
+    with pytest.raises(InputError, match=r"pip install -c constraints.txt -e '\.\[tpu\]'"):
         chips.slice_devices("v5e:2x2")
 
 

@@ -120,7 +120,8 @@ def test_a_step_on_eight_devices_is_the_step_on_one():
         "1x8x1 equal",
         "1x1x8 equal",
         "2x2x2 equal",
-        "mesh: data x fsdp x tensor = 2 x 2 x 1 does not make the 8 devices that there are",
+        "mesh: data x fsdp x tensor = 2 x 2 x 1 does not make the 8 devices that there are: "
+        "give --mesh sizes that do",
     ], messages
 
 
