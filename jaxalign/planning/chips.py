@@ -80,8 +80,8 @@ def slice_devices(topology: str) -> list[Any]:
     chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "compiling for TPUs takes the package libtpu: pip install -c constraints.txt -e '.[tpu]'"
-            " in the clone (about 200 MB; it needs no TPU)"
+            "compiling for TPUs takes the package libtpu (about 200 MB; it needs no TPU): "
+            "pip install -c constraints.txt -e '.[tpu]' in the clone"
         )
     # It would ask the metadata server of a TPU VM, which is not there, and complain at length.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

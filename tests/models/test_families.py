@@ -82,18 +82,35 @@ def test_logits_are_theirs(family):
 
     expected = their_logits(theirs, tokens)
     assert expected.std() > 0.5
-    np.testing.assert_allclose(run(params), expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(run(params), expected, atol=1e-4, rtol=0)
+
+
+def padded(side, width=8):
+    """The prompts in rows of one width, and where they stand."""
+    tokens, mask = np.zeros((2, width), np.int32), np.zeros((2, width), bool)
+    for row, prompt in enumerate(PROMPTS):
+        place = slice(width - len(prompt), width) if side == "left" else slice(len(prompt))
+        tokens[row, place], mask[row, place] = prompt, True
+    return tokens, mask
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_logits(family, side):
+    theirs, (model, params, _) = family
+    tokens, mask = padded(side)
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    hidden, _ = model.apply({"params": params}, tokens, positions, mask)
+    ours = logits(hidden, output_weight(params))
+    for row, prompt in enumerate(PROMPTS):
+        expected = their_logits(theirs, [prompt])[0]
+        np.testing.assert_allclose(ours[row][mask[row]], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_greedy_decoding_is_theirs(family, side):
     """Ours with prefill, cache and padding; theirs on each prompt alone, again and again."""
     theirs, (model, params, _) = family
-    width = 8
-    prompts, mask = np.zeros((2, width), np.int32), np.zeros((2, width), bool)
-    for row, prompt in enumerate(PROMPTS):
-        place = slice(width - len(prompt), width) if side == "left" else slice(len(prompt))
-        prompts[row, place], mask[row, place] = prompt, True
+    prompts, mask = padded(side)
     rollout = sample(
         model,
         params,
@@ -106,10 +123,13 @@ def test_greedy_decoding_is_theirs(family, side):
         stop=(),
     )
     for row, prompt in enumerate(PROMPTS):
-        whole = list(prompt)
+        whole, logps = list(prompt), []
         for _ in range(NEW_TOKENS):
-            whole.append(int(their_logits(theirs, [whole])[0, -1].argmax()))
+            last = torch.tensor(their_logits(theirs, [whole])[0, -1])
+            whole.append(int(last.argmax()))
+            logps.append(float(last.log_softmax(-1).max()))
         assert rollout.tokens[row].tolist() == whole[len(prompt) :]
+        np.testing.assert_allclose(rollout.logps[row], logps, atol=1e-4, rtol=0)
 
 
 def test_a_saved_model_is_the_same_for_them_and_for_us(family, tmp_path):
@@ -122,7 +142,7 @@ def test_a_saved_model_is_the_same_for_them_and_for_us(family, tmp_path):
     tokens = np.arange(60)[None]
     expected = their_logits(theirs, tokens)
     np.testing.assert_allclose(
-        their_logits(again.float().eval(), tokens), expected, atol=1e-5 * np.abs(expected).max()
+        their_logits(again.float().eval(), tokens), expected, atol=1e-4, rtol=0
     )
     ours, loaded, _ = load_pretrained(tmp_path / "model", dtype=jnp.float32)
     assert ours.config == model.config
@@ -174,7 +194,7 @@ def test_scores_are_theirs(classifier, side, tmp_path):
 
     expected = their_scores(theirs)
     assert expected.shape == (3, model.config.num_labels) and expected.std() > 0.1
-    close = functools.partial(np.testing.assert_allclose, atol=1e-4 * np.abs(expected).max())
+    close = functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=0)
     close(sequence_scores(model, params, tokens, mask), expected)
     save_pretrained(tmp_path / "model", model, params, tokenizer)
     ours, again, _ = load_pretrained(tmp_path / "model", dtype=jnp.float32, classifier=True)
