@@ -24,12 +24,17 @@ def parameter_shardings(
     Args:
       config: the architecture.
       mesh: with the axes `jaxalign.models.sharding.AXES`.
-      decoding: for sampling, where weights are whole along `fsdp`.
+      decoding: for sampling, where weights are whole along `fsdp`, and those of attention whole
+        altogether where `tensor` would cut heads in pieces: XLA would gather them for every token.
 
     Raises:
       InputError: the mesh does not divide a parameter.
     """
-    rules = DECODING if decoding else RULES
+    rules = RULES
+    if decoding:
+        heads = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+        cut = [axis for axis, count in heads.items() if count % mesh.shape["tensor"]]
+        rules = DECODING | dict.fromkeys(cut, ())
     shardings = {}
     for path, (shape, axes) in _logical_axes(config).items():
         for size, axis in zip(shape, axes, strict=True):

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh
 from jaxalign.cli import main
 from jaxalign.errors import InputError
 from jaxalign.models.architectures import KNOWN, read_architecture
-from jaxalign.models.layout import abstract_params
+from jaxalign.models.layout import abstract_params, parameter_shardings
 from jaxalign.models.sharding import AXES, make_mesh
 from jaxalign.planning import chips, command
 from jaxalign.planning.command import load_script, read_settings
@@ -110,6 +110,20 @@ def test_known_architectures_have_the_sizes_that_their_makers_state():
     for name, billions in stated.items():
         leaves = jax.tree.leaves(abstract_params(KNOWN[name], mesh))
         assert sum(leaf.size for leaf in leaves) / 1e9 == pytest.approx(billions, rel=0.005), name
+
+
+def test_heads_that_a_mesh_would_cut_are_whole_while_sampling():
+    """SmolLM2 has 9 heads and 3 for keys and values."""
+    cut, whole = (
+        parameter_shardings(KNOWN["smollm2"], AbstractMesh((1, 1, tensor), AXES), decoding=True)
+        for tensor in (2, 3)
+    )
+    attention = [path for path in cut if "attention" in path]
+    attention.remove("layers/attention_norm/scale")
+    assert len(attention) == 4
+    assert all("tensor" in whole[path].spec for path in attention)
+    assert all("tensor" not in cut[path].spec for path in attention)
+    assert cut["layers/mlp/up"].spec == whole["layers/mlp/up"].spec
 
 
 @pytest.mark.parametrize("script", ["alphaalign", "ascl", "cada"])
@@ -298,14 +312,16 @@ def test_the_demo_on_a_tpu(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-def test_a_token_on_a_tpu_gathers_no_weights(tiny_model_folder, tmp_path):
-    """Read from the loops of a TPU's program; a layer has 9,216 weights."""
+@pytest.mark.parametrize(("model", "layers"), [("tiny", 2), ("smollm2", 30)])
+def test_a_token_on_a_tpu_gathers_no_weights(model, layers, tiny_model_folder, tmp_path):
+    """Read from the loops of a TPU's program; two devices would cut one of SmolLM2's 9 heads."""
     out = tmp_path / "plan.json"
     small = "--harmful 2 --benign 1 --lookalike 1 --samples-per-prompt 2 --max-new-tokens 8"
-    flags = ["--mesh", "1", "2", "2", "--out", str(out), "--", *small.split()]
-    assert main(["plan", *DEMO, *flags, "--model", str(tiny_model_folder)]) == 0
+    name = str(tiny_model_folder) if model == "tiny" else model
+    flags = ["--mesh", "1", "2", "2", "--out", str(out), "--", *small.split(), "--model", name]
+    assert main(["plan", *DEMO, *flags]) == 0
     (plan,) = json.loads(out.read_text())
     decoding = plan["decoding_loop"]
     # Once a token, and once a layer and token.
-    assert {m["times"] for m in decoding if m["kind"] == "all-reduce"} == {8, 2 * 8}
-    assert all(m["result"] < 2 * 9216 for m in decoding if m["kind"] == "all-gather")
+    assert {m["times"] for m in decoding if m["kind"] == "all-reduce"} == {8, layers * 8}
+    assert all(m["result"] < 1024 for m in decoding if m["kind"] == "all-gather")
