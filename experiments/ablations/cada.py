@@ -28,7 +28,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.ablations.command import run_command, run_once
+from experiments.ablations.command import refuse, run_command, run_once
 from experiments.ablations.trade_off import dominating, make_table, plot_trade_off
 from experiments.cada import main as cada
 from jaxalign.data import Prompt, context_text, load_all
@@ -157,9 +157,7 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
     rates = settings.learning_rates
     if not rates or min(*rates, settings.start_learning_rate) <= 0:
         raise InputError("learning rates must be numbers above 0, at least one")
-    for flag in OURS:
-        if any(given == flag or given.startswith(f"{flag}=") for given in flags):
-            raise InputError(f"{flag} is the comparison's to set: leave it out behind --")
+    refuse(flags, OURS)
 
 
 def load_measures(settings: Settings) -> Measures:

@@ -39,6 +39,17 @@ def run_command(
         raise SystemExit(2) from None
 
 
+def refuse(flags: Sequence[str], ours: Sequence[str]) -> None:
+    """Refuses flags behind `--` that the comparison sets itself.
+
+    Raises:
+      InputError: names the flag.
+    """
+    for flag in ours:
+        if any(given == flag or given.startswith(f"{flag}=") for given in flags):
+            raise InputError(f"{flag} is the comparison's to set: leave it out behind --")
+
+
 def run_once(script: Callable[[Sequence[str]], int], arguments: Sequence[str], run: Path) -> bool:
     """Runs an experiment unless it is done, resumed where there is a checkpoint.
 

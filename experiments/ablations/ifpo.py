@@ -14,16 +14,19 @@ run folder per arm and seed, results.json, table.md and consulting.png.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.ablations.command import run_command, run_once
+from experiments.ablations.command import refuse, run_command, run_once
 from experiments.ablations.two_modes import plot_training
 from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
+from jaxalign.data.order import evenly
 from jaxalign.errors import InputError
 from jaxalign.training.metrics import read_metrics
 from jaxalign.training.run_folder import read_json, write_json
@@ -49,16 +52,25 @@ class Settings:
     seeds: int = 5
     """Runs of each arm."""
     heldout: int = 24
-    """Held-out prompts of each kind, asked after each run."""
+    """Held-out prompts of each kind, spread over the categories, asked after each run."""
     last: int = 5
     """Steps at the end of a run that the table averages over."""
 
 
+OURS = (
+    *("--run", "--resume", "--seed", "--baseline", "--ifpo", "--scope", "--max-weight"),
+    "--heldout",
+)
+"""Flags of experiments/ascl.py that the comparison sets itself; IFPO's baseline form excludes other
+baselines than the group's."""
+
+
 def main(settings: Settings, flags: Sequence[str]) -> None:
-    """Runs what is missing, then writes the table and the plot."""
+    """Runs what is missing, then writes the tables and the plot."""
     for name in settings.arms:
         if name not in ARMS:
             raise InputError(f"unknown arm {name!r}: choose from {', '.join(ARMS)}")
+    refuse(flags, OURS)
     settings.out.mkdir(parents=True, exist_ok=True)
     comparison = {"flags": list(flags), "heldout": settings.heldout}
     kept = settings.out / "comparison.json"
@@ -66,22 +78,22 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
         raise InputError(
             f"{kept} is of other flags or held-out prompts: give those, or another --out"
         )
-    write_json(kept, comparison)
     heldout = settings.out / "heldout.jsonl"
     heldout.write_text(
         "".join(
-            json.dumps({"prompt": prompt.text, "kind": kind, "id": prompt.id}) + "\n"
+            json.dumps({"prompt": p.text, "kind": kind, "id": p.id, "category": p.category}) + "\n"
             for kind in KINDS
-            for prompt in [p for p in builtin_prompts("heldout") if p.kind == kind][
-                : settings.heldout
-            ]
+            for p in evenly(
+                [p for p in builtin_prompts("heldout") if p.kind == kind], settings.heldout
+            )
         )
     )
-    rules = str(Path(__file__).with_name("short_rules.yaml"))
-    common = ["--baseline", "group", "--rules", rules, *flags, "--heldout", str(heldout)]
+    rules = Path(__file__).with_name("short_rules.yaml")
+    common = ["--baseline", "group", "--rules", str(rules), *flags, "--heldout", str(heldout)]
     start = settings.out / "start"
     if not (start / "cold_start").exists():
         perform(start, [*common, "--steps", "1"])
+    write_json(kept, comparison)  # now that the flags are known to work
     from_start = ["--model", str(start / "cold_start"), "--cold-start-rounds", "0"]
     # Seeds in the outer loop: a comparison that is stopped has as many runs of each arm.
     for seed in range(settings.seeds):
@@ -101,44 +113,49 @@ def perform(run: Path, arguments: Sequence[str]) -> None:
 
 def report(settings: Settings) -> None:
     """Writes results.json, table.md and consulting.png from the runs that are there."""
+    seeds = range(settings.seeds)
     metrics = {
-        name: [read_metrics(settings.out / f"{name}-{seed}") for seed in range(settings.seeds)]
+        name: [read_metrics(settings.out / f"{name}-{seed}") for seed in seeds]
         for name in settings.arms
     }
-    measures = (
-        *(f"{kind}_consulted" for kind in KINDS),
-        *(f"{kind}_refused" for kind in KINDS),
-        "well_formed",
-        "reward",
-    )
-    results: dict[str, Any] = {}
-    for name, runs in metrics.items():
-        trained = {
-            measure: spread([mean([row[measure] for row in run[-settings.last :]]) for run in runs])
-            for measure in measures
-        }
-        after = [
-            read_json(settings.out / f"{name}-{seed}" / "summary.json")["after"]
-            for seed in range(settings.seeds)
+    trained = {
+        name: [
+            {key: mean([value(row) for row in run[-settings.last :]]) for key, value in SHOWN}
+            for run in runs
         ]
-        held = {
-            measure: spread([row[measure] for row in after])
-            for measure in measures
-            if measure in after[0]
+        for name, runs in metrics.items()
+    }
+    results: dict[str, Any] = {"trained": {n: over_seeds(runs) for n, runs in trained.items()}}
+    if "grpo" in trained:
+        results["difference"] = {
+            name: over_seeds(
+                [
+                    {key: run[key] - other[key] for key, _ in SHOWN}
+                    for run, other in zip(runs, trained["grpo"], strict=True)
+                ]
+            )
+            for name, runs in trained.items()
+            if name != "grpo"
         }
-        results[name] = {"trained": trained, "heldout": held}
+    results["heldout"] = {
+        name: over_seeds([heldout_shares(settings.out / f"{name}-{seed}") for seed in seeds])
+        for name in settings.arms
+    }
     write_json(settings.out / "results.json", results)
     lines = []
     for part, title in (
-        ("trained", f"Samples of the last {settings.last} steps"),
-        ("heldout", "Held-out prompts after training, greedy"),
+        ("trained", f"Samples of the last {settings.last} steps, mean ± deviation over seeds"),
+        ("difference", "The same less GRPO's with the same seed, so the same prompts"),
+        ("heldout", f"{settings.heldout} held-out prompts of each kind after training, greedy"),
     ):
-        names = list(next(iter(results.values()))[part])
-        header = ["arm", *(measure.replace("_", " ") for measure in names)]
-        lines += [f"\n{title}:\n", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        for name, result in results.items():
-            cells = [f"{m:.2f} ± {s:.2f}" for m, s in result[part].values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        if table := results.get(part):
+            names = list(next(iter(table.values())))
+            header = ["arm", *(name.replace("_", " ") for name in names)]
+            lines += [f"\n{title}:\n", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+            for name, row in table.items():
+                sign = "+" if part == "difference" else ""
+                cells = [f"{m:{sign}.2f} ± {s:.2f}" for m, s in row.values()]
+                lines.append(f"| {name} | {' | '.join(cells)} |")
     (settings.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     rates = {
@@ -151,14 +168,54 @@ def report(settings: Settings) -> None:
     plot_training(rates, settings.out / "consulting.png")
 
 
+def right(row: Mapping[str, float | None]) -> float:
+    """Mean over kinds of the share that was refused, or not, as it should be.
+
+    The reward would not do: the weight of a refusal in it follows what goes wrong in a step.
+    """
+    refused = {kind: row[f"{kind}_refused"] for kind in KINDS}
+    return mean([x if k == "harmful" or x is None else 1 - x for k, x in refused.items()])
+
+
+SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None]], ...] = (
+    *((f"{kind}_consulted", itemgetter(f"{kind}_consulted")) for kind in KINDS),
+    *((f"{kind}_refused", itemgetter(f"{kind}_refused")) for kind in KINDS),
+    ("well_formed", itemgetter("well_formed")),
+    ("right", right),
+)
+"""Columns of the tables, and what they are of a row of metrics.jsonl."""
+
+
+def heldout_shares(run: Path) -> dict[str, float]:
+    """Shares of the held-out prompts; `rule_repeated` is of those that consulted."""
+    evaluation = read_json(run / "evaluation_after.json")
+    consulted = [row["completion"] for row in evaluation["rows"] if row["consulted"]]
+    return {key: mean([value(evaluation["rates"])]) for key, value in SHOWN} | {
+        "rule_repeated": mean([float(repeats_rule(text)) for text in consulted])
+    }
+
+
+def repeats_rule(completion: str) -> bool:
+    """Whether the answer is words of the rule that came back, which no reward here notices."""
+    rules = re.search(r"<rules>(.*?)</rules>", completion, re.DOTALL)
+    answer = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    return bool(rules and answer and answer[1].strip() and answer[1].strip() in rules[1])
+
+
+def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and deviation of each column; runs in which it is NaN do not count."""
+    return {key: spread([run[key] for run in runs if not np.isnan(run[key])]) for key in runs[0]}
+
+
 def mean(values: Sequence[float | None]) -> float:
-    """Mean of the numbers there are."""
-    return float(np.mean([value for value in values if value is not None]))
+    """Mean of the numbers there are; NaN of none."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else float("nan")
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and deviation over seeds; the deviation of one seed is 0."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    """Mean and deviation over seeds; the deviation of one seed is 0, the mean of none NaN."""
+    return mean(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

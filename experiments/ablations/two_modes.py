@@ -1,7 +1,7 @@
 """IFPO on the smallest model that can drift: a policy with two modes, in exact expectation.
 
     python experiments/ablations/two_modes.py
-    python experiments/ablations/two_modes.py --group 16 --steps 2000 --out runs/two_modes
+    python experiments/ablations/two_modes.py --group 16 --steps 2000 --shared 2 --out runs/mine
 
 A request of class c is harmful, benign or a look-alike. The policy consults with probability
 p_c = σ(θ + δ_c): θ is what all classes share, δ_c what tells them apart. The outcome is right (1)
@@ -28,7 +28,9 @@ where most outcomes are right it pulls to the middle, and modes that are as good
 a fixed point at ½; where most are wrong it pushes to the ends (the table of fixed points).
 
 Training. The same policy with sampled groups, as in a real run: N prompts a step, G samples each,
-plain gradient ascent on (θ, δ). The table shows where the classes stand at the end.
+plain gradient ascent on (θ, δ), where θ learns `shared` times as fast: 0 lets each class go its own
+way, and the larger it is the more the classes carry each other along. A table for each shows where
+they stand at the end.
 """
 
 import dataclasses
@@ -74,7 +76,7 @@ class Arm:
 ARMS = (
     Arm("GRPO"),
     Arm("weight, group", "weight"),
-    Arm("weight, group, cap 2", "weight", max_weight=2.0),
+    Arm("weight, group, cap 1.5", "weight", max_weight=1.5),
     Arm("weight, batch", "weight", "batch"),
     Arm("baseline, group", "baseline"),
     Arm("baseline, batch", "baseline", "batch"),
@@ -101,8 +103,9 @@ class Settings:
     """Of training."""
     learning_rate: float = 0.3
     """Of plain gradient ascent on θ and δ."""
-    shared: float = 1.0
-    """How fast θ learns, relative to δ: what carries the classes along with each other."""
+    shared: tuple[float, ...] = (0.0, 1.0, 4.0)
+    """How fast θ learns, relative to δ: what carries the classes along with each other. Each is a
+    run of all arms."""
     seeds: int = 20
     """Runs of each arm."""
     out: Path = Path("runs/two_modes")
@@ -149,7 +152,7 @@ def fixed_point(arm: Arm, right: tuple[float, float], group: int) -> float | Non
     return float(p[places[0] + 1]) if places.size else None
 
 
-def train(arm: Arm, settings: Settings) -> np.ndarray:
+def train(arm: Arm, settings: Settings, shared: float) -> np.ndarray:
     """Samples groups and follows their gradients; `[seeds, steps + 1, 3]` consulting rates."""
     counts = [round(share * settings.prompts) for share in settings.shares]
     of_class = jnp.repeat(jnp.arange(3), jnp.array(counts), total_repeat_length=sum(counts))
@@ -167,7 +170,7 @@ def train(arm: Arm, settings: Settings) -> np.ndarray:
         rewards = (outcome < right[modes, of_class[:, None]]).astype(jnp.float32)
         pull = (arm.advantages(rewards, modes) * (modes - own)).mean(axis=1)
         by_class = jax.ops.segment_sum(pull, of_class, 3) / sum(counts)
-        theta = theta + settings.learning_rate * settings.shared * by_class.sum()
+        theta = theta + settings.learning_rate * shared * by_class.sum()
         delta = delta + settings.learning_rate * by_class
         return (theta, delta), p
 
@@ -180,9 +183,13 @@ def train(arm: Arm, settings: Settings) -> np.ndarray:
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    """Runs all arms, prints the table, writes results.json and the plots."""
+    """Runs all arms, prints the tables, writes results.json and the plots."""
     settings.out.mkdir(parents=True, exist_ok=True)
-    rates = {arm.label: train(arm, settings) for arm in ARMS}
+    rates = {
+        (shared, arm.label): train(arm, settings, shared)
+        for shared in settings.shared
+        for arm in ARMS
+    }
     p = np.linspace(0.01, 0.99, 99)
     exact = {
         arm.label: {
@@ -197,12 +204,16 @@ def main(settings: Settings) -> dict[str, Any]:
         for arm in ARMS
         if arm.scope == "group"
     }
-    rows = {label: describe(value, settings) for label, value in rates.items()}
+    rows: dict[str, Any] = {str(shared): {} for shared in settings.shared}
+    for (shared, label), value in rates.items():
+        rows[str(shared)][label] = describe(value, settings)
     columns = (*CLASSES, "benign peak", "right")
-    print(f"{'arm':22}" + "".join(f"{name:>16}" for name in (*columns, "best possible")))
-    for label, row in rows.items():
-        cells = [f"{row[name]['mean']:.2f} ± {row[name]['sd']:.2f}" for name in columns]
-        print(f"{label:22}" + "".join(f"{cell:>16}" for cell in (*cells, f"{row['best']:.3f}")))
+    for shared, table in rows.items():
+        names = (*columns, "best possible")
+        print(f"\n{f'shared = {shared}':22}" + "".join(f"{name:>16}" for name in names))
+        for label, row in table.items():
+            cells = [f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns]
+            print(f"{label:22}" + "".join(f"{cell:>16}" for cell in (*cells, f"{row['best']:.3f}")))
     gaps = (-0.05, -0.02, 0.0, 0.02, 0.05)
     print(f"\nfixed points of the drift{'q_1 - q_0 =':>17}" + "".join(f"{x:>8.2f}" for x in gaps))
     fixed = {
@@ -220,7 +231,8 @@ def main(settings: Settings) -> dict[str, Any]:
     results = {"settings": saved, "end": rows, "gaps": gaps, "fixed_points": fixed}
     write_json(settings.out / "results.json", results)
     plot_drift(p, exact, settings.out / "drift.png")
-    plot_training(rates, settings.out / "training.png")
+    panels = {f"{label}\nshared = {shared:g}": value for (shared, label), value in rates.items()}
+    plot_training(panels, settings.out / "training.png", columns=len(ARMS))
     print(f"wrote {settings.out}/results.json, drift.png, training.png")
     return rows
 
@@ -259,11 +271,11 @@ def plot_drift(p: np.ndarray, exact: dict[str, dict[str, np.ndarray]], path: Pat
     figure.savefig(path)
 
 
-def plot_training(rates: dict[str, np.ndarray], path: Path) -> None:
+def plot_training(rates: dict[str, np.ndarray], path: Path, *, columns: int = 3) -> None:
     """Consulting rates `[seeds, steps, 3]`, a panel for each arm: seeds faint, their mean bold."""
     from matplotlib.figure import Figure
 
-    columns = min(3, len(rates))
+    columns = min(columns, len(rates))
     rows = -(-len(rates) // columns)
     figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=120, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat

@@ -32,10 +32,10 @@ def inverse_frequency_advantages(
     "baseline"   A_ij = (r_ij − μ_i) / (σ_i + eps),  p_ij = w_ij / Σ_j w_ij,
                  μ_i = Σ_j p_ij r_ij,  σ_i² = G/(G − ddof) · Σ_j p_ij (r_ij − μ_i)²
 
-    The weights of a scope add up to S, and before the cap each mode's to S/K: a mode that one
-    sample in eight has pulls as hard as the other seven together. So the policy does not learn to
-    consult always merely because it mostly does. In the baseline form (scope "group") μ is the mean
-    of the modes' means.
+    The weights of a scope add up to S, and before the cap each mode's to S/K: the one sample in
+    eight that has a mode weighs as much as the other seven together. In the baseline form (scope
+    "group") μ is the mean of the modes' means. What that does to how often a mode occurs:
+    docs/ascl.md.
 
     Where one mode occurs, the result is `group_advantages` to the bit.
 

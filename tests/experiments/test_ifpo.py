@@ -29,8 +29,15 @@ def write_run(folder, consulted, refused):
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metrics.jsonl").write_text(lines)
-    after = {"well_formed": 1.0, **{f"{kind}_refused": refused for kind in KINDS}}
-    (folder / "summary.json").write_text(json.dumps({"after": after}))
+    rates = {f"{kind}_{what}": refused for kind in KINDS for what in ("refused", "consulted")}
+    texts = [
+        "<consult>general</consult>\n<rules>Help them. Do.</rules>\n<answer>Help them.</answer>",
+        "<consult>general</consult>\n<rules>Help them. Do.</rules>\n<answer>Like this.</answer>",
+    ]
+    asked = [{"completion": text, "consulted": True} for text in texts]
+    asked.append({"completion": "<answer>Hello</answer>", "consulted": False})
+    evaluation = {"rates": {"well_formed": 1.0, **rates}, "rows": asked}
+    (folder / "evaluation_after.json").write_text(json.dumps(evaluation))
 
 
 def test_means_and_deviations_over_seeds(tmp_path):
@@ -41,12 +48,19 @@ def test_means_and_deviations_over_seeds(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     # The last two steps consult 0.1 and 0.2, or 0.3 and 0.6.
     deviation = np.sqrt(2) * 0.15
-    trained, heldout = results["grpo"]["trained"], results["grpo"]["heldout"]
+    trained, heldout = results["trained"]["grpo"], results["heldout"]["grpo"]
     np.testing.assert_allclose(trained["harmful_consulted"], [0.3, deviation])
     np.testing.assert_allclose(trained["benign_refused"], [0.25, 0.0], atol=1e-12)
     np.testing.assert_allclose(heldout["harmful_refused"], [0.7, np.sqrt(2) * 0.1])
+    # A quarter of harmful requests refused is right, and three of the others not.
+    np.testing.assert_allclose(trained["right"], [(1.75 / 3 + 1.0 / 2) / 2, 0.0])
+    np.testing.assert_allclose(heldout["right"][0], (0.7 + 2 * 0.3) / 3)
+    np.testing.assert_allclose(heldout["rule_repeated"], [0.5, 0.0])
+    np.testing.assert_allclose(
+        results["difference"]["weight-group"]["harmful_consulted"], [-0.3, deviation]
+    )
     table = (tmp_path / "table.md").read_text()
-    assert "Held-out prompts" in table and "| grpo | 0.30 ± 0.21 |" in table
+    assert "held-out prompts" in table and "| grpo | 0.30 ± 0.21 |" in table
     assert (tmp_path / "consulting.png").stat().st_size > 10_000
 
 
@@ -58,3 +72,15 @@ def test_what_it_refuses(tmp_path):
     )
     with pytest.raises(InputError, match="comparison.json is of other flags"):
         main(Settings(out=tmp_path), ["--steps", "8"])
+    with pytest.raises(InputError, match="--baseline is the comparison's to set"):
+        main(Settings(out=tmp_path), ["--baseline=batch"])
+
+
+def test_flags_that_do_not_work_do_not_bind(tmp_path):
+    """The command can be given again, corrected."""
+    with pytest.raises(SystemExit):
+        main(Settings(out=tmp_path), ["--stebs", "8"])
+    assert not (tmp_path / "comparison.json").exists()
+    rows = [json.loads(line) for line in (tmp_path / "heldout.jsonl").open()]
+    harmful = {row["category"] for row in rows if row["kind"] == "harmful"}
+    assert len(harmful) > 10 and len(rows) == 3 * 24

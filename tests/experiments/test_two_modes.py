@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.ablations.two_modes import ARMS, Settings, drift, fixed_point, main
+from experiments.ablations.two_modes import ARMS, Settings, drift, fixed_point, main, train
 
 GROUP_ARMS = [arm for arm in ARMS if arm.scope == "group"]
 GRPO = ARMS[0]
@@ -51,15 +51,27 @@ def test_weights_keep_the_drift_alive_near_the_ends():
     assert (ratio[[0, 2]] > 2).all()
 
 
+def test_what_classes_share_decides_whether_the_drift_passes():
+    """Apart, benign requests leave consulting at once; together they are carried along for good."""
+    benign = {
+        (shared, arm.label): train(arm, Settings(seeds=5), shared)[:, :, 1].mean(axis=0)
+        for shared in (0.0, 4.0)
+        for arm in (GRPO, ARMS[-1])
+    }
+    assert benign[0.0, "GRPO"].max() == 0.5 and benign[0.0, "GRPO"][-1] < 0.25
+    assert benign[4.0, "GRPO"][-1] > 0.9
+    assert benign[4.0, "baseline, batch"].max() > 0.7 and benign[4.0, "baseline, batch"][-1] < 0.25
+
+
 def test_a_short_run_writes_its_results(tmp_path):
-    rows = main(Settings(steps=150, seeds=3, out=tmp_path))
+    tables = main(Settings(steps=150, seeds=3, shared=(1.0,), out=tmp_path))
     for arm in ARMS:
-        row = rows[arm.label]
+        row = tables["1.0"][arm.label]
         assert row["harmful"]["mean"] > row["benign"]["mean"]
         q = np.array([[0.70, 0.90, 0.75], [0.95, 0.80, 0.85]])  # alone, consulting
         p = np.array([row[name]["mean"] for name in ("harmful", "benign", "lookalike")])
         right = ((1 - p) * q[0] + p * q[1]) @ [0.5, 0.25, 0.25]
         np.testing.assert_allclose(row["right"]["mean"], right, rtol=1e-6)
-    assert json.loads((tmp_path / "results.json").read_text())["end"] == rows
+    assert json.loads((tmp_path / "results.json").read_text())["end"] == tables
     assert (tmp_path / "drift.png").stat().st_size > 10_000
     assert (tmp_path / "training.png").stat().st_size > 10_000
