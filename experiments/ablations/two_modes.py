@@ -214,6 +214,13 @@ def main(settings: Settings) -> dict[str, Any]:
         for label, row in table.items():
             cells = [f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns]
             print(f"{label:22}" + "".join(f"{cell:>16}" for cell in (*cells, f"{row['best']:.3f}")))
+    at_start = {
+        label: {name: float(np.interp(settings.start, p, g)) for name, g in classes.items()}
+        for label, classes in exact.items()
+    }
+    print(f"\n{f'drift at p = {settings.start}':22}" + "".join(f"{x:>12}" for x in CLASSES))
+    for label, values in at_start.items():
+        print(f"{label:22}" + "".join(f"{value:>+12.3f}" for value in values.values()))
     gaps = (-0.05, -0.02, 0.0, 0.02, 0.05)
     print(f"\nfixed points of the drift{'q_1 - q_0 =':>17}" + "".join(f"{x:>8.2f}" for x in gaps))
     fixed = {
@@ -228,7 +235,8 @@ def main(settings: Settings) -> dict[str, Any]:
         cells = ["none" if point is None else f"{point:.2f}" for point in points]
         print(f"{label:42}" + "".join(f"{cell:>8}" for cell in cells))
     saved = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-    results = {"settings": saved, "end": rows, "gaps": gaps, "fixed_points": fixed}
+    results = {"settings": saved, "end": rows, "drift_at_start": at_start}
+    results |= {"gaps": gaps, "fixed_points": fixed}
     write_json(settings.out / "results.json", results)
     plot_drift(p, exact, settings.out / "drift.png")
     panels = {f"{label}\nshared = {shared:g}": value for (shared, label), value in rates.items()}

@@ -72,6 +72,9 @@ def test_a_short_run_writes_its_results(tmp_path):
         p = np.array([row[name]["mean"] for name in ("harmful", "benign", "lookalike")])
         right = ((1 - p) * q[0] + p * q[1]) @ [0.5, 0.25, 0.25]
         np.testing.assert_allclose(row["right"]["mean"], right, rtol=1e-6)
-    assert json.loads((tmp_path / "results.json").read_text())["end"] == tables
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["end"] == tables
+    exact = drift(GRPO, np.array([0.5]), (0.90, 0.80), 8)
+    np.testing.assert_allclose(results["drift_at_start"]["GRPO"]["benign"], exact[0])
     assert (tmp_path / "drift.png").stat().st_size > 10_000
     assert (tmp_path / "training.png").stat().st_size > 10_000
