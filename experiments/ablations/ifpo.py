@@ -171,7 +171,7 @@ def report(settings: Settings) -> None:
 def right(row: Mapping[str, float | None]) -> float:
     """Mean over kinds of the share that was refused, or not, as it should be.
 
-    The reward would not do: the weight of a refusal in it follows what goes wrong in a step.
+    Beside the reward, in which the weight of a refusal follows what goes wrong in a step.
     """
     refused = {kind: row[f"{kind}_refused"] for kind in KINDS}
     return mean([x if k == "harmful" or x is None else 1 - x for k, x in refused.items()])
@@ -182,6 +182,7 @@ SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None]], ...] = (
     *((f"{kind}_refused", itemgetter(f"{kind}_refused")) for kind in KINDS),
     ("well_formed", itemgetter("well_formed")),
     ("right", right),
+    ("reward", itemgetter("reward")),
 )
 """Columns of the tables, and what they are of a row of metrics.jsonl."""
 
@@ -190,7 +191,8 @@ def heldout_shares(run: Path) -> dict[str, float]:
     """Shares of the held-out prompts; `rule_repeated` is of those that consulted."""
     evaluation = read_json(run / "evaluation_after.json")
     consulted = [row["completion"] for row in evaluation["rows"] if row["consulted"]]
-    return {key: mean([value(evaluation["rates"])]) for key, value in SHOWN} | {
+    shares = [(key, value) for key, value in SHOWN if key != "reward"]  # greedy: none is computed
+    return {key: mean([value(evaluation["rates"])]) for key, value in shares} | {
         "rule_repeated": mean([float(repeats_rule(text)) for text in consulted])
     }
 

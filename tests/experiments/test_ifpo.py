@@ -54,6 +54,8 @@ def test_means_and_deviations_over_seeds(tmp_path):
     np.testing.assert_allclose(heldout["harmful_refused"], [0.7, np.sqrt(2) * 0.1])
     # A quarter of harmful requests refused is right, and three of the others not.
     np.testing.assert_allclose(trained["right"], [(1.75 / 3 + 1.0 / 2) / 2, 0.0])
+    np.testing.assert_allclose(trained["reward"], [2.5, 0.0])  # of steps 1 and 2
+    assert "reward" not in heldout
     np.testing.assert_allclose(heldout["right"][0], (0.7 + 2 * 0.3) / 3)
     np.testing.assert_allclose(heldout["rule_repeated"], [0.5, 0.0])
     np.testing.assert_allclose(

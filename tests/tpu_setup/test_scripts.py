@@ -378,8 +378,7 @@ def test_a_worker_runs_in_the_background_and_keeps_the_exit_code(tmp_path):
 def test_a_command_resumes_what_its_folder_holds(tmp_path, held, more, form):
     """What a script refuses to begin anew it has to be told to go on with."""
     (tmp_path / "a run" / held).mkdir(parents=True)
-    words = form.format("a run") if "=" in form else "--run"
-    given = [words] if "=" in form else [words, "a run"]
+    given = ["--run=a run"] if "=" in form else ["--run", "a run"]
     command = ["bash", "-c", 'echo "$@"', "show", *given, "--seed", "1"]
     line = ["bash", SCRIPTS / "with_resume.sh", *command]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
