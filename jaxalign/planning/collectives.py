@@ -10,9 +10,11 @@ the group and a result of R bytes on each,
     all-to-all         R (n − 1) / n
     collective-permute R
 
-A loop counts as often as it runs: XLA writes the bound into its condition. On TPUs a collective may
-be taken in steps within other work; it counts where it starts. A sum whose parts are taken apart at
-once is written there as an all-reduce within a fusion named so; it counts as a reduce-scatter.
+A loop counts as often as it runs: XLA writes the bound into its condition. A product that is cut in
+pieces, to fetch an operand meanwhile, is such a loop too, and its counter may go up by two. On TPUs
+a collective may be taken in steps within other work; it counts where it starts. A sum whose parts
+are taken apart at once is written there as an all-reduce within a fusion named so; it counts as a
+reduce-scatter.
 """
 
 import dataclasses
@@ -30,7 +32,10 @@ _INSTRUCTION = re.compile(
 _ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _CALLED_SET = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
-_BOUND = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
+_WHOLE = re.compile(r"%?(?P<name>[\w.\-]+) = [su](?:32|64)\[\]\S* constant\((?P<value>\d+)\)")
+_PART = re.compile(r"%?([\w.\-]+) = .* get-tuple-element\(.*\bindex=(\d+)")
+_COMPARED = re.compile(r"ROOT .* compare\(%?([\w.\-]+),")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _PARTITIONS = re.compile(r"^HloModule.*\bnum_partitions=(\d+)", re.MULTILINE)
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
@@ -85,7 +90,7 @@ def read_messages(hlo: str) -> list[Message]:
         """The largest whole number that a loop's condition compares with; 0 where there is none."""
         found = [0]
         for line in computations.get(name, ()):
-            found += [int(n) for n in _BOUND.findall(line)]
+            found += [int(whole["value"]) for whole in _WHOLE.finditer(line)]
             found += [bound(called) for called in _called(line)]
         return max(found)
 
@@ -112,8 +117,10 @@ def read_messages(hlo: str) -> list[Message]:
             if kind == "while":
                 known = _TRIPS.search(line)
                 condition = re.search(r"condition=%?([\w.\-]+)", line)
-                assert condition is not None
-                turns *= int(known[1]) if known else bound(condition[1])
+                body = re.search(r"\bbody=%?([\w.\-]+)", line)
+                assert condition is not None and body is not None
+                steps = _stride(computations[condition[1]], computations[body[1]])
+                turns *= int(known[1]) if known else -(-bound(condition[1]) // steps)
                 operation = _OPERATION.search(line)
                 around = (*loops, operation[1] if operation else "")
             for called in _called(line):
@@ -137,6 +144,20 @@ def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
         else:
             lines.append(line)
     return computations, entry
+
+
+def _stride(condition: list[str], body: list[str]) -> int:
+    """What a turn of a loop adds to its counter: 1 unless the body says another number."""
+    text = "\n".join(condition)
+    compared = _COMPARED.search(text)
+    parts = dict(_PART.findall(text))
+    if compared is None or compared[1] not in parts:
+        return 1
+    (result,) = [line for line in body if line.lstrip().startswith("ROOT")]
+    counter = _OPERAND.findall(result.partition(" tuple(")[2])[int(parts[compared[1]])]
+    added = re.search(rf"%{re.escape(counter)} = \S+ add\((.*?)\)", "\n".join(body))
+    wholes = {whole["name"]: int(whole["value"]) for x in body if (whole := _WHOLE.search(x))}
+    return next((wholes[x] for x in _OPERAND.findall(added[1]) if x in wholes), 1) if added else 1
 
 
 def _called(line: str) -> list[str]:

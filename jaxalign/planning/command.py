@@ -120,7 +120,7 @@ def plans(
                 batch = work.batches.encode(work.batches.prompts_at(0))
                 plan = plan_step(work, model, batch)
             except DoesNotFit as error:
-                yield topology, f"does not fit: {error}"
+                yield topology, f"does not fit: {error}; raise --micro-batches, or --mesh's tensor"
                 continue
             yield topology, plan
             break

@@ -12,8 +12,12 @@ _PLACES: dict[str, dict[str, Any]] = {
     "qwen2.5-3b": {"model": "Qwen/Qwen2.5-3B-Instruct", "mesh": (1, 8, 2)},
     "qwen2.5-7b": {"model": "Qwen/Qwen2.5-7B-Instruct", "mesh": (1, 4, 4)},
     "llama-3.2-3b": {"model": "meta-llama/Llama-3.2-3B-Instruct", "mesh": (1, 8, 2)},
-    "qwen3-8b": {"model": "Qwen/Qwen3-8B", "mesh": (1, 2, 8)},
-    "llama-3-8b": {"model": "meta-llama/Meta-Llama-3-8B-Instruct", "mesh": (1, 2, 8)},
+    "qwen3-8b": {"model": "Qwen/Qwen3-8B", "mesh": (1, 4, 4), "micro_batches": 8},
+    "llama-3-8b": {
+        "model": "meta-llama/Meta-Llama-3-8B-Instruct",
+        "mesh": (1, 4, 4),
+        "micro_batches": 8,
+    },
 }
 
 LARGE: dict[str, dict[str, Any]] = {

@@ -108,6 +108,34 @@ ENTRY %main (a: f32[4]) -> f32[8] {
 """
 
 
+BESIDE_A_PRODUCT = """
+%body (p: (bf16[8], u32[])) -> (bf16[8], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %once = bf16[8]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %again = bf16[8]{0} collective-permute(%once), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %next = u32[]{:T(128)S(6)} add(%i, %two), metadata={op_name="jit(step)/dot_general"}
+  ROOT %all = (bf16[8]{0}, u32[]{:T(128)}) tuple(%again, /*index=1*/%next)
+}
+
+%condition (p: (bf16[8], u32[])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(7)
+  %counter = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %less = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+}
+
+ENTRY %main (a: bf16[8]) -> bf16[8] {
+  %loop = (bf16[8], u32[]) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_beside_a_product_takes_two_steps_in_a_turn():
+    """0, 2, 4 and 6 are below 7: four turns, of which each passes 16 bytes on twice."""
+    found = read_messages(BESIDE_A_PRODUCT)
+    assert found == 2 * [Message("collective-permute", "bf16", 16, 16.0, 4, "", ("",))]
+
+
 def test_text_that_is_not_understood_is_no_zero():
     with pytest.raises(ValueError, match="not a compiled program"):
         read_messages("HloModule nothing")
