@@ -66,8 +66,9 @@ def show(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-COLORS = ("#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLORS = ("#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#7A4B00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""One of each for every arm that trains."""
 
 
 def plot_trade_off(rows: dict[str, dict[str, Any]], path: Path) -> None:

@@ -75,8 +75,8 @@ class Plan:
       mesh: sizes of data, fsdp and tensor.
       memory: bytes by what they are for: parameters, optimizer, frozen (the start model and the
         reference), batch (with the verifiers' tables and the layouts' padding), outputs (what is
-        not written in the state's place), program (its code), and temporary, XLA's peak of
-        everything else.
+        not written in the state's place), program (its code), and temporary, what XLA sets aside
+        for everything else.
       within: bytes of known parts of the temporary memory: decoding_weights and cache while it
         samples, gradients while it updates. The rest are activations.
       sampling: its work.
@@ -150,6 +150,8 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     flops = count_flops(traced.jaxpr, loop_trips=trips)
     sampled = count_flops(traced.jaxpr, loop_trips=trips, inside=SAMPLING)
     analysis = compiled.memory_analysis()
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    arguments_and_outputs = analysis.argument_size_in_bytes + outputs
     parameters, moments = _bytes(state.params), _bytes(state.opt_state)
     frozen = _bytes((reward_params, reference), of_model=True)
     decoding, read = _decoding_bytes(model)
@@ -165,9 +167,9 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
             "optimizer": moments,
             "frozen": frozen,
             "batch": analysis.argument_size_in_bytes - parameters - moments - frozen,
-            "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+            "outputs": outputs,
             "program": analysis.generated_code_size_in_bytes,
-            "temporary": analysis.temp_size_in_bytes,
+            "temporary": _temporary_bytes(analysis, arguments_and_outputs),
         },
         within={
             "decoding_weights": decoding,
@@ -273,6 +275,16 @@ def _by_kind(messages: Iterable[Message]) -> dict[str, float]:
     for message in messages:
         total[message.kind] = total.get(message.kind, 0.0) + message.received * message.times
     return total
+
+
+def _temporary_bytes(analysis: Any, arguments_and_outputs: int) -> int:
+    """What XLA sets aside in a device's main memory besides arguments and outputs.
+
+    For TPUs `temp_size_in_bytes` says more, at times more than a device has although the program
+    fits (libtpu 0.0.50.1). jaxlib before 0.12, which has no other figure, compiles for no TPU here.
+    """
+    whole = getattr(analysis, "total_allocation_bytes", 0)
+    return whole - arguments_and_outputs if whole else analysis.temp_size_in_bytes
 
 
 def _excess(message: str) -> str:

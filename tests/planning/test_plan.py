@@ -247,7 +247,7 @@ class TestSearch:
         assert [plan["topology"] for plan in plans] == ["v5e:1x1", "v5e:2x2", "v5e:2x4"]
         assert plans[1] == {
             "topology": "v5e:2x2",
-            "refused": "does not fit: 20.1 of 15.75 GiB",
+            "refused": "does not fit: 20.1 of 15.75 GiB; raise --micro-batches, or --mesh's tensor",
         }
         assert plans[2]["bytes_per_device"]["all"] == 7 * chips.GIB
         assert plans[2]["step_seconds_at_least"] == pytest.approx(1.0 + 2.0)  # memory, products
