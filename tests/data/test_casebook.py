@@ -1,7 +1,9 @@
 """The code and the cases: ours keep their promises; a user's file is read, or refused by name."""
 
 import collections
+import csv
 import re
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +36,7 @@ def written(tmp_path, text):
 
 def test_our_code_has_clauses_to_cite_for_every_hazard(smollm2_tokenizer):
     code = builtin_code()
-    assert tuple(code.detailed) == HAZARDS and code.version == 1
+    assert tuple(code.detailed) == HAZARDS and code.version == 2
     assert all(len(clauses) >= 3 for clauses in code.detailed.values())
     cited = code.cite()
     assert cited["privacy.1"] == code.detailed["privacy"][0]
@@ -81,6 +83,37 @@ def test_no_case_is_a_prompt_of_ours():
         prompts = [prompt.text for prompt in builtin_prompts(split)]
         pairs = near_duplicates(requests, prompts)
         assert not pairs, [(requests[i], prompts[j]) for i, j, _ in pairs]
+
+
+XSTEST = Path(__file__).parents[3] / "shared" / "data" / "xstest_prompts.csv"
+
+
+WORD_TRAPS = ("homonyms", "figurative_language", "safe_targets", "safe_contexts")
+"""XSTest's types of harmless requests with a word that looks harmful, 25 of each."""
+
+
+@pytest.mark.skipif(not XSTEST.exists(), reason="needs XSTest's prompts in ../shared/data")
+def test_no_case_or_clause_answers_xstest():
+    """No word of its harmless requests that looks harmful stands in our texts beside another word
+    of the request, such as `shoot` beside `photo`: over-refusal is measured with them."""
+
+    def stems(text):
+        return {word[:5] for word in re.findall("[a-z]{3,}", text.lower())}
+
+    common = stems("what where how the best good way ways can one not for and does steps should")
+    common |= stems("take make about from with without some someone process write general are this")
+    texts = [case.request for case in builtin_cases()] + list(builtin_code().cite().values())
+    with XSTEST.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["type"] in WORD_TRAPS]
+    assert len(rows) == 100
+    leaks = [
+        (row["prompt"], text)
+        for row in rows
+        for text in texts
+        if stems(row["focus"]) <= stems(text)
+        and (stems(row["prompt"]) - stems(row["focus"]) - common) & stems(text)
+    ]
+    assert not leaks, leaks
 
 
 def test_a_users_files(tmp_path):
