@@ -1,7 +1,7 @@
 """CADA's arms at matched strength: what does each cost in over-refusal and utility?
 
     python -m experiments.ablations.cada
-    python -m experiments.ablations.cada --arms none cases sft-refusal sft-cases
+    python -m experiments.ablations.cada --arms rl cada --learning-rates 1e-5 4e-5
     python -m experiments.ablations.cada --suites ours=builtin:heldout \
         advbench=harmful=advbench.csv strongreject=harmful=strongreject.csv \
         xstest=xstest_prompts.csv --word-problems gsm8k_test.jsonl \
@@ -11,11 +11,12 @@ Five arms leave the model as it is and differ in what stands before the request;
 it, each with several learning rates, for over-refusal grows with the rate long before harmlessness
 is complete: an arm is a curve and not a point. `cada` is the whole method: RL from a model that has
 learned from its own reasoning (start/). One self-generation serves all runs. A point that is
-measured already is not measured again, so the command can be stopped and given again.
+measured already is not measured again, so the command can be stopped and given again, with other
+arms and learning rates too: the table and the plot show all points of --out.
 
 It writes, under --out: generated/ (the answers to learn from), start/, one folder per point with
-its config, metrics and measurements.json (model and checkpoints are deleted once they are
-measured), results.json, table.md and trade_off.png.
+its config, metrics, evaluations.json (every completion) and measurements.json (model and
+checkpoints are deleted once they are measured), results.json, table.md and trade_off.png.
 """
 
 import dataclasses
@@ -26,10 +27,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.ablations.command import refuse, run_command, run_once
-from experiments.ablations.trade_off import dominating, make_table, plot_trade_off
+from experiments.ablations.trade_off import (
+    dominates,
+    drawn_rates,
+    interval,
+    make_matched_table,
+    make_table,
+    outcomes_of,
+    plot_trade_off,
+)
 from experiments.cada import main as cada
 from jaxalign.data import Prompt, context_text, load_all
 from jaxalign.data.casebook import ContextName
@@ -69,7 +77,7 @@ ARMS = ("none", "examples", *CONTEXTS, *TRAINED)
 OURS = (
     *("--model", "--run", "--resume", "--arm", "--template", "--context", "--code", "--cases"),
     *("--cases-per-outcome", "--generated", "--rejected", "--learning-rate", "--heldout"),
-    *("--max-new-tokens", "--dtype"),
+    "--dtype",
 )
 """Flags of experiments/cada.py that the comparison sets itself."""
 
@@ -93,8 +101,14 @@ class Settings:
     and a KIND where the data does not tell."""
     limit: int = 60
     """Prompts of each kind of each suite, evenly spread over it."""
-    max_new_tokens: int = 64
-    """Longest completion, in training and in the measurements."""
+    max_new_tokens: int = 96
+    """Longest completion in the measurements; training's is a flag behind --."""
+    code: Path | None = None
+    """Safety code, as for experiments/cada.py; by default our own."""
+    cases: Path | None = None
+    """Cases, likewise."""
+    cases_per_outcome: int = 1
+    """Cases to refuse, and as many to answer, of each category."""
     word_problems: Path | None = None
     """JSON lines in GSM8K's form: is the model still able to do sums?"""
     problems: int = 32
@@ -128,18 +142,18 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
         folder = folder_of(settings, arm, rate)
         if not (folder / "measurements.json").exists():
             print(f"\n=== {folder.name}")
+            folder.mkdir(exist_ok=True)
             trained = rate is None or train(settings, arm, rate, flags)
             if not trained:
-                write_json(folder / "measurements.json", {"diverged": True})
+                found: dict[str, Any] = {"nothing_learned": True}
             else:
                 answers = answers or start_answers(settings, measures)
-                model = settings.model if rate is None else str(folder / "model")
-                found = measure(settings, model, template_of(arm), measures, answers)
-                folder.mkdir(exist_ok=True)
-                write_json(folder / "measurements.json", found)
+                found = measure(settings, arm, rate, measures, answers)
+            write_json(folder / "measurements.json", {"arm": arm, "learning_rate": rate} | found)
+            report(settings)
         for heavy in ("model", "checkpoints"):
             shutil.rmtree(folder / heavy, ignore_errors=True)
-    report(settings)
+    print(f"\n{report(settings)}see {settings.out}/results.json, table.md, trade_off.png")
 
 
 def check(settings: Settings, flags: Sequence[str]) -> None:
@@ -151,7 +165,7 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
     for arm in settings.arms:
         if arm not in ARMS:
             raise InputError(f"unknown arm {arm!r}: choose from {', '.join(ARMS)}")
-    for name in ("limit", "problems", "requests", "max_new_tokens"):
+    for name in ("limit", "problems", "requests", "max_new_tokens", "cases_per_outcome"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)} is too small: at least 1")
     rates = settings.learning_rates
@@ -167,6 +181,8 @@ def load_measures(settings: Settings) -> Measures:
         name, equals, spec = given.partition("=")
         if not equals:
             raise InputError(f"suites: {given!r} has no name; give NAME=SPEC")
+        if name in suites:
+            raise InputError(f"suites: two are named {name}; give each a name of its own")
         prompts = load_all([spec])
         suites[name] = [
             prompt
@@ -201,7 +217,7 @@ def keep_comparison(settings: Settings, flags: Sequence[str], measures: Measures
         "suite_digests": {name: prompts_digest(x) for name, x in measures.suites.items()},
         "questions": [problem.question for problem in measures.problems],
         "harmless_requests": measures.requests,
-        "contexts": {name: context_text(name) for name in CONTEXTS},
+        "contexts": {name: context_of(settings, name) for name in CONTEXTS},
     }
     kept = settings.out / "comparison.json"
     theirs = read_json(kept) if kept.exists() else shared
@@ -226,20 +242,39 @@ def folder_of(settings: Settings, arm: str, rate: float | None) -> Path:
     return settings.out / (arm if rate is None else f"{arm}-{rate:g}")
 
 
-def template_of(arm: str) -> Template:
-    """How an arm is asked: what has been trained does without code and cases."""
+def context_of(settings: Settings, name: ContextName) -> str:
+    """What stands before a request, from the code and the cases of this comparison."""
+    return context_text(
+        name,
+        code=settings.code,
+        cases=settings.cases,
+        cases_per_outcome=settings.cases_per_outcome,
+    )
+
+
+def template_of(settings: Settings, arm: str) -> tuple[str, Template]:
+    """How an arm is asked, by name: what has been trained does without code and cases."""
     if arm in CONTEXTS:
-        return coded_messages(context_text(arm))
-    return alphaalign_messages if arm in ("examples", "rl") else bare_messages
+        return arm, coded_messages(context_of(settings, arm))
+    if arm in ("examples", "rl"):
+        return "examples", alphaalign_messages
+    return "bare", bare_messages
+
+
+def origin_of(settings: Settings, arm: str) -> str:
+    """The point that a trained arm starts from, at learning rate 0."""
+    if arm == "cada":
+        return f"sft-cases-{settings.start_learning_rate:g}"
+    return "examples" if arm == "rl" else "none"
 
 
 def train(settings: Settings, arm: str, rate: float, flags: Sequence[str]) -> bool:
-    """One run of experiments/cada.py; whether it did not diverge."""
+    """One run of experiments/cada.py; whether it learned, and did not diverge."""
     model = settings.model
     if arm == "cada":
         start = settings.out / "start"
         if not perform(settings, "sft-cases", settings.start_learning_rate, model, start, flags):
-            raise InputError(f"{start}: diverged: lower start_learning_rate")
+            return False
         model = str(start / "model")
     return perform(settings, arm, rate, model, folder_of(settings, arm, rate), flags)
 
@@ -250,21 +285,31 @@ def perform(
     """Trains into a folder unless it holds the model, resumed where there is a checkpoint."""
     source = "detailed-code" if arm == "sft-detailed" else "cases"
     generated = settings.out / "generated" / source / "generated.jsonl"
-    return run_once(
-        cada,
-        [
-            "smollm2",
-            *flags,
-            *TRAINED[arm],
-            f"--model={model}",
-            f"--learning-rate={rate}",
-            f"--generated={generated}",
-            f"--max-new-tokens={settings.max_new_tokens}",
-            f"--dtype={settings.dtype}",
-            "--heldout",
-        ],
-        folder,
-    )
+    files = [f"--{x}={getattr(settings, x)}" for x in ("code", "cases") if getattr(settings, x)]
+    arguments = [
+        "smollm2",
+        *flags,
+        *TRAINED[arm],
+        *files,
+        f"--cases-per-outcome={settings.cases_per_outcome}",
+        f"--model={model}",
+        f"--learning-rate={rate}",
+        f"--generated={generated}",
+        f"--dtype={settings.dtype}",
+        "--heldout",
+    ]
+    try:
+        return run_once(cada, arguments, folder)
+    except SystemExit:
+        if not nothing_kept(folder):
+            raise
+        return False  # the other arms go on
+
+
+def nothing_kept(folder: Path) -> bool:
+    """Whether a run ended because no self-generated answer passed the filters."""
+    table = folder / "yield.md"
+    return table.exists() and table.read_text().rstrip().endswith("| 0 |")
 
 
 def start_answers(settings: Settings, measures: Measures) -> ReferenceAnswers:
@@ -283,14 +328,22 @@ def start_answers(settings: Settings, measures: Measures) -> ReferenceAnswers:
 
 def measure(
     settings: Settings,
-    name: str,
-    template: Template,
+    arm: str,
+    rate: float | None,
     measures: Measures,
     answers: ReferenceAnswers,
 ) -> dict[str, Any]:
-    """Refusals on every suite, sums, and the perplexity of the start model's answers."""
+    """Refusals on every suite, sums, and the perplexity of the start model's answers.
+
+    Arms that only change what stands before the request have no perplexity of their own: the
+    weights, and so the answers to bare requests, are those of `none`.
+    """
+    folder = folder_of(settings, arm, rate)
+    name = settings.model if rate is None else str(folder / "model")
+    asked, template = template_of(settings, arm)
     model, params, tokenizer = load_pretrained(name, dtype=jnp.dtype(settings.dtype))
-    results: dict[str, Any] = {"suites": {}}
+    results: dict[str, Any] = {"asked": asked, "suites": {}}
+    evaluations: dict[str, Any] = {}
     with progress_bar() as bar:
         for suite, prompts in measures.suites.items():
             line = bar.add_task(suite, total=len(prompts))
@@ -304,13 +357,14 @@ def measure(
                 max_new_tokens=settings.max_new_tokens,
                 progress=lambda done, total, line=line: bar.update(line, completed=done),
             )
+            evaluations[suite] = evaluation.to_json()
             rates = evaluation.summary()
             results["suites"][suite] = rates
             shown = {k: round(v, 3) for k, v in rates.items() if isinstance(v, float)}
             print(f"{suite}: {json.dumps(shown)}")
         if measures.problems:
             line = bar.add_task("word problems", total=len(measures.problems))
-            results["solved"] = solve(
+            share = solve(
                 model,
                 params,
                 tokenizer,
@@ -318,50 +372,44 @@ def measure(
                 template=template,
                 progress=lambda done, total: bar.update(line, completed=done),
             )
-    results["perplexity"] = perplexity(model, params, answers)
-    return results | summarize(results["suites"]) | {"hardware": hardware()}
+            results["solved"] = f"{round(share * len(measures.problems))}/{len(measures.problems)}"
+    if arm == "none" or rate is not None:
+        results["perplexity"] = perplexity(model, params, answers)
+    write_json(folder / "evaluations.json", evaluations)
+    rows = [row for evaluation in evaluations.values() for row in evaluation["rows"]]
+    for share_of in ("well_formed", "finished"):
+        results[share_of] = sum(row[share_of] for row in rows) / len(rows)
+    return results | {"from": origin_of(settings, arm), "hardware": hardware()}
 
 
-def summarize(suites: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Attack success and over-refusal, each the mean over suites and kinds.
-
-    attack success: the share of harmful prompts that are not refused; over-refusal: the share of
-    harmless ones that are.
-    """
-    harmful = [x["harmful_refused"] for x in suites.values() if "harmful_refused" in x]
-    harmless = [
-        x[name]
-        for x in suites.values()
-        for name in ("benign_refused", "lookalike_refused")
-        if name in x
-    ]
-    return {
-        "attack_success": 1 - float(np.mean(harmful)) if harmful else None,
-        "over_refusal": float(np.mean(harmless)) if harmless else None,
-        "well_formed": float(np.mean([x["well_formed"] for x in suites.values()])),
-    }
-
-
-def report(settings: Settings) -> None:
-    """Writes results.json, table.md and trade_off.png from the measurements that are there."""
+def report(settings: Settings) -> str:
+    """Writes results.json, table.md and trade_off.png of all points; returns the tables."""
     rows: dict[str, dict[str, Any]] = {}
-    for arm, rate in points(settings):
-        folder = folder_of(settings, arm, rate)
-        found = read_json(folder / "measurements.json")
-        if "diverged" in found:
-            print(f"{folder.name} diverged and is left out")
+    notes = []
+    found = [read_json(path) for path in settings.out.glob("*/measurements.json")]
+    for row in sorted(found, key=lambda x: (ARMS.index(x["arm"]), x["learning_rate"] or 0)):
+        name = folder_of(settings, row["arm"], row["learning_rate"]).name
+        if "nothing_learned" in row:
+            notes.append(f"{name} diverged, or had nothing to learn from, and is left out.\n")
         else:
-            rows[folder.name] = {"arm": arm, "learning_rate": rate} | found
+            rows[name] = row
+    draws = {
+        name: drawn_rates(outcomes_of(read_json(settings.out / name / "evaluations.json")))
+        for name in rows
+    }
     for name, row in rows.items():
-        row["dominated_by"] = dominating(row, {k: v for k, v in rows.items() if k != name})
+        for axis in ("attack_success", "over_refusal"):
+            row[axis] = float(draws[name][axis][0]) if axis in draws[name] else None
+        row["intervals"] = {axis: interval(values) for axis, values in draws[name].items()}
+        others = (other for other in rows if other != name and len(draws[name]) == 2)
+        row["dominated_by"] = [x for x in others if dominates(draws[x], draws[name])]
     write_json(settings.out / "results.json", rows)
     if not rows:
-        raise InputError("every point diverged: lower learning_rates")
-    table = make_table(rows)
-    (settings.out / "table.md").write_text(table)
-    print(f"\n{table}")
+        return "".join(notes)
+    tables = "\n".join([make_table(rows), make_matched_table(rows), *notes])
+    (settings.out / "table.md").write_text(tables)
     plot_trade_off(rows, settings.out / "trade_off.png")
-    print(f"wrote {settings.out}/results.json, table.md, trade_off.png")
+    return tables
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def refuse(flags: Sequence[str], ours: Sequence[str]) -> None:
       InputError: names the flag.
     """
     for flag in ours:
-        if any(given == flag or given.startswith(f"{flag}=") for given in flags):
+        if any(given.partition("=")[0].replace("_", "-") == flag for given in flags):
             raise InputError(f"{flag} is the comparison's to set: leave it out behind --")
 
 
@@ -64,7 +64,7 @@ def run_once(script: Callable[[Sequence[str]], int], arguments: Sequence[str], r
     Raises:
       SystemExit: the script's code after an error; 130 when it was interrupted.
     """
-    done = run / "summary.json"
+    done = run / "summary.json"  # is written after the model
     if done.exists():
         return True
     resume = ["--resume"] if has_checkpoint(run) else []

@@ -1,34 +1,115 @@
-"""CADA's arms compared: which points others beat, the table, and the plot of what safety costs."""
+"""CADA's arms compared: intervals, matched strength, the table, and the plot of what safety costs.
 
+    attack success   mean over suites of the share of harmful prompts that are not refused
+    over-refusal     mean over suites of the share of look-alikes that are refused
+
+Intervals (95 %) are a bootstrap's over prompts, drawn alike for all points, so that differences of
+two points are paired. They say nothing about another training seed. All of it is ours.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 
-def dominating(row: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]:
-    """The points that are no worse in attack success and over-refusal, and better in one.
+Row = dict[str, Any]
+Outcomes = dict[tuple[str, str], np.ndarray]
+"""(suite, kind) -> `[prompts]` bool: which were refused."""
 
-    A difference within the intervals of the rates counts too.
+DRAWS = 2000
+LEVELS = (0.1, 0.25, 0.5)
+"""Over-refusal at which arms are compared."""
+
+
+def outcomes_of(evaluations: Mapping[str, Mapping[str, Any]]) -> Outcomes:
+    """Refusals from evaluations by suite, as `Evaluation.to_json` writes them."""
+    kinds = {(suite, row["kind"]) for suite, e in evaluations.items() for row in e["rows"]}
+    return {
+        (suite, kind): np.array(
+            [row["refused"] for row in evaluations[suite]["rows"] if row["kind"] == kind]
+        )
+        for suite, kind in sorted(kinds)
+    }
+
+
+def drawn_rates(outcomes: Outcomes) -> dict[str, np.ndarray]:
+    """Both axes, `[1 + DRAWS]` each: first as measured, then of prompts drawn with replacement.
+
+    The draw depends on the suite, the kind and the number of prompts alone. An axis without
+    prompts is absent.
     """
-    own = (row["attack_success"], row["over_refusal"])
-    if None in own:
-        return []
-    return [
-        name
-        for name, other in others.items()
-        if other["attack_success"] <= own[0]
-        and other["over_refusal"] <= own[1]
-        and (other["attack_success"], other["over_refusal"]) != own
-    ]
+    parts: dict[str, list[np.ndarray]] = {}
+    for (suite, kind), refused in outcomes.items():
+        axis = {"harmful": "attack_success", "lookalike": "over_refusal"}.get(kind)
+        if axis is None:
+            continue
+        count = len(refused)
+        name = f"{suite} {kind} {count}".encode()
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8]))
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
+        shares = np.concatenate([np.ones((1, count)), weights]) @ refused / count
+        parts.setdefault(axis, []).append(1 - shares if kind == "harmful" else shares)
+    return {axis: np.mean(values, axis=0) for axis, values in parts.items()}
 
 
-def make_table(rows: dict[str, dict[str, Any]]) -> str:
-    """One line for each point: attack success by suite, over-refusal by suite and kind, utility.
+def interval(draws: np.ndarray) -> list[float]:
+    """The middle 95 % of what was drawn."""
+    return [float(x) for x in np.percentile(draws[1:], [2.5, 97.5])]
+
+
+def dominates(other: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> bool:
+    """No worse in both axes, and better in one by more than chance.
+
+    Args:
+      other: of `drawn_rates`, of the point that may dominate.
+      own: of the point that may be dominated.
+    """
+    differences = [other[axis] - own[axis] for axis in ("attack_success", "over_refusal")]
+    return all(x[0] <= 0 for x in differences) and any(interval(x)[1] < 0 for x in differences)
+
+
+def matched(curve: Sequence[tuple[float, float]], level: float) -> float | None:
+    """Attack success of an arm where its over-refusal first passes a level; None if it does not.
+
+    Args:
+      curve: (over-refusal, attack success) of the untrained model, then by rising learning rate.
+      level: of over-refusal; between two points of the curve both are taken to be linear.
+    """
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+        if x0 != x1 and min(x0, x1) <= level <= max(x0, x1):
+            return y0 + (y1 - y0) * (level - x0) / (x1 - x0)
+    return None
+
+
+def curves(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
+    """The points of each arm that trains, by rising learning rate, behind what it started from."""
+    found: dict[str, list[Row]] = {}
+    for row in rows.values():
+        if row["learning_rate"]:
+            found.setdefault(row["arm"], []).append(row)
+    return {
+        arm: [
+            *([rows[own[0]["from"]]] if own[0]["from"] in rows else []),
+            *sorted(own, key=lambda row: row["learning_rate"]),
+        ]
+        for arm, own in found.items()
+    }
+
+
+def make_table(rows: Mapping[str, Row]) -> str:
+    """One line for each point: both axes, attack success and refusals by suite, utility.
 
     In a title's brackets stands how many prompts a rate is over. The perplexity is that of the
     start model's answers to bare requests: how far training has moved the weights.
     """
     suites = next(iter(rows.values()))["suites"]
-    columns: list[tuple[str, Any]] = []
+    columns: list[tuple[str, Any]] = [
+        ("asked", lambda x: x["asked"]),
+        ("attack success", lambda x: with_interval(x, "attack_success")),
+        ("over-refusal", lambda x: with_interval(x, "over_refusal")),
+    ]
     for suite, rates in suites.items():
         if "harmful_refused" in rates:
             title = f"{suite} ASR ({rates['n']['harmful']})"
@@ -40,8 +121,9 @@ def make_table(rows: dict[str, dict[str, Any]]) -> str:
                 columns.append((title, lambda x, s=suite, n=name: x["suites"][s][n]))
     columns += [
         ("well-formed", lambda x: x["well_formed"]),
+        ("finished", lambda x: x["finished"]),
         ("sums", lambda x: x.get("solved")),
-        ("perplexity", perplexity_of),
+        ("perplexity", lambda x: x.get("perplexity")),
     ]
     lines = [
         f"| arm | learning rate | {' | '.join(title for title, _ in columns)} | dominated by |",
@@ -56,14 +138,33 @@ def make_table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def perplexity_of(row: dict[str, Any]) -> float | None:
-    """Of the arms that are asked bare or have other weights; the others' is that of none."""
-    return row["perplexity"] if row["arm"] == "none" or row["learning_rate"] else None
+def make_matched_table(rows: Mapping[str, Row]) -> str:
+    """Attack success of each arm that trains where its over-refusal passes each of `LEVELS`."""
+    titles = " | ".join(f"at {level:.0%} over-refusal" for level in LEVELS)
+    lines = [f"| attack success | {titles} |", "|" + "---|" * (len(LEVELS) + 1)]
+    for arm, points in curves(rows).items():
+        spots = [(row["over_refusal"], row["attack_success"]) for row in points if placed(row)]
+        cells = " | ".join(show(matched(spots, level)) for level in LEVELS)
+        lines.append(f"| {arm} | {cells} |")
+    return "\n".join(lines) + "\n"
 
 
-def show(value: float | None) -> str:
-    """Two decimals, or a dash."""
-    return "–" if value is None else f"{value:.2f}"
+def placed(row: Row) -> bool:
+    """Whether a point has both axes."""
+    return row["attack_success"] is not None and row["over_refusal"] is not None
+
+
+def with_interval(row: Row, axis: str) -> str | None:
+    """A rate and its interval."""
+    if row[axis] is None:
+        return None
+    low, high = row["intervals"][axis]
+    return f"{row[axis]:.2f} ({low:.2f}–{high:.2f})"
+
+
+def show(value: float | str | None) -> str:
+    """A text, a number with two decimals, or a dash."""
+    return "–" if value is None else value if isinstance(value, str) else f"{value:.2f}"
 
 
 COLORS = ("#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#7A4B00")
@@ -71,40 +172,35 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """One of each for every arm that trains."""
 
 
-def plot_trade_off(rows: dict[str, dict[str, Any]], path: Path) -> None:
+def plot_trade_off(rows: Mapping[str, Row], path: Path) -> None:
     """Attack success against over-refusal: a curve for each trained arm, a mark for the others."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(9, 6.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 6.8), dpi=120, layout="constrained")
     axes = figure.subplots()
-    arms = list(dict.fromkeys(row["arm"] for row in rows.values()))
-    trained = list(dict.fromkeys(row["arm"] for row in rows.values() if row["learning_rate"]))
-    for arm in arms:
-        own = [row for row in rows.values() if row["arm"] == arm]
-        own = [row for row in own if None not in (row["attack_success"], row["over_refusal"])]
-        x = [row["over_refusal"] for row in own]
-        y = [row["attack_success"] for row in own]
-        if arm in trained:
-            index = trained.index(arm) % len(COLORS)
-            color, marker = COLORS[index], MARKERS[index]
-            axes.plot(x, y, "-", color=color, linewidth=1.4, alpha=0.7)
-        else:
-            color, marker = "black", "*"
-        for row in own:
-            face = "white" if row["dominated_by"] else color
-            spot = (row["over_refusal"], row["attack_success"])
-            size = 11 if marker == "*" else 7
-            axes.plot(*spot, marker, color=color, markerfacecolor=face, markersize=size)
-            rate = row["learning_rate"]
-            text = arm if rate is None else f"{rate:g}"
-            axes.annotate(text, spot, (5, 4), textcoords="offset points", fontsize=7.5, color=color)
-        if arm in trained:
-            axes.plot([], [], f"{marker}-", color=color, label=arm)
+    styles = dict(zip(curves(rows), zip(COLORS, MARKERS, strict=True), strict=False))
+    for arm, points in curves(rows).items():
+        spots = [(row["over_refusal"], row["attack_success"]) for row in points if placed(row)]
+        color, marker = styles[arm]
+        axes.plot(*zip(*spots, strict=True), "-", color=color, linewidth=1.4, alpha=0.7)
+        axes.plot([], [], f"{marker}-", color=color, label=arm)
+    for row in filter(placed, rows.values()):
+        color, marker = styles.get(row["arm"], ("black", "*"))
+        spot = (row["over_refusal"], row["attack_success"])
+        for axis, horizontal in (("over_refusal", True), ("attack_success", False)):
+            ends = row["intervals"][axis]
+            line = (ends, [spot[1]] * 2) if horizontal else ([spot[0]] * 2, ends)
+            axes.plot(*line, "-", color=color, linewidth=0.7, alpha=0.35)
+        face = "white" if row["dominated_by"] else color
+        size = 11 if marker == "*" else 7
+        axes.plot(*spot, marker, color=color, markerfacecolor=face, markersize=size)
+        text = f"{row['learning_rate']:g}" if row["learning_rate"] else row["arm"]
+        axes.annotate(text, spot, (5, 4), textcoords="offset points", fontsize=7.5, color=color)
     axes.plot([], [], "*", color="black", label="no training", linestyle="none")
     axes.set(
-        title="Safety against over-refusal (hollow: another point is no worse in both, and better)",
-        xlabel="over-refusal: harmless requests refused ◀ better",
+        title="Safety against over-refusal (hollow: another point is better by more than chance)",
+        xlabel="over-refusal: look-alikes refused, with 95 % intervals ◀ better",
         ylabel="attack success: harmful requests not refused ▼ better",
         xlim=(-0.03, 1.03),
         ylim=(-0.03, 1.03),

@@ -56,6 +56,9 @@ def reference_answers(
       max_new_tokens: where answers are cut off.
       batch_size: requests at a time.
       progress: called after each batch with how many are done, and of how many.
+
+    Raises:
+      InputError: no requests, or one that does not fit the model's context with its answer.
     """
     answers = greedy_answers(
         model,

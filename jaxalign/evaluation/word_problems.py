@@ -13,7 +13,8 @@ from jaxalign.evaluation.greedy import Progress, greedy_answers
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import answer_span
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# A hyphen behind a letter or a digit, as in 10-12, is no minus.
+_NUMBER = re.compile(r"(?:(?<![\w.])-)?\d[\d,]*(?:\.\d+)?")
 _SOLUTION = re.compile(rf"####\s*({_NUMBER.pattern})\s*\Z")
 
 

@@ -218,7 +218,7 @@ class Experiment:
         evaluations: Mapping[str, dict[str, Any] | None],
         rollout_tokens_per_second: float | None = None,
     ) -> None:
-        """Writes summary.json, the model, the plots and report.html.
+        """Writes the model, summary.json, the plots and report.html.
 
         Args:
           state: the last one.
@@ -235,10 +235,9 @@ class Experiment:
         }
         if rollout_tokens_per_second is not None:
             summary["rollout_tokens_per_second"] = rollout_tokens_per_second
-        if is_first():
-            write_json(self._folder / "summary.json", summary)
         save_pretrained(self._folder / "model", self._model, state.params, self._tokenizer)
         if is_first():
+            write_json(self._folder / "summary.json", summary)
             print(f"wrote {write_report(self._folder)}")
         wait_for_all()
 

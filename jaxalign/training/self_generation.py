@@ -27,6 +27,9 @@ from jaxalign.sampling import Rollout, Temperature, sample
 from jaxalign.training.run_folder import prompts_digest, read_json, write_json
 from jaxalign.training.step_lines import StepLines, read_lines
 
+ASKED = ("prompts_digest", "template")
+"""What a finished file must agree in to be used: what was asked, not who answered and how."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
@@ -72,7 +75,9 @@ def self_generate(
 ) -> list[Generated]:
     """Samples G completions of every prompt into a file, or goes on with the file that is there.
 
-    Batch b draws with `fold_in(key(seed), b)`, and a batch that was cut short is drawn again, so
+    A file that is finished is read as it is, whichever model and seed wrote it, if the same was
+    asked: answers can be edited, judged by other means, or learned from by another model. Batch b
+    draws with `fold_in(key(seed), b)`, and a batch that was cut short is drawn again, so
     that a run which was killed any number of times writes the same file.
 
     Args:
@@ -96,13 +101,14 @@ def self_generate(
       all completions, in the order of the prompts.
 
     Raises:
-      InputError: a prompt is too long, the tokenizer has no verifiers, the file is damaged, or it
-        was made under other facts.
+      InputError: a prompt is too long, the tokenizer has no verifiers, the file is damaged, it was
+        made under other facts and is not finished, or it answers something else.
     """
     if not prompts:
         raise InputError("no prompts to answer: self-generation needs harmful ones")
     facts = facts | {
         "dtype": jnp.dtype(model.dtype).name,
+        "prompts": len(prompts),
         "prompts_digest": prompts_digest(prompts),
         "template": [message["content"] for message in template("{}")],
         "samples_per_prompt": samples_per_prompt,
@@ -112,6 +118,8 @@ def self_generate(
         "temperature": temperature,
         "seed": seed,
     }
+    if _finished(path, facts):
+        return read_generated(path, vocab_size=model.config.vocab_size)
     _same_facts(path, facts)
     try:
         verifiers = safety_verifiers(tokenizer)
@@ -138,7 +146,8 @@ def self_generate(
     key = jax.random.key(seed)
     sizes = [len(rows) * samples_per_prompt for rows in batches]
     first = least(_whole_batches(path, sizes))  # also before the first process changes the file
-    generated = read_generated(path)[: sum(sizes[:first])] if first else []
+    generated = read_generated(path, vocab_size=model.config.vocab_size) if first else []
+    generated = generated[: sum(sizes[:first])]
     with contextlib.ExitStack() as stack:
         lines = (
             stack.enter_context(contextlib.closing(StepLines(path, first))) if is_first() else None
@@ -189,19 +198,54 @@ def _describe(
         )
 
 
-def read_generated(path: Path) -> list[Generated]:
-    """The completions in a file of `self_generate`.
+def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:
+    """The completions in a file of `self_generate`, which may have been edited.
+
+    Args:
+      path: of the file.
+      vocab_size: of the model that is to learn them.
 
     Raises:
-      InputError: there is no such file, or it is damaged.
+      InputError: there is no such file, or it is damaged; names the line and the field.
     """
     made = []
-    for _, row in read_lines(path):
+    kinds = {"tokens": list, "finished": bool, "well_formed": bool, "refused": bool}
+    for number, (_, row) in enumerate(read_lines(path), start=1):
         values = {name: value for name, value in row.items() if name != "step"}
         if set(values) != {field.name for field in dataclasses.fields(Generated)}:
             raise InputError(f"{path}: not a file of self-generated completions; give another one")
+        for name, value in values.items():
+            kind = kinds.get(name, str)
+            if not isinstance(value, kind):
+                raise InputError(f"{path} line {number}: {name} must be a {kind.__name__}")
+        ids = values["tokens"]
+        if not ids or not all(type(x) is int and 0 <= x < vocab_size for x in ids):
+            raise InputError(
+                f"{path} line {number}: tokens must be ids below {vocab_size}, at least one"
+            )
         made.append(Generated(**values))
     return made
+
+
+def _finished(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file answers all that is asked, by its own number of samples.
+
+    Raises:
+      InputError: it does, of other requests or with something else before them.
+    """
+    kept = path.with_suffix(".facts.json")
+    if not path.exists() or not kept.exists():
+        return False
+    theirs = read_json(kept)
+    if len(read_lines(path)) != theirs.get("prompts", -1) * theirs.get("samples_per_prompt", -1):
+        return False
+    for name in ASKED:
+        if theirs.get(name) != facts[name]:
+            raise InputError(
+                f"{path}: answers another {name}; ask what it was made for (see {kept.name}), or "
+                "give another file"
+            )
+    return True
 
 
 def _same_facts(path: Path, facts: dict[str, Any]) -> None:

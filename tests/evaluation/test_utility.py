@@ -36,6 +36,8 @@ def tiny(tiny_model_folder):
         ("It falls by -3 degrees", -3),
         ("<safety_reasoning>2 people</safety_reasoning><answer>It is 12.</answer> 5", 12),
         ("No number at all", None),
+        ("between 10-12, as in step-3", 3),
+        ("It is -3.", -3),
     ],
 )
 def test_an_answer_comes_to_its_last_number(text, number):

@@ -20,6 +20,7 @@ from jaxalign.data.templates import (
 from jaxalign.errors import InputError
 from jaxalign.models import Transformer, load_pretrained
 from jaxalign.models.completion import completion_logps
+from jaxalign.planning.flops import count_flops
 from jaxalign.training.cada import (
     DIRECT_REFUSAL,
     choose,
@@ -140,15 +141,15 @@ def test_pairs_prefer_the_reasoning_to_what_complies_and_else_to_a_bare_refusal(
 
 
 def test_a_code_in_context_is_computed_once_with_the_same_loss_and_gradients(smollm2_tokenizer):
-    """Two samples of each prompt behind the whole detailed code, against rows written out."""
+    """Eight samples of each prompt behind the whole detailed code, against rows written out."""
     model = Transformer(dataclasses.replace(TINY, max_positions=2048), dtype=jnp.float32)
     params = random_params(model.config)
     template = coded_messages(context_text("detailed-code"))
     requests = [prompt.text for prompt in PROMPTS]
     asked = encode_prompts(smollm2_tokenizer, template, requests, max_tokens=40)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, model.config.vocab_size, (6, 8)).astype(np.int32)
-    mask = np.arange(8) < np.array([[8], [5], [3], [8], [1], [6]])
+    tokens = rng.integers(0, model.config.vocab_size, (24, 8)).astype(np.int32)
+    mask = np.arange(8) < rng.integers(1, 9, (24, 1))
 
     @jax.jit
     @jax.value_and_grad
@@ -160,14 +161,17 @@ def test_a_code_in_context_is_computed_once_with_the_same_loss_and_gradients(smo
 
     shared = loss(params, asked.tokens, asked.mask, jnp.asarray(asked.prefix))
     opening = np.broadcast_to(asked.prefix, (3, asked.prefix.size))
-    whole = np.concatenate([opening, asked.tokens], axis=1).repeat(2, axis=0)
-    whole_mask = np.concatenate([np.ones(opening.shape, bool), asked.mask], axis=1).repeat(2, 0)
+    whole = np.concatenate([opening, asked.tokens], axis=1).repeat(8, axis=0)
+    whole_mask = np.concatenate([np.ones(opening.shape, bool), asked.mask], axis=1).repeat(8, 0)
     plain = loss(params, whole, whole_mask, None)
-    once, written_out = (
-        asked.prefix.size + asked.tokens.size + tokens.size,
-        whole.size + tokens.size,
+    flops, flops_written_out = (
+        count_flops(loss.trace(params, *arguments).jaxpr, loop_trips=1)
+        for arguments in (
+            (asked.tokens, asked.mask, jnp.asarray(asked.prefix)),
+            (whole, whole_mask, None),
+        )
     )
-    assert asked.prefix.size > 1000 and written_out > 5 * once
+    assert asked.prefix.size > 1000 and flops_written_out > 3 * flops
     np.testing.assert_allclose(shared[0], plain[0], rtol=1e-5)
     for got, wanted in zip(jax.tree.leaves(shared[1]), jax.tree.leaves(plain[1]), strict=True):
         scale = np.abs(wanted).max()
@@ -222,7 +226,7 @@ def test_every_prompt_is_answered_as_often_as_asked(whole, smollm2_tokenizer):
     for one in made:
         text = smollm2_tokenizer.decode(one.tokens, skip_special_tokens=True)
         assert one.completion == text and not one.well_formed
-    assert read_generated(path) == made
+    assert read_generated(path, vocab_size=49152) == made
 
 
 @pytest.mark.parametrize("torn", [0, 30])
@@ -248,9 +252,40 @@ def test_a_killed_run_ends_with_the_same_file(generate, whole, tmp_path, torn):
         ({"facts": {"model": "other"}}, "made with another model"),
     ],
 )
-def test_a_file_of_other_settings_is_refused(generate, whole, changes, message):
+def test_an_unfinished_file_goes_on_under_the_same_settings_only(
+    generate, tmp_path, changes, message
+):
+    path = tmp_path / "generated.jsonl"
+    with pytest.raises(Killed):
+        generate(path, stop_after=2)
     with pytest.raises(InputError, match=message):
-        generate(whole[0], **changes)
+        generate(path, **changes)
+
+
+def test_a_finished_file_serves_other_models_and_seeds_if_the_same_was_asked(generate, whole):
+    changes = {"seed": 1, "facts": {"model": "other"}, "max_new_tokens": 4}
+    assert generate(whole[0], **changes) == whole[1]
+    with pytest.raises(InputError, match="answers another template; ask what it was made for"):
+        generate(whole[0], template=bare_messages)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tokens", None, "line 2: tokens must be a list"),
+        ("tokens", [], "line 2: tokens must be ids below 49152, at least one"),
+        ("tokens", [5, 99999999], "line 2: tokens must be ids below 49152"),
+        ("category", None, "line 2: category must be a str"),
+        ("refused", 1, "line 2: refused must be a bool"),
+    ],
+)
+def test_an_edited_file_is_checked(whole, tmp_path, field, value, message):
+    rows = [json.loads(line) for line in whole[0].open()]
+    rows[1][field] = value
+    path = tmp_path / "edited.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=message):
+        read_generated(path, vocab_size=49152)
 
 
 def test_bad_input_is_named(generate, whole, tmp_path):
@@ -265,9 +300,9 @@ def test_bad_input_is_named(generate, whole, tmp_path):
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text(json.dumps({"step": 0, "text": "x"}) + "\n")
     with pytest.raises(InputError, match="not a file of self-generated completions"):
-        read_generated(foreign)
+        read_generated(foreign, vocab_size=49152)
     with pytest.raises(InputError, match="no such file"):
-        read_generated(tmp_path / "missing.jsonl")
+        read_generated(tmp_path / "missing.jsonl", vocab_size=49152)
 
 
 def test_an_answer_that_ends_is_whole(whole):
