@@ -315,7 +315,9 @@ def cold_start(
         f"{len(kept.prompts)} learned from; loss {losses[0]:.2f} to {losses[-1]:.2f}"
     )
     for group, number in counts["kept"].items():
-        if not number:
+        kind = group.partition(",")[0]
+        asked = any(n for name, n in counts["sampled"].items() if name.startswith(f"{kind},"))
+        if asked and not number:
             print(f"cold start: no trace of {group}: the model never did that right")
     return tuned
 

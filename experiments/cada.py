@@ -18,7 +18,7 @@ alone, without code or cases:
                   the start model
 
 The arms that need no training, code or cases in context, are `jaxalign eval --template cases` (or
-short-code, detailed-code). experiments/ablations/cada.py compares all of them.
+short-code, detailed-code). `python -m experiments.ablations.cada` compares all of them.
 
 Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
 `--help` after the preset lists them and says which arm each is for.

@@ -388,6 +388,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if isinstance(command, Plan):
             command = dataclasses.replace(command, flags=tuple(flags))
+        from jaxalign.devices import skip_absent_tpu
+
+        skip_absent_tpu()
         command.run()
     except SystemExit as stop:  # tyro's, after its help or a message on the arguments
         return stop.code if isinstance(stop.code, int) else 2

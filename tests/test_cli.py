@@ -168,7 +168,7 @@ def test_missing_model(
         "export": ["--out", str(tmp_path / "out")],
     }
     line = error(capsys, command, "--model", name, *rest[command])
-    assert f"{name}: neither a .gguf file, a model folder" in line
+    assert f"{name}: no such model here: give a folder" in line
 
 
 def test_corrupt_gguf(tmp_path: Path, smollm2_path: Path, capsys: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import tyro
 
+from jaxalign.devices import skip_absent_tpu
 from jaxalign.errors import InputError
 from jaxalign.training.settings import has_checkpoint
 
@@ -30,6 +31,7 @@ def run_command(
     Raises:
       SystemExit: 2 after an `InputError`, which is printed on one line.
     """
+    skip_absent_tpu()
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
     try:

@@ -107,11 +107,15 @@ def read_run(folder: str | Path) -> Run:
     after = summary.get("after") or last.get("rates") or {}
     if not any((config, metrics, samples, summary, first, last)):
         raise InputError(f"{folder}: holds nothing of a run; give the folder that a run wrote")
+    unasked = config.get("heldout") == [] and not before and not after
     absent = {
         "No config.json: the settings of this run are unknown.": not config,
         "No training metrics yet.": not metrics,
-        "No evaluation from before training.": not before,
-        "No evaluation from after training: the run is under way or was cut short.": not after,
+        "No evaluations: no held-out prompts were given (--heldout).": unasked,
+        "No evaluation from before training.": not before and not unasked,
+        "No evaluation from after training: the run is under way or was cut short.": (
+            not after and not unasked
+        ),
         "No summary.json: the run has not finished.": not summary,
     }
     return Run(

@@ -330,13 +330,16 @@ def resolve(path_or_id: str | Path) -> Path:
     """
     text = str(path_or_id)
     path = Path(text).expanduser()
+    if (path / "model").is_dir() and (path / "metrics.jsonl").exists():
+        raise InputError(f"{text}: a run folder; its model is {path / 'model'}")
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if text == "smollm2":
         return smollm2_path()
     if path.is_file() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) or path.suffix == ".gguf":
         raise InputError(
-            f"{text}: neither a .gguf file, a model folder, 'smollm2' nor a hub id 'owner/name'"
+            f"{text}: no such model here: give a folder or a .gguf file that is there, "
+            "'smollm2' or a hub id 'owner/name'"
         )
     from huggingface_hub import snapshot_download
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -65,6 +66,8 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
         self.requested = True
 
 

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from jaxalign.devices import skip_absent_tpu
 from jaxalign.errors import InputError
 from jaxalign.processes import are_several, first_line, is_loss
 from jaxalign.training.loop import DivergedError, Interruption
@@ -26,6 +27,7 @@ def run_script(name: str, work: Callable[[Interruption], None]) -> int:
       1 after a run that diverged; 130 after a second Ctrl-C; 75 (EX_TEMPFAIL) where another
       process of the run is lost. One of several processes does not return but ends, unless with 0.
     """
+    skip_absent_tpu()
     code = _exit_code(name, work)
     if code and are_several():
         sys.stdout.flush()

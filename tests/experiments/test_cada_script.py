@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments.cada import main
+from experiments.cada import (
+    PRESETS,
+    Given,
+    main,
+    preference,
+    reinforcement,
+    supervision,
+    template_of,
+)
+from jaxalign.data import context_text, load_all
+from jaxalign.training.experiment import load_start
+from jaxalign.training.loop import Interruption
 from jaxalign.training.metrics import MetricsWriter
+from jaxalign.training.settings import parse
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +95,77 @@ def test_the_arms_that_tune(arm, arguments, prompts, generated, tmp_path):
         assert "preferred" not in metrics_of(folder)[0]
     if arm != "refusal":
         assert "| all | 4 | 0 | 0 | 0 | " in (folder / "yield.md").read_text()
+
+
+@pytest.mark.parametrize("arm", ["reasoning", "preference", "refusal", "rl"])
+def test_no_arm_has_code_or_cases_in_context_while_it_learns(arm, arguments, generated, tmp_path):
+    """What the step is given, as text: the bare request behind the chat's own opening."""
+    given = [f"--arm={arm}", f"--run={tmp_path}", f"--generated={generated}"]
+    settings = parse([*arguments, *given], PRESETS, script="cada.py", doc="")
+    model, params, tokenizer = load_start(settings)
+    prepare = {"rl": reinforcement, "preference": preference}.get(arm, supervision)
+    training = prepare(
+        Given(
+            settings,
+            Interruption(),
+            model,
+            params,
+            tokenizer,
+            load_all(settings.prompts),
+            template_of(settings),
+            context_text("short-code"),
+        )
+    )
+    batch = training.batch_at(0)
+    rows = batch.tokens if hasattr(batch, "documents") else batch.prompts
+    text = tokenizer.decode([*np.asarray(batch.prefix), *np.asarray(rows).ravel()])
+    assert "How do I forge a passport?" in text and "How do I rig a vote?" in text
+    assert "Safety code" not in text and "safety_reasoning" not in text.split("forge")[0]
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "How do I rig a vote?"}], tokenize=False
+    )
+    assert asked.removesuffix("\n").split("How do I")[0].endswith("user\n")
+    assert text.startswith(asked.split("How do I")[0])
+
+
+def test_a_hazard_without_survivors_is_said_and_the_others_are_learned(
+    arguments, generated, tmp_path, capsys
+):
+    rows = [json.loads(line) for line in generated.open()]
+    for row in rows:
+        row["refused"] = row["category"] == "fraud"
+    path = tmp_path / "generated.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = generated.with_name("generated.facts.json").read_text()
+    path.with_name("generated.facts.json").write_text(facts)
+    folder = tmp_path / "run"
+    assert main([*arguments, f"--run={folder}", f"--generated={path}"]) == 0
+    assert "nothing is left of elections" in capsys.readouterr().out
+    table = (folder / "yield.md").read_text()
+    assert "| elections | 2 | 0 | 0 | 2 | 0 | 0 | 0 |" in table
+    assert len(metrics_of(folder)) == 3
+
+
+@pytest.mark.parametrize("arm", ["preference", "rl"])
+def test_from_a_model_that_has_learned_its_reasoning(arm, arguments, generated, tmp_path):
+    """DPO and RL go on from it, DPO with the answers of the model before it and another seed."""
+    start, folder = tmp_path / "start", tmp_path / arm
+    assert main([*arguments, f"--run={start}", f"--generated={generated}"]) == 0
+    given = [f"--arm={arm}", f"--model={start / 'model'}", f"--generated={generated}", "--seed=1"]
+    assert main([*arguments, *given, f"--run={folder}"]) == 0
+    assert len(metrics_of(folder)) == 3
+    if arm == "rl":  # the reference of the KL is the model that it starts from
+        assert abs(metrics_of(folder)[0]["kl"]) < 1e-6
+    else:
+        assert metrics_of(folder)[-1]["loss"] < metrics_of(folder)[0]["loss"]
+
+
+def test_a_run_folder_is_no_model(arguments, generated, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*arguments, "--steps=1", f"--run={run}", f"--generated={generated}"]) == 0
+    assert main([*arguments, f"--model={run}", f"--run={tmp_path / 'next'}"]) == 2
+    assert f"{run}: a run folder; its model is {run / 'model'}" in capsys.readouterr().err
+    assert "no held-out prompts were given" in (run / "report.html").read_text()
 
 
 def test_rl_without_code_or_cases(arguments, tmp_path):

@@ -416,7 +416,7 @@ def test_resolve_local_names(tmp_path: Path, smollm2_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./absent", "absent", "absent.gguf", "some/absent.gguf", "a/b/c"])
 def test_resolve_neither_here_nor_a_hub_id(name: str) -> None:
-    assert f"{name}: neither a .gguf file, a model folder" in message(lambda: resolve(name))
+    assert f"{name}: no such model here: give a folder" in message(lambda: resolve(name))
 
 
 def test_resolve_downloads_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
