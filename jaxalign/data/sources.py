@@ -18,7 +18,7 @@ _SPECS = (
     "builtin:train, builtin:heldout, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT], "
     "disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]"
 )
-_TEXT_FIELDS = ("prompt", "goal", "instruction", "question", "forbidden_prompt", "text")
+_TEXT_FIELDS = ("prompt", "goal", "instruction", "question", "forbidden_prompt", "text", "turns")
 # The same remedies in Python, for `jaxalign eval`, and for a script's --prompts.
 _PASS_TEXT_FIELD = "pass text_field= or --text-field"
 _PASS_KIND = f"pass kind= or --kind or, to a script, KIND=SPEC, with {', '.join(KINDS)}"
@@ -47,6 +47,9 @@ def load_prompts(
     - `tfds:NAME[@SPLIT]`: `tensorflow_datasets.data_source`. It reads array_record files, found or
       prepared under TFDS_DATA_DIR, and does not need TensorFlow for that.
 
+    Of a list of texts, such as MT-Bench's `turns`, the first one is asked. Behind an `instruction`
+    comes the row's `input`, as in Alpaca, or that of the first of its `instances`.
+
     The split is "train" where none is named; `tfds:NAME@train[:100]` takes a slice.
 
     A row may also have the fields `id` (a string or integer; else the id is made from the source's
@@ -55,7 +58,7 @@ def load_prompts(
     Args:
       spec: as above.
       text_field: the field with the text; by default the first of prompt, goal, instruction,
-        question, forbidden_prompt and text that the first row has.
+        question, forbidden_prompt, text and turns that the first row has.
       kind: the kind of every row; by default the field `kind` tells, or else the field `label` with
         the values safe (a look-alike) and unsafe (harmful), as in XSTest.
       limit: read no more than this many rows, the first ones; of our own prompts, which stand
@@ -167,6 +170,8 @@ def _text(where: str, fields: Mapping[str, Any], field: str) -> str:
             f"{where}: field {field!r} is missing; every row needs it (found: {_names(fields)})"
         )
     text = _decode(fields[field])
+    if isinstance(text, list) and text:
+        text = _decode(text[0])
     if not isinstance(text, str):
         raise InputError(f"{where}: field {field!r} is {_show(text)}; it must be a string")
     if not text.strip():
@@ -177,7 +182,16 @@ def _text(where: str, fields: Mapping[str, Any], field: str) -> str:
         raise InputError(
             f"{where}: field {field!r} has half a surrogate pair, which is no text; correct it"
         ) from None
-    return text
+    return text + (_input(fields) if field == "instruction" else "")
+
+
+def _input(fields: Mapping[str, Any]) -> str:
+    """What an instruction is about, behind a blank line; nothing where there is none."""
+    instances = fields.get("instances")
+    if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        fields = instances[0]
+    value = _decode(fields.get("input"))
+    return f"\n\n{value}" if isinstance(value, str) and value.strip() else ""
 
 
 def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:

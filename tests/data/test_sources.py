@@ -447,7 +447,28 @@ def test_strongreject():
 def test_alpaca_seed_tasks():
     prompts = load_prompts(public("alpaca_seed_tasks.jsonl"), kind="benign")
     assert len(prompts) == 175
-    assert prompts[0].id == "seed_task_0"
+    assert prompts[0].id == "seed_task_0" and "\n\n" not in prompts[0].text
+    with_input = sum("\n\n" in prompt.text for prompt in prompts)
+    assert with_input > 100  # most instructions are about a text that comes with them
+
+
+def test_the_first_of_mt_benchs_turns():
+    prompts = load_prompts(public("mt_bench_question.jsonl"), kind="benign")
+    assert len(prompts) == 80
+    assert prompts[0].text.startswith("Compose an engaging travel blog post")
+    assert prompts[0].category == "writing"
+
+
+def test_an_instruction_comes_with_its_input(tmp_path):
+    rows = [
+        {"instruction": "Add up.", "input": "2 and 3"},
+        {"instruction": "Say hello.", "input": ""},
+        {"instruction": "Shorten.", "instances": [{"input": "A long text.", "output": "Text."}]},
+    ]
+    path = tmp_path / "alpaca.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [prompt.text for prompt in load_prompts(str(path), kind="benign")]
+    assert texts == ["Add up.\n\n2 and 3", "Say hello.", "Shorten.\n\nA long text."]
 
 
 def test_comment_before_the_header_of_pyrit():

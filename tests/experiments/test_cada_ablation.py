@@ -76,6 +76,45 @@ def test_every_arm_is_measured_once_and_its_model_removed(settings, results, cap
     assert "===" not in capsys.readouterr().out  # nothing is left to do
 
 
+def test_the_whole_method_and_arms_with_nothing_to_learn(settings, results, tmp_path, capsys):
+    """A random model's answers pass no filter: both arms are left out, and nothing is lost.
+
+    Once the answers are declared right, by hand, `cada` goes on from what `sft-cases` gives.
+    """
+    case = "{request: Why so?, reasoning: It is asked., outcome: %s}"
+    code, cases = tmp_path / "code.yaml", tmp_path / "cases.yaml"
+    code.write_text("version: 1\nshort: Do no harm.\ndetailed: {fraud: [Help no fraud.]}")
+    cases.write_text(f"version: 1\ncases: {{fraud: [{case % 'refuse'}, {case % 'comply'}]}}")
+    settings = dataclasses.replace(
+        settings,
+        out=tmp_path / "out",
+        arms=("none", "sft-cases", "cada"),
+        learning_rates=(1e-3,),
+        start_learning_rate=1e-3,
+        code=code,
+        cases=cases,
+    )
+    flags = [*FLAGS, "--harmful=1", "--samples-per-prompt=2"]
+    flags += [f"--prompts={settings.suites[0].partition('=')[2]}"]
+    main(settings, flags)
+    shown = capsys.readouterr().out
+    for name in ("sft-cases-0.001", "cada-0.001"):
+        assert f"{name} diverged, or had nothing to learn from, and is left out." in shown
+        (settings.out / name / "measurements.json").unlink()
+    assert list(json.loads((settings.out / "results.json").read_text())) == ["none"]
+
+    answers = settings.out / "generated" / "cases" / "generated.jsonl"
+    right = {"finished": True, "well_formed": True, "refused": True}
+    rows = [json.loads(line) | right for line in answers.open()]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(settings, flags)
+    found = json.loads((settings.out / "results.json").read_text())
+    assert list(found) == ["none", "sft-cases-0.001", "cada-0.001"]
+    assert found["cada-0.001"]["from"] == "sft-cases-0.001"
+    start = json.loads((settings.out / "cada-0.001" / "config.json").read_text())["model"]
+    assert start == str(settings.out / "start" / "model")
+
+
 def outcomes(harmful, lookalike, suite="ours"):
     return {
         (suite, "harmful"): np.array(harmful, bool),
