@@ -393,6 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         skip_absent_tpu()
         command.run()
     except SystemExit as stop:  # tyro's, after its help or a message on the arguments
+        if stop.code and arguments[:1] == ["plan"]:
+            _note("flags of the script itself, such as --micro-batches, go behind --")
         return stop.code if isinstance(stop.code, int) else 2
     except (InputError, OSError) as error:
         _note(f"error: {' '.join(str(error).split())}")

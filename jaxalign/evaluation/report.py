@@ -135,6 +135,7 @@ def _training(run: Run) -> str:
     rows = "\n".join(
         f'<tr><td>{escape(key)}</td><td class="number">{escape(_short(value))}</td></tr>'
         for key, value in run.metrics[-1].items()
+        if value is not None and key != "nonfinite"
     )
     return f"""<h2>Training</h2>
 {image(picture, alt)}

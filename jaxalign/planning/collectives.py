@@ -32,7 +32,9 @@ _INSTRUCTION = re.compile(
 _ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _CALLED_SET = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
-_WHOLE = re.compile(r"%?(?P<name>[\w.\-]+) = [su](?:32|64)\[\]\S* constant\((?P<value>\d+)\)")
+_WHOLE = re.compile(
+    r"%?(?P<name>[\w.\-]+) = (?P<sign>[su])(?:32|64)\[\]\S* constant\((?P<value>\d+)\)"
+)
 _PART = re.compile(r"%?([\w.\-]+) = .* get-tuple-element\(.*\bindex=(\d+)")
 _COMPARED = re.compile(r"ROOT .* compare\(%?([\w.\-]+),")
 _OPERAND = re.compile(r"%([\w.\-]+)")
@@ -86,13 +88,17 @@ def read_messages(hlo: str) -> list[Message]:
     devices = int(partitions[1]) if partitions else 1
 
     @functools.cache
-    def bound(name: str) -> int:
-        """The largest whole number that a loop's condition compares with; 0 where there is none."""
+    def largest(name: str, sign: str) -> int:
+        """The largest whole number of a loop's condition; 0 where there is none."""
         found = [0]
         for line in computations.get(name, ()):
-            found += [int(whole["value"]) for whole in _WHOLE.finditer(line)]
-            found += [bound(called) for called in _called(line)]
+            found += [int(x["value"]) for x in _WHOLE.finditer(line) if x["sign"] == sign]
+            found += [largest(called, sign) for called in _called(line)]
         return max(found)
+
+    def bound(name: str) -> int:
+        """JAX's loops count with a sign, and may compare something else without; XLA's do not."""
+        return largest(name, "s") or largest(name, "u")
 
     def walk(
         name: str, times: int, loops: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """The papers' models in the scripts' presets: hub ids, and meshes for the TPU slice v5e:4x4.
 
 `jaxalign plan` (2026-11-22) says of AlphaAlign's step, in GiB of each device's 16 and seconds at
-least: qwen2.5-3b 7.6 and 5.3, llama-3.2-3b 8.5 and 6.0, qwen2.5-7b 14.9 and 7.4, llama-3-8b 14.8
+least: qwen2.5-3b 7.8 and 5.3, llama-3.2-3b 8.5 and 6.0, qwen2.5-7b 14.9 and 7.4, llama-3-8b 14.8
 and 8.4, qwen3-8b 15.4 and 8.5. None has run. docs/scale.md has v5p and v6e too. On slices of
 another size keep `tensor` and give `fsdp` the rest, as plan does.
 """

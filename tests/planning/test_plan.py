@@ -260,6 +260,10 @@ class TestSearch:
         captured = capsys.readouterr()
         assert "mesh: (1, 4, 2) is not for 16 devices" in captured.err and not captured.out
 
+    def test_a_flag_of_the_script_needs_two_dashes_before_it(self, capsys):
+        assert main(["plan", *DEMO, "--micro-batches", "2"]) == 2
+        assert "go behind --" in capsys.readouterr().err
+
     def test_no_slice_is_said(self, capsys):
         assert main(["plan", *DEMO]) == 2
         captured = capsys.readouterr()
