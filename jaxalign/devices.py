@@ -16,7 +16,7 @@ def skip_absent_tpu() -> None:
     platform that was chosen before stays, and so does the choice where JAX's CUDA parts are
     installed. Ours.
     """
-    if jax.config.jax_platforms or importlib.util.find_spec("libtpu") is None:
+    if getattr(jax.config, "jax_platforms", None) or importlib.util.find_spec("libtpu") is None:
         return
     if any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         return
