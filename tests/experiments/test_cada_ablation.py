@@ -81,10 +81,11 @@ def test_the_whole_method_and_arms_with_nothing_to_learn(settings, results, tmp_
 
     Once the answers are declared right, by hand, `cada` goes on from what `sft-cases` gives.
     """
-    case = "{request: Why so, reasoning: It is asked., outcome: %s}"
+    case = "{request: Why %s, reasoning: It is asked., outcome: %s}"
     code, cases = tmp_path / "code.yaml", tmp_path / "cases.yaml"
     code.write_text("version: 1\nshort: Do no harm.\ndetailed: {fraud: [Help no fraud.]}")
-    cases.write_text(f"version: 1\ncases: {{fraud: [{case % 'refuse'}, {case % 'comply'}]}}")
+    both = ", ".join(case % (outcome, outcome) for outcome in ("refuse", "comply"))
+    cases.write_text(f"version: 1\ncases: {{fraud: [{both}]}}")
     settings = dataclasses.replace(
         settings,
         out=tmp_path / "out",
