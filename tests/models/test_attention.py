@@ -1,5 +1,6 @@
 """Attention over blocks equals one softmax over everything a row sees, forwards and backwards."""
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxalign.models.attention import (
     rotate,
 )
 from jaxalign.models.config import RopeScaling
+from jaxalign.models.fused_attention import attend_fused
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 6, 3, 4, 2, 8
 
@@ -29,7 +31,9 @@ CONTEXTS = {
 }
 
 
-def random_case(shapes: list[tuple[int, int]], holes: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def random_case(
+    shapes: list[tuple[int, int]], holes: float = 0.0, seed: int = 0, length: int = LENGTH
+) -> dict[str, Any]:
     """Random queries, keys, values and contexts; a position exists with probability 1 − holes."""
     rng = np.random.default_rng(seed)
 
@@ -37,10 +41,10 @@ def random_case(shapes: list[tuple[int, int]], holes: float = 0.0, seed: int = 0
         return rng.normal(size=shape).astype(np.float32)
 
     return {
-        "query": normal(BATCH, LENGTH, HEADS, HEAD_DIM),
-        "keys": normal(BATCH, KV_HEADS, LENGTH, HEAD_DIM),
-        "values": normal(BATCH, KV_HEADS, LENGTH, HEAD_DIM),
-        "mask": rng.random((BATCH, LENGTH)) >= holes,
+        "query": normal(BATCH, length, HEADS, HEAD_DIM),
+        "keys": normal(BATCH, KV_HEADS, length, HEAD_DIM),
+        "values": normal(BATCH, KV_HEADS, length, HEAD_DIM),
+        "mask": rng.random((BATCH, length)) >= holes,
         "contexts": tuple(
             KeyValues(
                 normal(lead, KV_HEADS, size, HEAD_DIM),
@@ -203,3 +207,39 @@ def test_llama3_stretches_long_wavelengths_and_leaves_short_ones():
     np.testing.assert_allclose(rotary_frequencies(8, 100.0), plain, rtol=1e-12)
     with pytest.raises(ValueError, match="low_freq_factor=4.0 must be between 0 and"):
         RopeScaling(4.0, 4.0, 4.0, 64)
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.4])
+@pytest.mark.parametrize("length", [1, LENGTH, LENGTH + 1])
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_one_fused_kernel_gives_the_numbers_of_the_blocks(name, length, holes):
+    """In float32 by XLA; `experiments/benchmarks/attention.py` compares cuDNN's on a GPU."""
+    case = random_case(CONTEXTS[name], holes, length=length)
+
+    def both(attention):
+        def loss(query, keys, values, contexts):
+            out = attention(query, keys, values, case["mask"], contexts)
+            return jnp.sum(jnp.sin(out)), out
+
+        wanted = (0, 1, 2, 3)
+        floats = [case[x] for x in ("query", "keys", "values", "contexts")]
+        (_, out), grads = jax.value_and_grad(loss, wanted, has_aux=True, allow_int=True)(*floats)
+        return out, jax.tree.leaves(grads)
+
+    out, grads = both(functools.partial(attend_fused, kernel="xla"))
+    expected, expected_grads = both(attend)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        if one.dtype != jax.dtypes.float0:
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_fused_documents_of_a_row_do_not_see_each_other():
+    case = random_case([(1, 5)])
+    documents = np.array(
+        [[1, 1, 2], [0, 0, 0], [1, 2, 2], [1, 2, 0], [0, 1, 1], [1, 1, 1]], np.int32
+    )
+    arguments = (case["query"], case["keys"], case["values"], documents, case["contexts"])
+    np.testing.assert_allclose(
+        attend_fused(*arguments, kernel="xla"), attend(*arguments), atol=1e-5
+    )

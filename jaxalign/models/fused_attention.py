@@ -1,0 +1,84 @@
+"""Attention in one kernel of cuDNN, for blocks of many tokens on NVIDIA GPUs.
+
+The same sums as `jaxalign.models.attention.attend`, without scores in memory. The kernel knows no
+shared contexts: keys and values of each are written out for the rows that see it, B·S·K·d numbers
+a layer; prompts are still run once for all their samples, and that is where the work is. One token
+at a time, as in decoding, stays with `attend`: here it would copy the cache.
+"""
+
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxalign.models.attention import KeyValues
+from jaxalign.models.config import ModelConfig
+
+Kernel = Literal["cudnn", "xla"]
+
+_WIDEST_HEAD = 128  # 256 from Hopper on; no model here has such heads
+
+
+def has_fused_attention(config: ModelConfig, dtype: Any) -> bool:
+    """Whether the default device is a GPU with this kernel for such heads in such a dtype."""
+    return (
+        jax.default_backend() == "gpu"
+        and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        and config.head_dim % 8 == 0
+        and config.head_dim <= _WIDEST_HEAD
+    )
+
+
+def attend_fused(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    contexts: tuple[KeyValues, ...] = (),
+    *,
+    kernel: Kernel = "cudnn",
+) -> jax.Array:
+    """`attend` by `jax.nn.dot_product_attention`: same arguments, same numbers up to rounding.
+
+    Args:
+      query: `[B, T, H, d]`, rotated.
+      keys: `[B, K, T, d]`, rotated; K divides H.
+      values: as keys.
+      mask: `[B, T]` bool, which positions exist; or int32 documents, as for `attend`.
+      contexts: blocks of this layer, `[M, K, S, d]` with M dividing B.
+      kernel: "xla" runs anywhere, for tests.
+
+    Returns:
+      `[B, T, H, d]` in the dtype of `query`; rows that see nothing are zero.
+    """
+    chex.assert_rank([query, keys, values, mask], [4, 4, 4, 2])
+    batch, length = mask.shape
+    own = jnp.tril(jnp.ones((length, length), bool)) & (mask != 0)[:, None]
+    if mask.dtype != bool:
+        own &= mask[:, :, None] == mask[:, None]
+    blocks = [*((c.keys, c.values) for c in contexts), (keys, values)]
+    every = lambda x: jnp.repeat(x, batch // x.shape[0], axis=0)  # noqa: E731
+    seen = [
+        jnp.broadcast_to(every(c.mask)[:, None], (batch, length, c.mask.shape[1])) for c in contexts
+    ]
+    allowed = jnp.concatenate([*seen, own], axis=2)
+    all_keys, all_values = (
+        jnp.concatenate([every(block[i]) for block in blocks], axis=2).transpose(0, 2, 1, 3)
+        for i in (0, 1)
+    )
+    # With a mask the kernel's backward pass takes even lengths only.
+    odd_length, odd_seen = length % 2, allowed.shape[2] % 2
+    out = jax.nn.dot_product_attention(
+        _pad(query, 1, odd_length),
+        _pad(all_keys, 1, odd_seen),
+        _pad(all_values, 1, odd_seen),
+        mask=_pad(_pad(allowed, 1, odd_length), 2, odd_seen)[:, None],
+        implementation=kernel,
+    )[:, :length]
+    return jnp.where(allowed.any(axis=2)[:, :, None, None], out, 0)
+
+
+def _pad(x: jax.Array, axis: int, count: int) -> jax.Array:
+    """`count` more places at the end of an axis, zero or False."""
+    return jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
