@@ -82,6 +82,10 @@ OURS = (
 """Flags of experiments/cada.py that the comparison sets itself."""
 
 
+MAY_DIFFER = ("out", "arms", "learning_rates", "batch_size")
+"""Settings that points of one comparison need not share."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What to compare."""
@@ -118,6 +122,8 @@ class Settings:
     which harmful ones are left out."""
     requests: int = 40
     """How many of them."""
+    batch_size: int = 32
+    """Prompts at a time in the measurements: more is faster on an accelerator."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute dtype of everything; auto takes the faster one in a probe, the first time."""
 
@@ -165,7 +171,14 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
     for arm in settings.arms:
         if arm not in ARMS:
             raise InputError(f"unknown arm {arm!r}: choose from {', '.join(ARMS)}")
-    for name in ("limit", "problems", "requests", "max_new_tokens", "cases_per_outcome"):
+    for name in (
+        "limit",
+        "problems",
+        "requests",
+        "max_new_tokens",
+        "cases_per_outcome",
+        "batch_size",
+    ):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)} is too small: at least 1")
     rates = settings.learning_rates
@@ -211,7 +224,7 @@ def resolve_dtype(settings: Settings) -> Settings:
 def keep_comparison(settings: Settings, flags: Sequence[str], measures: Measures) -> None:
     """Notes what all points share; refuses to add to a comparison that shares something else."""
     shared = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-    shared = {k: v for k, v in shared.items() if k not in ("out", "arms", "learning_rates")}
+    shared = {k: v for k, v in shared.items() if k not in MAY_DIFFER}
     shared |= {
         "flags": list(flags),
         "suite_digests": {name: prompts_digest(x) for name, x in measures.suites.items()},
@@ -322,6 +335,7 @@ def start_answers(settings: Settings, measures: Measures) -> ReferenceAnswers:
             params,
             tokenizer,
             measures.requests,
+            batch_size=settings.batch_size,
             progress=lambda done, total: bar.update(line, completed=done),
         )
 
@@ -342,6 +356,8 @@ def measure(
     name = settings.model if rate is None else str(folder / "model")
     asked, template = template_of(settings, arm)
     model, params, tokenizer = load_pretrained(name, dtype=jnp.dtype(settings.dtype))
+    asked_of_all = [prompt for prompts in measures.suites.values() for prompt in prompts]
+    width = max(prompt_lengths(tokenizer, template, asked_of_all))  # of all, to compile once
     results: dict[str, Any] = {"asked": asked, "suites": {}}
     evaluations: dict[str, Any] = {}
     with progress_bar() as bar:
@@ -353,8 +369,9 @@ def measure(
                 tokenizer,
                 prompts,
                 template=template,
-                max_prompt_tokens=max(prompt_lengths(tokenizer, template, prompts)),
+                max_prompt_tokens=width,
                 max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
                 progress=lambda done, total, line=line: bar.update(line, completed=done),
             )
             evaluations[suite] = evaluation.to_json()
@@ -370,6 +387,7 @@ def measure(
                 tokenizer,
                 measures.problems,
                 template=template,
+                batch_size=settings.batch_size,
                 progress=lambda done, total: bar.update(line, completed=done),
             )
             results["solved"] = f"{round(share * len(measures.problems))}/{len(measures.problems)}"
