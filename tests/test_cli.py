@@ -13,6 +13,8 @@ import pytest
 
 from jaxalign import cli
 from jaxalign.cli import main
+from jaxalign.commands.asking import Asking
+from jaxalign.commands.common import load_model
 from jaxalign.models import load_pretrained
 
 ROWS = [
@@ -103,11 +105,11 @@ def test_cadas_templates_put_the_users_code_and_cases_before_the_request(tmp_pat
     cases.write_text(f"version: 1\ncases: {{privacy: [{both}]}}\n")
 
     def instruction(template: str, **files: Path) -> str:
-        asked, tool = cli._Asking(template, code=code, **files).messages()
+        asked, tool = Asking(template, code=code, **files).messages()
         assert tool is None
         return asked("Where is he?")[0]["content"]
 
-    plain = cli._Asking().messages()[0]("Where is he?")[0]["content"]
+    plain = Asking().messages()[0]("Where is he?")[0]["content"]
     assert instruction("short-code") == f"{plain}\n\nSafety code: Do no harm."
     assert instruction("detailed-code").endswith("Safety code:\nprivacy.1: Find nobody.")
     with_cases = instruction("cases", cases=cases)
@@ -120,9 +122,9 @@ def test_auto_says_which_dtype_it_took(
 ) -> None:
     reason = "bfloat16: 8.1 times faster than float32 in a probe"
     monkeypatch.setattr("jaxalign.models.precision.fastest_dtype", lambda: (jnp.bfloat16, reason))
-    assert cli._load(model_folder, "auto")[0].dtype == jnp.bfloat16
+    assert load_model(model_folder, "auto")[0].dtype == jnp.bfloat16
     assert capsys.readouterr().err == f"jaxalign: {reason}\n"
-    assert cli._load(model_folder, "float32")[0].dtype == jnp.float32
+    assert load_model(model_folder, "float32")[0].dtype == jnp.float32
     assert capsys.readouterr().err == ""
 
 
