@@ -1,6 +1,7 @@
 """Prompts: what one is, our own set of them, and the batches that training takes from a set."""
 
 import dataclasses
+import hashlib
 import importlib.resources
 import json
 import re
@@ -76,6 +77,12 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
         for row in rows
         if row["split"] == split
     ]
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """A fingerprint of prompts, so that a resumed run notices another file."""
+    text = json.dumps([dataclasses.astuple(prompt) for prompt in prompts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def near_duplicates(

@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, prompts_digest
 from jaxalign.data.templates import Template, encode_prompts
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import decode, judge, stop_tokens
+from jaxalign.json_files import read_json, write_json
 from jaxalign.models.completion import compute_params
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.processes import fetch, is_first, least
 from jaxalign.rewards import Verifiers, safety_verifiers
 from jaxalign.sampling import Rollout, Temperature, sample
-from jaxalign.training.run_folder import prompts_digest, read_json, write_json
-from jaxalign.training.step_lines import StepLines, read_lines
+from jaxalign.step_lines import StepLines, read_lines
 
 ASKED = ("prompts_digest", "template")
 """What a finished file must agree in to be used: what was asked, not who answered and how."""
