@@ -3,14 +3,14 @@
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.templates import Template, Tokenizer, encode_chat, encode_prompts
+from jaxalign.data.templates import Template, Tokenizer, encode_prompts, encode_requests
 from jaxalign.errors import InputError
 from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.models.completion import compute_params
@@ -237,10 +237,11 @@ def evaluate(
 
 
 def prompt_lengths(
-    tokenizer: Tokenizer, template: Template, prompts: Iterable[Prompt]
+    tokenizer: Tokenizer, template: Template, prompts: Sequence[Prompt]
 ) -> list[int]:
     """How many tokens each prompt takes beyond what the template makes all of them share."""
-    return [len(encode_chat(tokenizer, template(prompt.text))[1]) for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    return [len(tail) for tail in encode_requests(tokenizer, template, texts)[1]]
 
 
 def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
