@@ -173,14 +173,9 @@ def evaluate(
         together longer than the model's context, or a tokenizer that the verifiers cannot read.
     """
     start = time.monotonic()
-    sizes = {
-        "max_prompt_tokens": max_prompt_tokens,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name} is {size}; it must be at least 1")
+    check_sizes(
+        max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
     if not prompts:
         raise InputError("no prompts to evaluate; give at least one")
     lengths = prompt_lengths(tokenizer, template, prompts)
@@ -208,7 +203,7 @@ def evaluate(
             model,
             params,
             tokenizer,
-            [prompt.text for prompt in _fill(batch, batch_size)],
+            [prompt.text for prompt in fill(batch, batch_size)],
             jax.random.fold_in(key, index),
             template=template,
             tool=tool,
@@ -234,6 +229,13 @@ def evaluate(
         if progress is not None:
             progress(len(rows), len(asked))
     return Evaluation(tuple(rows), skipped, time.monotonic() - start)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuses one below 1 by its name."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} is {size}; it must be at least 1")
 
 
 def prompt_lengths(
@@ -308,7 +310,7 @@ def judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
     return verifiers(tokens, mask)
 
 
-def _fill(batch: Sequence[T], size: int) -> list[T]:
+def fill(batch: Sequence[T], size: int) -> list[T]:
     """The batch and repeats of it up to `size`: the last one then has the shape of the others."""
     return [batch[index % len(batch)] for index in range(size)]
 
