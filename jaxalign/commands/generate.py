@@ -150,8 +150,8 @@ class Generate:
 
         requests = load_requests(spec, text_field=self.many.text_field, limit=self.many.limit)
         model, params, tokenizer = load_model(self.model, self._dtype_of(out))
-        from jaxalign.evaluation.batch_files import facts_path
-        from jaxalign.evaluation.generation import generate, part_path
+        from jaxalign.evaluation.batch_files import facts_path, part_path
+        from jaxalign.evaluation.generation import generate
         from jaxalign.evaluation.run_folder import printable
         from jaxalign.progress import progress_bar
 
@@ -161,8 +161,10 @@ class Generate:
                 task = bar.add_task("prompts", total=None)
 
                 def show(done: int, total: int, tokens: int) -> None:
-                    rate = f"prompts, {tokens / (time.monotonic() - start):,.0f} tokens/s"
-                    bar.update(task, completed=done, total=total, description=rate)
+                    rate = (
+                        f", {tokens / (time.monotonic() - start):,.0f} tokens/s" if tokens else ""
+                    )
+                    bar.update(task, completed=done, total=total, description=f"prompts{rate}")
 
                 made = generate(
                     model,
@@ -173,7 +175,7 @@ class Generate:
                     template=template,
                     tool=tool_of(book, tokenizer),
                     method=self._method(),
-                    samples_per_prompt=self.many.samples,
+                    samples=self.many.samples,
                     max_prompt_tokens=self.many.max_prompt_tokens,
                     max_new_tokens=self.max_new_tokens,
                     batch_size=self.many.batch_size,
@@ -206,12 +208,11 @@ class Generate:
 
     def _dtype_of(self, out: Path) -> str:
         """That of the answers there are, which a probe on a busy machine may not choose again."""
-        from jaxalign.evaluation.batch_files import facts_path
-        from jaxalign.evaluation.generation import part_path
+        from jaxalign.evaluation.batch_files import facts_path, part_path
         from jaxalign.json_files import read_json
 
-        kept = facts_path(out)
-        begun = kept.exists() and (out.exists() or part_path(out).exists())
+        kept, part = facts_path(out), part_path(out)
+        begun = kept.exists() and (out.exists() or part.exists())
         if self.dtype != "auto" or not begun:
             return self.dtype
         dtype = str(read_json(kept).get("dtype"))

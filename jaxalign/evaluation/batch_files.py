@@ -15,6 +15,17 @@ def facts_path(path: Path) -> Path:
     return path.with_suffix(".facts.json")
 
 
+def part_path(path: Path) -> Path:
+    """Where the answers are until there are all of them.
+
+    Raises:
+      InputError: the path does not end in .jsonl.
+    """
+    if path.suffix != ".jsonl":
+        raise InputError(f"{path}: answers are JSON lines; give a name that ends in .jsonl")
+    return path.with_suffix(".part.jsonl")
+
+
 def keep_facts(
     path: Path, facts: Mapping[str, Any], *, kept: Path, more: Mapping[str, Any] | None = None
 ) -> None:

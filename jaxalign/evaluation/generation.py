@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxalign.data.prompts import Request, prompts_digest
 from jaxalign.data.templates import Template, Tokenizer, encode_requests, pad
 from jaxalign.errors import InputError
-from jaxalign.evaluation.batch_files import facts_path, keep_facts, whole_batches
+from jaxalign.evaluation.batch_files import facts_path, keep_facts, part_path, whole_batches
 from jaxalign.evaluation.suites import check_sizes, decode, fill, stop_tokens
 from jaxalign.models.completion import compute_params
 from jaxalign.models.sharding import to_devices
@@ -67,7 +67,7 @@ def generate(
     template: Template,
     tool: Tool | None = None,
     method: Method = Greedy(),  # noqa: B008  (frozen)
-    samples_per_prompt: int = 1,
+    samples: int = 1,
     max_prompt_tokens: int,
     max_new_tokens: int,
     batch_size: int = 32,
@@ -95,7 +95,7 @@ def generate(
       template: turns a request into messages (`jaxalign.data.templates`).
       tool: what answers may call.
       method: how tokens are chosen.
-      samples_per_prompt: G.
+      samples: G.
       max_prompt_tokens: the most tokens a request may take beyond what all share; longer ones are
         skipped.
       max_new_tokens: where answers are cut off.
@@ -114,13 +114,12 @@ def generate(
     """
     start = time.monotonic()
     check_sizes(
-        samples_per_prompt=samples_per_prompt,
+        samples=samples,
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    if path.suffix != ".jsonl":
-        raise InputError(f"{path}: answers are JSON lines; give a name that ends in .jsonl")
+    part = part_path(path)
     if not requests:
         raise InputError("no requests to answer; give at least one")
     prefix, tails = encode_requests(tokenizer, template, [request.text for request in requests])
@@ -136,16 +135,15 @@ def generate(
         "template": [message["content"] for message in template("{}")],
         "method": type(method).__name__,
         **dataclasses.asdict(method),
-        "samples_per_prompt": samples_per_prompt,
+        "samples": samples,
         "max_prompt_tokens": max_prompt_tokens,
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "seed": seed,
     }
-    part = part_path(path)
     found = path if path.exists() else part
     keep_facts(found, facts, kept=facts_path(path), more={"skipped": skipped})
-    order = [index for index in asked for _ in range(samples_per_prompt)]
+    order = [index for index in asked for _ in range(samples)]
     if found == path:
         _check_count(path, len(order))
         part.unlink(missing_ok=True)  # a run may have been killed before it came to that
@@ -166,7 +164,7 @@ def generate(
             tokens,
             mask,
             jax.random.fold_in(key, number),
-            samples_per_prompt=samples_per_prompt,
+            samples_per_prompt=samples,
             max_new_tokens=max_new_tokens,
             method=method,
             stop=stop_tokens(model, tokenizer),
@@ -174,13 +172,13 @@ def generate(
             tool=tool,
         )
 
-    first = whole_batches(part, [len(batch) * samples_per_prompt for batch in batches])
+    first = whole_batches(part, [len(batch) * samples for batch in batches])
     done, generated = min(first * size, len(asked)), 0
     progress(done, len(asked), generated)
     with contextlib.closing(StepLines(part, first)) as lines:
         for number, rollout in _one_ahead(range(first, len(batches)), launch):
             batch = [requests[index] for index in batches[number]]
-            for answer in _answers(tokenizer, batch, rollout, samples_per_prompt, bool(tool)):
+            for answer in _answers(tokenizer, batch, rollout, samples, bool(tool)):
                 lines.append({"step": number} | answer)
                 generated += answer["tokens"]
             done += len(batch)
@@ -193,11 +191,6 @@ def generate(
         tokens=generated,
         seconds=time.monotonic() - start,
     )
-
-
-def part_path(path: Path) -> Path:
-    """Where the answers are while a run is under way."""
-    return path.with_suffix(".part.jsonl")
 
 
 def _longest_first(tails: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
@@ -218,7 +211,7 @@ def _check_positions(model: Transformer, prefix: int, longest: int, new: int) ->
         raise InputError(
             f"{prefix} tokens of the template, {longest} of the longest prompt and {new} new ones "
             f"exceed the model's {positions} positions; lower max_new_tokens, or max_prompt_tokens "
-            "to skip long prompts"
+            "to skip long prompts, or take a shorter template"
         )
 
 

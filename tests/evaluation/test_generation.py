@@ -10,11 +10,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jaxalign.data import Request, builtin_rules
+from jaxalign.data import Request, builtin_prompts, builtin_rules
 from jaxalign.data.templates import bare_messages, consulting_messages, encode_requests
 from jaxalign.errors import InputError
 from jaxalign.evaluation import generation
-from jaxalign.evaluation.generation import Generation, generate, part_path
+from jaxalign.evaluation.batch_files import part_path
+from jaxalign.evaluation.generation import Generation, generate
+from jaxalign.evaluation.suites import evaluate
 from jaxalign.models import load_pretrained
 from jaxalign.models.weights import weights_digest
 from jaxalign.sampling import Temperature, TopP, consultation, rule_answer
@@ -29,7 +31,7 @@ REQUESTS = [
     Request("long", "Why? " * 150, None, None),
     Request("r7", "Hi " * 20, None, None),
 ]
-DRAWN = {"method": Temperature(1.0), "samples_per_prompt": 2, "batch_size": 2}
+DRAWN = {"method": Temperature(1.0), "samples": 2, "batch_size": 2}
 
 
 class Killed(BaseException):
@@ -100,6 +102,28 @@ def test_greedy_answers_do_not_depend_on_the_batch(ask: Any, tmp_path: Path) -> 
     ask(large, batch_size=32)
     assert small.read_bytes() == large.read_bytes()
     assert len({row["completion"] for row in rows_of(small)}) > 3, "equality must mean something"
+
+
+def test_answers_are_those_of_an_evaluation(
+    ask: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    model, params, tokenizer = load_pretrained(tiny_model_folder, dtype=jnp.float32)
+    prompts = builtin_prompts("heldout")[::90]
+    evaluation = evaluate(
+        model,
+        params,
+        tokenizer,
+        prompts,
+        template=bare_messages,
+        max_prompt_tokens=40,
+        max_new_tokens=5,
+    )
+    path = tmp_path / "answers.jsonl"
+    ask(path, prompts)
+    columns = ("id", "prompt", "kind", "category", "completion", "finished")
+    assert [[row[name] for name in columns] for row in rows_of(path)] == [
+        [getattr(row, name) for name in columns] for row in evaluation.rows
+    ]
 
 
 # --- kills and resumption ------------------------------------------------------------------------
@@ -275,7 +299,7 @@ def test_a_tool_is_there_to_be_called(ask: Any, smollm2_tokenizer: Any, tmp_path
     [
         ({"requests": []}, "no requests to answer; give at least one"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"samples_per_prompt": 0}, "samples_per_prompt is 0; it must be at least 1"),
+        ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"max_prompt_tokens": 3}, "every prompt takes more than 3 tokens (the shortest 1"),
         ({"max_new_tokens": 500}, "exceed the model's 512 positions; lower max_new_tokens, or"),
         ({"path": "answers.json"}, "answers.json: answers are JSON lines; give a name that ends"),
