@@ -16,6 +16,7 @@ from jaxalign.commands.common import DtypeName, File, load_model, note, prepare_
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
+    from jaxalign.evaluation.generation import Generation
     from jaxalign.sampling import Method
 
 
@@ -98,9 +99,9 @@ class Generate:
 
         if not self.temperature:
             return Greedy()
-        return (
-            TopP(self.top_p, self.temperature) if self.top_p < 1 else Temperature(self.temperature)
-        )
+        if self.top_p < 1:
+            return TopP(self.top_p, self.temperature)
+        return Temperature(self.temperature)
 
     def _print_one(self, prompt: str) -> None:
         template, book = self.asking.messages()
@@ -152,7 +153,6 @@ class Generate:
         model, params, tokenizer = load_model(self.model, self._dtype_of(out))
         from jaxalign.evaluation.batch_files import facts_path, part_path
         from jaxalign.evaluation.generation import generate
-        from jaxalign.evaluation.run_folder import printable
         from jaxalign.progress import progress_bar
 
         start = time.monotonic()
@@ -161,10 +161,9 @@ class Generate:
                 task = bar.add_task("prompts", total=None)
 
                 def show(done: int, total: int, tokens: int) -> None:
-                    rate = (
-                        f", {tokens / (time.monotonic() - start):,.0f} tokens/s" if tokens else ""
-                    )
-                    bar.update(task, completed=done, total=total, description=f"prompts{rate}")
+                    speed = tokens / (time.monotonic() - start)
+                    text = f"prompts, {speed:,.0f} tokens/s" if tokens else "prompts"
+                    bar.update(task, completed=done, total=total, description=text)
 
                 made = generate(
                     model,
@@ -190,6 +189,12 @@ class Generate:
         if made is None:
             note(f"{out} is complete already; delete it to have it made again")
             return
+        self._remark(made, facts_path(out))
+        print(f"Written: {out}")
+
+    def _remark(self, made: Generation, kept: Path) -> None:
+        from jaxalign.evaluation.run_folder import printable
+
         speed = made.tokens / made.seconds
         note(f"{made.tokens} tokens in {made.seconds:.1f} s, {speed:.0f} tokens/s")
         if made.cut_off:
@@ -199,12 +204,11 @@ class Generate:
             )
         if made.skipped:
             shown = ", ".join(map(printable, made.skipped[:5]))
-            more = f", …; all of them are in {facts_path(out)}" if len(made.skipped) > 5 else ""
+            more = f", …; all of them are in {kept}" if len(made.skipped) > 5 else ""
             note(
                 f"{len(made.skipped)} prompts skipped, longer than {self.many.max_prompt_tokens} "
                 f"tokens (--max-prompt-tokens): {shown}{more}"
             )
-        print(f"Written: {out}")
 
     def _dtype_of(self, out: Path) -> str:
         """That of the answers there are, which a probe on a busy machine may not choose again."""
