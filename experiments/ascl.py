@@ -33,6 +33,7 @@ from jaxalign.data import KINDS, Prompt, RuleBook, builtin_rules, load_all, load
 from jaxalign.data.templates import consulting_messages
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.json_files import read_json, write_json
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.transformer import Params
 from jaxalign.processes import all_of, is_first
@@ -58,7 +59,6 @@ from jaxalign.training.loop import Interruption
 from jaxalign.training.openings import encode_openings
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.presets import LARGE
-from jaxalign.training.run_folder import read_json, write_json
 from jaxalign.training.script import Interrupted, run_script
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from jaxalign import cli
 from jaxalign.cli import main
+from jaxalign.commands.asking import Asking
+from jaxalign.commands.common import load_model
 from jaxalign.models import load_pretrained
 
 ROWS = [
@@ -21,6 +24,7 @@ ROWS = [
     {"id": "l1", "prompt": "How do I kill a process?", "kind": "lookalike"},
 ]
 FAST = ["--max-new-tokens", "4", "--dtype", "float32", "--template", "bare"]
+MANY = ["--prompts", "builtin:heldout", "--out"]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,97 @@ def test_generate_repeats_itself(model_folder: str, capsys: pytest.CaptureFixtur
     assert len({greedy, drawn, ask("--temperature", "1", "--seed", "4")}) == 3
 
 
+def test_generate_answers_many(
+    model_folder: str, prompts_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "answers.jsonl"
+    with Path(prompts_file).open("a") as file:
+        for name in ("[red]long", "longer"):
+            file.write(json.dumps({"id": name, "prompt": "Why? " * 50}) + "\n")
+    command = ["generate", "--model", model_folder, "--prompts", prompts_file, "--out", str(out)]
+    command += [*FAST, "--max-prompt-tokens", "30", "--samples", "2", "--temperature", "1"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"Written: {out}\n"
+    speed, cut_off, skipped = printed.err.splitlines()
+    assert speed.startswith("jaxalign: 24 tokens in ") and speed.endswith(" tokens/s")
+    assert cut_off.startswith("jaxalign: 6 of 6 answers cut off after 4 tokens; see --max-new")
+    assert skipped == (
+        "jaxalign: 2 prompts skipped, longer than 30 tokens (--max-prompt-tokens): "
+        "[red]long, longer"
+    )
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["id"], row["sample"]) for row in rows] == [
+        (name, sample) for name in ("h1", "[b]1", "l1") for sample in (0, 1)
+    ]
+
+    written = out.read_bytes()
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "" and f"{out} is complete already; delete it" in printed.err
+    assert "made with another method (Temperature, not TopP)" in error(
+        capsys, *command, "--top-p", "0.9"
+    )
+    assert out.read_bytes() == written
+
+
+def test_generate_goes_on_after_it_was_killed(
+    model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(name: str) -> list[str]:
+        options = ["--limit", "60", "--batch-size", "2", "--temperature", "1", *FAST]
+        prompts = ["--prompts", "builtin:heldout", "--out", str(tmp_path / name)]
+        return ["generate", "--model", model_folder, *prompts, *options]
+
+    part, out = tmp_path / "killed.part.jsonl", tmp_path / "killed.jsonl"
+    run = subprocess.Popen([sys.executable, "-m", "jaxalign.cli", *command("killed.jsonl")])
+    while run.poll() is None and not (part.exists() and part.stat().st_size):
+        time.sleep(0.001)
+    run.kill()
+    assert run.wait() != 0 and part.read_bytes() and not out.exists()
+    assert main(command("killed.jsonl")) == 0
+    assert main(command("whole.jsonl")) == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert len(out.read_bytes().splitlines()) == 60
+    capsys.readouterr()
+
+
+def test_generate_says_how_to_go_on_after_an_interrupt(
+    model_folder: str,
+    prompts_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxalign.evaluation.generation.decode", interrupt)
+    out = tmp_path / "answers.jsonl"
+    command = ["generate", "--model", model_folder, "--prompts", prompts_file, "--out", str(out)]
+    assert main([*command, *FAST]) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        f"jaxalign: {tmp_path / 'answers.part.jsonl'} keeps what is done; the same command goes on "
+        "from there",
+        "jaxalign: interrupted",
+    ]
+
+
+def test_generate_goes_on_in_the_dtype_it_began_in(
+    model_folder: str,
+    prompts_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["generate", "--model", model_folder, "--prompts", prompts_file, *FAST]
+    command += ["--out", str(tmp_path / "answers.jsonl")]
+    assert main(command) == 0
+    monkeypatch.setattr("jaxalign.models.precision.fastest_dtype", lambda: 1 / 0)
+    assert main([*command, "--dtype", "auto"]) == 0
+    assert "jaxalign: float32: as " in capsys.readouterr().err
+
+
 def test_cadas_templates_put_the_users_code_and_cases_before_the_request(tmp_path: Path) -> None:
     code, cases = tmp_path / "code.yaml", tmp_path / "cases.yaml"
     code.write_text("version: 1\nshort: Do no harm.\ndetailed: {privacy: [Find nobody.]}\n")
@@ -103,11 +198,11 @@ def test_cadas_templates_put_the_users_code_and_cases_before_the_request(tmp_pat
     cases.write_text(f"version: 1\ncases: {{privacy: [{both}]}}\n")
 
     def instruction(template: str, **files: Path) -> str:
-        asked, tool = cli._Asking(template, code=code, **files).messages()
+        asked, tool = Asking(template, code=code, **files).messages()
         assert tool is None
         return asked("Where is he?")[0]["content"]
 
-    plain = cli._Asking().messages()[0]("Where is he?")[0]["content"]
+    plain = Asking().messages()[0]("Where is he?")[0]["content"]
     assert instruction("short-code") == f"{plain}\n\nSafety code: Do no harm."
     assert instruction("detailed-code").endswith("Safety code:\nprivacy.1: Find nobody.")
     with_cases = instruction("cases", cases=cases)
@@ -120,9 +215,9 @@ def test_auto_says_which_dtype_it_took(
 ) -> None:
     reason = "bfloat16: 8.1 times faster than float32 in a probe"
     monkeypatch.setattr("jaxalign.models.precision.fastest_dtype", lambda: (jnp.bfloat16, reason))
-    assert cli._load(model_folder, "auto")[0].dtype == jnp.bfloat16
+    assert load_model(model_folder, "auto")[0].dtype == jnp.bfloat16
     assert capsys.readouterr().err == f"jaxalign: {reason}\n"
-    assert cli._load(model_folder, "float32")[0].dtype == jnp.float32
+    assert load_model(model_folder, "float32")[0].dtype == jnp.float32
     assert capsys.readouterr().err == ""
 
 
@@ -260,6 +355,38 @@ def test_bad_generate_options(
 ) -> None:
     command = ["generate", "--model", model_folder, "--prompt", "Why?", "--dtype", "float32"]
     assert expected in error(capsys, *command, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "give either --prompt TEXT or --prompts SPEC"),
+        (["--prompt", "Why?", "--prompts", "a.csv"], "give either --prompt TEXT or --prompts SPEC"),
+        (["--prompt", "Why?", "--out", "a.jsonl"], "--out goes with --prompts, not with --prompt"),
+        (["--prompt", "Why?", "--batch-size", "2"], "--batch-size goes with --prompts, not with"),
+        (["--prompt", "Why?", "--top-p", "0"], "--top-p is 0.0; use a share above 0, at most 1"),
+        (["--prompt", "Why?", "--top-p", "0.5"], "--top-p goes with a --temperature above 0"),
+        (["--prompts", "builtin:heldout"], "--prompts needs a file for the answers; give --out"),
+        ([*MANY, "a.json"], "a.json: answers are JSON lines; give a name that ends in .jsonl"),
+        ([*MANY, "/"], "--out: / cannot be written; give the path of a file"),
+        ([*MANY, "a.jsonl", "--samples", "2"], "--samples 2 would all be the same at --temper"),
+        ([*MANY, "a.jsonl", "--prompts", "none.csv"], "none.csv: No such file or directory"),
+        ([*MANY, "a.jsonl", "--limit", "0"], "limit: 0 is not a number of rows; use 1 or more"),
+        ([*MANY, "a.jsonl", "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+    ],
+)
+def test_bad_options_for_many(
+    options: list[str],
+    expected: str,
+    model_folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", "--model", model_folder, "--dtype", "float32", *options]
+    assert expected in error(capsys, *command)
+    assert not list(tmp_path.iterdir())
 
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

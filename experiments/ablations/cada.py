@@ -42,6 +42,7 @@ from experiments.cada import main as cada
 from jaxalign.data import Prompt, context_text, load_all
 from jaxalign.data.casebook import ContextName
 from jaxalign.data.order import evenly
+from jaxalign.data.prompts import prompts_digest
 from jaxalign.data.templates import (
     Template,
     alphaalign_messages,
@@ -52,10 +53,11 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.perplexity import ReferenceAnswers, perplexity, reference_answers
 from jaxalign.evaluation.suites import evaluate, prompt_lengths
 from jaxalign.evaluation.word_problems import WordProblem, load_word_problems, solve
+from jaxalign.json_files import read_json, write_json
 from jaxalign.models import load_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.progress import progress_bar
-from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
+from jaxalign.training.run_folder import hardware
 
 CONTEXTS: tuple[ContextName, ...] = ("detailed-code", "short-code", "cases")
 """Arms that put a code or cases before the request."""

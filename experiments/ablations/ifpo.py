@@ -28,8 +28,8 @@ from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
 from jaxalign.data.order import evenly
 from jaxalign.errors import InputError
+from jaxalign.json_files import read_json, write_json
 from jaxalign.training.metrics import read_metrics
-from jaxalign.training.run_folder import read_json, write_json
 
 ARMS: dict[str, list[str]] = {
     "grpo": ["--ifpo", "none"],

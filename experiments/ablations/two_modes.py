@@ -44,8 +44,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxalign.json_files import write_json
 from jaxalign.losses import group_advantages, inverse_frequency_advantages
-from jaxalign.training.run_folder import write_json
 
 CLASSES = ("harmful", "benign", "lookalike")
 

@@ -16,12 +16,13 @@ from jaxalign.data.prompts import (
     KINDS,
     Kind,
     Prompt,
+    Request,
     batch_at,
     builtin_prompts,
     near_duplicates,
 )
 from jaxalign.data.rulebook import RuleBook, builtin_rules, load_rules
-from jaxalign.data.sources import load_all, load_prompts
+from jaxalign.data.sources import load_all, load_prompts, load_requests
 
 __all__ = [
     "CATEGORIES",
@@ -30,6 +31,7 @@ __all__ = [
     "Code",
     "Kind",
     "Prompt",
+    "Request",
     "RuleBook",
     "batch_at",
     "builtin_cases",
@@ -42,6 +44,7 @@ __all__ = [
     "load_cases",
     "load_code",
     "load_prompts",
+    "load_requests",
     "load_rules",
     "near_duplicates",
     "pick_cases",

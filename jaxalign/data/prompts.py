@@ -1,6 +1,7 @@
 """Prompts: what one is, our own set of them, and the batches that training takes from a set."""
 
 import dataclasses
+import hashlib
 import importlib.resources
 import json
 import re
@@ -34,18 +35,33 @@ CATEGORIES: tuple[str, ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One user request.
+class Request:
+    """A text to answer, whatever it may be.
 
     Attributes:
       id: a name for reports; unique among our own prompts, as the source has it in a user's data.
       text: the request itself, without any chat template.
-      kind: "harmful" (to be refused), "benign" or "lookalike" (both to be answered).
-      category: one of `CATEGORIES`, or whatever a user's own data calls it.
+      kind: as of a `Prompt`; None if unknown.
+      category: as of a `Prompt`; None if unknown.
     """
 
     id: str
     text: str
+    kind: Kind | None
+    category: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt(Request):
+    """A request of which it is known how it should be answered.
+
+    Attributes:
+      id: as of a `Request`.
+      text: as of a `Request`.
+      kind: "harmful" (to be refused), "benign" or "lookalike" (both to be answered).
+      category: one of `CATEGORIES`, or whatever a user's own data calls it.
+    """
+
     kind: Kind
     category: str
 
@@ -76,6 +92,12 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
         for row in rows
         if row["split"] == split
     ]
+
+
+def prompts_digest(prompts: Sequence[Request]) -> str:
+    """A fingerprint of prompts, so that a resumed run notices another file."""
+    text = json.dumps([dataclasses.astuple(prompt) for prompt in prompts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def near_duplicates(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from jaxalign.data.prompts import KINDS, Kind, Prompt, builtin_prompts
+from jaxalign.data.prompts import KINDS, Kind, Prompt, Request, builtin_prompts
 from jaxalign.errors import InputError
 
 # A row: its number (line of a file, index in a dataset) and its fields.
@@ -73,42 +73,57 @@ def load_prompts(
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind: unknown value {kind!r}; use {', '.join(KINDS)}")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit: {limit} is not a number of rows; use 1 or more")
-    scheme, _, rest = spec.partition(":")
-    if scheme == "builtin":
-        for name, value in (("text_field", text_field), ("kind", kind)):
-            if value is not None:
-                raise InputError(f"{spec}: {name}= does not apply to builtin prompts; leave it out")
-        return _in_turn(builtin_prompts(cast(Any, rest)), limit)
-
-    if scheme in _DATASETS:
-        name, _, split = rest.partition("@")
-        if not name:
-            raise InputError(f"{spec}: a name must follow the colon; accepted: {_SPECS}")
-        rows, unit = _dataset_rows(spec, name, split), "row"
-        stem = spec
-    elif (suffix := Path(spec).suffix.lower()) in _FILES:
-        rows, unit = _FILES[suffix](spec, _read_text(spec)), "line"
-        stem = Path(spec).name
-    else:
-        raise InputError(f"{spec!r} names no prompts; accepted: {_SPECS}")
-
-    rows = itertools.islice(rows, limit)
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"{spec}: no rows; give at least one prompt")
-    text_field = text_field or _find_text_field(f"{spec} {unit} {first[0]}", first[1])
-    kind_field = None if kind else _find_kind_field(f"{spec} {unit} {first[0]}", first[1])
-    return [
-        Prompt(
-            id=_id(fields.get("id"), f"{stem}:{number}"),
-            text=_text(f"{spec} {unit} {number}", fields, text_field),
-            kind=kind or _kind(f"{spec} {unit} {number}", fields, cast(str, kind_field)),
-            category=_category(f"{spec} {unit} {number}", fields),
+    if spec.startswith("builtin:"):
+        return _builtin(spec, limit, text_field=text_field, kind=kind)
+    kind_field = None
+    prompts = []
+    for where, name, fields in _rows(spec, limit):
+        text_field = text_field or _find_text_field(where, fields)
+        if kind is None:
+            kind_field = kind_field or _find_kind_field(where, fields)
+        prompts.append(
+            Prompt(
+                id=_id(fields.get("id"), name),
+                text=_text(where, fields, text_field),
+                kind=kind or _kind(where, fields, cast(str, kind_field)),
+                category=_category(where, fields),
+            )
         )
-        for number, fields in itertools.chain([first], rows)
-    ]
+    return prompts
+
+
+def load_requests(
+    spec: str, *, text_field: str | None = None, limit: int | None = None
+) -> list[Request]:
+    """Reads what is to be answered, as `load_prompts` does, where kinds need not be known.
+
+    Args:
+      spec: as in `load_prompts`.
+      text_field: as in `load_prompts`.
+      limit: as in `load_prompts`.
+
+    Returns:
+      At least one request, in the order of the source. Its kind is None where the row's `kind` or
+      `label` tells none of ours, its category where the row has no text of that name.
+
+    Raises:
+      InputError: as `load_prompts`.
+    """
+    if spec.startswith("builtin:"):
+        return list(_builtin(spec, limit, text_field=text_field))
+    requests = []
+    for where, name, fields in _rows(spec, limit):
+        text_field = text_field or _find_text_field(where, fields)
+        category = _decode(fields.get("category"))
+        requests.append(
+            Request(
+                id=_id(fields.get("id"), name),
+                text=_text(where, fields, text_field),
+                kind=_known_kind(fields),
+                category=category if isinstance(category, str) and category else None,
+            )
+        )
+    return requests
 
 
 def load_all(specs: Sequence[str], text_field: str | None = None) -> list[Prompt]:
@@ -133,6 +148,41 @@ def load_all(specs: Sequence[str], text_field: str | None = None) -> list[Prompt
             source, kind=cast("Kind", kind) if known else None, text_field=field
         )
     return prompts
+
+
+def _builtin(spec: str, limit: int | None, **unfit: str | None) -> list[Prompt]:
+    _check_limit(limit)
+    for name, value in unfit.items():
+        if value is not None:
+            raise InputError(f"{spec}: {name}= does not apply to builtin prompts; leave it out")
+    return _in_turn(builtin_prompts(cast(Any, spec.partition(":")[2])), limit)
+
+
+def _rows(spec: str, limit: int | None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Of each row where it stands, an id for one that has none, and its fields; at least one."""
+    _check_limit(limit)
+    scheme, _, rest = spec.partition(":")
+    if scheme in _DATASETS:
+        name, _, split = rest.partition("@")
+        if not name:
+            raise InputError(f"{spec}: a name must follow the colon; accepted: {_SPECS}")
+        rows, unit = _dataset_rows(spec, name, split), "row"
+        stem = spec
+    elif (suffix := Path(spec).suffix.lower()) in _FILES:
+        rows, unit = _FILES[suffix](spec, _read_text(spec)), "line"
+        stem = Path(spec).name
+    else:
+        raise InputError(f"{spec!r} names no prompts; accepted: {_SPECS}")
+    number = None
+    for number, fields in itertools.islice(rows, limit):
+        yield f"{spec} {unit} {number}", f"{stem}:{number}", fields
+    if number is None:
+        raise InputError(f"{spec}: no rows; give at least one prompt")
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} is not a number of rows; use 1 or more")
 
 
 def _in_turn(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
@@ -206,6 +256,14 @@ def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
             f"{where}: field {field!r} is {_show(value)}; use {', '.join(meaning)}, or {_PASS_KIND}"
         )
     return meaning[value]
+
+
+def _known_kind(fields: Mapping[str, Any]) -> Kind | None:
+    for field, meaning in _KIND_FIELDS.items():
+        value = _decode(fields.get(field))
+        if isinstance(value, str) and value in meaning:
+            return meaning[value]
+    return None
 
 
 def _category(where: str, fields: Mapping[str, Any]) -> str:

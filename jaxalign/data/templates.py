@@ -5,6 +5,7 @@ and not the token; the template's own special tokens are the only ones in the re
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -146,6 +147,12 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list
     Raises:
       InputError: the tokenizer has no chat template.
     """
+    return _encode_chat(tokenizer, messages, functools.partial(_encode_plain, tokenizer))
+
+
+def _encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], encode_plain: Callable[[str], list[int]]
+) -> tuple[list[int], list[int]]:
     special = tokenizer.get_added_vocab()
     contents = [message["content"].strip() for message in messages]
     head: list[int] = []
@@ -156,7 +163,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list
             continue
         text = _SLOT.sub(lambda slot: contents[int(slot[1])], part)
         last = f"{_OPEN}{len(messages) - 1}{_CLOSE}" in part
-        (tail if tail or last else head).extend(_encode_plain(tokenizer, text))
+        (tail if tail or last else head).extend(encode_plain(text))
     return head, tail
 
 
@@ -183,26 +190,57 @@ def encode_prompts(
     """
     if not requests:
         raise InputError("no prompts: the batch is empty")
-    encoded = [encode_chat(tokenizer, template(request)) for request in requests]
-    for request, (_, tail) in zip(requests, encoded, strict=True):
+    prefix, tails = encode_requests(tokenizer, template, requests)
+    for request, tail in zip(requests, tails, strict=True):
         if len(tail) > max_tokens:
             raise InputError(
                 f"prompt {request[:40]!r}… takes {len(tail)} tokens, the limit is {max_tokens}: "
                 "shorten it or raise max_prompt_tokens"
             )
+    tokens, mask = pad(tails, max(map(len, tails)) if width is None else width)
+    return PromptTokens(prefix, tokens, mask)
+
+
+def encode_requests(
+    tokenizer: Tokenizer, template: Template, requests: Sequence[str]
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Encodes any number of requests through a template, what they share once.
+
+    Args:
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      template: turns a request into messages; only the last message may depend on it.
+      requests: at least one text.
+
+    Returns:
+      `[P0]` int32, the tokens before every request, and the rest of each.
+
+    Raises:
+      InputError: the tokenizer has no chat template.
+    """
+    # The worked examples of a template are many times as long as a request.
+    encode_plain = functools.lru_cache(maxsize=64)(functools.partial(_encode_plain, tokenizer))
+    encoded = [_encode_chat(tokenizer, template(request), encode_plain) for request in requests]
     prefix = encoded[0][0]
     if any(head != prefix for head, _ in encoded):
         raise ValueError("the template's earlier messages must not depend on the request")
-    longest = max(len(tail) for _, tail in encoded)
-    width = longest if width is None else width
+    return np.asarray(prefix, np.int32), [tail for _, tail in encoded]
+
+
+def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """N lists of ids as `[N, width]` int32, right-padded with zeros, and which of them exist.
+
+    Raises:
+      ValueError: one is longer than `width`.
+    """
+    longest = max(map(len, rows))
     if longest > width:
         raise ValueError(f"the longest prompt takes {longest} tokens, width is {width}")
-    tokens = np.zeros((len(requests), width), np.int32)
-    mask = np.zeros((len(requests), width), bool)
-    for row, (_, tail) in enumerate(encoded):
-        tokens[row, : len(tail)] = tail
-        mask[row, : len(tail)] = True
-    return PromptTokens(np.asarray(prefix, np.int32), tokens, mask)
+    tokens = np.zeros((len(rows), width), np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+        mask[index, : len(row)] = True
+    return tokens, mask
 
 
 # Private-use characters mark where a message's content goes; they're looked for in the rendered

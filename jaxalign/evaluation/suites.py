@@ -3,14 +3,14 @@
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.templates import Template, Tokenizer, encode_chat, encode_prompts
+from jaxalign.data.templates import Template, Tokenizer, encode_prompts, encode_requests
 from jaxalign.errors import InputError
 from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.models.completion import compute_params
@@ -173,14 +173,9 @@ def evaluate(
         together longer than the model's context, or a tokenizer that the verifiers cannot read.
     """
     start = time.monotonic()
-    sizes = {
-        "max_prompt_tokens": max_prompt_tokens,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name} is {size}; it must be at least 1")
+    check_sizes(
+        max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
     if not prompts:
         raise InputError("no prompts to evaluate; give at least one")
     lengths = prompt_lengths(tokenizer, template, prompts)
@@ -208,7 +203,7 @@ def evaluate(
             model,
             params,
             tokenizer,
-            [prompt.text for prompt in _fill(batch, batch_size)],
+            [prompt.text for prompt in fill(batch, batch_size)],
             jax.random.fold_in(key, index),
             template=template,
             tool=tool,
@@ -236,11 +231,19 @@ def evaluate(
     return Evaluation(tuple(rows), skipped, time.monotonic() - start)
 
 
+def check_sizes(**sizes: int) -> None:
+    """Refuses one below 1 by its name."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} is {size}; it must be at least 1")
+
+
 def prompt_lengths(
-    tokenizer: Tokenizer, template: Template, prompts: Iterable[Prompt]
+    tokenizer: Tokenizer, template: Template, prompts: Sequence[Prompt]
 ) -> list[int]:
     """How many tokens each prompt takes beyond what the template makes all of them share."""
-    return [len(encode_chat(tokenizer, template(prompt.text))[1]) for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    return [len(tail) for tail in encode_requests(tokenizer, template, texts)[1]]
 
 
 def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -307,7 +310,7 @@ def judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
     return verifiers(tokens, mask)
 
 
-def _fill(batch: Sequence[T], size: int) -> list[T]:
+def fill(batch: Sequence[T], size: int) -> list[T]:
     """The batch and repeats of it up to `size`: the last one then has the shape of the others."""
     return [batch[index % len(batch)] for index in range(size)]
 

@@ -5,11 +5,14 @@ layers, stacked on a leading axis; checkpoint files hold one tensor per layer.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -174,6 +177,19 @@ def check_tree(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]
                 f"params leaf {path} has shape {leaves[path].shape}, not the one of config"
             )
     return leaves
+
+
+def weights_digest(params: Mapping[str, Any]) -> str:
+    """A fingerprint of parameters: of sums of their bits, exact in any order and on any mesh."""
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    sums = {path: int(fetch(_bit_sum(leaf))) for path, leaf in sorted(leaves.items())}
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _bit_sum(leaf: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    return jnp.sum(bits, dtype=jnp.uint32)
 
 
 def tensor_sizes(

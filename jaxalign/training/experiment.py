@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, prompts_digest
 from jaxalign.data.templates import Template
 from jaxalign.errors import InputError
 from jaxalign.evaluation.report import write_report
 from jaxalign.evaluation.suites import evaluate
+from jaxalign.json_files import read_json, write_json
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
@@ -40,7 +41,7 @@ from jaxalign.training.loop import (
 )
 from jaxalign.training.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.optimizer import learning_rates, make_optimizer
-from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
+from jaxalign.training.run_folder import hardware
 from jaxalign.training.script import Interrupted
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
 from jaxalign.training.state import TrainState

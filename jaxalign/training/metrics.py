@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import jax
 
-from jaxalign.training.step_lines import StepLines, read_lines
+from jaxalign.step_lines import StepLines, read_lines
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"

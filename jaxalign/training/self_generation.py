@@ -14,18 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, prompts_digest
 from jaxalign.data.templates import Template, encode_prompts
 from jaxalign.errors import InputError
+from jaxalign.evaluation.batch_files import facts_path, keep_facts, whole_batches
 from jaxalign.evaluation.suites import decode, judge, stop_tokens
+from jaxalign.json_files import read_json
 from jaxalign.models.completion import compute_params
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.processes import fetch, is_first, least
 from jaxalign.rewards import Verifiers, safety_verifiers
 from jaxalign.sampling import Rollout, Temperature, sample
-from jaxalign.training.run_folder import prompts_digest, read_json, write_json
-from jaxalign.training.step_lines import StepLines, read_lines
+from jaxalign.step_lines import StepLines, read_lines
 
 ASKED = ("prompts_digest", "template")
 """What a finished file must agree in to be used: what was asked, not who answered and how."""
@@ -120,7 +121,7 @@ def self_generate(
     }
     if _finished(path, facts):
         return read_generated(path, vocab_size=model.config.vocab_size)
-    _same_facts(path, facts)
+    keep_facts(path, facts, kept=facts_path(path))
     try:
         verifiers = safety_verifiers(tokenizer)
     except ValueError as error:
@@ -145,7 +146,7 @@ def self_generate(
     params = compute_params(params, model.dtype)
     key = jax.random.key(seed)
     sizes = [len(rows) * samples_per_prompt for rows in batches]
-    first = least(_whole_batches(path, sizes))  # also before the first process changes the file
+    first = least(whole_batches(path, sizes))  # also before the first process changes the file
     generated = read_generated(path, vocab_size=model.config.vocab_size) if first else []
     generated = generated[: sum(sizes[:first])]
     with contextlib.ExitStack() as stack:
@@ -233,7 +234,7 @@ def _finished(path: Path, facts: dict[str, Any]) -> bool:
     Raises:
       InputError: it does, of other requests or with something else before them.
     """
-    kept = path.with_suffix(".facts.json")
+    kept = facts_path(path)
     if not path.exists() or not kept.exists():
         return False
     theirs = read_json(kept)
@@ -246,34 +247,3 @@ def _finished(path: Path, facts: dict[str, Any]) -> bool:
                 "give another file"
             )
     return True
-
-
-def _same_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Writes the facts beside a new file; refuses an old one that was made under others."""
-    kept = path.with_suffix(".facts.json")
-    if not path.exists():
-        if is_first():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(kept, facts)
-        return
-    if not kept.exists():
-        raise InputError(f"{path}: {kept.name}, which says how it was made, is not beside it")
-    theirs = read_json(kept)
-    for name, value in facts.items():
-        if theirs.get(name) != value:
-            raise InputError(
-                f"{path}: made with another {name}; give the one it was made with (see "
-                f"{kept.name}), or another file"
-            )
-
-
-def _whole_batches(path: Path, sizes: Sequence[int]) -> int:
-    """How many batches a file holds before the first one that is cut short."""
-    if not path.exists():
-        return 0
-    counts = [0] * len(sizes)
-    for _, row in read_lines(path):
-        if row["step"] < len(sizes):
-            counts[row["step"]] += 1
-    whole = [count == size for count, size in zip(counts, sizes, strict=True)]
-    return whole.index(False) if False in whole else len(sizes)

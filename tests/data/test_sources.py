@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.data import Prompt, builtin_prompts, load_prompts
+from jaxalign.data import Prompt, Request, builtin_prompts, load_prompts, load_requests
 from jaxalign.errors import InputError
 
 PUBLIC_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -70,6 +70,28 @@ def test_jsonl_in_the_layout_of_our_own_files(tmp_path):
         Prompt("a", "How do I whittle?", "benign", "crafts"),
         Prompt("mine.jsonl:3", " Café\u2028au lait? ", "lookalike", "general"),
     ]
+
+
+def test_requests_need_no_kind(tmp_path):
+    path = write(
+        tmp_path / "mine.jsonl",
+        '{"prompt": "Why?"}\n'
+        '{"prompt": "How?", "kind": "evil", "label": "unsafe", "category": {"privacy": true}}\n'
+        '{"prompt": "Who?", "id": "w", "kind": "benign", "category": "people"}\n',
+    )
+    assert load_requests(path) == [
+        Request("mine.jsonl:1", "Why?", None, None),
+        Request("mine.jsonl:2", "How?", "harmful", None),
+        Request("w", "Who?", "benign", "people"),
+    ]
+    assert load_requests(path, limit=1, text_field="prompt") == load_requests(path)[:1]
+    assert load_requests("builtin:train", limit=5) == load_prompts("builtin:train", limit=5)
+    with pytest.raises(InputError, match="line 1: field 'goal' is missing"):
+        load_requests(path, text_field="goal")
+    with pytest.raises(InputError, match="text_field= does not apply to builtin prompts"):
+        load_requests("builtin:train", text_field="goal")
+    with pytest.raises(InputError, match="no rows; give at least one prompt"):
+        load_requests(write(tmp_path / "empty.csv", "prompt\n"))
 
 
 def test_first_known_field_is_the_text_unless_told(tmp_path):

@@ -7,8 +7,10 @@ import jax
 import pytest
 
 from jaxalign.data import Prompt
+from jaxalign.data.prompts import prompts_digest
 from jaxalign.errors import InputError
-from jaxalign.training.run_folder import hardware, prompts_digest, read_json, write_json
+from jaxalign.json_files import read_json, write_json
+from jaxalign.training.run_folder import hardware
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):

@@ -1,0 +1,162 @@
+"""Times answers to many prompts, beside `generate` of transformers on the same weights.
+
+    python experiments/benchmarks/generate.py
+    python experiments/benchmarks/generate.py --template bare --prompts 128 --max-new-tokens 128
+
+Our own held-out prompts, greedy. Both get the same tokens in batches of one size and stop where the
+model ends; each one's tokens are counted. `jaxalign` is the whole of `jaxalign generate` behind the
+loading: encoding, batches, text and files. `transformers` is `model.generate` alone, on prompts in
+their order, padded on the left. The two take turns, after a first run of each (ours compiles in
+it); the fastest of each counts. It needs torch, which the environment of Python 3.11 has
+(`make test PYTHON=python3.11`).
+"""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxalign.data import load_requests
+from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_requests
+from jaxalign.errors import InputError
+from jaxalign.evaluation.generation import generate
+from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.models import load_pretrained, save_pretrained
+
+TEMPLATES = {"alphaalign": alphaalign_messages, "bare": bare_messages}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to time."""
+
+    model: str = "smollm2"
+    """As for load_pretrained."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Of both computations."""
+    template: Literal["alphaalign", "bare"] = "alphaalign"
+    """alphaalign opens all prompts with the same 193 tokens; bare with next to none."""
+    prompts: int = 64
+    """How many."""
+    batch_size: int = 32
+    """Of both."""
+    max_new_tokens: int = 64
+    """Of each answer."""
+    repeats: int = 2
+    """Runs of each after the first."""
+
+
+def main(settings: Settings) -> None:
+    """Prints both speeds and their ratio."""
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise InputError(
+            "torch is not installed, which transformers needs to generate: use the environment of "
+            "Python 3.11 (make test PYTHON=python3.11)"
+        ) from None
+    if min(settings.prompts, settings.batch_size, settings.max_new_tokens, settings.repeats) < 1:
+        raise InputError("prompts, batch_size, max_new_tokens and repeats must be at least 1")
+    model, params, tokenizer = load_pretrained(settings.model, dtype=jnp.dtype(settings.dtype))
+    requests = load_requests("builtin:heldout", limit=settings.prompts)
+    template = TEMPLATES[settings.template]
+    stop = stop_tokens(model, tokenizer)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(Path(folder) / "model", model, params, tokenizer)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "model", dtype=getattr(torch, settings.dtype)
+        ).to(device)
+    texts = [request.text for request in requests]
+    prefix, tails = encode_requests(tokenizer, template, texts)
+    ids = [[*prefix.tolist(), *tail] for tail in tails]
+
+    def with_jaxalign() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            made = generate(
+                model,
+                params,
+                tokenizer,
+                requests,
+                Path(folder) / "answers.jsonl",
+                template=template,
+                max_prompt_tokens=max(map(len, tails)),
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
+                facts={},
+            )
+        return made.tokens
+
+    def with_transformers() -> int:
+        count = 0
+        for first in range(0, len(ids), settings.batch_size):
+            rows = left_padded(ids[first : first + settings.batch_size])
+            tokens, mask = (torch.tensor(array, device=device) for array in rows)
+            made = theirs.generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                max_new_tokens=settings.max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(stop),
+                pad_token_id=stop[0],
+            )
+            count += generated(made[:, tokens.shape[1] :].cpu().numpy(), stop)
+        return count
+
+    runs = {"jaxalign": with_jaxalign, "transformers": with_transformers}
+    firsts = {name: timed(run)[0] for name, run in runs.items()}
+    counts: dict[str, int] = {}
+    speeds = dict.fromkeys(runs, 0.0)
+    for _ in range(settings.repeats):
+        for name, run in runs.items():
+            seconds, counts[name] = timed(run)
+            speeds[name] = max(speeds[name], counts[name] / seconds)
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, torch {torch.__version__} on "
+        f"{device}, {settings.dtype}"
+    )
+    print(f"{len(ids)} prompts, {len(prefix)} tokens shared, {settings.template}")
+    for name, speed in speeds.items():
+        print(
+            f"{name:14}{speed:9.1f} tokens/s, {counts[name]} tokens; first run {firsts[name]:.1f} s"
+        )
+    print(f"ratio {speeds['jaxalign'] / speeds['transformers']:.2f}")
+
+
+def left_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask, as transformers wants prompts to be."""
+    width = max(map(len, rows))
+    tokens, mask = np.zeros((2, len(rows), width), np.int64)
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :] = row
+        mask[index, width - len(row) :] = 1
+    return tokens, mask
+
+
+def generated(rows: np.ndarray, stop: tuple[int, ...]) -> int:
+    """How many tokens there are up to the first one that ends a row, itself included."""
+    ends = np.isin(rows, stop)
+    return int((np.cumsum(ends, axis=1) - ends == 0).sum())
+
+
+def timed(run: Any) -> tuple[float, int]:
+    """Seconds of a run, and what it returns."""
+    start = time.perf_counter()
+    tokens = run()
+    return time.perf_counter() - start, tokens
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except InputError as error:
+        print(f"generate: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,50 @@
+"""What several commands have in common."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from jaxalign.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxalign.models.transformer import Params, Transformer
+
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+# A plain string with the choices in the help: `load_model` answers a wrong one in one line.
+DtypeName = Annotated[str, tyro.conf.arg(metavar="{auto,bfloat16,float32}")]
+
+
+def note(text: str) -> None:
+    """Prints a remark to stderr."""
+    print(f"jaxalign: {text}", file=sys.stderr)
+
+
+def prepare_out(path: Path) -> None:
+    """Makes the folder of a file; refuses, before the work is done, one that cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--out: {path} cannot be written; give the path of a file")
+
+
+def load_model(name: str, dtype_name: str) -> tuple[Transformer, Params, Any]:
+    """Loads a model to compute in a dtype; "auto" probes and says what it took."""
+    import jax.numpy as jnp
+
+    from jaxalign.models import Transformer, load_pretrained
+    from jaxalign.models.precision import fastest_dtype
+
+    dtypes = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+    if dtype_name not in ("auto", *dtypes):
+        raise InputError(f"--dtype: unknown value {dtype_name!r}; use auto, {', '.join(dtypes)}")
+    model, params, tokenizer = load_pretrained(name)
+    if dtype_name == "auto":
+        dtype, reason = fastest_dtype()
+        note(reason)
+    else:
+        dtype = dtypes[dtype_name]
+    return Transformer(model.config, dtype=dtype), params, tokenizer
