@@ -9,6 +9,7 @@ of the prompts, by a hash, chooses the wordings of `FIRST_SENTENCE_REFUSAL_PATTE
 candidates below; all answers to a prompt are in the same half. The other half reports.
 """
 
+import collections
 import dataclasses
 import hashlib
 import re
@@ -234,7 +235,7 @@ def _row(name: str, answers: Sequence[Answer], labels: Collection[Label]) -> str
 
 
 def _print_half(half: Half, answers: Sequence[Answer]) -> None:
-    """The table of one half, and the paired comparison."""
+    """The table of one half, and McNemar's test by answer and, as a sign test, by prompt."""
     prompts = len({answer.prompt for answer in answers})
     print(f"\nThe {half} half: {len(answers)} answers to {prompts} prompts\n")
     names = [f"{rate}, {name}" for rate in ("precision", "recall") for name in PATTERNS]
@@ -245,11 +246,18 @@ def _print_half(half: Half, answers: Sequence[Answer]) -> None:
     print(_row("all, full refusals alone", answers, ("refused",)))
     refused = refusals(answers, _EITHER)
     paper, ours = (fires(pattern, answers) == refused for pattern in PATTERNS.values())
-    only_ours, only_paper = int((ours & ~paper).sum()), int((paper & ~ours).sum())
-    print(
-        f"\nRight with ours alone: {only_ours}, with the paper's alone: {only_paper}; "
-        f"McNemar's exact p = {mcnemar_p_value(only_ours, only_paper):.2g}"
-    )
+    gain = ours.astype(int) - paper.astype(int)
+    by_prompt: collections.Counter[str] = collections.Counter()
+    for answer, change in zip(answers, gain.tolist(), strict=True):
+        by_prompt[answer.prompt] += change
+    print()
+    for unit, gains in (
+        ("answers", gain.tolist()),
+        ("prompts, all their answers", by_prompt.values()),
+    ):
+        more, fewer = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+        p = mcnemar_p_value(more, fewer)
+        print(f"{unit}: more right with ours {more}, with the paper's {fewer}; exact p = {p:.2g}")
 
 
 def _print_places(answers: Sequence[Answer]) -> None:
