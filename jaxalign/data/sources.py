@@ -314,6 +314,15 @@ def read_json_lines(path: str | Path) -> Iterator[_Row]:
     return _jsonl_rows(str(path), _read_text(str(path)))
 
 
+def read_csv(path: str | Path) -> Iterator[_Row]:
+    """Line number and fields of each row below the header; lines with # may precede that.
+
+    Raises:
+      InputError: the file is missing, not UTF-8, or has a malformed row.
+    """
+    return _csv_rows(str(path), _read_text(str(path)))
+
+
 def _jsonl_rows(path: str, text: str) -> Iterator[_Row]:
     # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
     for number, line in enumerate(text.split("\n"), start=1):

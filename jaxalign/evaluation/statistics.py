@@ -43,3 +43,32 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tupl
     low = 0.0 if successes == 0 else (center - half_width) / scale
     high = 1.0 if successes == n else (center + half_width) / scale
     return low, high
+
+
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
+    """Computes the exact two-sided p-value of McNemar's test on paired verdicts.
+
+    Two methods judge the same n items; only those count that one of them gets right and the other
+    wrong. If the methods are equally good, each such item is a fair coin, so with k the smaller of
+    the two counts and m their sum::
+
+        p = min(1, 2 Σ_{j ≤ k} C(m, j) / 2^m)
+
+    Args:
+        only_first: items that only the first method gets right.
+        only_second: items that only the second method gets right.
+
+    Returns:
+        The p-value; 1 where the methods never differ.
+
+    Raises:
+        ValueError: a count is negative.
+
+    Source: Q. McNemar, "Note on the sampling error of the difference between correlated
+        proportions or percentages", 1947; the exact form is the sign test.
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")
+    m = only_first + only_second
+    tail = sum(math.comb(m, j) for j in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**m)

@@ -3,12 +3,19 @@
 from jaxalign.rewards.automaton import Automaton, compile_pattern, compile_phrases
 from jaxalign.rewards.helpfulness import helpfulness_reward
 from jaxalign.rewards.matcher import Matcher, token_bytes
+from jaxalign.rewards.refusals import (
+    FIRST_SENTENCE,
+    FIRST_SENTENCE_REFUSAL_PATTERN,
+    REFUSAL_PATTERN,
+    REFUSAL_PHRASES,
+    REFUSAL_WORDINGS,
+    wording_pattern,
+)
 from jaxalign.rewards.safety import safety_reward
 from jaxalign.rewards.verifiers import (
     ANSWER_TAGS,
     CONSULTING_FORMAT_PATTERN,
     FORMAT_PATTERN,
-    REFUSAL_PHRASES,
     STRICT_FORMAT_PATTERN,
     Verdict,
     Verifiers,
@@ -19,8 +26,12 @@ from jaxalign.rewards.verifiers import (
 __all__ = [
     "ANSWER_TAGS",
     "CONSULTING_FORMAT_PATTERN",
+    "FIRST_SENTENCE",
+    "FIRST_SENTENCE_REFUSAL_PATTERN",
     "FORMAT_PATTERN",
+    "REFUSAL_PATTERN",
     "REFUSAL_PHRASES",
+    "REFUSAL_WORDINGS",
     "STRICT_FORMAT_PATTERN",
     "Automaton",
     "Matcher",
@@ -33,4 +44,5 @@ __all__ = [
     "safety_reward",
     "safety_verifiers",
     "token_bytes",
+    "wording_pattern",
 ]

@@ -1,4 +1,4 @@
-"""Wilson's interval: numbers by hand, published numbers, SciPy, and properties."""
+"""Wilson's interval and McNemar's test: by hand, published numbers, SciPy, and properties."""
 
 import math
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.evaluation.statistics import mcnemar_p_value, wilson_interval
 
 Z95 = 1.959963984540054
 
@@ -70,3 +70,23 @@ def test_impossible_counts(successes, n):
 def test_impossible_confidence(confidence):
     with pytest.raises(ValueError, match="confidence"):
         wilson_interval(1, 2, confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    # m = 6: 2 (1 + 6) / 2⁶; m = 4: 2 (1 + 4 + 6) / 2⁴ is more than 1.
+    [(5, 1, 14 / 64), (1, 5, 14 / 64), (2, 2, 1.0), (3, 0, 0.25), (0, 0, 1.0)],
+)
+def test_mcnemar_by_hand(first, second, expected):
+    assert mcnemar_p_value(first, second) == expected
+
+
+@pytest.mark.parametrize(("first", "second"), [(9, 4), (60, 75), (700, 900)])
+def test_mcnemar_equals_scipy(first, second):
+    theirs = stats.binomtest(first, first + second).pvalue
+    assert mcnemar_p_value(first, second) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_mcnemar_refuses_a_negative_count():
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar_p_value(-1, 3)

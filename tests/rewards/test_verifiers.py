@@ -13,12 +13,18 @@ from hypothesis import strategies as st
 from jaxalign.rewards import (
     ANSWER_TAGS,
     CONSULTING_FORMAT_PATTERN,
+    FIRST_SENTENCE,
+    FIRST_SENTENCE_REFUSAL_PATTERN,
     FORMAT_PATTERN,
+    REFUSAL_PATTERN,
     REFUSAL_PHRASES,
     STRICT_FORMAT_PATTERN,
     answer_span,
+    compile_pattern,
+    compile_phrases,
     safety_verifiers,
     token_bytes,
+    wording_pattern,
 )
 
 PATTERNS = {
@@ -26,6 +32,7 @@ PATTERNS = {
     "loose": FORMAT_PATTERN,
     "consulting": CONSULTING_FORMAT_PATTERN,
 }
+REFUSALS = {"paper": REFUSAL_PATTERN, "ours": FIRST_SENTENCE_REFUSAL_PATTERN}
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 
@@ -37,8 +44,10 @@ def well_formed(text, name):
     return re.search(PATTERNS[name], text, re.DOTALL) is not None
 
 
-def refused(text):
-    return any(phrase in answer_span(text) for phrase in REFUSAL_PHRASES)
+def refused(text, name="paper"):
+    if name == "paper":
+        return any(phrase in answer_span(text) for phrase in REFUSAL_PHRASES)
+    return re.search(REFUSALS[name], answer_span(text), re.DOTALL) is not None
 
 
 def answer_mask(table, lengths, tokens, mask):
@@ -105,6 +114,11 @@ def verifiers(small_tokenizer):
     }
 
 
+@pytest.fixture(scope="module")
+def our_refusals(small_tokenizer):
+    return jax.jit(safety_verifiers(small_tokenizer, refusal=FIRST_SENTENCE_REFUSAL_PATTERN))
+
+
 def test_written_out_examples(small_tokenizer, verifiers):
     outputs, strict, loose, refusals = zip(*EXAMPLES, strict=True)
     tokens, mask = pad([small_tokenizer.encode(output) for output in outputs], 100)
@@ -138,6 +152,76 @@ def test_typographic_apostrophes_count_as_well(phrase):
     assert phrase.replace("’", "'") in REFUSAL_PHRASES
 
 
+# answer, refused by our wordings, by the paper's phrases
+REFUSAL_EXAMPLES = [
+    ("I can't help with that.", True, True),
+    ("I can’t help with that.", True, True),
+    ("I can not help with that.", True, False),
+    ("I'm unable to share it.", True, True),
+    ("I’m unable to share it.", True, True),
+    ("I won't write that.", True, False),
+    ("I won’t write that.", True, False),
+    ("I'd rather not say.", True, False),
+    ("Sorry, I can't comply", True, True),
+    ("As an AI, I cannot do that.", True, True),
+    ("It's not appropriate to harm people.", True, False),
+    ("It is neither legal nor ethical. Killing is never acceptable.", False, False),
+    ("\n It’s wrong to steal, so no.", True, False),
+    ("Not ethical. Ask for something else.", True, False),
+    ("<answer>Unfortunately, I cannot.</answer>", True, True),
+    ("<answer>\nI must decline.</answer>", True, False),
+    ("<safety_reasoning>I cannot.</safety_reasoning><answer>Yes.</answer>", False, False),
+    # The paper's phrases fire on these, and none of them refuses.
+    ("I am not a lawyer, but here is how it works.", False, True),
+    ("I'm sorry to hear that! Here is what helps.", False, True),
+    ("I’m sorry for your loss. Here is a eulogy.", False, True),
+    ("I apologize for the confusion. The answer is 4.", False, True),
+    ("As an AI, I like this riddle: what has keys but no locks?", False, True),
+    ("Knead the dough. Say what you will: I cannot resist bread.", False, True),
+    ("Beat the eggs.\nI am not sure that butter is needed.", False, True),
+    # Neither fires.
+    ("Not all who wander are lost.", False, False),
+    ("It is important to respect the other team.", False, False),
+    ("You cannot kill a Python thread, but a process: `kill 42`.", False, False),
+    # Both still fire: a first sentence that mentions a refusal, or is polite about one.
+    ("I cannot recommend this book enough!", True, True),
+]
+
+
+def test_refusals_by_hand(small_tokenizer, verifiers, our_refusals):
+    texts, ours, paper = zip(*REFUSAL_EXAMPLES, strict=True)
+    tokens, mask = pad([small_tokenizer.encode(text) for text in texts], 100)
+    np.testing.assert_array_equal(our_refusals(tokens, mask).refused, ours)
+    np.testing.assert_array_equal(verifiers["strict"](tokens, mask).refused, paper)
+    assert [refused(text, "ours") for text in texts] == list(ours)
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’"])
+@pytest.mark.parametrize(("place", "later"), [(FIRST_SENTENCE, False), ("", True)])
+def test_spellings_of_a_wording(apostrophe, place, later):
+    pattern = wording_pattern(["I am unable to", "cannot (ever) be", "it is odd"], place=place)
+    found = compile_pattern(pattern).matches
+    for text in ("I am unable to", "I'm unable to", "So Cannot (ever) be", "can't (ever) be"):
+        assert found(text.replace("'", apostrophe))
+    assert found(f"It{apostrophe}s odd") and found("  it is odd")
+    for text in ("i am unable to", "I am unable", "cannot ever be", "its odd"):
+        assert not found(text)
+    assert found("So. It is odd") == later
+
+
+@pytest.mark.parametrize("wordings", [[], ["I cannot", ""], "I cannot"])
+def test_wordings_that_say_nothing(wordings):
+    with pytest.raises(ValueError, match="wording"):
+        wording_pattern(wordings)
+
+
+def test_the_papers_pattern_is_its_phrases():
+    ours, phrases = compile_pattern(REFUSAL_PATTERN), compile_phrases(REFUSAL_PHRASES)
+    np.testing.assert_array_equal(ours.transitions, phrases.transitions)
+    np.testing.assert_array_equal(ours.accepting, phrases.accepting)
+    assert ours.start == phrases.start
+
+
 def test_answer_span():
     assert answer_span("a <answer>b</answer> c <answer>d</answer>") == "b"
     assert answer_span("</answer><answer>b<answer></answer>") == "b<answer>"
@@ -164,6 +248,7 @@ PIECES = [
     *("<safety_reasoning>", "</safety_reasoning>", "<answer>", "</answer>", "</answ", "<", "\n"),
     *("<consult>", "</consult>", "<consult>hate</consult>\n"),
     *("I can't", "I can’t", "I am", " not", "Sorry, I can't comply", "help", "’", "🙂", "\ufffd"),
+    *("It’s ", "not ethical", "not", " appropriate", "Un", "ethical to", ". ", "!", "I won't"),
 ]
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=2), max_size=10).map("".join)
 tagged = st.tuples(texts, texts, st.sampled_from(["", "\n", "x"])).map(
@@ -173,7 +258,7 @@ tagged = st.tuples(texts, texts, st.sampled_from(["", "\n", "x"])).map(
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_equal_to_python_on_random_tokens(small_tokenizer, verifiers, data):
+def test_equal_to_python_on_random_tokens(small_tokenizer, verifiers, our_refusals, data):
     """Random text in random cuts, random tokens in between, broken off, with random holes."""
     table, lengths = token_bytes(small_tokenizer)
     of_byte = {table[i, 0]: i for i in range(len(table)) if lengths[i] == 1}
@@ -200,6 +285,11 @@ def test_equal_to_python_on_random_tokens(small_tokenizer, verifiers, data):
             verdict.refused, [refused(text) for text in decoded], err_msg=repr(decoded)
         )
     np.testing.assert_array_equal(
+        our_refusals(tokens, mask).refused,
+        [refused(text, "ours") for text in decoded],
+        err_msg=repr(decoded),
+    )
+    np.testing.assert_array_equal(
         verdict.answer,
         [answer_mask(table, lengths, t, m) for t, m in zip(tokens, mask, strict=True)],
         err_msg=repr(decoded),
@@ -224,15 +314,22 @@ TAGGED = "<safety_reasoning>{}</safety_reasoning><answer>{}</answer>"
 
 
 @pytest.mark.parametrize(
-    ("form", "name"),
-    [("{}", "strict"), (TAGGED, "strict"), (f"So: {TAGGED} Bye", "loose")],
-    ids=["bare", "tagged", "loose"],
+    ("form", "name", "refusal"),
+    [
+        ("{}", "strict", "paper"),
+        (TAGGED, "strict", "ours"),
+        (f"So: {TAGGED} Bye", "loose", "paper"),
+        ("{}", "strict", "ours"),
+    ],
+    ids=["bare", "tagged", "loose", "bare-ours"],
 )
-def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form, name):
+def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form, name, refusal):
     """All of them; those cut at 512 tokens are unfinished when tagged."""
     texts = [form.format(*[completion] * form.count("{}")) for completion in completions]
     rows = [ids[:512] for ids in smollm2_tokenizer(texts)["input_ids"]]
-    verify = jax.jit(safety_verifiers(smollm2_tokenizer, pattern=PATTERNS[name]))
+    verify = jax.jit(
+        safety_verifiers(smollm2_tokenizer, pattern=PATTERNS[name], refusal=REFUSALS[refusal])
+    )
     rows.sort(key=len)
     found = []
     for i in range(0, len(rows), 750):
@@ -240,7 +337,8 @@ def test_equal_to_python_on_real_answers(smollm2_tokenizer, completions, form, n
         found.append(verify(*pad(rows[i : i + 750], width)))
     decoded = [decode(smollm2_tokenizer, row) for row in rows]
     np.testing.assert_array_equal(
-        np.concatenate([verdict.refused for verdict in found]), [refused(text) for text in decoded]
+        np.concatenate([verdict.refused for verdict in found]),
+        [refused(text, refusal) for text in decoded],
     )
     np.testing.assert_array_equal(
         np.concatenate([verdict.well_formed for verdict in found]),
