@@ -38,9 +38,9 @@ from jaxalign.devices import skip_absent_tpu
 from jaxalign.errors import InputError
 from jaxalign.models import Transformer, load_pretrained
 from jaxalign.models.architectures import read_architecture
-from jaxalign.models.fused_attention import has_fused_attention
+from jaxalign.models.fused_attention import attention_path
 from jaxalign.models.precision import fastest_dtype
-from jaxalign.models.transformer import AttentionPath, Params
+from jaxalign.models.transformer import Params
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Rollout, Temperature
@@ -188,7 +188,7 @@ def load(settings: Settings, dtype: Any) -> tuple[Transformer, Params, Any]:
     if not settings.random_weights:
         return load_pretrained(settings.model, dtype=dtype, remat=settings.remat)
     config = read_architecture(settings.model)
-    attention: AttentionPath = "cudnn" if has_fused_attention(config, dtype) else "blocks"
+    attention = attention_path(config, dtype)
     model = Transformer(config, dtype=dtype, remat=settings.remat, attention=attention)
     tokens = jnp.zeros((1, 1), jnp.int32)
     init = jax.jit(lambda key: model.init(key, tokens, tokens, tokens == 0))

@@ -35,7 +35,8 @@ def load_model(name: str, dtype_name: str) -> tuple[Transformer, Params, Any]:
     """Loads a model to compute in a dtype; "auto" probes and says what it took."""
     import jax.numpy as jnp
 
-    from jaxalign.models import Transformer, load_pretrained
+    from jaxalign.models import load_pretrained
+    from jaxalign.models.fused_attention import attention_path
     from jaxalign.models.precision import fastest_dtype
 
     dtypes = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -47,4 +48,5 @@ def load_model(name: str, dtype_name: str) -> tuple[Transformer, Params, Any]:
         note(reason)
     else:
         dtype = dtypes[dtype_name]
-    return Transformer(model.config, dtype=dtype), params, tokenizer
+    attention = attention_path(model.config, dtype)
+    return model.clone(dtype=dtype, attention=attention), params, tokenizer

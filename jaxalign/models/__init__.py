@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxalign.errors import InputError
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.fused_attention import has_fused_attention
+from jaxalign.models.fused_attention import attention_path
 from jaxalign.models.gguf import load_gguf, smollm2_path
 from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
 from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.scores import sequence_scores
-from jaxalign.models.transformer import AttentionPath, Params, Remat, Transformer
+from jaxalign.models.transformer import Params, Remat, Transformer
 from jaxalign.models.weights import Leaf
 
 __all__ = [
@@ -84,7 +84,7 @@ def load_pretrained(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
-    attention: AttentionPath = "cudnn" if has_fused_attention(config, dtype) else "blocks"
+    attention = attention_path(config, dtype)
     model = Transformer(config, dtype=dtype, remat=remat, mesh=mesh, attention=attention)
     return model, params, tokenizer
 

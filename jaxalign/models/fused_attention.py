@@ -15,19 +15,21 @@ import jax.numpy as jnp
 from jaxalign.models.attention import KeyValues
 from jaxalign.models.config import ModelConfig
 
+AttentionPath = Literal["blocks", "cudnn"]
 Kernel = Literal["cudnn", "xla"]
 
 _WIDEST_HEAD = 128  # 256 from Hopper on; no model here has such heads
 
 
-def has_fused_attention(config: ModelConfig, dtype: Any) -> bool:
-    """Whether the default device is a GPU with this kernel for such heads in such a dtype."""
-    return (
+def attention_path(config: ModelConfig, dtype: Any) -> AttentionPath:
+    """ "cudnn" where the default device is a GPU with a kernel for such heads in such a dtype."""
+    fits = (
         jax.default_backend() == "gpu"
         and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         and config.head_dim % 8 == 0
         and config.head_dim <= _WIDEST_HEAD
     )
+    return "cudnn" if fits else "blocks"
 
 
 def attend_fused(

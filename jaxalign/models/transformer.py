@@ -21,12 +21,11 @@ from jaxalign.models.attention import (
     rotate,
 )
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.fused_attention import attend_fused
+from jaxalign.models.fused_attention import AttentionPath, attend_fused
 from jaxalign.models.sharding import constrain
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
-AttentionPath = Literal["blocks", "cudnn"]
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -108,7 +107,7 @@ class Attention(nn.Module):
         keys = rotate(keys, rotary).transpose(0, 2, 1, 3)
         keys = constrain(keys, self.mesh, "batch", "kv_heads", "length", None)
         values = constrain(values, self.mesh, "batch", "kv_heads", "length", None)
-        fused = self.path == "cudnn" and length > 1
+        fused = self.path == "cudnn" and length > 1 and x.dtype != jnp.float32
         out = (attend_fused if fused else attend)(query, keys, values, mask, contexts)
         out = out.reshape(batch, length, q_width)
         return project(out, output_weight), (keys, values)
@@ -189,8 +188,8 @@ class Transformer(nn.Module):
       mesh: devices that share the work, with the axes `jaxalign.models.sharding.AXES`; None for the
         one that the parameters are on.
       attention: "blocks", which runs everywhere and never repeats a context; "cudnn", one kernel
-        for blocks of more than one token, on NVIDIA GPUs in bfloat16
-        (`jaxalign.models.fused_attention`).
+        for blocks of more than one token, on NVIDIA GPUs (`jaxalign.models.fused_attention`). It
+        knows no float32, which takes "blocks".
     """
 
     config: ModelConfig
