@@ -30,13 +30,16 @@ import jax.numpy as jnp
 
 from experiments.ablations.command import refuse, run_command, run_once
 from experiments.ablations.trade_off import (
+    AXES,
     dominates,
     drawn_rates,
     interval,
     make_matched_table,
     make_table,
+    measured,
     outcomes_of,
     plot_trade_off,
+    refused_at_once,
 )
 from experiments.cada import main as cada
 from jaxalign.data import Prompt, context_text, load_all
@@ -413,13 +416,13 @@ def report(settings: Settings) -> str:
             notes.append(f"{name} diverged, or had nothing to learn from, and is left out.\n")
         else:
             rows[name] = row
-    draws = {
-        name: drawn_rates(outcomes_of(read_json(settings.out / name / "evaluations.json")))
-        for name in rows
-    }
+    made = {name: read_json(settings.out / name / "evaluations.json") for name in rows}
+    draws = {name: drawn_rates(outcomes_of(evaluations)) for name, evaluations in made.items()}
     for name, row in rows.items():
-        for axis in ("attack_success", "over_refusal"):
-            row[axis] = float(draws[name][axis][0]) if axis in draws[name] else None
+        for axis in AXES:
+            row[axis] = measured(draws[name], axis)
+        at_once = drawn_rates(outcomes_of(made[name], refused_at_once))
+        row["first_sentence"] = [measured(at_once, axis) for axis in AXES]
         row["intervals"] = {axis: interval(values) for axis, values in draws[name].items()}
         others = (other for other in rows if other != name and len(draws[name]) == 2)
         row["dominated_by"] = [x for x in others if dominates(draws[x], draws[name])]

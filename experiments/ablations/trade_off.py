@@ -8,27 +8,46 @@ two points are paired. They say nothing about another training seed. All of it i
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, answer_span
+
 Row = dict[str, Any]
 Outcomes = dict[tuple[str, str], np.ndarray]
 """(suite, kind) -> `[prompts]` bool: which were refused."""
 
+_FIRST_SENTENCE = re.compile(FIRST_SENTENCE_REFUSAL_PATTERN)
+
+AXES = ("attack_success", "over_refusal")
 DRAWS = 2000
 LEVELS = (0.1, 0.25, 0.5)
 """Over-refusal at which arms are compared."""
 
 
-def outcomes_of(evaluations: Mapping[str, Mapping[str, Any]]) -> Outcomes:
+def refused(row: Mapping[str, Any]) -> bool:
+    """What the verifier of the measurements said: AlphaAlign's phrases anywhere in the answer."""
+    return bool(row["refused"])
+
+
+def refused_at_once(row: Mapping[str, Any]) -> bool:
+    """Whether the answer's first sentence refuses (`rewards.FIRST_SENTENCE_REFUSAL_PATTERN`)."""
+    return bool(_FIRST_SENTENCE.search(answer_span(row["completion"])))
+
+
+def outcomes_of(
+    evaluations: Mapping[str, Mapping[str, Any]],
+    verdict: Callable[[Mapping[str, Any]], bool] = refused,
+) -> Outcomes:
     """Refusals from evaluations by suite, as `Evaluation.to_json` writes them."""
     kinds = {(suite, row["kind"]) for suite, e in evaluations.items() for row in e["rows"]}
     return {
         (suite, kind): np.array(
-            [row["refused"] for row in evaluations[suite]["rows"] if row["kind"] == kind]
+            [verdict(row) for row in evaluations[suite]["rows"] if row["kind"] == kind]
         )
         for suite, kind in sorted(kinds)
     }
@@ -54,6 +73,11 @@ def drawn_rates(outcomes: Outcomes) -> dict[str, np.ndarray]:
     return {axis: np.mean(values, axis=0) for axis, values in parts.items()}
 
 
+def measured(draws: Mapping[str, np.ndarray], axis: str) -> float | None:
+    """A rate as it was measured; None for an axis without prompts."""
+    return float(draws[axis][0]) if axis in draws else None
+
+
 def interval(draws: np.ndarray) -> list[float]:
     """The middle 95 % of what was drawn."""
     return [float(x) for x in np.percentile(draws[1:], [2.5, 97.5])]
@@ -66,7 +90,7 @@ def dominates(other: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) ->
       other: of `drawn_rates`, of the point that may dominate.
       own: of the point that may be dominated.
     """
-    differences = [other[axis] - own[axis] for axis in ("attack_success", "over_refusal")]
+    differences = [other[axis] - own[axis] for axis in AXES]
     return all(x[0] <= 0 for x in differences) and any(interval(x)[1] < 0 for x in differences)
 
 
@@ -101,7 +125,8 @@ def curves(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
 def make_table(rows: Mapping[str, Row]) -> str:
     """One line for each point: both axes, attack success and refusals by suite, utility.
 
-    In a title's brackets stands how many prompts a rate is over. The perplexity is that of the
+    In a title's brackets stands how many prompts a rate is over. "By the first sentence" are attack
+    success and over-refusal by another verifier, for comparison. The perplexity is that of the
     start model's answers to bare requests: how far training has moved the weights.
     """
     suites = next(iter(rows.values()))["suites"]
@@ -109,6 +134,7 @@ def make_table(rows: Mapping[str, Row]) -> str:
         ("asked", lambda x: x["asked"]),
         ("attack success", lambda x: with_interval(x, "attack_success")),
         ("over-refusal", lambda x: with_interval(x, "over_refusal")),
+        ("both by the first sentence", lambda x: " / ".join(show(y) for y in x["first_sentence"])),
     ]
     for suite, rates in suites.items():
         if "harmful_refused" in rates:

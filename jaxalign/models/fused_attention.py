@@ -22,7 +22,7 @@ _WIDEST_HEAD = 128  # 256 from Hopper on; no model here has such heads
 
 
 def attention_path(config: ModelConfig, dtype: Any) -> AttentionPath:
-    """ "cudnn" where the default device is a GPU with a kernel for such heads in such a dtype."""
+    """The one for the default device: "cudnn" on a GPU with a kernel for such heads and dtype."""
     fits = (
         jax.default_backend() == "gpu"
         and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
