@@ -75,7 +75,9 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     if critic:
         of_critic[0].set(title="Critic's loss ▼", ylabel="half the mean squared error")
         _draw(of_critic[0], metrics, "value_loss", None, GREEN, "-")
-        of_critic[1].set(title="Variance the critic explains ▲", ylabel="share of the returns'")
+        of_critic[1].set(
+            title="What the critic explains ▲", ylabel="share of the returns' variance"
+        )
         of_critic[1].set_ylim(-1.04, 1.04)  # far below where the returns hardly vary
         _draw(of_critic[1], metrics, "explained_variance", None, GREEN, "-")
 
