@@ -3,6 +3,10 @@
     python experiments/alphaalign.py demo
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5 --resume
+    python experiments/alphaalign.py demo --run runs/ppo --baseline critic --epochs 2    # PPO
+
+The paper trains by PPO; the presets' baseline needs no critic, which is a second model in memory
+and a second gradient.
 
 Presets (the first word): what each is for and the hardware it is meant for stand at its definition
 below. Everything can be overridden by a flag; `--help` after the preset lists them.
@@ -35,13 +39,13 @@ from jaxalign.training.experiment import (
     Reinforcement,
     load_start,
     make_algorithm,
+    make_critic_optimizer,
     make_run_optimizer,
 )
 from jaxalign.training.loop import Interruption
 from jaxalign.training.presets import LARGE
 from jaxalign.training.script import run_script
 from jaxalign.training.settings import Settings, check, parse
-from jaxalign.training.state import init_state
 from jaxalign.training.step import make_step
 
 
@@ -81,6 +85,7 @@ PRESETS |= {
         steps=200,
         decay_steps=0,
         learning_rate=1e-6,
+        critic_learning_rate=1e-5,
         helpfulness_weight=1.0,
         **common,
     )
@@ -117,7 +122,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
         begun=begun,
     )
     before = experiment.assess("before", params)
-    step, state = work.bind(params), init_state(params, work.optimizer)
+    step, state = work.bind(params), work.start(params)
     del params  # or the float32 start model would stay in memory
     state, interrupted = experiment.train(
         step, state, work.batches, describe=work.batches.transcripts
@@ -154,7 +159,7 @@ def prepare(
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
-    optimizer = make_run_optimizer(settings)
+    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
     reward = alphaalign_reward(
         model,
         format_weight=settings.format_weight,
@@ -168,8 +173,17 @@ def prepare(
         reference = params if settings.kl_coefficient else None
         return make_reward_params(verifiers, start, model.dtype), reference
 
-    step = make_step(model, optimizer, algorithm, reward)
-    return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
+    step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
+    return Reinforcement(
+        step,
+        algorithm,
+        optimizer,
+        batches,
+        verifiers,
+        template,
+        constants,
+        critic_optimizer,
+    )
 
 
 def prompt_facts(tokenizer: Any, width: int, prompts: Sequence[Prompt]) -> PromptFacts:

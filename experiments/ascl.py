@@ -53,6 +53,7 @@ from jaxalign.training.experiment import (
     Reinforcement,
     load_start,
     make_algorithm,
+    make_critic_optimizer,
     make_run_optimizer,
 )
 from jaxalign.training.loop import Interruption
@@ -61,7 +62,6 @@ from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.presets import LARGE
 from jaxalign.training.script import Interrupted, run_script
 from jaxalign.training.settings import Settings, check, parse
-from jaxalign.training.state import init_state
 from jaxalign.training.step import InverseFrequency, make_step
 
 
@@ -162,7 +162,7 @@ def run(settings: Ascl, interruption: Interruption) -> None:
             settings, experiment, interruption, model, params, tokenizer, work, book
         )
         evaluations["cold_start"] = experiment.assess("cold_start", params)
-    step, state = work.bind(params), init_state(params, work.optimizer)
+    step, state = work.bind(params), work.start(params)
     del params  # or the float32 start model would stay in memory
     state, interrupted = experiment.train(step, state, batches, describe=batches.transcripts)
     if not interrupted:
@@ -206,7 +206,7 @@ def prepare(
     if settings.ifpo != "none":
         ifpo = InverseFrequency(settings.ifpo, settings.scope, settings.max_weight)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer), ifpo)
-    optimizer = make_run_optimizer(settings)
+    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
     reward = ascl_reward(
         model,
         format_weight=settings.format_weight,
@@ -218,8 +218,17 @@ def prepare(
         reference = params if settings.kl_coefficient else None
         return make_reward_params(verifiers, None, model.dtype), reference
 
-    step = make_step(model, optimizer, algorithm, reward)
-    return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
+    step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
+    return Reinforcement(
+        step,
+        algorithm,
+        optimizer,
+        batches,
+        verifiers,
+        template,
+        constants,
+        critic_optimizer,
+    )
 
 
 def check_settings(settings: Ascl) -> None:
@@ -238,6 +247,11 @@ def check_settings(settings: Ascl) -> None:
     )
     if settings.max_weight is not None and not settings.max_weight >= 1:
         raise InputError(f"max_weight={settings.max_weight} must be at least 1, or None for no cap")
+    if settings.ifpo != "none" and settings.baseline == "critic":
+        raise InputError(
+            "baseline=critic has advantages of tokens, and IFPO rebalances those of samples: add "
+            "--ifpo none"
+        )
     if settings.ifpo == "baseline" and settings.baseline != "group":
         raise InputError(
             f"ifpo=baseline is a baseline of its own: it goes with baseline=group, not with "

@@ -54,6 +54,7 @@ from jaxalign.models.transformer import Params
 from jaxalign.processes import is_first
 from jaxalign.progress import progress_bar
 from jaxalign.rewards import safety_verifiers
+from jaxalign.training.algorithm import Baseline
 from jaxalign.training.alphaalign import alphaalign_reward, kinds_alone, make_reward_params
 from jaxalign.training.batches import Batches
 from jaxalign.training.cada import (
@@ -67,6 +68,7 @@ from jaxalign.training.experiment import (
     Reinforcement,
     load_start,
     make_algorithm,
+    make_critic_optimizer,
     make_run_optimizer,
 )
 from jaxalign.training.loop import Interruption, LoopStep
@@ -128,8 +130,9 @@ class Cada(Settings):
     """Last steps, over which the learning rate falls linearly to zero."""
     learning_rate: float = 2e-5
     """AdamW's highest."""
-    baseline: Literal["group", "batch", "shrinkage"] = "group"
-    """rl: advantages against the prompt's own samples (GRPO), the whole batch, or halfway."""
+    baseline: Baseline = "group"
+    """rl: what rewards are held to: the prompt's own samples (group: GRPO; leave_one_out: RLOO),
+    the whole batch (batch: REINFORCE++), halfway (shrinkage), or a learned value (critic: PPO)."""
     kl_coefficient: float = 0.02
     """rl: weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
     balance: bool = False
@@ -201,7 +204,8 @@ def run(settings: Cada, interruption: Interruption) -> None:
     given = Given(settings, interruption, model, params, tokenizer, prompts, template, context)
     arm = {"rl": reinforcement, "preference": preference}.get(settings.arm, supervision)
     training = arm(given)
-    state = init_state(params, make_run_optimizer(settings))
+    critic_optimizer = make_critic_optimizer(settings) if settings.arm == "rl" else None
+    state = init_state(params, make_run_optimizer(settings), critic_optimizer)
     del params, given  # or the float32 start model would stay in memory
     state, interrupted = experiment.train(
         training.step, state, training.batch_at, describe=training.describe
@@ -416,7 +420,7 @@ def prepare(
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
-    optimizer = make_run_optimizer(settings)
+    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
     reward = alphaalign_reward(
         model,
         format_weight=settings.format_weight,
@@ -429,8 +433,17 @@ def prepare(
         reference = params if settings.kl_coefficient else None
         return make_reward_params(verifiers, None, model.dtype), reference
 
-    step = make_step(model, optimizer, algorithm, reward)
-    return Reinforcement(step, algorithm, optimizer, batches, verifiers, template, constants)
+    step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
+    return Reinforcement(
+        step,
+        algorithm,
+        optimizer,
+        batches,
+        verifiers,
+        template,
+        constants,
+        critic_optimizer,
+    )
 
 
 GENERATED = "generated.jsonl"

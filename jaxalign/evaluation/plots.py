@@ -33,15 +33,18 @@ _LINES = {"harmful": "-", "benign": "--", "lookalike": "-."}
 def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws reward, form, refusals, and consultations, answer likelihood or entropy by step.
 
+    Of a run with a critic also its loss and how much of the returns' variance it explains.
     Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(12, 7.4), dpi=120, layout="constrained")
-    axes = list(figure.subplots(2, 2, gridspec_kw={"wspace": 0.06, "hspace": 0.08}).flat)
+    critic = series(metrics, "value_loss")[0].size > 0
+    rows = 3 if critic else 2
+    figure = Figure(figsize=(12, 3.7 * rows), dpi=120, layout="constrained")
+    axes = list(figure.subplots(rows, 2, gridspec_kw={"wspace": 0.06, "hspace": 0.08}).flat)
     _steps(figure, axes, metrics)
-    reward, form, refusals, last = axes
+    reward, form, refusals, last, *of_critic = axes
 
     reward.set(title="Reward", ylabel="mean reward")
     _draw(reward, metrics, "reward", "all prompts", "black", "-")
@@ -68,6 +71,15 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         title = {"answer_likelihood": "Likelihood of the answers under the start model"}
         last.set(title=title.get(name, "Entropy"), ylabel="nats per token")
         _draw(last, metrics, name, None, GREEN, "-")
+
+    if critic:
+        of_critic[0].set(title="Critic's loss ▼", ylabel="half the mean squared error")
+        _draw(of_critic[0], metrics, "value_loss", None, GREEN, "-")
+        of_critic[1].set(
+            title="What the critic explains ▲", ylabel="share of the returns' variance"
+        )
+        of_critic[1].set_ylim(-1.04, 1.04)  # far below where the returns hardly vary
+        _draw(of_critic[1], metrics, "explained_variance", None, GREEN, "-")
 
     for panel in (form, refusals, *([last] if consulting else [])):
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -42,7 +42,7 @@ from jaxalign.losses.preference import (
     simple_preference_loss,
 )
 from jaxalign.losses.supervised import cross_entropy
-from jaxalign.losses.value import value_loss
+from jaxalign.losses.value import explained_variance, value_clip_fraction, value_loss
 
 __all__ = [
     "aggregate",
@@ -52,6 +52,7 @@ __all__ = [
     "clipped_surrogate",
     "cross_entropy",
     "denominator",
+    "explained_variance",
     "finished_mask",
     "gae",
     "group_advantages",
@@ -72,6 +73,7 @@ __all__ = [
     "token_entropies",
     "token_logps",
     "token_rewards",
+    "value_clip_fraction",
     "value_loss",
     "whiten",
 ]

@@ -106,6 +106,40 @@ def encode_prompts(
     return PromptContext((*blocks, block), take(prompts), take(positions).astype(jnp.int32))
 
 
+def completion_states(
+    model: Transformer,
+    params: Params,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    prefix: jax.Array | None = None,
+) -> jax.Array:
+    """Last hidden states before each completion token, every prompt computed once.
+
+    Args:
+      model: the decoder.
+      params: its parameters in the compute dtype.
+      prompts: `[N, P]` int32.
+      prompt_mask: `[N, P]` bool.
+      tokens: `[B, T]` int32 completions, B = N·G, the G of one prompt next to each other.
+      mask: `[B, T]` bool, a prefix of each row: which tokens exist.
+      prefix: `[P0]` int32 shared opening, or None.
+
+    Returns:
+      `[B, T, D]` in the compute dtype; state t has seen the prompt and the tokens before t.
+    """
+    chex.assert_equal_shape([tokens, mask])
+    context = encode_prompts(model, params, prompts, prompt_mask, prefix)
+    batch, length = tokens.shape
+    group = batch // prompts.shape[0]
+    first = jnp.repeat(context.last_tokens, group)
+    inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
+    positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
+    return run_block(model, params, inputs, positions, mask, context.blocks)[0]
+
+
 def completion_logps(
     model: Transformer,
     params: Params,
@@ -134,15 +168,8 @@ def completion_logps(
     Returns:
       `[B, T]` float32 log π(tokens); values where `mask` is False mean nothing.
     """
-    chex.assert_equal_shape([tokens, mask])
     params = compute_params(params, model.dtype)
-    context = encode_prompts(model, params, prompts, prompt_mask, prefix)
-    batch, length = tokens.shape
-    group = batch // prompts.shape[0]
-    first = jnp.repeat(context.last_tokens, group)
-    inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
-    positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
-    hidden, _ = run_block(model, params, inputs, positions, mask, context.blocks)
+    hidden = completion_states(model, params, prompts, prompt_mask, tokens, mask, prefix=prefix)
     return hidden_token_logps(
         hidden,
         output_weight(params),

@@ -33,11 +33,11 @@ from jaxalign.models.completion import compute_params
 from jaxalign.models.layout import abstract_params, parameter_shardings
 from jaxalign.models.sharding import batch_sharding, spec_of
 from jaxalign.models.transformer import Transformer
+from jaxalign.models.values import critic_of
 from jaxalign.planning.chips import Chip
 from jaxalign.planning.collectives import Message, read_messages
 from jaxalign.planning.flops import count_flops
 from jaxalign.training.experiment import Reinforcement
-from jaxalign.training.state import init_state
 from jaxalign.training.step import Batch
 
 SAMPLING = "_sample"
@@ -127,7 +127,7 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     mesh = model.mesh
     assert mesh is not None
     params = abstract_params(model.config, mesh)
-    state = jax.eval_shape(lambda params: init_state(params, work.optimizer), params)
+    state = jax.eval_shape(work.start, params)
     reward_params, reference = jax.eval_shape(work.constants, params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = _placed([state, batch, key, reward_params, reference], model)
@@ -152,7 +152,9 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     analysis = compiled.memory_analysis()
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     arguments_and_outputs = analysis.argument_size_in_bytes + outputs
-    parameters, moments = _bytes(state.params), _bytes(state.opt_state)
+    learners = [state] if state.critic is None else [state, state.critic]
+    parameters = _bytes([learner.params for learner in learners])
+    moments = _bytes([learner.opt_state for learner in learners])
     frozen = _bytes((reward_params, reference), of_model=True)
     decoding, read = _decoding_bytes(model)
     own, context = _cache_bytes(model, work, batch)
@@ -196,8 +198,9 @@ def _placed(tree: Any, model: Transformer) -> Any:
     assert model.mesh is not None
     places = {
         path: (leaf.shape, leaf.sharding)
+        for config in (model.config, critic_of(model).config)
         for path, leaf in traverse_util.flatten_dict(
-            abstract_params(model.config, model.mesh), sep="/"
+            abstract_params(config, model.mesh), sep="/"
         ).items()
     }
     everywhere = NamedSharding(model.mesh, PartitionSpec())

@@ -44,7 +44,7 @@ from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.run_folder import hardware
 from jaxalign.training.script import Interrupted
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
-from jaxalign.training.state import TrainState
+from jaxalign.training.state import TrainState, init_state
 from jaxalign.training.step import Algorithm, Batch, InverseFrequency, StepFn, rollout
 
 
@@ -256,6 +256,7 @@ class Reinforcement:
       template: how requests are asked.
       constants: the start parameters to what stays as it is: what the reward needs, and the
         reference of the KL or None.
+      critic_optimizer: of PPO's critic, or None.
     """
 
     step: StepFn
@@ -265,6 +266,11 @@ class Reinforcement:
     verifiers: Verifiers
     template: Template
     constants: Callable[[Params], tuple[Any, Params | None]]
+    critic_optimizer: optax.GradientTransformation | None = None
+
+    def start(self, params: Params) -> TrainState:
+        """The state before the first step."""
+        return init_state(params, self.optimizer, self.critic_optimizer)
 
     def bind(self, params: Params) -> LoopStep:
         """The step of a run that starts from these parameters."""
@@ -321,16 +327,33 @@ def make_algorithm(
         inverse_frequency=inverse_frequency,
         kl_coefficient=settings.kl_coefficient,
         micro_batches=settings.micro_batches,
+        epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        discount=settings.discount,
+        gae_lambda=settings.gae_lambda,
+        value_clip=settings.value_clip,
     )
 
 
 def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
     """The optimizer with the run's schedule of learning rates."""
+    return _scheduled(settings, settings.learning_rate)
+
+
+def make_critic_optimizer(settings: Settings) -> optax.GradientTransformation | None:
+    """The critic's optimizer with the same schedule at its own rate; None without a critic."""
+    if settings.baseline != "critic":
+        return None
+    return _scheduled(settings, settings.critic_learning_rate)
+
+
+def _scheduled(settings: Settings, peak: float) -> optax.GradientTransformation:
+    updates = settings.epochs * settings.minibatches  # of a step; schedules count updates
     rates = learning_rates(
-        settings.learning_rate,
-        steps=settings.steps,
-        warmup_steps=settings.warmup_steps,
-        decay_steps=settings.decay_steps,
+        peak,
+        steps=updates * settings.steps,
+        warmup_steps=updates * settings.warmup_steps,
+        decay_steps=updates * settings.decay_steps,
     )
     return make_optimizer(rates, max_grad_norm=settings.max_grad_norm)
 

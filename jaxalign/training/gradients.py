@@ -1,7 +1,7 @@
 """From a batch to the next state: gradients in parts, one update, nothing that is not finite."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,17 @@ from flax import traverse_util
 
 from jaxalign.models.layout import lay_out, parameter_shardings
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.training.state import TrainState
+from jaxalign.models.values import critic_of
+from jaxalign.training.state import CriticState, TrainState
 
 Metrics = dict[str, jax.Array]
 Part = TypeVar("Part")
+Gradients = TypeVar("Gradients")
 
 
 def accumulate(
-    gradient: Callable[[Part], tuple[Params, Metrics]], batch: Part, micro_batches: int
-) -> tuple[Params, Metrics]:
+    gradient: Callable[[Part], tuple[Gradients, Metrics]], batch: Part, micro_batches: int
+) -> tuple[Gradients, Metrics]:
     """Sums gradients and metrics over equal parts of a batch, by a scan.
 
     Each part's loss must be divided by the whole batch's denominator, so that the sum is the
@@ -32,12 +34,9 @@ def accumulate(
     Raises:
       ValueError: an axis that cannot be divided so.
     """
-    rows = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
-    if any(size % micro_batches for size in rows):
-        raise ValueError(f"{min(rows)} prompts can't be split into {micro_batches} micro-batches")
     if micro_batches == 1:
         return gradient(batch)
-    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    parts = _split(batch, micro_batches)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
         jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)),
@@ -48,38 +47,111 @@ def accumulate(
     return total
 
 
+def map_parts(function: Callable[[Part], jax.Array], batch: Part, micro_batches: int) -> jax.Array:
+    """Applies a function to equal parts of a batch, one after the other, for memory.
+
+    Args:
+      function: of one part; gives a row for each of a leaf's.
+      batch: a pytree; `micro_batches` divides every leaf's first axis.
+      micro_batches: how many parts; 1 runs no loop.
+
+    Raises:
+      ValueError: an axis that cannot be divided so.
+    """
+    if micro_batches == 1:
+        return function(batch)
+    rows = jax.lax.map(function, _split(batch, micro_batches))
+    return rows.reshape(-1, *rows.shape[2:])
+
+
+def _split(batch: Part, parts: int) -> Part:
+    """Every leaf as equal parts, on a new first axis."""
+    rows = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
+    if any(size % parts for size in rows):
+        raise ValueError(f"{min(rows)} prompts can't be split into {parts} micro-batches")
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+
 def apply_gradients(
     model: Transformer,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     gradients: Params,
+    critic_optimizer: optax.GradientTransformation | None = None,
+    critic_gradients: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer update. A gradient or a change that is not finite only counts as skipped.
+
+    With a critic one that is not finite, of the policy or of the critic, holds both back.
 
     Args:
       model: with a mesh, what it keeps in parts stays so: gradients, parameters, moments.
       optimizer: an optax transformation.
       state: before the update.
       gradients: of the whole batch's loss.
+      critic_optimizer: the critic's, where it is updated too.
+      critic_gradients: of the critic's loss.
 
     Returns:
-      the next state, and `grad_norm` and `skipped_updates` to log.
+      the next state, and `grad_norm`, `skipped_updates` and with a critic `critic_grad_norm` to
+      log.
     """
-    gradients = lay_out(model, gradients)
-    norm = optax.tree.norm(gradients)
-    changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(changes))
-    params = optax.apply_updates(state.params, changes)
-    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    change = _propose(model, optimizer, state.params, state.opt_state, gradients)
+    finite, metrics, critic = change.finite, {"grad_norm": change.norm}, state.critic
+    if critic is not None and critic_optimizer is not None and critic_gradients is not None:
+        theirs, their_model = (critic.params, critic.opt_state), critic_of(model)
+        proposed = _propose(their_model, critic_optimizer, *theirs, critic_gradients)
+        finite = finite & proposed.finite
+        critic = CriticState(*_choose(their_model, critic_optimizer, finite, proposed, *theirs))
+        metrics["critic_grad_norm"] = proposed.norm
+    params, opt_state = _choose(model, optimizer, finite, change, state.params, state.opt_state)
     state = TrainState(
         step=state.step + 1,
-        params=lay_out(model, jax.tree.map(keep, params, state.params)),
-        opt_state=_lay_out_moments(
-            model, optimizer, jax.tree.map(keep, opt_state, state.opt_state)
-        ),
+        params=params,
+        opt_state=opt_state,
         skipped=state.skipped + ~finite,
+        critic=critic,
     )
-    return state, {"grad_norm": norm, "skipped_updates": state.skipped}
+    return state, metrics | {"skipped_updates": state.skipped}
+
+
+class _Change(NamedTuple):
+    """Parameters and moments after an update, the gradient's norm, and whether all is finite."""
+
+    params: Params
+    opt_state: Any
+    norm: jax.Array
+    finite: jax.Array
+
+
+def _propose(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: Any,
+    gradients: Params,
+) -> _Change:
+    gradients = lay_out(model, gradients)
+    norm = optax.tree.norm(gradients)
+    changes, opt_state = optimizer.update(gradients, opt_state, params)
+    finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(changes))
+    return _Change(optax.apply_updates(params, changes), opt_state, norm, finite)
+
+
+def _choose(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    finite: jax.Array,
+    change: _Change,
+    params: Params,
+    opt_state: Any,
+) -> tuple[Params, Any]:
+    """Parameters and moments after the change where it is finite, else as they were."""
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    return (
+        lay_out(model, jax.tree.map(keep, change.params, params)),
+        _lay_out_moments(model, optimizer, jax.tree.map(keep, change.opt_state, opt_state)),
+    )
 
 
 def _lay_out_moments(

@@ -168,6 +168,7 @@ def _status(scalars: Mapping[str, float]) -> str:
         "well-formed": "well_formed",
         "consulted": "consulted",
         "preferred": "preferred",
+        "value loss": "value_loss",
     }
     if "reward" not in scalars:
         shown = {"loss": "loss"} | shown

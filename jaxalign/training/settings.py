@@ -11,6 +11,7 @@ import tyro
 
 from jaxalign.errors import InputError
 from jaxalign.models.huggingface import check_replaceable
+from jaxalign.training.algorithm import Baseline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,21 @@ class Settings:
     """Last steps, over which the learning rate falls linearly to zero."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
-    baseline: Literal["group", "batch", "shrinkage"] = "shrinkage"
-    """Advantages against the prompt's own samples (GRPO), the whole batch, or halfway."""
+    baseline: Baseline = "shrinkage"
+    """What rewards are held to: the prompt's own samples (group: GRPO; leave_one_out: RLOO), the
+    whole batch (batch: REINFORCE++), halfway (shrinkage), or a learned value (critic: PPO)."""
+    epochs: int = 1
+    """Passes over a step's completions."""
+    minibatches: int = 1
+    """Updates in each pass, each from its share of the prompts with all their completions."""
+    critic_learning_rate: float = 1e-4
+    """critic: AdamW's highest; untuned. Other baselines leave this and what follows aside."""
+    discount: float = 1.0
+    """critic: γ from one generated token to the next, above 0 and at most 1."""
+    gae_lambda: float = 0.95
+    """critic: λ of the advantages, from 0 to 1; 1 leaves no bias, less of it less noise."""
+    value_clip: float | None = 0.2
+    """critic: how far a value may move in a step before that earns no more; None for no bound."""
     format_weight: float = 1.0
     """r_f, the reward of a well-formed completion."""
     refusal_weight: float = 1.0
@@ -137,19 +151,36 @@ def check(
     for name, smallest in (_LEAST | dict(least or {})).items():
         if getattr(settings, name) < smallest:
             raise InputError(f"{name}={getattr(settings, name)} is too small: at least {smallest}")
-    for name in ("temperature", "learning_rate", "max_grad_norm", *above_zero):
+    rates = ("learning_rate", "critic_learning_rate", "max_grad_norm")
+    for name in ("temperature", *rates, "discount", *above_zero):
         if not (getattr(settings, name) > 0 and math.isfinite(getattr(settings, name))):
             raise InputError(f"{name}={getattr(settings, name)} must be a number above 0")
     for name in ("format_weight", "refusal_weight", "kl_coefficient", *not_negative):
         if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
             raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
+    for name in ("discount", "gae_lambda"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise InputError(f"{name}={getattr(settings, name)} must be from 0 to 1")
+    if settings.value_clip is not None and not settings.value_clip > 0:
+        raise InputError(
+            f"value_clip={settings.value_clip} must be a number above 0, or None for no bound"
+        )
+    if not samples and settings.epochs * settings.minibatches > 1:
+        raise InputError("epochs and minibatches are of RL: leave them at 1")
     prompts = settings.harmful + settings.benign + settings.lookalike
     if samples and not prompts:
         raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
-    if samples and prompts % settings.micro_batches:
+    if samples and prompts % settings.minibatches:
         raise InputError(
-            f"micro_batches={settings.micro_batches} does not divide the {prompts} prompts of a "
-            "step: change harmful, benign, lookalike or micro_batches"
+            f"minibatches={settings.minibatches} does not divide the {prompts} prompts of a "
+            "step: change harmful, benign, lookalike or minibatches"
+        )
+    if samples and (prompts // settings.minibatches) % settings.micro_batches:
+        whole = "step" if settings.minibatches == 1 else "minibatch"
+        raise InputError(
+            f"micro_batches={settings.micro_batches} does not divide the "
+            f"{prompts // settings.minibatches} prompts of a {whole}: change harmful, benign, "
+            "lookalike or micro_batches"
         )
     if samples:
         check_mesh(settings)
@@ -179,12 +210,13 @@ def check_mesh(settings: Settings) -> None:
             f"mesh: data x fsdp x tensor = {' x '.join(map(str, settings.mesh))} has a size below 1"
         )
     prompts = settings.harmful + settings.benign + settings.lookalike
-    rows = prompts * settings.samples_per_prompt // settings.micro_batches
+    rows = prompts * settings.samples_per_prompt // settings.micro_batches // settings.minibatches
     parts = settings.mesh[0] * settings.mesh[1]
     if rows % parts:
         raise InputError(
             f"mesh: data x fsdp = {parts} does not divide the {rows} completions of a "
-            "micro-batch: change the prompts, samples_per_prompt or micro_batches of a step"
+            "micro-batch: change the prompts, samples_per_prompt, micro_batches or minibatches of "
+            "a step"
         )
 
 
@@ -204,6 +236,8 @@ _LEAST = {
     "warmup_steps": 0,
     "decay_steps": 0,
     "micro_batches": 1,
+    "epochs": 1,
+    "minibatches": 1,
     "checkpoint_every": 1,
     "sample_every": 1,
     "seed": 0,

@@ -2,17 +2,21 @@
 
 `rollout`, `score` and `update` are pure functions. `make_step` composes them under one `jax.jit`; a
 caller with rewards on the host jits and calls the same three apart. Same numbers from both.
+
+One argument, `Algorithm.baseline`, chooses between GRPO, RLOO, REINFORCE++, a baseline of ours, and
+PPO. PPO's critic has a trunk of its own, which starts as the policy's, and a head that starts at 0.
+(A trunk that both share is left out: it saves a pass, and ties the policy to the critic's errors.)
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from jaxalign.losses import (
     aggregate,
@@ -23,106 +27,36 @@ from jaxalign.losses import (
     group_advantages,
     inverse_frequency_advantages,
     kl_divergence,
+    leave_one_out_advantages,
     mode_weights,
     shrinkage_advantages,
 )
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.sampling import Method, Rollout, Temperature, Tool, sample
-from jaxalign.training.gradients import Metrics, accumulate, apply_gradients
+from jaxalign.models.values import completion_values, critic_of
+from jaxalign.sampling import Rollout, sample
+from jaxalign.training.algorithm import Algorithm, Batch, InverseFrequency, RewardFn, Score
+from jaxalign.training.critic import Estimate, critic_loss, estimate_advantages
+from jaxalign.training.epochs import update_repeatedly
+from jaxalign.training.gradients import Metrics, accumulate, apply_gradients, map_parts
 from jaxalign.training.state import TrainState
 
-
-@struct.dataclass
-class Batch:
-    """N prompts as arrays.
-
-    Attributes:
-      prompts: `[N, P]` int32.
-      prompt_mask: `[N, P]` bool.
-      prefix: `[P0]` int32, the tokens that open every prompt; may be empty, or None for none.
-      extras: whatever the reward function needs to know of the prompts.
-      tool: what a completion may call (`jaxalign.sampling.tools`); None for nothing.
-    """
-
-    prompts: jax.Array
-    prompt_mask: jax.Array
-    prefix: jax.Array | None = None
-    extras: Any = None
-    tool: Tool | None = None
-
-
-class Score(NamedTuple):
-    """What a reward function returns.
-
-    Attributes:
-      rewards: `[N, G]` float32.
-      metrics: scalars to log.
-      details: arrays `[B]` to write beside the transcripts.
-    """
-
-    rewards: jax.Array
-    metrics: Metrics
-    details: dict[str, jax.Array]
-
-
-RewardFn = Callable[[Any, Batch, Rollout], Score]
-"""`(reward_params, batch, rollout) -> Score`; jit-able. `reward_params` are arrays it needs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InverseFrequency:
-    """How IFPO rebalances the advantages by the samples' modes; static under jit.
-
-    Attributes:
-      form: "weight" multiplies GRPO's advantages; of a baseline that spans the batch it multiplies
-        what differs among a prompt's samples, see `advantages`. "baseline" takes the place of
-        GRPO's mean and deviation, so it goes with the baseline "group" alone.
-      scope: whether a mode's frequency is counted in a prompt's samples or in the whole batch.
-      max_weight: at least 1, the most that a rare sample counts; None for no bound.
-      num_modes: how many modes there may be.
-    """
-
-    form: Literal["weight", "baseline"] = "weight"
-    scope: Literal["group", "batch"] = "group"
-    max_weight: float | None = None
-    num_modes: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Algorithm:
-    """The constants of a step; static under jit.
-
-    Attributes:
-      samples_per_prompt: G.
-      max_new_tokens: T.
-      stop: ids that end a completion.
-      method: how tokens are drawn; its temperature is the policy's.
-      baseline: "group" is GRPO's; "batch" spans all prompts of the step (REINFORCE++), under which
-        "refuse everything" is not an absorbing state; "shrinkage" lies halfway: less noise, and a
-        weaker push out of such a state.
-      inverse_frequency: IFPO's rebalancing by `Rollout.mode`; None for none.
-      scale_advantages: divide by the deviation.
-      clip_low: ε below one of the clipped ratio.
-      clip_high: ε above one.
-      kl_coefficient: weight β of the KL to the reference in the loss, by the k2 estimator, which
-        has the reverse KL's gradient on policy; 0 needs no reference model.
-      aggregation: how per-token losses are reduced.
-      micro_batches: parts of the prompts that the gradient is accumulated over; divides N.
-    """
-
-    samples_per_prompt: int
-    max_new_tokens: int
-    stop: tuple[int, ...]
-    method: Method = Temperature(1.0)
-    baseline: Literal["group", "batch", "shrinkage"] = "group"
-    inverse_frequency: InverseFrequency | None = None
-    scale_advantages: bool = True
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coefficient: float = 0.0
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
-    micro_batches: int = 1
+__all__ = [
+    "Algorithm",
+    "Batch",
+    "InverseFrequency",
+    "RewardFn",
+    "Score",
+    "StepFn",
+    "StepResult",
+    "advantages",
+    "make_step",
+    "policy_loss",
+    "rollout",
+    "rollout_metrics",
+    "score",
+    "update",
+]
 
 
 def rollout(
@@ -154,6 +88,8 @@ def advantages(algorithm: Algorithm, rewards: jax.Array, modes: jax.Array) -> ja
     Ā is the same for all samples of a prompt. Weighed like the rest it would move a prompt's modes
     towards ½ or away from it, by no merit of theirs. Leaving it alone is ours.
 
+    With a critic they are the rewards themselves, to which `update` holds its values.
+
     Args:
       algorithm: constants.
       rewards: `[N, G]`.
@@ -163,10 +99,14 @@ def advantages(algorithm: Algorithm, rewards: jax.Array, modes: jax.Array) -> ja
       `[B]` float32.
 
     Raises:
-      ValueError: IFPO's form "baseline" with another baseline than "group".
+      ValueError: IFPO with a critic, or its form "baseline" with another baseline than "group".
     """
     chex.assert_rank([rewards, modes], 2)
     scale, ifpo = algorithm.scale_advantages, algorithm.inverse_frequency
+    if algorithm.baseline == "critic":
+        if ifpo is not None:
+            raise ValueError("IFPO rebalances advantages of samples; a critic's are of tokens")
+        return jnp.asarray(rewards, jnp.float32).reshape(-1)
     if ifpo is not None and ifpo.form == "baseline":
         if algorithm.baseline != "group":
             raise ValueError(f"IFPO's baseline form excludes the baseline {algorithm.baseline!r}")
@@ -183,6 +123,7 @@ def advantages(algorithm: Algorithm, rewards: jax.Array, modes: jax.Array) -> ja
         "group": group_advantages,
         "batch": batch_advantages,
         "shrinkage": shrinkage_advantages,
+        "leave_one_out": lambda rewards, scale: leave_one_out_advantages(rewards),
     }
     advantage = functions[algorithm.baseline](rewards, scale=scale)
     if ifpo is not None:
@@ -197,10 +138,37 @@ def advantages(algorithm: Algorithm, rewards: jax.Array, modes: jax.Array) -> ja
 def score(
     reward: RewardFn, algorithm: Algorithm, reward_params: Any, batch: Batch, samples: Rollout
 ) -> tuple[Score, jax.Array]:
-    """Rewards of a rollout and the advantages `[B]` that follow from them."""
+    """Rewards of a rollout and the `advantages` `[B]` that follow from them."""
     scored = reward(reward_params, batch, samples)
     modes = samples.mode.reshape(scored.rewards.shape)
     return scored, advantages(algorithm, scored.rewards, modes)
+
+
+def _logps(
+    model: Transformer, algorithm: Algorithm, params: Params, batch: Batch, samples: Rollout
+) -> jax.Array:
+    return completion_logps(
+        model,
+        params,
+        batch.prompts,
+        batch.prompt_mask,
+        samples.tokens,
+        samples.present,
+        prefix=batch.prefix,
+        temperature=algorithm.method.temperature,
+    )
+
+
+def _values(critic: Transformer, params: Params, batch: Batch, samples: Rollout) -> jax.Array:
+    return completion_values(
+        critic,
+        params,
+        batch.prompts,
+        batch.prompt_mask,
+        samples.tokens,
+        samples.present,
+        prefix=batch.prefix,
+    )
 
 
 def policy_loss(
@@ -226,7 +194,7 @@ def policy_loss(
       params: the policy's parameters, float32.
       batch: N' prompts.
       samples: their B' completions; `logps` are the old log-probabilities.
-      advantage: `[B']`.
+      advantage: `[B']`, or `[B', T]`.
       reference_logps: `[B', T]`, or None where no KL is asked for.
       normalizer: scalar from `jaxalign.losses.denominator` over the whole batch.
       tokens: scalar, trained tokens of the whole batch, for the metrics.
@@ -235,16 +203,7 @@ def policy_loss(
       the scalar loss and metrics, whose sums over micro-batches are the batch's.
     """
     mask = samples.mask
-    logps = completion_logps(
-        model,
-        params,
-        batch.prompts,
-        batch.prompt_mask,
-        samples.tokens,
-        samples.present,
-        prefix=batch.prefix,
-        temperature=algorithm.method.temperature,
-    )
+    logps = _logps(model, algorithm, params, batch, samples)
     low, high = algorithm.clip_low, algorithm.clip_high
     loss = clipped_surrogate(
         logps, samples.logps, advantage, mask=mask, clip_low=low, clip_high=high
@@ -270,10 +229,17 @@ def update(
     samples: Rollout,
     advantage: jax.Array,
     reference: Params | None = None,
+    *,
+    critic_optimizer: optax.GradientTransformation | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer update from one rollout; gradients are summed over micro-batches by a scan.
+    """The updates from one rollout: epochs × minibatches of them, by default one.
 
-    A gradient or a change that is not finite changes nothing but the counter `skipped`.
+    Gradients are summed over micro-batches by a scan, minibatches are another one. A gradient or a
+    change that is not finite changes nothing but the counter `skipped`.
+
+    With a critic, its values before the first update make the advantages per token of all of them
+    (`jaxalign.training.critic`), and each update is one of the policy and one of the critic.
 
     Args:
       model: the policy.
@@ -282,56 +248,123 @@ def update(
       state: before the update.
       batch: N prompts.
       samples: their B = N·G completions.
-      advantage: `[B]`.
+      advantage: `[B]` from `score`.
       reference: frozen parameters; needed where `kl_coefficient` is not 0, and only there.
+      critic_optimizer: needed, as a critic in the state, for the baseline "critic", and only there.
+      key: the step's, which orders the minibatches; not needed for one.
 
     Returns:
       the next state and scalars to log.
 
     Raises:
-      ValueError: N is not a multiple of `micro_batches`, or a reference is missing or not needed.
+      ValueError: N is not a multiple of `minibatches` × `micro_batches`, or reference, critic or
+        key is missing or not needed.
     """
     if (algorithm.kl_coefficient != 0) != (reference is not None):
         raise ValueError("pass a reference exactly when kl_coefficient is not 0")
-    normalizer = denominator(samples.mask, mode=algorithm.aggregation)
-    tokens = jnp.maximum(denominator(samples.mask), 1.0)
+    if {algorithm.baseline == "critic"} != {
+        state.critic is not None,
+        critic_optimizer is not None,
+    }:
+        raise ValueError('pass a critic and its optimizer exactly when baseline is "critic"')
+    per_prompt = dataclasses.replace(batch, prefix=None, extras=None, tool=None)
+    estimate: Estimate | None = None
+    measured: Metrics = {}
+    if state.critic is not None:
+        critic, params = critic_of(model), state.critic.params
+        values = map_parts(
+            lambda part: _values(critic, params, _with_prefix(part[0], batch), part[1]),
+            (per_prompt, samples),
+            algorithm.minibatches * algorithm.micro_batches,
+        )
+        estimate, measured = estimate_advantages(
+            advantage,
+            values,
+            samples.mask,
+            discount=algorithm.discount,
+            lambda_=algorithm.gae_lambda,
+            scale=algorithm.scale_advantages,
+        )
+        advantage = estimate.advantages
+    if key is not None:
+        key = jax.random.fold_in(key, algorithm.max_new_tokens)  # sampling takes those below
+    after, metrics = update_repeatedly(
+        functools.partial(
+            _update_once, model, optimizer, critic_optimizer, algorithm, batch, reference
+        ),
+        state,
+        (per_prompt, samples, advantage, estimate),
+        key,
+        prompts=batch.prompts.shape[0],
+        epochs=algorithm.epochs,
+        minibatches=algorithm.minibatches,
+    )
+    return dataclasses.replace(after, step=state.step + 1), metrics | measured
 
-    def gradient(part: tuple[Batch, Rollout, jax.Array]) -> tuple[Params, Metrics]:
-        part_batch, part_samples, part_advantage = part
+
+_Experience = tuple[Batch, Rollout, jax.Array, Estimate | None]
+"""Prompts, completions, advantages, and what a critic made of them."""
+
+
+def _with_prefix(part: Batch, batch: Batch) -> Batch:
+    """Some of a batch's prompts, with what they share."""
+    return dataclasses.replace(part, prefix=batch.prefix)
+
+
+def _update_once(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    critic_optimizer: optax.GradientTransformation | None,
+    algorithm: Algorithm,
+    batch: Batch,
+    reference: Params | None,
+    state: TrainState,
+    minibatch: _Experience,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer update of the policy, and of the critic where there is one."""
+    mask = minibatch[1].mask
+    normalizer = denominator(mask, mode=algorithm.aggregation)
+    tokens = jnp.maximum(denominator(mask), 1.0)
+
+    def gradient(part: _Experience) -> tuple[tuple[Params, Params | None], Metrics]:
+        prompts, samples, advantage, estimate = part
+        prompts = _with_prefix(prompts, batch)
         reference_logps = None
         if reference is not None:
-            reference_logps = completion_logps(
-                model,
-                reference,
-                part_batch.prompts,
-                part_batch.prompt_mask,
-                part_samples.tokens,
-                part_samples.present,
-                prefix=batch.prefix,
-                temperature=algorithm.method.temperature,
-            )
+            reference_logps = _logps(model, algorithm, reference, prompts, samples)
 
         def loss(params: Params) -> tuple[jax.Array, Metrics]:
             value, metrics = policy_loss(
                 model,
                 algorithm,
                 params,
-                dataclasses.replace(part_batch, prefix=batch.prefix),
-                part_samples,
-                part_advantage,
+                prompts,
+                samples,
+                advantage,
                 reference_logps,
                 normalizer,
                 tokens,
             )
             return value, metrics | {"loss": value}
 
-        return jax.grad(loss, has_aux=True)(state.params)
+        of_policy, metrics = jax.grad(loss, has_aux=True)(state.params)
+        if state.critic is None or estimate is None:
+            return (of_policy, None), metrics
 
-    per_prompt = dataclasses.replace(batch, prefix=None, extras=None, tool=None)
-    gradients, metrics = accumulate(
-        gradient, (per_prompt, samples, advantage), algorithm.micro_batches
+        def error(params: Params) -> tuple[jax.Array, Metrics]:
+            values = _values(critic_of(model), params, prompts, samples)
+            return critic_loss(
+                values, estimate, samples.mask, clip=algorithm.value_clip, normalizer=tokens
+            )
+
+        of_critic, more = jax.grad(error, has_aux=True)(state.critic.params)
+        return (of_policy, of_critic), metrics | more
+
+    gradients, metrics = accumulate(gradient, minibatch, algorithm.micro_batches)
+    of_policy, of_critic = gradients
+    state, applied = apply_gradients(
+        model, optimizer, state, of_policy, critic_optimizer, of_critic
     )
-    state, applied = apply_gradients(model, optimizer, state, gradients)
     return state, metrics | applied
 
 
@@ -365,8 +398,16 @@ def make_step(
     optimizer: optax.GradientTransformation,
     algorithm: Algorithm,
     reward: RewardFn,
+    critic_optimizer: optax.GradientTransformation | None = None,
 ) -> StepFn:
     """Composes the whole step into one compiled program.
+
+    Args:
+      model: the policy.
+      optimizer: its optimizer.
+      algorithm: constants.
+      reward: what completions are worth.
+      critic_optimizer: of PPO's critic; needed for the baseline "critic", and only there.
 
     Returns:
       `step(state, batch, root_key, reward_params, reference=None) -> (state, StepResult)`, jitted,
@@ -384,7 +425,16 @@ def make_step(
         samples = rollout(model, algorithm, state.params, batch, key)
         scored, advantage = score(reward, algorithm, reward_params, batch, samples)
         state, metrics = update(
-            model, optimizer, algorithm, state, batch, samples, advantage, reference
+            model,
+            optimizer,
+            algorithm,
+            state,
+            batch,
+            samples,
+            advantage,
+            reference,
+            critic_optimizer=critic_optimizer,
+            key=key,
         )
         metrics |= rollout_metrics(samples) | {"reward": scored.rewards.mean()} | scored.metrics
         return state, StepResult(metrics, samples, scored)

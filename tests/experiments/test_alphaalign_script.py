@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments.alphaalign import main
+from jaxalign.training.loop import Interruption
 from jaxalign.training.optimizer import learning_rates
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +150,25 @@ def test_kill_dash_nine_and_resume_ends_with_the_same_bits(whole_run, arguments,
     assert steps == list(range(6))
 
 
+def test_ppo_interrupted_and_resumed_ends_with_the_same_bits(arguments, tmp_path, monkeypatch):
+    """The critic and its moments are in the checkpoint, and the report shows what it learned."""
+    ppo = ["--steps=4", "--baseline=critic", "--epochs=2", "--minibatches=2"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert main([*arguments, *ppo, f"--run={whole}"]) == 0
+    with monkeypatch.context() as patch:
+        after_each_step = iter([False, True])
+        patch.setattr(Interruption, "noticed", lambda self: next(after_each_step))
+        assert main([*arguments, *ppo, f"--run={halves}"]) == 0
+    assert (halves / "checkpoints" / "2").exists() and not (halves / "model").exists()
+    assert main([*arguments, *ppo, f"--run={halves}", "--resume"]) == 0
+    assert_same_weights(whole, halves)
+    rows = [json.loads(line) for line in (halves / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == list(range(4))
+    assert all(row["value_loss"] > 0 and row["critic_grad_norm"] > 0 for row in rows)
+    assert {"explained_variance", "value_clip_fraction"} <= rows[-1].keys()
+    assert "value_loss" in (halves / "report.html").read_text()
+
+
 def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
     folder = tmp_path / "terminated"
     process = start([*arguments, "--steps=100000"], folder)
@@ -171,6 +191,17 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
         (["--max-prompt-tokens=3"], "the limit is 3"),
         (["--resume"], "no checkpoint to resume from"),
         (["--micro-batches=0"], "micro_batches=0 is too small: at least 1"),
+        (["--epochs=0"], "epochs=0 is too small: at least 1"),
+        (["--minibatches=3"], "minibatches=3 does not divide the 2 prompts of a step"),
+        (
+            ["--minibatches=2", "--micro-batches=2"],
+            "micro_batches=2 does not divide the 1 prompts of a minibatch",
+        ),
+        (["--critic-learning-rate=0"], "critic_learning_rate=0.0 must be a number above 0"),
+        (["--discount=0"], "discount=0.0 must be a number above 0"),
+        (["--discount=1.5"], "discount=1.5 must be from 0 to 1"),
+        (["--gae-lambda=-0.1"], "gae_lambda=-0.1 must be from 0 to 1"),
+        (["--value-clip=0"], "value_clip=0.0 must be a number above 0, or None"),
         (["--checkpoint-every=0"], "checkpoint_every=0 is too small"),
         (["--seed=-1"], "seed=-1 is too small"),
         (["--temperature=0"], "temperature=0.0 must be a number above 0"),

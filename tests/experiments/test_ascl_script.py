@@ -75,6 +75,7 @@ def test_a_finished_run_can_be_resumed_and_writes_its_model_again(whole_run, arg
     [
         (["--max-weight=0.5"], "max_weight=0.5 must be at least 1, or None"),
         (["--ifpo=baseline"], "it goes with baseline=group, not with shrinkage"),
+        (["--baseline=critic"], "IFPO rebalances those of samples: add --ifpo none"),
         (["--max-calls=0"], "max_calls=0 is too small: at least 1"),
         (["--cold-start-learning-rate=0"], "cold_start_learning_rate=0.0 must be a number above 0"),
         (["--rules=missing.yaml"], "missing.yaml: cannot be read"),

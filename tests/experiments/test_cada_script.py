@@ -217,6 +217,7 @@ def test_an_interrupted_tuning_run_ends_as_if_it_had_not_been(
         (["--context=cases", "--cases=missing.yaml"], "missing.yaml: cannot be read"),
         (["--arm=refusal", "--row-length=8"], "row_length=8 is too small for max_prompt_tokens"),
         (["--arm=rl", "--micro-batches=3"], "micro_batches=3 does not divide the 2 prompts"),
+        (["--epochs=2"], "epochs and minibatches are of RL: leave them at 1"),
     ],
 )
 def test_bad_settings_give_one_line_and_exit_code_two(

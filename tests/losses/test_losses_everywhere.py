@@ -32,6 +32,7 @@ CALLS = {
         ["logits"],
     ),
     "denominator": (lambda a: losses.denominator(a.mask), []),
+    "explained_variance": (lambda a: losses.explained_variance(a.critic, a.logp, a.mask), []),
     "finished_mask": (lambda a: losses.finished_mask(a.mask, a.finished), []),
     "gae": (lambda a: losses.gae(a.logp, a.critic, a.mask)[0], []),
     "group_advantages": (lambda a: losses.group_advantages(a.rewards), []),
@@ -93,6 +94,10 @@ CALLS = {
         lambda a: losses.token_rewards(a.advantages, a.critic, a.mask, kl_coefficient=0.1),
         [],
     ),
+    "value_clip_fraction": (
+        lambda a: losses.value_clip_fraction(a.critic, a.old_logp, a.logp, a.mask, clip=0.5),
+        [],
+    ),
     "value_loss": (
         lambda a: losses.aggregate(
             losses.value_loss(a.critic, a.old_logp, a.logp, clip=0.5, mask=a.mask), a.mask
@@ -109,11 +114,13 @@ PER_TOKEN = [
     "clip_fraction",
     "clipped_importance_loss",
     "clipped_surrogate",
+    "explained_variance",
     "gae",
     "importance_weights",
     "kl_divergence",
     "soft_gated_surrogate",
     "token_rewards",
+    "value_clip_fraction",
     "value_loss",
     "whiten",
 ]

@@ -1,4 +1,4 @@
-"""The critic's loss by hand and against a float64 oracle."""
+"""The critic's loss and what is logged of it, by hand and against a float64 oracle."""
 
 import hypothesis.extra.numpy as hnp
 import jax
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.losses import value_loss
+from jaxalign.losses import explained_variance, value_clip_fraction, value_loss
 
 numbers = hnp.arrays(np.float32, (2, 3), elements=st.floats(-4, 4, width=32))
 
@@ -43,6 +43,28 @@ def test_only_the_values_receive_a_gradient(clip):
     to_values, to_old, to_returns = jax.grad(loss, (0, 1, 2))(x, x * 2, x * 3)
     assert np.any(to_values) and not np.any(to_old) and not np.any(to_returns)
     assert value_loss(x, x, x).dtype == jnp.float32
+
+
+def test_the_clipped_share_by_hand():
+    """As in `test_by_hand`: the first value is clipped, the second not, the third masked."""
+    values, old = jnp.array([[0.5, -0.5, jnp.nan]]), jnp.zeros((1, 3))
+    clipped = value_clip_fraction(values, old, jnp.ones((1, 3)), jnp.array([[1, 1, 0]]), clip=0.2)
+    assert float(clipped) == 0.5
+    of_batch = value_clip_fraction(
+        values, old, jnp.ones((1, 3)), jnp.array([[1, 1, 0]]), clip=0.2, normalizer=4.0
+    )
+    assert float(of_batch) == 0.25
+
+
+def test_explained_variance_by_hand():
+    """Returns 0 and 4: variance 4. Values 1 and 3 leave −1 and 1: variance 1, so ¾ is explained."""
+    returns, mask = jnp.array([[0.0, 4.0, jnp.inf]]), jnp.array([[1, 1, 0]])
+    of = lambda *values: float(explained_variance(jnp.array([values]), returns, mask))  # noqa: E731
+    assert of(1.0, 3.0, jnp.nan) == 0.75
+    assert of(10.0, 14.0, 0.0) == 1.0, "a constant error is not variance"
+    assert of(7.0, 7.0, 0.0) == 0.0
+    assert of(4.0, 0.0, 0.0) == -3.0
+    assert np.isnan(float(explained_variance(returns, jnp.ones((1, 3)), mask)))
 
 
 def test_bad_arguments_are_named():

@@ -35,7 +35,6 @@ from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import plan_step
 from jaxalign.planning.command import load_script, read_settings
-from jaxalign.training.state import init_state
 
 def bytes_read(plan, weights, sizes, rows, heads, context):
     # bf16 weights, keys and values of the context, and half of the completions' own
@@ -46,8 +45,9 @@ script, folder = sys.argv[1:]
 flags = "--harmful 2 --benign 1 --lookalike 1 --samples-per-prompt 4 --max-new-tokens 8"
 flags += f" --kl-coefficient 0.1 --micro-batches 2 --model {folder}"
 module = load_script(Path(script))
-settings = read_settings(module, "demo", flags.split())
-for sizes in ((1, 8, 1), (2, 2, 2)):
+ppo = " --baseline critic --minibatches 2 --micro-batches 1"
+for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
+    settings = read_settings(module, "demo", (flags + more).split())
     mesh = make_mesh(*sizes)
     model, params, tokenizer = load_pretrained(folder, mesh=mesh)
     work = module.prepare(settings, model, tokenizer, load_all(settings.prompts))
@@ -57,10 +57,12 @@ for sizes in ((1, 8, 1), (2, 2, 2)):
         arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
         return sum(x.addressable_shards[0].data.nbytes for x in arrays)
 
-    state = init_state(params, work.optimizer)
+    state = work.start(params)
+    learners = [state, *([] if state.critic is None else [state.critic])]
+    assert len(learners) == (2 if more else 1)
     reward_params, reference = work.constants(params)
-    assert plan.memory["parameters"] == on_first(state.params)
-    assert plan.memory["optimizer"] == on_first(state.opt_state)
+    assert plan.memory["parameters"] == on_first([x.params for x in learners])
+    assert plan.memory["optimizer"] == on_first([x.opt_state for x in learners])
     assert plan.memory["frozen"] == on_first((reward_params.start, reference))
     assert plan.memory["temporary"] > plan.within["cache"]
     weights = sum(x.size for x in jax.tree.leaves(params))
@@ -89,7 +91,10 @@ for sizes in ((1, 8, 1), (2, 2, 2)):
 
 
 def test_a_plan_is_the_step_that_runs(tiny_model_folder):
-    """Bytes of each device are those of the arrays; the planned step is the one that runs."""
+    """Bytes of each device are those of the arrays; the planned step is the one that runs.
+
+    The second is PPO's, with a critic beside the policy.
+    """
     lines, messages = run_on_eight_devices(_PLAN, ALPHAALIGN, tiny_model_folder)
     assert lines == ["1x8x1 as planned", "2x2x2 as planned"], messages
 

@@ -1,4 +1,7 @@
-"""One step on eight devices: the numbers of one device, and no device keeps more than its share."""
+"""One step on eight devices: the numbers of one device, and no device keeps more than its share.
+
+PPO's step, with its critic, too.
+"""
 
 from eight_devices import run_on_eight_devices
 
@@ -73,6 +76,66 @@ except InputError as error:
 """
 
 
+_PPO = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import traverse_util
+from jaxalign.models import ModelConfig, Transformer
+from jaxalign.models.layout import parameter_shardings
+from jaxalign.models.sharding import make_mesh
+from jaxalign.models.values import critic_of
+from jaxalign.sampling import Temperature
+from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.state import init_state
+from jaxalign.training.step import Algorithm, Batch, Score, make_step
+from tiny_model import random_params
+
+CONFIG = ModelConfig(
+    vocab_size=64, num_layers=2, model_dim=32, num_heads=8, num_kv_heads=2, head_dim=8, mlp_dim=64
+)
+ALGORITHM = Algorithm(
+    samples_per_prompt=4, max_new_tokens=6, stop=(2,), method=Temperature(0.9), micro_batches=2,
+    baseline="critic", minibatches=2,
+)
+OPTIMIZER = make_optimizer(1e-4, max_grad_norm=1.0)
+rng = np.random.default_rng(0)
+BATCH = Batch(
+    prompts=jnp.asarray(rng.integers(3, 64, (8, 5)), jnp.int32),
+    prompt_mask=jnp.asarray(np.arange(5) < rng.integers(1, 6, (8, 1))),
+    prefix=jnp.asarray([5, 6, 7], jnp.int32),
+)
+
+def even_tokens(reward_params, batch, samples):
+    even = ((samples.tokens % 2 == 0) & samples.mask).sum(axis=1)
+    rewards = even / jnp.maximum(samples.mask.sum(axis=1), 1)
+    return Score(rewards.reshape(batch.prompts.shape[0], -1), {}, {})
+
+def two_steps(model, params):
+    step = make_step(model, OPTIMIZER, ALGORITHM, even_tokens, OPTIMIZER)
+    state, losses = init_state(params, OPTIMIZER, OPTIMIZER), []
+    for _ in range(2):
+        state, result = step(state, BATCH, jax.random.key(2), None)
+        losses.append(float(result.metrics["value_loss"]))
+    assert step._cache_size() == 1
+    return state, losses
+
+params = random_params(CONFIG, scale=0.3)
+expected, losses = two_steps(Transformer(CONFIG, dtype=jnp.float32), params)
+mesh = make_mesh(2, 2, 2)
+laid = jax.device_put(
+    params, traverse_util.unflatten_dict(parameter_shardings(CONFIG, mesh), sep="/")
+)
+model = Transformer(CONFIG, dtype=jnp.float32, mesh=mesh)
+state, got = two_steps(model, laid)
+np.testing.assert_allclose(got, losses, atol=1e-5)
+pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
+assert max(float(jnp.abs(jax.device_get(a) - b).max()) for a, b in pairs) <= 1e-5
+shardings = parameter_shardings(critic_of(model).config, mesh)
+for path, leaf in traverse_util.flatten_dict(state.critic.params, sep="/").items():
+    assert leaf.sharding == shardings[path], path
+print("equal")
+"""
+
+
 _RESTORE = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -123,6 +186,12 @@ def test_a_step_on_eight_devices_is_the_step_on_one():
         "mesh: data x fsdp x tensor = 2 x 2 x 1 does not make the 8 devices that there are: "
         "give --mesh sizes that do",
     ], messages
+
+
+def test_ppo_on_eight_devices_is_ppo_on_one():
+    """Two steps of two minibatches; the critic lies as the policy does, its head along fsdp."""
+    lines, messages = run_on_eight_devices(_PPO)
+    assert lines == ["equal"], messages
 
 
 def test_a_checkpoint_goes_on_on_another_mesh(tmp_path):
