@@ -211,6 +211,7 @@ def plot_trade_off(rows: Mapping[str, Row], path: Path) -> None:
         color, marker = styles[arm]
         axes.plot(*zip(*spots, strict=True), "-", color=color, linewidth=1.4, alpha=0.7)
         axes.plot([], [], f"{marker}-", color=color, label=arm)
+    named: list[tuple[float, float]] = []
     for row in filter(placed, rows.values()):
         color, marker = styles.get(row["arm"], ("black", "*"))
         spot = (row["over_refusal"], row["attack_success"])
@@ -221,8 +222,13 @@ def plot_trade_off(rows: Mapping[str, Row], path: Path) -> None:
         face = "white" if row["dominated_by"] else color
         size = 11 if marker == "*" else 7
         axes.plot(*spot, marker, color=color, markerfacecolor=face, markersize=size)
+        near = any(max(abs(x - spot[0]), abs(y - spot[1])) < 0.02 for x, y in named)
+        if near and row["learning_rate"]:
+            continue  # two names on one spot could not be read
+        named.append(spot)
         text = f"{row['learning_rate']:g}" if row["learning_rate"] else row["arm"]
-        axes.annotate(text, spot, (5, 4), textcoords="offset points", fontsize=7.5, color=color)
+        place = (5, -10 if near else 4)
+        axes.annotate(text, spot, place, textcoords="offset points", fontsize=7.5, color=color)
     axes.plot([], [], "*", color="black", label="no training", linestyle="none")
     axes.set(
         title="Safety against over-refusal (hollow: another point is better by more than chance)",
