@@ -136,15 +136,15 @@ def make_table(rows: Mapping[str, Row]) -> str:
         ("over-refusal", lambda x: with_interval(x, "over_refusal")),
         ("both by the first sentence", lambda x: " / ".join(show(y) for y in x["first_sentence"])),
     ]
-    for suite, rates in suites.items():
-        if "harmful_refused" in rates:
-            title = f"{suite} ASR ({rates['n']['harmful']})"
-            columns.append((title, lambda x, s=suite: 1 - x["suites"][s]["harmful_refused"]))
-        for kind, label in (("benign", "benign"), ("lookalike", "look-alike")):
-            name = f"{kind}_refused"
-            if name in rates:
-                title = f"{suite} {label} refused ({rates['n'][kind]})"
-                columns.append((title, lambda x, s=suite, n=name: x["suites"][s][n]))
+    for kind, label in (
+        ("harmful", "ASR"),
+        ("lookalike", "look-alikes refused"),
+        ("benign", "benign refused"),
+    ):
+        sizes = {x: rates["n"][kind] for x, rates in suites.items() if kind in rates["n"]}
+        if sizes:
+            title = " / ".join(f"{suite} ({size})" for suite, size in sizes.items())
+            columns.append((f"{label}: {title}", lambda x, s=tuple(sizes), k=kind: shares(x, s, k)))
     columns += [
         ("well-formed", lambda x: x["well_formed"]),
         ("finished", lambda x: x["finished"]),
@@ -162,6 +162,12 @@ def make_table(rows: Mapping[str, Row]) -> str:
         beaten = "–" if not worse else worse[0] if len(worse) == 1 else f"{len(worse)} points"
         lines.append(f"| {row['arm']} | {rate} | {' | '.join(cells)} | {beaten} |")
     return "\n".join(lines) + "\n"
+
+
+def shares(row: Row, suites: Sequence[str], kind: str) -> str:
+    """Attack success of harmful prompts, refusals of others, a number for each suite."""
+    rates = [row["suites"][suite][f"{kind}_refused"] for suite in suites]
+    return " / ".join(show(1 - rate if kind == "harmful" else rate) for rate in rates)
 
 
 def make_matched_table(rows: Mapping[str, Row]) -> str:
