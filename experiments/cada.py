@@ -125,7 +125,7 @@ class Cada(Settings):
     lookalike: int = 0
     """rl: harmless prompts that look harmful in each step; CADA has none."""
     steps: int = 30
-    """Updates in all."""
+    """Steps in all."""
     decay_steps: int = 20
     """Last steps, over which the learning rate falls linearly to zero."""
     learning_rate: float = 2e-5

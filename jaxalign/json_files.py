@@ -16,13 +16,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that an earlier process of this run wrote.
+    """The JSON object that an earlier process wrote.
 
     Raises:
-      InputError: the file is not JSON.
+      InputError: the file holds no JSON object.
     """
+    remedy = "start another run, in another place"
     try:
-        value: dict[str, Any] = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); start another run") from error
+        raise InputError(f"{path}: damaged ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: damaged (not a JSON object); {remedy}")
     return value

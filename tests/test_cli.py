@@ -143,7 +143,9 @@ def test_generate_goes_on_after_it_was_killed(
 
     part, out = tmp_path / "killed.part.jsonl", tmp_path / "killed.jsonl"
     run = subprocess.Popen([sys.executable, "-m", "jaxalign.cli", *command("killed.jsonl")])
+    deadline = time.monotonic() + 300
     while run.poll() is None and not (part.exists() and part.stat().st_size):
+        assert time.monotonic() < deadline, "it has written nothing"
         time.sleep(0.001)
     run.kill()
     assert run.wait() != 0 and part.read_bytes() and not out.exists()

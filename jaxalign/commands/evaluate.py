@@ -38,7 +38,7 @@ class Eval:
     and unsafe."""
     text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
     """The field with the text, by default the first of prompt, goal, instruction, question,
-    forbidden_prompt and text that there is."""
+    forbidden_prompt, text and turns that there is."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Take only so many prompts: the first ones; of the builtin ones, kinds in turn."""
     max_prompt_tokens: int = 256

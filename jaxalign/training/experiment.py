@@ -206,6 +206,7 @@ class Experiment:
                 steps=settings.steps,
                 checkpoint_every=settings.checkpoint_every,
                 sample_every=settings.sample_every,
+                max_skipped=LoopConfig.max_skipped * settings.epochs * settings.minibatches,
             ),
             settings={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
             describe=describe,

@@ -68,7 +68,7 @@ def _split(batch: Part, parts: int) -> Part:
     """Every leaf as equal parts, on a new first axis."""
     rows = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
     if any(size % parts for size in rows):
-        raise ValueError(f"{min(rows)} prompts can't be split into {parts} micro-batches")
+        raise ValueError(f"{min(rows)} prompts can't be split into {parts} equal parts")
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
 
 

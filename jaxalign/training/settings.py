@@ -57,7 +57,7 @@ class Settings:
     temperature: float = 0.7
     """Of the policy, in sampling and in the loss."""
     steps: int = 40
-    """Updates in all."""
+    """Steps in all, each of --epochs x --minibatches updates."""
     learning_rate: float = 6e-5
     """AdamW's highest."""
     warmup_steps: int = 3
@@ -90,7 +90,7 @@ class Settings:
     kl_coefficient: float = 0.0
     """Weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
     micro_batches: int = 1
-    """Parts of the batch that gradients are accumulated over, for memory."""
+    """Parts of a minibatch that gradients are accumulated over, for memory."""
     checkpoint_every: int = 10
     """Steps between checkpoints."""
     sample_every: int = 5

@@ -1,13 +1,17 @@
 """Attention over blocks equals one softmax over everything a row sees, forwards and backwards."""
 
+import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_model import TINY, random_params
 
+from jaxalign.models import Transformer, completion_logps, transformer
 from jaxalign.models.attention import (
     KeyValues,
     attend,
@@ -16,7 +20,7 @@ from jaxalign.models.attention import (
     rotate,
 )
 from jaxalign.models.config import RopeScaling
-from jaxalign.models.fused_attention import attend_fused
+from jaxalign.models.fused_attention import attend_fused, attention_path
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 6, 3, 4, 2, 8
 
@@ -234,6 +238,14 @@ def test_one_fused_kernel_gives_the_numbers_of_the_blocks(name, length, holes):
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_a_context_that_does_not_divide_the_rows_is_named():
+    case = random_case([(4, 5)])
+    arguments = (case["query"], case["keys"], case["values"], case["mask"], case["contexts"])
+    for attention in (attend, functools.partial(attend_fused, kernel="xla")):
+        with pytest.raises(ValueError, match="a context of 4 rows can't serve a batch of 6 rows"):
+            attention(*arguments)
+
+
 def test_fused_documents_of_a_row_do_not_see_each_other():
     case = random_case([(1, 5)])
     documents = np.array(
@@ -243,3 +255,72 @@ def test_fused_documents_of_a_row_do_not_see_each_other():
     np.testing.assert_allclose(
         attend_fused(*arguments, kernel="xla"), attend(*arguments), atol=1e-5
     )
+
+
+def gpu(capability="9.0", version="cuda 13000", platform="gpu"):
+    client = types.SimpleNamespace(platform_version=version)
+    return types.SimpleNamespace(platform=platform, client=client, compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    "device, dtype, head_dim, path",
+    [
+        (gpu(), "bfloat16", 64, "cudnn"),
+        (gpu("8.0"), "float16", 128, "cudnn"),
+        (gpu("10.3"), "bfloat16", 128, "cudnn"),
+        (gpu(), "float32", 64, "blocks"),
+        (gpu(), "bfloat16", 36, "blocks"),
+        (gpu(), "bfloat16", 256, "blocks"),
+        (gpu("7.5"), "bfloat16", 64, "blocks"),
+        (gpu("gfx942", "rocm 60000"), "bfloat16", 64, "blocks"),
+        (gpu(platform="tpu"), "bfloat16", 64, "blocks"),
+        (jax.devices("cpu")[0], "bfloat16", 64, "blocks"),
+    ],
+)
+def test_the_kernel_is_for_nvidias_gpus(monkeypatch, device, dtype, head_dim, path):
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    config = dataclasses.replace(TINY, head_dim=head_dim)
+    assert attention_path(config, dtype) == path
+    assert attention_path(config, dtype, mesh=object()) == "blocks"
+
+
+def test_a_model_that_takes_the_kernel_learns_the_same(monkeypatch):
+    """XLA in the place of cuDNN."""
+    calls = []
+
+    def fused(*arguments):
+        calls.append(arguments[0].shape[1])
+        return attend_fused(*arguments, kernel="xla")
+
+    monkeypatch.setattr(transformer, "attend_fused", fused)
+    params = jax.tree.map(jnp.asarray, random_params(TINY, scale=0.1))
+    rng = np.random.default_rng(0)
+    prompts, tokens = rng.integers(0, TINY.vocab_size, (2, 5)), rng.integers(0, 9, (4, 3))
+    prefix = jnp.asarray([3, 4, 5], jnp.int32)
+
+    def run(attention, dtype):
+        model = Transformer(TINY, dtype=dtype, attention=attention)
+
+        def loss(params):
+            logps = completion_logps(
+                model,
+                params,
+                jnp.asarray(prompts, jnp.int32),
+                jnp.ones(prompts.shape, bool),
+                jnp.asarray(tokens, jnp.int32),
+                jnp.ones(tokens.shape, bool),
+                prefix=prefix,
+            )
+            return logps.mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    value, grads = run("cudnn", jnp.bfloat16)
+    assert set(calls) == {3, 5}, "the prefix and the completions, the prompts"
+    wanted, wanted_grads = run("blocks", jnp.bfloat16)
+    assert abs(value - wanted) < 0.02
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted_grads), strict=True):
+        assert jnp.linalg.norm(one - other) < 0.05 * jnp.linalg.norm(other)
+    calls.clear()
+    run("cudnn", jnp.float32)
+    assert not calls, "cuDNN has no float32"
