@@ -39,14 +39,12 @@ from jaxalign.training.experiment import (
     Reinforcement,
     load_start,
     make_algorithm,
-    make_critic_optimizer,
-    make_run_optimizer,
+    make_reinforcement,
 )
 from jaxalign.training.loop import Interruption
 from jaxalign.training.presets import LARGE
 from jaxalign.training.script import run_script
 from jaxalign.training.settings import Settings, check, parse
-from jaxalign.training.step import make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +157,6 @@ def prepare(
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
-    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
     reward = alphaalign_reward(
         model,
         format_weight=settings.format_weight,
@@ -168,21 +165,19 @@ def prepare(
         balance=settings.balance,
     )
 
-    def constants(params: Params) -> tuple[Any, Params | None]:
-        start = params if settings.helpfulness_weight else None
-        reference = params if settings.kl_coefficient else None
-        return make_reward_params(verifiers, start, model.dtype), reference
+    def reward_params(start: Params) -> Any:
+        scorer = start if settings.helpfulness_weight else None
+        return make_reward_params(verifiers, scorer, model.dtype)
 
-    step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
-    return Reinforcement(
-        step,
+    return make_reinforcement(
+        settings,
+        model,
         algorithm,
-        optimizer,
-        batches,
-        verifiers,
-        template,
-        constants,
-        critic_optimizer,
+        reward,
+        batches=batches,
+        verifiers=verifiers,
+        template=template,
+        reward_params=reward_params,
     )
 
 

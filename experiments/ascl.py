@@ -53,8 +53,7 @@ from jaxalign.training.experiment import (
     Reinforcement,
     load_start,
     make_algorithm,
-    make_critic_optimizer,
-    make_run_optimizer,
+    make_reinforcement,
 )
 from jaxalign.training.loop import Interruption
 from jaxalign.training.openings import encode_openings
@@ -62,7 +61,7 @@ from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.presets import LARGE
 from jaxalign.training.script import Interrupted, run_script
 from jaxalign.training.settings import Settings, check, parse
-from jaxalign.training.step import InverseFrequency, make_step
+from jaxalign.training.step import InverseFrequency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +205,6 @@ def prepare(
     if settings.ifpo != "none":
         ifpo = InverseFrequency(settings.ifpo, settings.scope, settings.max_weight)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer), ifpo)
-    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
     reward = ascl_reward(
         model,
         format_weight=settings.format_weight,
@@ -214,20 +212,15 @@ def prepare(
         balance=settings.balance,
     )
 
-    def constants(params: Params) -> tuple[Any, Params | None]:
-        reference = params if settings.kl_coefficient else None
-        return make_reward_params(verifiers, None, model.dtype), reference
-
-    step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
-    return Reinforcement(
-        step,
+    return make_reinforcement(
+        settings,
+        model,
         algorithm,
-        optimizer,
-        batches,
-        verifiers,
-        template,
-        constants,
-        critic_optimizer,
+        reward,
+        batches=batches,
+        verifiers=verifiers,
+        template=template,
+        reward_params=lambda start: make_reward_params(verifiers, None, model.dtype),
     )
 
 

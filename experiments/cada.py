@@ -69,6 +69,7 @@ from jaxalign.training.experiment import (
     load_start,
     make_algorithm,
     make_critic_optimizer,
+    make_reinforcement,
     make_run_optimizer,
 )
 from jaxalign.training.loop import Interruption, LoopStep
@@ -78,7 +79,6 @@ from jaxalign.training.script import Interrupted, run_script
 from jaxalign.training.self_generation import Generated, self_generate
 from jaxalign.training.settings import Settings, check, parse
 from jaxalign.training.state import init_state
-from jaxalign.training.step import make_step
 from jaxalign.training.supervised import PackedBatches, make_supervised_step
 
 
@@ -420,7 +420,6 @@ def prepare(
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
     algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
-    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
     reward = alphaalign_reward(
         model,
         format_weight=settings.format_weight,
@@ -429,20 +428,15 @@ def prepare(
         balance=settings.balance,
     )
 
-    def constants(params: Params) -> tuple[Any, Params | None]:
-        reference = params if settings.kl_coefficient else None
-        return make_reward_params(verifiers, None, model.dtype), reference
-
-    step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
-    return Reinforcement(
-        step,
+    return make_reinforcement(
+        settings,
+        model,
         algorithm,
-        optimizer,
-        batches,
-        verifiers,
-        template,
-        constants,
-        critic_optimizer,
+        reward,
+        batches=batches,
+        verifiers=verifiers,
+        template=template,
+        reward_params=lambda start: make_reward_params(verifiers, None, model.dtype),
     )
 
 

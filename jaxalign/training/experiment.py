@@ -45,7 +45,15 @@ from jaxalign.training.run_folder import hardware
 from jaxalign.training.script import Interrupted
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
 from jaxalign.training.state import TrainState, init_state
-from jaxalign.training.step import Algorithm, Batch, InverseFrequency, StepFn, rollout
+from jaxalign.training.step import (
+    Algorithm,
+    Batch,
+    InverseFrequency,
+    RewardFn,
+    StepFn,
+    make_step,
+    rollout,
+)
 
 
 class Experiment:
@@ -281,6 +289,46 @@ class Reinforcement:
     def speed(self, model: Transformer, params: Params) -> float:
         """Generated tokens per second of one rollout, compilation left out."""
         return rollout_speed(model, self.algorithm, params, self.batches(0))
+
+
+def make_reinforcement(
+    settings: Settings,
+    model: Transformer,
+    algorithm: Algorithm,
+    reward: RewardFn,
+    *,
+    batches: Batches,
+    verifiers: Verifiers,
+    template: Template,
+    reward_params: Callable[[Params], Any],
+) -> Reinforcement:
+    """Compiles a run's step with the optimizers and the reference that its settings ask for.
+
+    Args:
+      settings: the run's.
+      model: the policy.
+      algorithm: of `make_algorithm`.
+      reward: what completions are worth.
+      batches: the batch of each step.
+      verifiers: of format and refusal, bound to the tokenizer.
+      template: how requests are asked.
+      reward_params: the start parameters to the arrays that the reward needs.
+    """
+    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
+
+    def constants(params: Params) -> tuple[Any, Params | None]:
+        return reward_params(params), params if settings.kl_coefficient else None
+
+    return Reinforcement(
+        make_step(model, optimizer, algorithm, reward, critic_optimizer),
+        algorithm,
+        optimizer,
+        batches,
+        verifiers,
+        template,
+        constants,
+        critic_optimizer,
+    )
 
 
 def choose_dtype(settings: Settings) -> Any:
