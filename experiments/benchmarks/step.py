@@ -151,7 +151,6 @@ def main(settings: Settings) -> None:
     new = samples.tokens.size
     seen = new + batch.prompts.size + batch.prefix.size
     model_flops = 2 * (seen * weights + new * head)  # forwards
-    sampling_flops = model_flops
     update_flops = 2 * (3 * seen * weights + 4 * new * head)
     device = jax.devices()[0]
     peak = PEAKS.get(device.device_kind)
@@ -159,9 +158,9 @@ def main(settings: Settings) -> None:
     print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {batch.prefix.size}")
     print(f"{'part':28}{'seconds':>9}{'GFLOP':>9}{'floor s':>9}{'of floor':>9}{'of peak':>9}")
     for name, seconds, flops, useful in (
-        ("sample", sampling, sampling_flops, model_flops),
+        ("sample", sampling, model_flops, model_flops),
         ("update, shared context", shared, update_flops, 3 * model_flops),
-        ("both", sampling + shared, sampling_flops + update_flops, 4 * model_flops),
+        ("both", sampling + shared, model_flops + update_flops, 4 * model_flops),
         ("whole step", whole_step, None, 4 * model_flops),
         ("update, attention by blocks", blocks, None, 3 * model_flops),
         ("update, plain", plain, None, None),
