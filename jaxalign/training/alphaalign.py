@@ -133,6 +133,7 @@ def alphaalign_reward(
     format_weight: float = 1.0,
     refusal_weight: float = 1.0,
     helpfulness_weight: float = 1.0,
+    normalise: bool = True,
     balance: bool = False,
 ) -> RewardFn:
     """Builds the reward function of AlphaAlign for `make_step`.
@@ -142,6 +143,9 @@ def alphaalign_reward(
       format_weight: r_f. The paper is silent; 1 is ours.
       refusal_weight: r_a. The paper is silent; 1 is ours.
       helpfulness_weight: w, 1 in the paper; 0 leaves the scoring pass out.
+      normalise: False is the paper's ablation, R_h as the score r itself. Log-likelihoods are below
+        zero and would pay for refusing, so r is their exponential then: the geometric mean of the
+        tokens' probabilities (ours).
       balance: multiply r_a by `balanced_weights`; the paper does not.
 
     Returns:
@@ -180,7 +184,9 @@ def alphaalign_reward(
                 verdict.answer[first:],
             )
             group = lambda x: x.reshape(scored, -1)  # noqa: E731
-            helpful = helpfulness_reward(group(likelihood), group(refused)).reshape(-1)
+            scores = likelihood if normalise else jnp.exp(likelihood)
+            helpful = helpfulness_reward(group(scores), group(refused), normalise=normalise)
+            helpful = helpful.reshape(-1)
             helpful = jnp.pad(helpful, (first, 0))
             total = total + helpfulness_weight * helpful
             details |= {"helpfulness": helpful}
