@@ -24,11 +24,12 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 
 from experiments.ablations.command import refuse, run_command, run_once
+from experiments.ablations.comparison import keep_shared, load_suites, resolve_dtype
 from experiments.ablations.trade_off import (
     AXES,
     dominates,
@@ -58,7 +59,6 @@ from jaxalign.evaluation.suites import evaluate, prompt_lengths
 from jaxalign.evaluation.word_problems import WordProblem, load_word_problems, solve
 from jaxalign.json_files import read_json, write_json
 from jaxalign.models import load_pretrained
-from jaxalign.models.precision import fastest_dtype
 from jaxalign.progress import progress_bar
 from jaxalign.training.run_folder import hardware
 
@@ -129,7 +129,7 @@ class Settings:
     """How many of them."""
     batch_size: int = 32
     """Prompts at a time in the measurements: more is faster on an accelerator."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: str = "auto"
     """Compute dtype of everything; auto takes the faster one in a probe, the first time."""
 
 
@@ -146,7 +146,7 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
     """Runs and measures what is missing, then writes the table and the plot."""
     check(settings, flags)
     measures = load_measures(settings)
-    settings = resolve_dtype(settings)
+    settings = dataclasses.replace(settings, dtype=resolve_dtype(settings.dtype, settings.out))
     keep_comparison(settings, flags, measures)
     answers: ReferenceAnswers | None = None
     for arm, rate in points(settings):
@@ -194,19 +194,7 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
 
 def load_measures(settings: Settings) -> Measures:
     """Reads what is asked."""
-    suites = {}
-    for given in settings.suites:
-        name, equals, spec = given.partition("=")
-        if not equals:
-            raise InputError(f"suites: {given!r} has no name; give NAME=SPEC")
-        if name in suites:
-            raise InputError(f"suites: two are named {name}; give each a name of its own")
-        prompts = load_all([spec])
-        suites[name] = [
-            prompt
-            for kind in dict.fromkeys(prompt.kind for prompt in prompts)
-            for prompt in evenly([p for p in prompts if p.kind == kind], settings.limit)
-        ]
+    suites = load_suites(settings.suites, settings.limit)
     problems: list[WordProblem] = []
     if settings.word_problems is not None:
         problems = evenly(load_word_problems(settings.word_problems), settings.problems)
@@ -216,20 +204,9 @@ def load_measures(settings: Settings) -> Measures:
     return Measures(suites, problems, evenly(harmless, settings.requests))
 
 
-def resolve_dtype(settings: Settings) -> Settings:
-    """With auto, the dtype of the comparison that is there, else the faster one, for all points."""
-    kept = settings.out / "comparison.json"
-    if settings.dtype != "auto":
-        return settings
-    if kept.exists():
-        return dataclasses.replace(settings, dtype=read_json(kept)["dtype"])
-    return dataclasses.replace(settings, dtype=jnp.dtype(fastest_dtype()[0]).name)
-
-
 def keep_comparison(settings: Settings, flags: Sequence[str], measures: Measures) -> None:
     """Notes what all points share; refuses to add to a comparison that shares something else."""
-    shared = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-    shared = {k: v for k, v in shared.items() if k not in MAY_DIFFER}
+    shared = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_DIFFER}
     shared |= {
         "flags": list(flags),
         "suite_digests": {name: prompts_digest(x) for name, x in measures.suites.items()},
@@ -237,13 +214,7 @@ def keep_comparison(settings: Settings, flags: Sequence[str], measures: Measures
         "harmless_requests": measures.requests,
         "contexts": {name: context_of(settings, name) for name in CONTEXTS},
     }
-    kept = settings.out / "comparison.json"
-    theirs = read_json(kept) if kept.exists() else shared
-    for name, value in shared.items():
-        if theirs.get(name) != value:
-            raise InputError(f"{kept}: {name} is another; give the same, or another --out")
-    settings.out.mkdir(parents=True, exist_ok=True)
-    write_json(kept, shared)
+    keep_shared(settings.out, shared)
 
 
 def points(settings: Settings) -> list[tuple[str, float | None]]:

@@ -3,14 +3,14 @@
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.templates import Template, Tokenizer, encode_prompts, encode_requests
+from jaxalign.data.templates import Template, Tokenizer, encode_prompts, encode_requests, pad
 from jaxalign.errors import InputError
 from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.models.completion import compute_params
@@ -145,6 +145,7 @@ def evaluate(
     batch_size: int = 32,
     method: Method = Greedy(),  # noqa: B008  (frozen)
     seed: int = 0,
+    openings: Mapping[str, Sequence[int]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Asks every prompt once and judges the completions by the strict verifiers.
@@ -166,6 +167,8 @@ def evaluate(
       batch_size: prompts at a time.
       method: how tokens are chosen.
       seed: of a method that draws.
+      openings: prompt id -> token ids that its answer is made to begin with, as a prefilling attack
+        does; they count as part of the prompt, and the verdict is of what the model adds.
       progress: called after each batch with the number of prompts done and of all to be done.
 
     Raises:
@@ -178,7 +181,13 @@ def evaluate(
     )
     if not prompts:
         raise InputError("no prompts to evaluate; give at least one")
-    lengths = prompt_lengths(tokenizer, template, prompts)
+    openings = openings or {}
+    lengths = [
+        length + len(openings.get(prompt.id, ()))
+        for prompt, length in zip(
+            prompts, prompt_lengths(tokenizer, template, prompts), strict=True
+        )
+    ]
     asked = [p for p, n in zip(prompts, lengths, strict=True) if n <= max_prompt_tokens]
     skipped = tuple(p.id for p, n in zip(prompts, lengths, strict=True) if n > max_prompt_tokens)
     if not asked:
@@ -199,12 +208,14 @@ def evaluate(
     rows: list[EvaluationRow] = []
     for index, first in enumerate(range(0, len(asked), batch_size)):
         batch = asked[first : first + batch_size]
+        filled = fill(batch, batch_size)
         rollout = complete(
             model,
             params,
             tokenizer,
-            [prompt.text for prompt in fill(batch, batch_size)],
+            [prompt.text for prompt in filled],
             jax.random.fold_in(key, index),
+            openings=[openings.get(prompt.id, ()) for prompt in filled],
             template=template,
             tool=tool,
             max_prompt_tokens=max_prompt_tokens,
@@ -263,10 +274,12 @@ def complete(
     max_prompt_tokens: int,
     max_new_tokens: int,
     method: Method,
+    openings: Sequence[Sequence[int]] | None = None,
 ) -> Rollout:
     """Encodes N requests, all `max_prompt_tokens` wide, and samples one completion of each.
 
-    The model's end token and the tokenizer's (mostly the same) end a completion.
+    The model's end token and the tokenizer's (mostly the same) end a completion. `openings` are
+    token ids behind each request, with which its answer begins; they count as the prompt's.
 
     Raises:
       InputError: a request is too long, or does not fit the model's context with its completion.
@@ -274,6 +287,12 @@ def complete(
     encoded = encode_prompts(
         tokenizer, template, requests, max_tokens=max_prompt_tokens, width=max_prompt_tokens
     )
+    rows, row_mask = encoded.tokens, encoded.mask
+    if openings is not None:
+        begun = [
+            [*row[there], *more] for row, there, more in zip(rows, row_mask, openings, strict=True)
+        ]
+        rows, row_mask = pad(begun, max_prompt_tokens)
     shared, positions = len(encoded.prefix), model.config.max_positions
     if shared + max_prompt_tokens + max_new_tokens > positions:
         raise InputError(
@@ -281,7 +300,7 @@ def complete(
             f"{max_new_tokens} new ones exceed the model's {positions} positions; ask for fewer "
             "new tokens, or for shorter prompts"
         )
-    tokens, mask = to_devices((encoded.tokens, encoded.mask), model.mesh, rows=True)
+    tokens, mask = to_devices((rows, row_mask), model.mesh, rows=True)
     return sample(
         model,
         params,
