@@ -53,7 +53,7 @@ def load_prompts(
     The split is "train" where none is named; `tfds:NAME@train[:100]` takes a slice.
 
     A row may also have the fields `id` (a string or integer; else the id is made from the source's
-    name and the row's number) and `category` (else "general").
+    name and the row's number), `category` (else "general") and `target`, a text, as in AdvBench.
 
     Args:
       spec: as above.
@@ -84,9 +84,10 @@ def load_prompts(
         prompts.append(
             Prompt(
                 id=_id(fields.get("id"), name),
-                text=_text(where, fields, text_field),
+                text=row_text(where, fields, text_field),
                 kind=kind or _kind(where, fields, cast(str, kind_field)),
                 category=_category(where, fields),
+                target=_target(fields),
             )
         )
     return prompts
@@ -118,7 +119,7 @@ def load_requests(
         requests.append(
             Request(
                 id=_id(fields.get("id"), name),
-                text=_text(where, fields, text_field),
+                text=row_text(where, fields, text_field),
                 kind=_known_kind(fields),
                 category=category if isinstance(category, str) and category else None,
             )
@@ -214,7 +215,17 @@ def _find_kind_field(where: str, fields: Mapping[str, Any]) -> str:
     )
 
 
-def _text(where: str, fields: Mapping[str, Any], field: str) -> str:
+def row_text(where: str, fields: Mapping[str, Any], field: str) -> str:
+    """The text in a field of a row, of a list of texts the first.
+
+    Args:
+      where: names the row in a message.
+      fields: the row.
+      field: which one; behind an `instruction` comes its input.
+
+    Raises:
+      InputError: it is missing, empty, or no text.
+    """
     if field not in fields:
         raise InputError(
             f"{where}: field {field!r} is missing; every row needs it (found: {_names(fields)})"
@@ -273,6 +284,11 @@ def _category(where: str, fields: Mapping[str, Any]) -> str:
     if not isinstance(category, str):
         raise InputError(f"{where}: field 'category' is {_show(category)}; it must be a string")
     return category
+
+
+def _target(fields: Mapping[str, Any]) -> str | None:
+    target = _decode(fields.get("target"))
+    return target if isinstance(target, str) and target.strip() else None
 
 
 def _id(value: object, default: str) -> str:

@@ -4,7 +4,7 @@ import math
 from statistics import NormalDist
 
 
-def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Computes Wilson's score interval for a proportion.
 
     With p = successes / n and z the standard normal quantile at (1 + confidence) / 2::
@@ -15,7 +15,8 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tupl
     1, where refusal rates after training often are.
 
     Args:
-        successes: how many of the trials succeeded.
+        successes: how many of the trials succeeded. A trial may count in part, as a prompt of which
+            some answers do; the interval then is wider than need be (ours).
         n: number of trials; 0 trials say nothing, so the interval is (0, 1).
         confidence: coverage, between 0 and 1.
 
