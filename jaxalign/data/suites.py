@@ -278,7 +278,8 @@ def _hub_spec(name: str) -> str:
 
 
 def _known(name: str, source: str) -> list[Prompt]:
-    suite, prompts = SUITES[name], []
+    suite = SUITES[name]
+    prompts: list[Prompt] = []
     try:
         for where, _, fields in read_rows(source):
             kind = _kind(suite, where, fields)
@@ -307,7 +308,7 @@ def _column(suite: Suite, where: str, fields: Mapping[str, Any]) -> str:
             return column
     raise InputError(
         f"{where}: {suite.title} has its text in the column {' or '.join(suite.text)}, here are "
-        f"{', '.join(map(repr, fields))}; rename it there, or call it another suite, OTHER=KIND=SPEC"
+        f"{', '.join(map(repr, fields))}; rename it, or call it another suite, OTHER=KIND=SPEC"
     )
 
 

@@ -39,8 +39,13 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """SUITE, or SUITE.ATTACK: of the files, and in tables."""
-        return self.suite if self.attack == "none" else f"{self.suite}.{self.attack}"
+        """Of the files."""
+        return file_name(self.suite, self.attack)
+
+
+def file_name(suite: str, attack: str) -> str:
+    """SUITE, or SUITE.ATTACK: of the answers and verdicts, without the ending."""
+    return suite if attack == "none" else f"{suite}.{attack}"
 
 
 def ask(suite: str, prompts: Sequence[Prompt], attack: Attack) -> Asked:
