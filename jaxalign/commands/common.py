@@ -73,3 +73,27 @@ def kept_dtype(dtype_name: str, answers: Sequence[Path]) -> str:
             note(f"{dtype}: as {kept} has it")
             return dtype
     return dtype_name
+
+
+def print_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int
+) -> None:
+    """Prints a table to stdout; the first `texts` columns are words, which wrap, the rest numbers.
+
+    Cells are plain text, and may come from a model or a stranger's file.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from jaxalign.evaluation.run_folder import printable
+
+    table = Table(title=Text(printable(title)))
+    for number, heading in enumerate(headings):
+        if number < texts:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(markup=False, highlight=False).print(table)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxalign.commands.asking import Asking, tool_of
-from jaxalign.commands.common import DtypeName, kept_dtype, load_model, note
+from jaxalign.commands.common import DtypeName, kept_dtype, load_model, note, print_table
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Eval:
             **judged,
         }
         write_json(folder / RESULTS, results)
-        _print_results(results, self.model)
+        _print_results(results)
         if self.out is not None:
             write_eval_report(folder)
             print(f"Written: {folder / 'report.html'}")
@@ -216,11 +216,7 @@ def _bar() -> Iterator[Any]:
         yield show
 
 
-def _print_results(results: Mapping[str, Any], model: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_results(results: Mapping[str, Any]) -> None:
     from jaxalign.evaluation.eval_report import (
         ANSWER_HEADINGS,
         answer_cells,
@@ -229,28 +225,17 @@ def _print_results(results: Mapping[str, Any], model: str) -> None:
         name_of,
         percent,
     )
-    from jaxalign.evaluation.run_folder import printable
 
-    def print_table(title: str, headings: list[str], texts: int, rows: list[list[str]]) -> None:
-        table = Table(title=Text(printable(title)))
-        for number, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if number < texts else "right")
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        console.print(table)
-
-    console = Console(markup=False, highlight=False)
+    headings = ["suite", "measure", "judge", "rate", "95% interval", "n"]
     rows = [
         [name_of(x), label_of(x), x["judge"], percent(x), interval(x), str(x["n"])]
         for x in results["rates"]
     ]
-    several = any("at_least_once" in x for x in results["rates"])
-    headings = ["suite", "measure", "judge", "rate", "95% interval", "n"]
-    if several:
+    if any("at_least_once" in x for x in results["rates"]):
         headings.append("unwanted\nonce or more")
         for row, x in zip(rows, results["rates"], strict=True):
             row.append(percent(x.get("at_least_once", {"rate": None})))
-    print_table(model, headings, 3, rows)
+    print_table(results["model"], headings, rows, texts=3)
     headings = [heading.replace(" ", "\n") for heading in ANSWER_HEADINGS]
-    print_table("Answers", headings, 1, [answer_cells(x) for x in results["answers"]])
-    console.print(f"{results['seconds']:.1f} s")
+    print_table("Answers", headings, [answer_cells(x) for x in results["answers"]], texts=1)
+    print(f"{results['seconds']:.1f} s")

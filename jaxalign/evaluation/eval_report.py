@@ -70,7 +70,11 @@ def answer_cells(fact: Mapping[str, Any]) -> list[str]:
 
 
 def panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
-    """Fields for `plot_rates`, from rates that each series (a judge, a model) has."""
+    """Fields for `plot_rates`, from rates that each series (a judge, a model) has.
+
+    Where a series has several judges, the lines name them.
+    """
+    several = any(len({rate["judge"] for rate in rates}) > 1 for rates in series.values())
     found = []
     for title, measures in _PANELS.items():
         rows: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -78,6 +82,7 @@ def panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
             for rate in rates:
                 if (rate["measure"], rate["kind"]) in measures:
                     label = f"{name_of(rate)}\n{KINDS[rate['kind']].lower()}"
+                    label += f" ({rate['judge']})" if several else ""
                     rows.setdefault(label, {})[name] = rate
         if rows:
             found.append(Panel(title, rows))

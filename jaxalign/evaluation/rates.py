@@ -156,7 +156,7 @@ def rates(
             once = [[any(x is not wanted for x in answers)] for answers in verdicts]
             found.append(
                 {"suite": asked.suite, "attack": asked.attack, "kind": kind}
-                | {"judge": judge.name, "measure": measure}
+                | {"judge": judge.name, "measures": judge.measures, "measure": measure}
                 | rate(verdicts)
                 | ({"at_least_once": rate(once)} if several else {})
                 | {
