@@ -92,7 +92,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['first']['rate']:.1%}",
         f"{row['second']['rate']:.1%}",
         f"{100 * row['difference']:+.1f}",
-        f"{100 * row['low']:+.1f} – {100 * row['high']:+.1f}",
+        f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
         "< 0.001" if p < 0.001 else f"{p:.3f}",
         str(row["n"]),
     ]
@@ -136,9 +136,9 @@ def write_comparison(
             body.append(table(HEADINGS, [cells(rate) for rate in those], texts=2))
             body += [_apart(first, other, rate) for rate in those]
     body.append(
-        '<p class="quiet">n: prompts that both answered. Points: second minus first, with an interval '
-        "for paired prompts. p: McNemar's exact test. Neither is corrected for how many rows there "
-        "are.</p>"
+        '<p class="quiet">n: prompts that both answered; the picture shows all that each answered. '
+        "Points: second minus first, with an interval for paired prompts. p: McNemar's exact test. "
+        "Neither is corrected for how many rows there are.</p>"
     )
     path = folder / "comparison.html"
     path.write_text(page("Comparison", "\n".join(body)), encoding="utf-8")
