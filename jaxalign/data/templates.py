@@ -269,7 +269,8 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str]) -> str:
     slots = [f"{_OPEN}{index}{_CLOSE}" for index in range(len(roles))]
     for contents in (slots, [[{"type": "text", "text": slot}] for slot in slots]):
         messages = [
-            {"role": role, "content": content} for role, content in zip(roles, contents, strict=True)
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=True)
         ]
         try:
             text = tokenizer.apply_chat_template(

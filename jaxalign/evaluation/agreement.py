@@ -23,7 +23,7 @@ class Share:
 
     @property
     def rate(self) -> float | None:
-        """successes / n; None of no items."""
+        """The share; None of no items."""
         return self.successes / self.n if self.n else None
 
     @property
@@ -55,17 +55,17 @@ class Agreement:
 
     @property
     def accuracy(self) -> Share:
-        """(both + neither) / n."""
+        """Of all items, those where verdict and label are the same."""
         return Share(self.both + self.neither, self.n)
 
     @property
     def precision(self) -> Share:
-        """Both / verdicts that are true."""
+        """Of the items whose verdict is true, those whose label is."""
         return Share(self.both, self.both + self.only_verdict)
 
     @property
     def recall(self) -> Share:
-        """Both / labels that are true."""
+        """Of the items whose label is true, those whose verdict is."""
         return Share(self.both, self.both + self.only_label)
 
     @property

@@ -26,7 +26,8 @@ from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.transformer import Params, Transformer, output_weight
 
 LEAST_WIDTH = 64
-"""Chats of a batch are padded to 64, 128, 256, … tokens; what they share is a multiple of it."""
+"""Chats of a batch are padded to 64, 128, 256, … tokens, and as many of what all share are read
+once: few programs to compile."""
 
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -164,9 +165,10 @@ def _check_positions(model: Model, longest: int, lead: int) -> None:
 
 
 def _shared_length(rows: Sequence[list[int]]) -> int:
-    """How many tokens all rows begin with, as a multiple of `LEAST_WIDTH` that leaves one over."""
+    """How many of the tokens that all rows begin with are read once; it leaves one of each row."""
     common = len(os.path.commonprefix([min(rows), max(rows)]))
-    return min(common, min(map(len, rows)) - 1) // LEAST_WIDTH * LEAST_WIDTH
+    common = min(common, min(map(len, rows)) - 1)
+    return 0 if common < LEAST_WIDTH else 1 << (common.bit_length() - 1)
 
 
 def _width(longest: int) -> int:

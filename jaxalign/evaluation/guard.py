@@ -52,8 +52,8 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
       Safe or Unsafe. Its third word, Controversial, is left out.
     - It has 'unsafe' in quotes (Llama Guard 1 to 3): the reply begins with safe or unsafe, behind a
       blank line if the text ends with Llama 3's <|end_header_id|>, where the model writes one.
-    - Anything else, or the template does not take a conversation that ends with an answer: `PROMPT`,
-      and the reply begins with "Harmful:", then no or yes.
+    - Anything else, or the template takes no conversation that ends with an answer: `PROMPT`, and
+      the reply begins with "Harmful:", then no or yes.
 
     The rule is ours; it goes by what the guards are told to reply.
 

@@ -107,7 +107,7 @@ def _pattern_scores(
 
 def _function_judge(path: Path, name: str) -> Judge:
     function = _load_function(path, name)
-    measures = getattr(function, "measures", "refusal")
+    measures: Any = getattr(function, "measures", "refusal")
     if measures not in ("refusal", "harm"):
         raise InputError(
             f"{path}: {name}.measures is {measures!r}; set it to 'refusal' or 'harm', or leave it"
