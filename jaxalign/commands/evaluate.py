@@ -113,7 +113,7 @@ class Eval:
         from jaxalign.evaluation.measure import RESULTS, answer_all, judge_all
         from jaxalign.json_files import write_json
 
-        attacks = _distinct("--attack", [make_attack(spec) for spec in ("none", *self.attack)])
+        attacks = _distinct("--attack", [make_attack(spec) for spec in self._attacks()])
         suites = self._suites()
         judges = _distinct("--judge", [make_judge(spec) for spec in self.judge])
         prepare_folder(folder)
@@ -171,6 +171,10 @@ class Eval:
             found[name] = prompts
         return found
 
+    def _attacks(self) -> list[str]:
+        """Prompts are always asked as they are, too: an attack means nothing without that."""
+        return ["none", *(spec for spec in self.attack if spec != "none")]
+
     def _method(self) -> Method:
         from jaxalign.sampling import Greedy, Temperature
 
@@ -192,8 +196,12 @@ class Eval:
 
 
 def _distinct(flag: str, made: list[Any]) -> list[Any]:
-    """Judges or attacks by name; the same one twice counts once."""
-    return list({x.name: x for x in made}.values())
+    """Judges or attacks, each with a name of its own: the tables tell them apart by it."""
+    names = [x.name for x in made]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{flag}: two are called {name}; give one of them")
+    return made
 
 
 @contextlib.contextmanager
