@@ -54,7 +54,7 @@ def test_auc_by_hand():
 
 
 def test_a_row_by_hand():
-    """Of four, two are labelled; one verdict is right, one is a false alarm. AUC: 0.5 over 0.49 alone."""
+    """Of four, two are labelled; of two verdicts one is right. AUC: of four pairs 0.5 over 0.49."""
     scores, labels = np.array([0.5, 0.7, 0.2, 0.49]), np.array([True, False, True, False])
     cells = row("x", scores, labels).strip("| ").split(" | ")
     assert cells[:4] == ["x", "4", "2", "2"]
