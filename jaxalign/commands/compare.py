@@ -40,9 +40,12 @@ class Compare:
             raise InputError("compare: a folder is named twice; give different ones")
         from jaxalign.evaluation.comparison import (
             HEADINGS,
+            OVERHEAD_HEADINGS,
             cells,
             differing_settings,
+            overhead_cells,
             paired_rates,
+            token_overheads,
             write_comparison,
         )
         from jaxalign.evaluation.eval_folder import read_evaluation
@@ -54,6 +57,8 @@ class Compare:
                 title = f"first: {first.folder}, second: {other.folder}, judged by {judge}"
                 lines = [cells(rate) for rate in rates if rate["judge"] == judge]
                 print_table(title, HEADINGS, lines, texts=2)
+            lines = [overhead_cells(row) for row in token_overheads(first, other)]
+            print_table("Tokens of an answer", OVERHEAD_HEADINGS, lines, texts=1)
             for line in differing_settings(first, other):
                 note(f"{other.folder}: not only the model differs: {line}")
         if self.out is not None:

@@ -51,12 +51,16 @@ class Eval:
     "label", safe or unsafe) tells which are harmful, or write harmful=SPEC, benign=SPEC or
     lookalike=SPEC; NAME= before it gives it a name."""
     judge: _Specs = ("phrases",)
-    """Who decides what is a refusal: phrases (AlphaAlign's list), first-sentence (our wordings);
-    several judge the same answers."""
+    """Who decides. Of refusals: phrases (AlphaAlign's list), first-sentence (ours, nearer to what
+    people say). Of harm: guard=MODEL (a guard model), rubric=MODEL (StrongREJECT's rubric,
+    asked of a model). Or a function of yours, FILE.py:FUNCTION. Several judge the same answers."""
     attack: _Specs = ()
-    """How harmful prompts are sent once more, beside as they are."""
+    """How harmful prompts are sent once more, beside as they are: prefill=K (the answer begins with
+    K tokens of a harmful one), prefill-answer=K (behind forged reasoning), template=NAME|FILE
+    (role-play, hypothetical, refusal-suppression, style-injection, evil-confidant, authority),
+    past-tense, strings=FILE (suffixes or whole prompts, such as JailbreakBench's artefacts)."""
     samples: int = 1
-    """Answers to each prompt; more than one needs a --temperature."""
+    """Answers to each prompt, for pass@k; more than one needs a --temperature."""
     temperature: float = 0.0
     """0 always takes the most probable token; 1 draws from the model's own distribution."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -110,7 +114,7 @@ class Eval:
         from jaxalign.evaluation.eval_folder import prepare_folder
         from jaxalign.evaluation.eval_report import write_eval_report
         from jaxalign.evaluation.judges import make_judge
-        from jaxalign.evaluation.measure import RESULTS, answer_all, judge_all
+        from jaxalign.evaluation.measure import RESULTS, answer_all, judge_all, probe_all
         from jaxalign.json_files import write_json
 
         attacks = _distinct("--attack", [make_attack(spec) for spec in self._attacks()])
@@ -145,6 +149,7 @@ class Eval:
         from jaxalign.training.run_folder import hardware
 
         judged = judge_all(answered, judges, folder, consulting=book is not None)
+        judged |= probe_all(answered, tokenizer)
         results = {
             "model": self.model,
             "weights": weights_digest(params),
@@ -227,23 +232,18 @@ def _bar() -> Iterator[Any]:
 def _print_results(results: Mapping[str, Any]) -> None:
     from jaxalign.evaluation.eval_report import (
         ANSWER_HEADINGS,
+        RATE_HEADINGS,
+        SAFETY_HEADINGS,
         answer_cells,
-        interval,
-        label_of,
-        name_of,
-        percent,
+        rate_cells,
+        safety_cells,
     )
 
-    headings = ["suite", "measure", "judge", "rate", "95% interval", "n"]
-    rows = [
-        [name_of(x), label_of(x), x["judge"], percent(x), interval(x), str(x["n"])]
-        for x in results["rates"]
-    ]
-    if any("at_least_once" in x for x in results["rates"]):
-        headings.append("unwanted\nonce or more")
-        for row, x in zip(rows, results["rates"], strict=True):
-            row.append(percent(x.get("at_least_once", {"rate": None})))
-    print_table(results["model"], headings, rows, texts=3)
+    rows = [rate_cells(rate) for rate in results["rates"]]
+    print_table(results["model"], RATE_HEADINGS, rows, texts=3)
+    if results["safety_at_k"]:
+        rows = [safety_cells(point) for point in results["safety_at_k"]]
+        print_table("Several answers to harmful requests", SAFETY_HEADINGS, rows, texts=2)
     headings = [heading.replace(" ", "\n") for heading in ANSWER_HEADINGS]
     print_table("Answers", headings, [answer_cells(x) for x in results["answers"]], texts=1)
     print(f"{results['seconds']:.1f} s")

@@ -60,10 +60,12 @@ class Prompt(Request):
       text: as of a `Request`.
       kind: "harmful" (to be refused), "benign" or "lookalike" (both to be answered).
       category: one of `CATEGORIES`, or whatever a user's own data calls it.
+      target: how a harmful answer to it would begin, where the data has that, as AdvBench does.
     """
 
     kind: Kind
     category: str
+    target: str | None = None
 
     @property
     def is_harmful(self) -> bool:
@@ -95,8 +97,8 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
 
 
 def prompts_digest(prompts: Sequence[Request]) -> str:
-    """A fingerprint of prompts, so that a resumed run notices another file."""
-    text = json.dumps([dataclasses.astuple(prompt) for prompt in prompts])
+    """A fingerprint of prompts, so that a resumed run notices another file; without targets."""
+    text = json.dumps([(x.id, x.text, x.kind, x.category) for x in prompts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -53,7 +53,7 @@ def load_prompts(
     The split is "train" where none is named; `tfds:NAME@train[:100]` takes a slice.
 
     A row may also have the fields `id` (a string or integer; else the id is made from the source's
-    name and the row's number) and `category` (else "general").
+    name and the row's number), `category` (else "general") and `target`, a text, as in AdvBench.
 
     Args:
       spec: as above.
@@ -87,6 +87,7 @@ def load_prompts(
                 text=row_text(where, fields, text_field),
                 kind=kind or _kind(where, fields, cast(str, kind_field)),
                 category=_category(where, fields),
+                target=_target(fields),
             )
         )
     return prompts
@@ -223,10 +224,15 @@ def _find_kind_field(where: str, fields: Mapping[str, Any]) -> str:
 
 
 def row_text(where: str, fields: Mapping[str, Any], field: str) -> str:
-    """The text in a field of a row; of a list the first, behind an instruction its input.
+    """The text in a field of a row, of a list of texts the first.
+
+    Args:
+      where: names the row in a message.
+      fields: the row.
+      field: which one; behind an `instruction` comes its input.
 
     Raises:
-      InputError: the field is missing, no text, or empty.
+      InputError: it is missing, empty, or no text.
     """
     if field not in fields:
         raise InputError(
@@ -286,6 +292,11 @@ def _category(where: str, fields: Mapping[str, Any]) -> str:
     if not isinstance(category, str):
         raise InputError(f"{where}: field 'category' is {_show(category)}; it must be a string")
     return category
+
+
+def _target(fields: Mapping[str, Any]) -> str | None:
+    target = decode_bytes(fields.get("target"))
+    return target if isinstance(target, str) and target.strip() else None
 
 
 def _id(value: object, default: str) -> str:

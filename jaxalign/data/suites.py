@@ -292,7 +292,10 @@ def _known(name: str, source: str) -> list[Prompt]:
             categories = [_value(fields, column, lower=False) for column in suite.category]
             category = next(filter(None, categories), "general")
             given = _value(fields, "id", lower=False)
-            prompts.append(Prompt(given or f"{name}:{len(prompts)}", text, kind, category))
+            target = _value(fields, "target" if "target" in fields else "Target", lower=False)
+            prompts.append(
+                Prompt(given or f"{name}:{len(prompts)}", text, kind, category, target or None)
+            )
     except InputError as error:
         if error.__cause__ is None or not source.startswith("hub:"):
             raise

@@ -148,7 +148,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list
     Raises:
       InputError: the tokenizer has no chat template.
     """
-    return _encode_chat(tokenizer, messages, functools.partial(_encode_plain, tokenizer))
+    return _encode_chat(tokenizer, messages, functools.partial(encode_text, tokenizer))
 
 
 def _encode_chat(
@@ -219,7 +219,7 @@ def encode_requests(
       InputError: the tokenizer has no chat template.
     """
     # The worked examples of a template are many times as long as a request.
-    encode_plain = functools.lru_cache(maxsize=64)(functools.partial(_encode_plain, tokenizer))
+    encode_plain = functools.lru_cache(maxsize=64)(functools.partial(encode_text, tokenizer))
     encoded = [_encode_chat(tokenizer, template(request), encode_plain) for request in requests]
     prefix = encoded[0][0]
     if any(head != prefix for head, _ in encoded):
@@ -286,5 +286,6 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str]) -> str:
     )
 
 
-def _encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a plain text, in which the names of special tokens are letters."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

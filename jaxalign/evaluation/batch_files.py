@@ -50,7 +50,8 @@ def keep_facts(
             f"{path}: {kept.name}, which says how it was made, is not beside it; give another file"
         )
     theirs = read_json(kept)
-    for name, value in facts.items():
+    for name in [*facts, *sorted(theirs.keys() - facts.keys() - (more or {}).keys())]:
+        value = facts.get(name)
         if theirs.get(name) != value:
             raise InputError(
                 f"{path}: made with another {name}{_difference(theirs.get(name), value)}; give the "

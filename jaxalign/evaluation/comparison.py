@@ -1,5 +1,6 @@
 """Models side by side on the same prompts: differences, how sure they are, and where they are."""
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from jaxalign.evaluation.eval_folder import Evaluated, Judged
 from jaxalign.evaluation.eval_plots import plot_rates
 from jaxalign.evaluation.eval_report import card, label_of, name_of, panels, table
 from jaxalign.evaluation.page import escape, image, page
+from jaxalign.evaluation.probes import overhead
 from jaxalign.evaluation.statistics import (
     mcnemar_p_value,
     paired_difference_interval,
@@ -83,6 +85,43 @@ def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
     ]
 
 
+def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
+    """How many more tokens the second's answers take, for each suite without an attack.
+
+    As `jaxalign.evaluation.probes.overhead`, over prompts that both answered: `suite`, `answers`,
+    `tokens` (first, second), `more_tokens`, `interval`. It is what the format's tags cost where one
+    asks for them and the other does not.
+    """
+    found = []
+    for suite, attack in first.judged:
+        if attack != "none" or (suite, attack) not in second.judged:
+            continue
+        pairs = _matched(first.judged[suite, attack], second.judged[suite, attack])
+        rows = [
+            [{"id": index, "sample": x["sample"], "tokens": x["tokens"]} for x in side.rows]
+            for index, pair in enumerate(pairs)
+            for side in pair
+        ]
+        if rows:
+            ours, theirs = sum(rows[::2], []), sum(rows[1::2], [])
+            facts = dataclasses.asdict(overhead(theirs, ours))
+            facts["tokens"] = facts["tokens"][::-1]
+            found.append({"suite": suite, **{x: facts[x] for x in _OVERHEAD}})
+    return found
+
+
+OVERHEAD_HEADINGS = ("suite", "first", "second", "more tokens", "95% interval", "answers")
+_OVERHEAD = ("answers", "tokens", "more_tokens", "interval")
+
+
+def overhead_cells(row: Mapping[str, Any]) -> list[str]:
+    """Tokens as text, below `OVERHEAD_HEADINGS`."""
+    low, high = row["interval"]
+    counts = [*row["tokens"], row["more_tokens"]]
+    interval = f"{low:+.1f} to {high:+.1f}"
+    return [row["suite"], *(f"{x:.1f}" for x in counts), interval, str(row["answers"])]
+
+
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A comparison as text, below `HEADINGS`."""
     p = row["p"]
@@ -116,7 +155,9 @@ def write_comparison(
     content = {
         "first": _facts(first),
         "others": [
-            _facts(other) | {"differing_settings": differing_settings(first, other), "rates": rates}
+            _facts(other)
+            | {"differing_settings": differing_settings(first, other), "rates": rates}
+            | {"tokens": token_overheads(first, other)}
             for other, rates in zip(others, rows, strict=True)
         ],
     }
@@ -135,6 +176,8 @@ def write_comparison(
             body.append(f"<h3>Judged by {escape(judge)}</h3>")
             body.append(table(HEADINGS, [cells(rate) for rate in those], texts=2))
             body += [_apart(first, other, rate) for rate in those]
+        tokens = [overhead_cells(row) for row in token_overheads(first, other)]
+        body.append("<h3>Tokens of an answer</h3>" + table(OVERHEAD_HEADINGS, tokens, texts=1))
     body.append(
         '<p class="quiet">n: prompts that both answered; the picture shows all that each answered. '
         "Points: second minus first, with an interval for paired prompts. p: McNemar's exact test. "
@@ -168,17 +211,19 @@ def _key(rate: Mapping[str, Any]) -> tuple[str, ...]:
 def _pairs(
     first: Evaluated, second: Evaluated, rate: Mapping[str, Any]
 ) -> list[tuple[Judged, Judged]]:
-    """Prompts of a kind that both answered; a text that stands twice is matched in its order."""
+    """Prompts of the rate's suite, attack and kind that both answered."""
     key = rate["suite"], rate["attack"]
+    sides = ([x for x in y.judged[key] if x.kind == rate["kind"]] for y in (first, second))
+    return _matched(*sides)
+
+
+def _matched(first: Sequence[Judged], second: Sequence[Judged]) -> list[tuple[Judged, Judged]]:
+    """Prompts that both answered; a text that stands twice is matched in its order."""
     waiting: dict[str, list[Judged]] = defaultdict(list)
-    for x in second.judged[key]:
-        if x.kind == rate["kind"] and x.rows:
+    for x in second:
+        if x.rows:
             waiting[x.prompt].append(x)
-    return [
-        (x, waiting[x.prompt].pop(0))
-        for x in first.judged[key]
-        if x.kind == rate["kind"] and x.rows and waiting[x.prompt]
-    ]
+    return [(x, waiting[x.prompt].pop(0)) for x in first if x.rows and waiting[x.prompt]]
 
 
 def _counts(judged: Judged, rate: Mapping[str, Any]) -> bool:

@@ -1,13 +1,18 @@
 """An evaluation on one page: rates, what the answers are like, and some of them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxalign.data.order import first_of_each
 from jaxalign.evaluation.eval_folder import Judged, read_evaluation
 from jaxalign.evaluation.eval_plots import Panel, plot_rates
 from jaxalign.evaluation.page import escape, image, page
+from jaxalign.evaluation.plots import plot_key_words, plot_safety_at_k
+from jaxalign.evaluation.probes import KeyWords, SafetyAtK
 from jaxalign.evaluation.run_folder import KINDS, split_answer
 
 SHOWN = 3
@@ -19,7 +24,7 @@ _LABELS = {
     ("refused", "benign"): ("▼", "benign refused"),
     ("refused", "lookalike"): ("▼", "look-alike refused"),
     ("harmful_answer", "harmful"): ("▼", "harmful answers"),
-    ("attack_success", "harmful"): ("▼", "attacks that succeed"),
+    ("attack_success", "harmful"): ("▼", "attack success"),
 }
 _PANELS = {
     "Harmful requests refused  ▲ higher is better": (("refused", "harmful"),),
@@ -69,6 +74,31 @@ def answer_cells(fact: Mapping[str, Any]) -> list[str]:
     ]
 
 
+RATE_HEADINGS = ("suite", "measure", "judge", "rate", "95% interval", "n")
+
+
+def rate_cells(rate: Mapping[str, Any]) -> list[str]:
+    """A rate as text, below `RATE_HEADINGS`."""
+    texts = [name_of(rate), label_of(rate), rate["judge"]]
+    return [*texts, percent(rate), interval(rate), str(rate["n"])]
+
+
+SAFETY_HEADINGS = ("suite", "judge", "k", "any safe", "95% interval", "all safe", "95% interval")
+
+
+def safety_cells(point: Mapping[str, Any]) -> list[str]:
+    """Safety of k answers as text, below `SAFETY_HEADINGS`."""
+    return [
+        name_of(point),
+        point["judge"],
+        str(point["k"]),
+        f"{point['any_safe']:.1%}",
+        interval(dict(zip(("low", "high"), point["any_interval"], strict=True))),
+        f"{point['all_safe']:.1%}",
+        interval(dict(zip(("low", "high"), point["all_interval"], strict=True))),
+    ]
+
+
 def panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
     """Fields for `plot_rates`, from rates that each series (a judge, a model) has.
 
@@ -90,7 +120,10 @@ def panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
 
 
 def write_eval_report(folder: Path) -> Path:
-    """Writes `report.html` and `rates.png` into the folder of an evaluation.
+    """Writes `report.html` and its pictures into the folder of an evaluation.
+
+    The pictures are `rates.png`, and where there is something to show `safety_at_k.png` and
+    `key_words.png`.
 
     Raises:
       InputError: as `jaxalign.evaluation.eval_folder.read_evaluation`.
@@ -109,6 +142,8 @@ def write_eval_report(folder: Path) -> Path:
         "<h2>Rates</h2>",
         image(picture, "Rates with 95% intervals"),
         _rates(results["rates"]),
+        _safety(folder, results["safety_at_k"]),
+        _reasoning(folder, results),
         "<h2>Answers</h2>",
         _answers(results["answers"]),
         f'<p class="quiet">Below are the first {SHOWN} prompts of each kind, not selected; all '
@@ -149,28 +184,71 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 
 def _rates(rates: Sequence[Mapping[str, Any]]) -> str:
-    several = any("at_least_once" in rate for rate in rates)
-    headings = ["suite", "measure", "judge", "rate", "95% interval", "prompts"]
-    rows = []
     details = []
     for rate in rates:
-        row = [name_of(rate), label_of(rate), rate["judge"], percent(rate), interval(rate)]
-        row.append(str(rate["n"]))
-        if several:
-            once = rate.get("at_least_once")
-            row.append(percent(once) if once else "–")
-        rows.append(row)
         if len(rate["by_category"]) > 1:
             parts = [
                 (category, percent(part), interval(part), part["n"])
                 for category, part in rate["by_category"].items()
             ]
             title = escape(f"{name_of(rate)}: {label_of(rate)} ({rate['judge']}) by category")
-            inner = table(("category", "rate", "95% interval", "prompts"), parts, texts=1)
+            inner = table(("category", "rate", "95% interval", "n"), parts, texts=1)
             details.append(f"<details><summary>{title}</summary>{inner}</details>")
-    if several:
-        headings.append("unwanted once or more")
-    return table(headings, rows, texts=3) + "\n".join(details)
+    return table(RATE_HEADINGS, [rate_cells(x) for x in rates], texts=3) + "\n".join(details)
+
+
+def _safety(folder: Path, points: Sequence[Mapping[str, Any]]) -> str:
+    """Several answers to a prompt; nothing where there is one."""
+    if not points:
+        return ""
+    curves: dict[str, list[SafetyAtK]] = {}
+    for point in points:
+        label = f"{name_of(point)}, {point['judge']}"
+        fields = {x.name: point[x.name] for x in dataclasses.fields(SafetyAtK)}
+        curves.setdefault(label, []).append(SafetyAtK(**fields))
+    picture = folder / "safety_at_k.png"
+    plot_safety_at_k(_first(curves), picture)
+    return "\n".join(
+        [
+            "<h2>Several answers to harmful requests</h2>",
+            "<p>The chance that at least one of k answers is safe (AlphaAlign's pass@k), and that "
+            "all are: an attacker may try k times.</p>",
+            image(picture, "Safety of k answers"),
+            table(SAFETY_HEADINGS, [safety_cells(point) for point in points], texts=2),
+        ]
+    )
+
+
+def _reasoning(folder: Path, results: Mapping[str, Any]) -> str:
+    """Key words and costs; nothing where no answer reasons in tags."""
+    parts = []
+    curves = {}
+    for x in results["key_words"]:
+        by, low, high = (np.array(x[name]) for name in ("by", "low", "high"))
+        at = np.diff(by, prepend=0.0)  # not drawn
+        curves[name_of(x)] = KeyWords(at, by, low, high, x["reasoned"], x["rollouts"])
+    if curves:
+        picture = folder / "key_words.png"
+        plot_key_words(_first(curves), picture)
+        parts.append(
+            "<p>How soon the reasoning about harmful requests uses a word such as harmful or "
+            "illegal, in negation too.</p>" + image(picture, "Key words by token")
+        )
+    if results["cost"]:
+        headings = ("suite", "kind", "answers", "tokens", "reasoning", "answer", "format")
+        rows = [
+            (name_of(x), x["kind"], x["answers"])
+            + tuple(f"{x[y]:.1f}" for y in ("total", "reasoning", "answer", "format"))
+            for x in results["cost"]
+        ]
+        parts.append("<p>Mean tokens of an answer, by where they stand.</p>")
+        parts.append(table(headings, rows, texts=2))
+    return "\n".join(["<h2>Reasoning</h2>", *parts]) if parts else ""
+
+
+def _first(curves: Mapping[str, Any]) -> dict[str, Any]:
+    """As many as a picture can tell apart."""
+    return dict(list(curves.items())[:5])
 
 
 def _answers(facts: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ of the requests and appears when there are all of them.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -17,9 +18,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.data.prompts import Request, prompts_digest
-from jaxalign.data.templates import Template, Tokenizer, encode_requests, pad
+from jaxalign.data.templates import Template, Tokenizer, encode_requests, encode_text, pad
 from jaxalign.errors import InputError
 from jaxalign.evaluation.batch_files import facts_path, keep_facts, part_path, whole_batches
 from jaxalign.evaluation.suites import check_sizes, decode, fill, stop_tokens
@@ -28,6 +30,7 @@ from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.models.weights import weights_digest
 from jaxalign.processes import fetch
+from jaxalign.rewards import ANSWER_TAGS
 from jaxalign.sampling import Greedy, Method, Rollout, Tool, sample
 from jaxalign.step_lines import StepLines, read_lines
 
@@ -72,6 +75,8 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 32,
     seed: int = 0,
+    openings: Sequence[str] | None = None,
+    opening_tokens: int | None = None,
     facts: dict[str, Any],
     progress: Progress = lambda done, total, tokens: None,
 ) -> Generation | None:
@@ -83,7 +88,9 @@ def generate(
 
     Each line is an object: `id`, `prompt`, `kind` and `category` of the request (null if unknown),
     `sample` (from 0), `completion` (the text, a tool's answers included), `tokens` (how many the
-    model generated), `finished` (false if it was cut off), and with a tool `consulted`.
+    model generated), `finished` (false if it was cut off), with a tool `consulted`, and with
+    openings `opening`, the text that the model was made to begin with. It is part of `completion`;
+    a tool does not read it.
 
     Args:
       model: the decoder.
@@ -96,11 +103,15 @@ def generate(
       tool: what answers may call.
       method: how tokens are chosen.
       samples: G.
-      max_prompt_tokens: the most tokens a request may take beyond what all share; longer ones are
-        skipped.
+      max_prompt_tokens: the most tokens a request may take beyond what all share, its opening not
+        counted; longer ones are skipped.
       max_new_tokens: where answers are cut off.
       batch_size: requests at a time.
       seed: of a method that draws.
+      openings: for each request the text that its answers begin with, "" for none; plain text, in
+        which `<|im_end|>` is letters.
+      opening_tokens: cuts openings to so many tokens, counted behind the answer's tag where one
+        has that tag; None leaves them whole.
       facts: what the answers depend on beside the arguments, as JSON: the tool's rules, say.
       progress: called at the start and after each batch.
 
@@ -111,9 +122,11 @@ def generate(
       InputError: no requests, none of them short enough, a size below 1, request and answer
         together longer than the model's context, a file that is damaged or was made under other
         facts, or a path that does not end in .jsonl.
+      ValueError: not as many openings as requests.
     """
     start = time.monotonic()
     check_sizes(
+        **({} if opening_tokens is None else {"opening_tokens": opening_tokens}),
         samples=samples,
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
@@ -124,6 +137,11 @@ def generate(
         raise InputError("no requests to answer; give at least one")
     prefix, tails = encode_requests(tokenizer, template, [request.text for request in requests])
     asked = _longest_first(tails, max_prompt_tokens)
+    forced = None
+    if openings is not None:
+        forced = [_opening_ids(tokenizer, text, opening_tokens) for text in openings]
+        tails = [tail + opening for tail, opening in zip(tails, forced, strict=True)]
+        asked.sort(key=lambda index: -len(tails[index]))
     longest = len(tails[asked[0]])
     _check_positions(model, len(prefix), longest, max_new_tokens)
     skipped = [requests[index].id for index in sorted(set(range(len(requests))) - set(asked))]
@@ -141,6 +159,9 @@ def generate(
         "batch_size": batch_size,
         "seed": seed,
     }
+    if openings is not None:
+        digest = hashlib.sha256(json.dumps(list(openings)).encode()).hexdigest()[:16]
+        facts |= {"openings_digest": digest, "opening_tokens": opening_tokens}
     found = path if path.exists() else part
     keep_facts(found, facts, kept=facts_path(path), more={"skipped": skipped})
     order = [index for index in asked for _ in range(samples)]
@@ -178,7 +199,8 @@ def generate(
     with contextlib.closing(StepLines(part, first)) as lines:
         for number, rollout in _one_ahead(range(first, len(batches)), launch):
             batch = [requests[index] for index in batches[number]]
-            for answer in _answers(tokenizer, batch, rollout, samples, bool(tool)):
+            begun = forced and [forced[index] for index in batches[number]]
+            for answer in _answers(tokenizer, batch, begun, rollout, samples, bool(tool)):
                 lines.append({"step": number} | answer)
                 generated += answer["tokens"]
             done += len(batch)
@@ -191,6 +213,13 @@ def generate(
         tokens=generated,
         seconds=time.monotonic() - start,
     )
+
+
+def _opening_ids(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]:
+    """The tokens of an opening: up to the answer's tag all, behind it (or without it) `limit`."""
+    before, tag, answer = text.rpartition(ANSWER_TAGS[0])
+    frame = encode_text(tokenizer, before + tag) if tag else []
+    return frame + encode_text(tokenizer, answer)[:limit]
 
 
 def _longest_first(tails: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
@@ -237,6 +266,7 @@ def _one_ahead(
 def _answers(
     tokenizer: Tokenizer,
     requests: Sequence[Request],
+    openings: Sequence[Sequence[int]] | None,
     rollout: Rollout,
     samples: int,
     consulting: bool,
@@ -246,16 +276,26 @@ def _answers(
     for row in range(len(requests) * samples):
         tokens, mask, present, finished, mode = (array[row] for array in made)
         request = requests[row // samples]
+        written = tokens[present]
+        extra: dict[str, Any] = {"consulted": bool(mode)} if consulting else {}
+        if openings is not None:
+            opening = np.asarray(openings[row // samples], np.int32)
+            written = np.concatenate([opening, written])
+            extra["opening"] = _text(tokenizer, opening)
         yield {
             "id": request.id,
             "prompt": request.text,
             "kind": request.kind,
             "category": request.category,
             "sample": row % samples,
-            "completion": decode(tokenizer, tokens, present),
+            "completion": _text(tokenizer, written),
             "tokens": int(mask.sum()),
             "finished": bool(finished),
-        } | ({"consulted": bool(mode)} if consulting else {})
+        } | extra
+
+
+def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
+    return decode(tokenizer, tokens, np.ones(len(tokens), bool))
 
 
 def _put_in_order(part: Path, path: Path, order: Sequence[int]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Measures a model on suites, with and without attacks: answers in files, verdicts, rates."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,15 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.attacks import Attack
 from jaxalign.evaluation.generation import generate
 from jaxalign.evaluation.judges import Judge
+from jaxalign.evaluation.probes import Row, key_words, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
-    Row,
     answers_by_prompt,
     ask,
     describe,
     judge_answers,
     rates,
+    safety,
 )
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
@@ -83,6 +85,7 @@ def answer_all(
             asked = ask(suite, prompts, attack)
             if not asked.prompts:
                 continue
+            openings = [opening for variants in asked.openings for opening in variants]
             path = folder / ANSWERS / f"{asked.name}.jsonl"
             try:
                 generate(
@@ -98,6 +101,8 @@ def answer_all(
                     max_prompt_tokens=max_prompt_tokens,
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
+                    openings=openings if any(openings) else None,
+                    opening_tokens=attack.opening_tokens,
                     facts=facts,
                     progress=lambda *counts, name=asked.name: progress(name, *counts),
                 )
@@ -127,20 +132,54 @@ def judge_all(
       consulting: whether answers may consult rules before their reasoning.
 
     Returns:
-      `answers`: for each suite and attack `describe`'s facts; `rates`: those of `rates`.
+      `answers`: for each suite and attack `describe`'s facts; `rates`: those of `rates`;
+      `safety_at_k`: those of `safety`.
     """
     (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
     pattern = CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN
-    facts, shares = [], []
+    facts, shares, at_k = [], [], []
     for asked, answers in answered:
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
         facts.append(name | describe(answers, pattern=pattern))
         shares += rates(asked, scores, judges)
+        at_k += safety(asked, scores, judges)
         lines = [
             {"prompt": prompt.text, "kind": prompt.kind, "scores": given}
             for prompt, given in zip(asked.prompts, scores, strict=True)
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / VERDICTS / f"{asked.name}.jsonl").write_text(text, encoding="ascii")
-    return {"answers": facts, "rates": shares}
+    return {"answers": facts, "rates": shares, "safety_at_k": at_k}
+
+
+def probe_all(
+    answered: Sequence[tuple[Asked, Sequence[Sequence[Row]]]], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Key words in the reasoning, and what it costs, of answers that have reasoning tags.
+
+    Args:
+      answered: as of `answer_all`.
+      tokenizer: the model's.
+
+    Returns:
+      `key_words`: for each suite and attack the curve of `key_words` over answers to harmful
+      prompts; `cost`: for each also by kind the means of `reasoning_cost`. Empty where no answer
+      reasons in tags.
+    """
+    curves, costs = [], []
+    for asked, answers in answered:
+        name = {"suite": asked.suite, "attack": asked.attack}
+        rows = [row for group in answers for row in group]
+        harmful = [row for row in rows if row["kind"] == "harmful"]
+        if not any("<safety_reasoning>" in row["completion"] for row in rows):
+            continue
+        if harmful:
+            curve = key_words(harmful, tokenizer)
+            lists = {name: getattr(curve, name).round(4).tolist() for name in ("by", "low", "high")}
+            curves.append(name | {"reasoned": curve.reasoned, "rollouts": curve.rollouts} | lists)
+        costs += [
+            name | {"kind": kind} | dataclasses.asdict(cost)
+            for kind, cost in reasoning_cost(rows, tokenizer).items()
+        ]
+    return {"key_words": curves, "cost": costs}

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
+    from jaxalign.evaluation.probes import KeyWords, SafetyAtK
+
 BLUE, RED, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 KIND_COLORS = {"harmful": RED, "benign": BLUE, "lookalike": PURPLE}
+_COLORS = (RED, BLUE, PURPLE, GREEN, "black")
+_DASHES = ("-", "--", "-.", ":", "-")
 # Lines differ by dash as well as by colour.
 _LINES = {"harmful": "-", "benign": "--", "lookalike": "-."}
 
@@ -182,6 +186,70 @@ def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
         axes.add_patch(Rectangle((lefts[0], top), 0.06, height - gap, facecolor=color))
         top += height
     save_figure(figure, path)
+
+
+def plot_key_words(curves: Mapping[str, "KeyWords"], path: Path) -> None:
+    """Draws the share of rollouts that have used a safety key word by each token, with intervals.
+
+    ``curves`` is not empty: label -> curve, at most five.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7.5, 4.3), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for (label, curve), color, dash in zip(curves.items(), _COLORS, _DASHES, strict=False):
+        x = np.arange(1, curve.by.size + 1)
+        name = f"{label} (n = {curve.rollouts})"
+        axes.plot(x, curve.by, dash, color=color, linewidth=1.8, label=name)
+        axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(1, max(2, *(curve.by.size for curve in curves.values())))
+    axes.set(title="Safety key words in the reasoning", xlabel="token of the reasoning")
+    _shares(axes, "share of rollouts that have used one", "bands: 95% intervals")
+    save_figure(figure, path)
+
+
+def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) -> None:
+    """Draws the chance that any, and that all, of k answers are safe, by k, with intervals.
+
+    ``curves`` is not empty: label -> one or more k, at most five labels.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.3), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    ks = sorted({point.k for points in curves.values() for point in points})
+    for number, (label, points) in enumerate(curves.items()):
+        color, dash = _COLORS[number], _DASHES[number]
+        x = np.array([point.k for point in points])
+        for panel, shares, intervals in (
+            (panels[0], [p.any_safe for p in points], [p.any_interval for p in points]),
+            (panels[1], [p.all_safe for p in points], [p.all_interval for p in points]),
+        ):
+            low, high = np.array(intervals).T
+            name = f"{label} ({points[0].prompts} prompts)"
+            panel.plot(x, shares, dash, marker="o", color=color, linewidth=1.8, label=name)
+            panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    panels[0].set(title="At least one of k answers is safe ▲", xlabel="k")
+    panels[1].set(title="All k answers are safe ▲", xlabel="k")
+    for panel in panels:
+        panel.set_xticks(ks)
+    _shares(panels[0], "share of prompts", "bands: 95% intervals")
+    _shares(panels[1], "", None)
+    save_figure(figure, path)
+
+
+def _shares(axes: "Axes", label: str, legend: str | None) -> None:
+    """A vertical axis from 0 to 100 %, and where `legend` is its title a legend."""
+    from matplotlib.ticker import PercentFormatter
+
+    axes.set(ylim=(-0.04, 1.04), ylabel=label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend is not None:
+        axes.legend(loc="best", framealpha=0.6, edgecolor="none", title=legend, title_fontsize=9)
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,25 +1,25 @@
 """Rates of an evaluation, from the answers to a suite's prompts and what judges say of them."""
 
+import collections
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Prompt, Request
 from jaxalign.errors import InputError
-from jaxalign.evaluation.attacks import Attack
+from jaxalign.evaluation.attacks import Attack, without_variants
 from jaxalign.evaluation.judges import Judge
+from jaxalign.evaluation.probes import Row, safety_at_k
 from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.rewards import answer_span
-
-Row = Mapping[str, Any]
 
 _REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Asked:
     """The prompts of a suite as one attack sends them.
 
@@ -51,9 +51,14 @@ def file_name(suite: str, attack: str) -> str:
 def ask(suite: str, prompts: Sequence[Prompt], attack: Attack) -> Asked:
     """Puts an attack's variants of each prompt in the place of the prompt.
 
-    Only harmful prompts are attacked: the others are left out, unless the attack is "none".
+    Only harmful prompts are attacked: the others are left out, unless the attack is "none". A
+    prompt for which an attack's file has nothing has no variants, and counts as skipped.
+
+    Raises:
+      InputError: the file has nothing for any of them.
     """
     chosen = [p for p in prompts if p.is_harmful or attack.name == "none"]
+    without_variants(attack, chosen)
     sent = [attack.apply(prompt) for prompt in chosen]
     return Asked(
         suite,
@@ -124,8 +129,7 @@ def rates(
 
     `measure` says of what: "refused"; "harmful_answer", where a judge of harm says so; or under an
     attack "attack_success": not refused, or a harmful answer. The rate is the mean over prompts of
-    the share of their answers; n counts prompts. Where prompts have several answers,
-    `at_least_once` is the share of prompts of which one answer at least is not as wanted.
+    the share of their answers; n counts prompts.
 
     Args:
       asked: the prompts.
@@ -150,15 +154,11 @@ def rates(
                 if judge.measures == "refusal":
                     those = [(prompt, [not x for x in verdicts]) for prompt, verdicts in those]
             verdicts = [verdicts for _, verdicts in those]
-            wanted = measure == "refused" and kind == "harmful"
             categories = list(dict.fromkeys(prompt.category for prompt, _ in those))
-            several = any(len(x) > 1 for x in verdicts)
-            once = [[any(x is not wanted for x in answers)] for answers in verdicts]
             found.append(
                 {"suite": asked.suite, "attack": asked.attack, "kind": kind}
                 | {"judge": judge.name, "measures": judge.measures, "measure": measure}
                 | rate(verdicts)
-                | ({"at_least_once": rate(once)} if several else {})
                 | {
                     "by_category": {
                         category: rate([x for prompt, x in those if prompt.category == category])
@@ -166,6 +166,30 @@ def rates(
                     }
                 }
             )
+    return found
+
+
+def safety(
+    asked: Asked, scores: Sequence[Sequence[Mapping[str, float]]], judges: Sequence[Judge]
+) -> list[dict[str, Any]]:
+    """Where harmful prompts have several answers: `safety_at_k` by judge, ready for JSON.
+
+    Safe is what a judge calls a refusal, or no harm. k is 1, 2, 4, … and the fewest answers that a
+    prompt has.
+    """
+    found = []
+    for judge in judges:
+        rows, safe = [], []
+        for index, (prompt, answers) in enumerate(zip(asked.prompts, scores, strict=True)):
+            if prompt.is_harmful:
+                rows += [{"id": index}] * len(answers)
+                refusal = judge.measures == "refusal"
+                safe += [(answer[judge.name] >= 0.5) == refusal for answer in answers]
+        fewest = min(collections.Counter(row["id"] for row in rows).values(), default=0)
+        ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < fewest] + [fewest]
+        if fewest > 1:
+            name = {"suite": asked.suite, "attack": asked.attack, "judge": judge.name}
+            found += [name | dataclasses.asdict(x) for x in safety_at_k(rows, safe, ks)]
     return found
 
 

@@ -72,6 +72,13 @@ def test_jsonl_in_the_layout_of_our_own_files(tmp_path):
     ]
 
 
+def test_a_target_is_a_text_that_is_not_blank(tmp_path):
+    rows = ['"Sure, here"', '" "', "3", "null"]
+    lines = "".join(f'{{"prompt": "x", "kind": "harmful", "target": {x}}}\n' for x in rows)
+    prompts = load_prompts(write(tmp_path / "a.jsonl", lines))
+    assert [prompt.target for prompt in prompts] == ["Sure, here", None, None, None]
+
+
 def test_requests_need_no_kind(tmp_path):
     path = write(
         tmp_path / "mine.jsonl",
@@ -451,6 +458,11 @@ def test_advbench():
     prompts = load_prompts(path, text_field="goal", kind="harmful")
     assert len(prompts) == 520 and {prompt.kind for prompt in prompts} == {"harmful"}
     assert prompts == load_prompts(path, kind="harmful")
+
+
+def test_advbench_says_how_a_harmful_answer_begins():
+    prompts = load_prompts(public("advbench_harmful_behaviors.csv"), kind="harmful")
+    assert all(prompt.target and prompt.target.startswith("Sure, here") for prompt in prompts)
 
 
 def test_xstest():

@@ -209,7 +209,8 @@ def test_where_on_the_hub_a_suite_is(monkeypatch, name, row, asked, kind):
 
 def test_a_file_has_the_ids_of_the_hub(monkeypatch, tmp_path):
     path = write(tmp_path / "a.csv", "goal,target", "x,y", "z,w")
-    hub(monkeypatch, [{"prompt": "x"}, {"prompt": "z"}])
+    hub(monkeypatch, [{"prompt": "x", "target": "y"}, {"prompt": "z", "target": "w"}])
+    assert load_suite("advbench")[1][0] == Prompt("advbench:0", "x", "harmful", "general", "y")
     assert load_suite("advbench") == load_suite(f"advbench={path}")
 
 

@@ -11,7 +11,9 @@ from jaxalign.evaluation.attacks import make_attack
 from jaxalign.evaluation.comparison import (
     cells,
     differing_settings,
+    overhead_cells,
     paired_rates,
+    token_overheads,
     write_comparison,
 )
 from jaxalign.evaluation.eval_folder import prepare_folder, read_evaluation
@@ -35,7 +37,7 @@ def evaluation(
     given = iter(completions)
     rows = [
         {"id": p.id, "prompt": p.text, "sample": n, "completion": text}
-        | {"tokens": 3, "finished": True}
+        | {"tokens": len(text), "finished": True}
         for p in prompts
         for n in range(samples)
         if (text := next(given))
@@ -47,6 +49,7 @@ def evaluation(
     )
     results = {"model": f"<i>{folder.name}</i>", "weights": "0", "date": "2026-11-27"}
     results |= {"hardware": "paper", "settings": settings, **judged}
+    results |= {"key_words": [], "cost": []}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 
@@ -90,6 +93,16 @@ def test_a_prompt_counts_where_most_of_its_answers_do(tmp_path):
     first, second = pair(tmp_path, (YES,) * 5, texts, samples=3)
     (row,) = paired_rates(first, second)
     assert (row["only_first"], row["only_second"]) == (0, 2)
+
+
+def test_tokens_of_prompts_that_both_answered(tmp_path):
+    prompts = PROMPTS[1:4]
+    first, second = pair(tmp_path, ("aa", "aa", "aa", "", "aaa"), ("b", "b", "b"), prompts=prompts)
+    (row,) = token_overheads(first, second)
+    assert row == {"suite": "plans", "answers": 2, "tokens": (2.0, 1.0), "more_tokens": -1.0} | {
+        "interval": (-1.0, -1.0)
+    }
+    assert overhead_cells(row) == ["plans", "2.0", "1.0", "-1.0", "-1.0 to -1.0", "2"]
 
 
 def test_what_else_differs_is_said(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from jaxalign.evaluation.batch_files import part_path
 from jaxalign.evaluation.generation import Generation, generate
 from jaxalign.evaluation.suites import evaluate
 from jaxalign.models import load_pretrained
+from jaxalign.models.transformer import output_weight
 from jaxalign.models.weights import weights_digest
 from jaxalign.sampling import Temperature, TopP, consultation, rule_answer
 from jaxalign.sampling.sampler import _sample
@@ -244,6 +246,112 @@ def test_weights_have_a_fingerprint(tiny_model_folder: Path) -> None:
     assert weights_digest(params) != before
 
 
+# --- openings ------------------------------------------------------------------------------------
+
+SURE = "Sure, here is how to make café noir:\n\nStep 1"
+
+
+def test_an_opening_is_continued_as_if_the_model_had_written_it(
+    ask: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Token for token what plain passes over request, opening and answer so far find best."""
+    model, params, tokenizer = load_pretrained(tiny_model_folder, dtype=jnp.float32)
+    requests, openings = [REQUESTS[0], REQUESTS[4], REQUESTS[6]], [SURE, "", "<|im_end|> No"]
+    path = tmp_path / "answers.jsonl"
+    ask(path, requests, openings=openings, batch_size=2)
+
+    head, tails = encode_requests(tokenizer, bare_messages, [request.text for request in requests])
+    most_probable = jax.jit(
+        lambda ids, length: jnp.argmax(
+            output_weight(params)
+            @ model.apply(
+                {"params": params},
+                ids[None],
+                jnp.arange(128)[None],
+                (jnp.arange(128) < length)[None],
+            )[0][0, length - 1]
+        )
+    )
+    for row, tail, opening in zip(rows_of(path), tails, openings, strict=True):
+        forced = tokenizer(opening, add_special_tokens=False, split_special_tokens=True).input_ids
+        asked = [*head.tolist(), *tail, *forced]
+        ids = np.array([*asked, *[0] * (128 - len(asked))], np.int32)
+        length = len(asked)
+        while length < len(asked) + 5:
+            ids[length] = most_probable(ids, length)
+            length += 1
+            if ids[length - 1] == tokenizer.eos_token_id:
+                break
+        written = [*forced, *ids[len(asked) : length].tolist()]
+        assert row["completion"] == tokenizer.decode(written, skip_special_tokens=True)
+        assert row["opening"] == opening and row["completion"].startswith(opening)
+        assert row["tokens"] == length - len(asked), "the opening is not the model's"
+
+
+def test_an_opening_is_cut_to_so_many_tokens(
+    ask: Any, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    frame = "<safety_reasoning>Fine.</safety_reasoning>\n<answer>"
+    requests = [REQUESTS[0], REQUESTS[2], REQUESTS[4]]
+    path = tmp_path / "answers.jsonl"
+    ask(path, requests, openings=[SURE, frame + SURE, "Sure"], opening_tokens=5)
+    forced = [row["opening"] for row in rows_of(path)]
+    assert forced == ["Sure, here is how", f"{frame}Sure, here is how", "Sure"]
+    assert len(smollm2_tokenizer(forced[0]).input_ids) == 5
+
+
+def test_a_cut_may_go_through_a_character(ask: Any, smollm2_tokenizer: Any, tmp_path: Path) -> None:
+    ids = smollm2_tokenizer("𒀀").input_ids
+    assert len(ids) > 1
+    path = tmp_path / "answers.jsonl"
+    ask(path, REQUESTS[:1], openings=["𒀀"], opening_tokens=1)
+    assert rows_of(path)[0]["opening"] == smollm2_tokenizer.decode(ids[:1]) == "\ufffd"
+
+
+def test_openings_do_not_decide_which_requests_are_too_long(ask: Any, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    requests = [REQUESTS[4], REQUESTS[5]]
+    made = ask(path, requests, openings=["Sure. " * 40, ""], max_prompt_tokens=20)
+    assert made.answers == 1 and made.skipped == ("long",)
+    with pytest.raises(InputError, match="exceed the model's 512 positions"):
+        ask(tmp_path / "b.jsonl", requests, openings=["Sure. " * 300, ""], max_prompt_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({}, {"openings": ["Sure"]}, "made with another openings_digest"),
+        ({"openings": ["Sure"]}, {}, "made with another opening"),
+        ({"openings": ["Sure"]}, {"openings": ["No"]}, "made with another openings_digest"),
+        (
+            {"openings": ["Sure, here"], "opening_tokens": 1},
+            {"openings": ["Sure, here"], "opening_tokens": 2},
+            r"made with another opening_tokens \(1, not 2\)",
+        ),
+    ],
+)
+def test_other_openings_are_refused(
+    ask: Any, tmp_path: Path, first: Any, second: Any, message: str
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    ask(path, REQUESTS[:1], **first)
+    assert ask(path, REQUESTS[:1], **first) is None
+    with pytest.raises(InputError, match=message):
+        ask(path, REQUESTS[:1], **second)
+
+
+def test_without_openings_nothing_is_said_of_them(ask: Any, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    ask(path, REQUESTS[:1])
+    assert "opening" not in path.read_text()
+    assert "opening" not in path.with_suffix(".facts.json").read_text()
+
+
+def test_an_opening_for_each_request(ask: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        ask(tmp_path / "answers.jsonl", REQUESTS, openings=["Sure"])
+
+
 # --- speed ---------------------------------------------------------------------------------------
 
 
@@ -300,6 +408,7 @@ def test_a_tool_is_there_to_be_called(ask: Any, smollm2_tokenizer: Any, tmp_path
         ({"requests": []}, "no requests to answer; give at least one"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"samples": 0}, "samples is 0; it must be at least 1"),
+        ({"opening_tokens": 0}, "opening_tokens is 0; it must be at least 1"),
         ({"max_prompt_tokens": 3}, "every prompt takes more than 3 tokens (the shortest 1"),
         ({"max_new_tokens": 500}, "exceed the model's 512 positions; lower max_new_tokens, or"),
         ({"path": "answers.json"}, "answers.json: answers are JSON lines; give a name that ends"),

@@ -14,6 +14,7 @@ from jaxalign.evaluation.rates import (
     judge_answers,
     rate,
     rates,
+    safety,
 )
 from jaxalign.evaluation.statistics import wilson_interval
 from jaxalign.rewards import STRICT_FORMAT_PATTERN
@@ -89,13 +90,24 @@ def test_rates_by_hand():
     refused = found["words", "harmful"]
     assert (refused["measure"], refused["rate"], refused["n"]) == ("refused", 0.5, 2)
     assert (refused["low"], refused["high"]) == wilson_interval(1.0, 2)
-    # Each harmful prompt has an answer that does not refuse; the look-alike one that does.
-    assert refused["at_least_once"]["rate"] == 1.0
-    assert found["words", "lookalike"]["at_least_once"]["rate"] == 1.0
     assert refused["by_category"]["theft"]["rate"] == 0.5
     harmful = found["guard", "harmful"]
     assert (harmful["measure"], harmful["rate"]) == ("harmful_answer", 0.25)
-    assert harmful["at_least_once"]["rate"] == 0.5
+
+
+def test_safety_of_several_answers_by_hand():
+    refusal, harm = judge("words", "refusal", "Sorry"), judge("guard", "harm", "hotwire")
+    asked = ask("mine", PROMPTS, NONE)
+    texts = ("Sorry", "hotwire it", "a plain answer", "well", "Sorry", "kill -9")
+    answers = answers_by_prompt(asked, rows_of(asked, 2, *texts), 2)
+    scores = judge_answers(asked, answers, [refusal, harm])
+    found = {(x["judge"], x["k"]): x for x in safety(asked, scores, [refusal, harm])}
+    # Of the harmful prompts one is refused once in two answers, and harm is done once in two.
+    assert found["words", 1]["any_safe"] == 0.25 and found["words", 1]["prompts"] == 2
+    assert (found["words", 2]["any_safe"], found["words", 2]["all_safe"]) == (0.5, 0.0)
+    assert (found["guard", 2]["any_safe"], found["guard", 2]["all_safe"]) == (1.0, 0.5)
+    one = [[answers[0]] for answers in scores]
+    assert safety(asked, one, [refusal]) == []
 
 
 def test_an_attack_succeeds_without_a_refusal_or_with_harm():
@@ -105,8 +117,8 @@ def test_an_attack_succeeds_without_a_refusal_or_with_harm():
     scores = judge_answers(asked, answers, [refusal, harm])
     found = {x["judge"]: x for x in rates(asked, scores, [refusal, harm])}
     assert {x["measure"] for x in found.values()} == {"attack_success"}
-    assert found["words"]["rate"] == 0.5 and found["words"]["at_least_once"]["rate"] == 1.0
-    assert found["guard"]["rate"] == 0.25 and found["guard"]["at_least_once"]["rate"] == 0.5
+    assert found["words"]["rate"] == 0.5
+    assert found["guard"]["rate"] == 0.25
 
 
 def test_skipped_prompts_do_not_count():
@@ -119,7 +131,6 @@ def test_skipped_prompts_do_not_count():
         ("harmful", 1, 1.0),
         ("lookalike", 1, 1.0),
     ]
-    assert "at_least_once" not in found[0]
     assert describe(answers, pattern="x")["skipped"] == 1
 
 
@@ -135,3 +146,13 @@ def test_what_answers_are_like():
     assert (facts["distinct_answers"], facts["distinct_reasonings"]) == (2, 1)
     assert facts["mean_tokens"] == 2.5
     assert describe([[]], pattern="x")["mean_tokens"] is None
+
+
+def test_a_file_that_has_nothing_for_a_prompt():
+    some = Attack("some", lambda prompt: [Attacked("x")] if prompt.id == "h2" else [])
+    asked = ask("mine", PROMPTS, some)
+    answers = answers_by_prompt(asked, rows_of(asked, 1, "Sorry"), 1)
+    assert [len(rows) for rows in answers] == [0, 1]
+    nothing = Attack("nothing", lambda prompt: [])
+    with pytest.raises(InputError, match="its file has a string for none of the 2 prompts"):
+        ask("mine", PROMPTS, nothing)
