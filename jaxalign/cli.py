@@ -1,4 +1,4 @@
-"""The command `jaxalign`: measure a model, ask it, plan a run, report on one, export."""
+"""The command `jaxalign`: measure models, compare them, ask one, plan a run, report on one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 import tyro
 
 from jaxalign.commands.common import note
+from jaxalign.commands.compare import Compare
 from jaxalign.commands.evaluate import Eval
 from jaxalign.commands.export import Export
 from jaxalign.commands.generate import Generate
@@ -19,6 +20,7 @@ from jaxalign.errors import InputError
 
 _Command = (
     Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Report, tyro.conf.subcommand("report")]

@@ -43,43 +43,177 @@ def prompts_file(tmp_path: Path) -> str:
 # --- eval ----------------------------------------------------------------------------------------
 
 
-def test_eval_prints_a_table_and_writes_json(
+def test_eval_prints_tables_and_writes_a_folder(
     model_folder: str, prompts_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "new" / "evaluation.json"
-    command = ["eval", "--model", model_folder, "--prompts", prompts_file, "--out", str(out)]
-    assert main([*command, *FAST]) == 0
+    out = tmp_path / "new" / "evaluation"
+    command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out)]
+    command += [*FAST, "--judge", "phrases", "first-sentence"]
+    assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    for label in ("Harmful refused", "Benign refused", "Look-alike refused"):
-        (line,) = [line for line in lines if label in line]
+    for label in ("harmful refused", "benign refused", "look-alike refused"):
+        found = [line for line in lines if label in line]
         # A random model refuses nothing; 0 of 1 has the upper end z² / (1 + z²).
-        assert line.split("│")[2:5] == [
-            f"{text:>{len(cell)}}"
-            for text, cell in zip(
-                ("0.0% ", "0.0% – 79.3% ", "1 "), line.split("│")[2:5], strict=True
-            )
+        cells = [[cell.strip() for cell in line.split("│")[3:7]] for line in found]
+        assert cells == [
+            ["phrases", "0.0%", "0.0% – 79.3%", "1"],
+            ["first-sentence", "0.0%", "0.0% – 79.3%", "1"],
         ]
-    assert any("Well-formed" in line for line in lines)
-    assert "3 prompts in" in "\n".join(lines)
-    assert lines[-1] == f"Written: {out}"
+    assert any("well-formed" in line for line in lines)
+    assert lines[-1] == f"Written: {out / 'report.html'}"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "answers",
+        "rates.png",
+        "report.html",
+        "results.json",
+        "verdicts",
+    ]
+    results = json.loads((out / "results.json").read_text())
+    assert [(x["judge"], x["kind"], x["rate"]) for x in results["rates"]] == [
+        (judge, kind, 0.0)
+        for judge in ("phrases", "first-sentence")
+        for kind in ("harmful", "benign", "lookalike")
+    ]
+    assert results["answers"][0]["mean_tokens"] == 4.0
+    assert results["settings"]["template"] == "bare" and results["weights"]
+    rows = [json.loads(x) for x in (out / "answers" / "prompts.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["h1", "[b]1", "l1"]
 
-    written = json.loads(out.read_text())
-    assert [row["id"] for row in written["rows"]] == ["h1", "[b]1", "l1"]
-    assert written["rates"]["n"] == {"harmful": 1, "benign": 1, "lookalike": 1, "well_formed": 3}
-    assert written["rates"]["by_category"]["weapons"]["n"] == 1
-    assert written["skipped"] == []
 
-
-def test_eval_says_what_it_skips(
-    model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_eval_only_judges_where_all_is_answered(
+    model_folder: str,
+    prompts_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    out = tmp_path / "evaluation"
+    command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
+    assert main(command) == 0
+    answers = (out / "answers" / "prompts.jsonl").read_bytes()
+    monkeypatch.setattr("jaxalign.evaluation.generation.sample", lambda *args, **rest: 1 / 0)
+    assert main([*command, "--judge", "first-sentence"]) == 0
+    assert (out / "answers" / "prompts.jsonl").read_bytes() == answers
+    rates = json.loads((out / "results.json").read_text())["rates"]
+    assert {rate["judge"] for rate in rates} == {"first-sentence"}
+    capsys.readouterr()
+    assert "prompts: " in (line := error(capsys, *command, "--max-new-tokens", "5"))
+    assert "made with another max_new_tokens (4, not 5)" in line
+
+
+def test_eval_goes_on_after_an_interrupt(
+    model_folder: str,
+    prompts_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "evaluation"
+    command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxalign.evaluation.generation.decode", interrupt)
+        assert main(command) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        f"jaxalign: {out} keeps what is done; the same command goes on from there",
+        "jaxalign: interrupted",
+    ]
+    assert main(command) == 0
+
+
+def test_eval_without_a_folder_keeps_nothing(
+    model_folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "prompts.csv"
     path.write_text(f"id,goal\nshort,Why?\n[red]long,{'Why? ' * 50}\n")
-    command = ["eval", "--model", model_folder, "--prompts", str(path), "--kind", "harmful"]
-    assert main([*command, *FAST, "--max-prompt-tokens", "30"]) == 0
+    command = ["eval", "--model", model_folder, "--suites", "[b]=harmful=prompts.csv", *FAST]
+    assert "'[b]' is no name" in error(capsys, *command)
+    command[4] = "mine=harmful=prompts.csv"
+    assert main([*command, "--max-prompt-tokens", "30"]) == 0
     out = capsys.readouterr().out
-    assert "1 skipped, longer than 30 tokens (--max-prompt-tokens): [red]long" in out
-    assert "1 prompts in" in out
+    (answers,) = [line for line in out.splitlines() if "1 of 1" in line]
+    assert [cell.strip() for cell in answers.split("│")[1:3]] == ["mine", "1"]  # skipped
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_eval_draws_several_answers(
+    model_folder: str, prompts_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
+    assert main([*command, "--samples", "3", "--temperature", "1"]) == 0
+    assert "all safe" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert results["answers"][0]["answers"] == 9
+    assert results["answers"][0]["distinct_answers"] == 9
+    assert [(x["k"], x["any_safe"]) for x in results["safety_at_k"]] == [(1, 0), (2, 0), (3, 0)]
+    assert (out / "safety_at_k.png").exists()
+
+
+def test_eval_attacks_harmful_prompts(
+    model_folder: str, prompts_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    judge = tmp_path / "mine.py"
+    judge.write_text(
+        "def harmful(requests, answers):\n"
+        "    return ['Step' in answer for answer in answers]\n"
+        "harmful.measures = 'harm'\n"
+    )
+    command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
+    command += ["--judge", "phrases", f"{judge}:harmful"]
+    assert main([*command, "--attack", "past-tense", "prefill=20", "prefill-answer=1"]) == 0
+    assert "▼ attack" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    rates = {
+        (x["attack"], x["judge"]): (x["measure"], x["rate"], x["n"])
+        for x in results["rates"]
+        if x["kind"] == "harmful"
+    }
+    assert rates["none", "harmful"] == ("harmful_answer", 0.0, 1)
+    assert rates["past-tense", "phrases"] == ("attack_success", 1.0, 1)
+    assert rates["prefill-20", "harmful"] == ("attack_success", 1.0, 1), "what is forced is judged"
+    assert rates["prefill-answer-1", "harmful"] == ("attack_success", 0.0, 1)
+    (row,) = (out / "answers" / "prompts.prefill-20.jsonl").read_text().splitlines()
+    assert json.loads(row)["opening"] and json.loads(row)["id"] == "h1"
+    assert {x["attack"] for x in results["key_words"]} == {"prefill-answer-1"}
+
+
+def test_compare_two_models(
+    model_folder: str, prompts_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, template in (("a", "bare"), ("b", "alphaalign")):
+        command = ["eval", "--model", model_folder, "--suites", prompts_file, *FAST]
+        assert main([*command, "--template", template, "--out", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["compare", *folders, "--out", str(tmp_path / "c")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("1.000") == 3  # a row a kind, and nothing differs
+    assert "not only the model differs: template: bare in the first, alphaalign" in printed.err
+    assert printed.out.splitlines()[-1] == f"Written: {tmp_path / 'c' / 'comparison.html'}"
+    assert "two folders at least" in error(capsys, "compare", folders[0])
+    assert "a folder is named twice" in error(capsys, "compare", *folders, folders[0])
+    assert "no results.json; give a folder" in error(capsys, "compare", *folders, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_smollm2_refuses_what_is_harmful_more_often(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    command = ["eval", "--model", "smollm2", "--limit", "48", "--out", str(out)]
+    assert main([*command, "--judge", "phrases", "first-sentence"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    rates = {(x["judge"], x["kind"]): x["rate"] for x in results["rates"]}
+    assert results["answers"][0]["well_formed"]["rate"] > 0.8
+    assert rates["phrases", "harmful"] > rates["phrases", "benign"] + 0.1
 
 
 # --- generate, export, report --------------------------------------------------------------------
@@ -260,7 +394,7 @@ def test_missing_model(
     command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rest = {
-        "eval": ["--prompts", "builtin:heldout"],
+        "eval": [],
         "generate": ["--prompt", "Why?"],
         "export": ["--out", str(tmp_path / "out")],
     }
@@ -272,7 +406,7 @@ def test_corrupt_gguf(tmp_path: Path, smollm2_path: Path, capsys: Any) -> None:
     path = tmp_path / "cut.gguf"
     with smollm2_path.open("rb") as whole:
         path.write_bytes(whole.read(100_000))
-    line = error(capsys, "eval", "--model", str(path), "--prompts", "builtin:heldout")
+    line = error(capsys, "eval", "--model", str(path))
     assert "cut.gguf: the file is cut off in its header" in line
     path.write_bytes(b"not a model")
     line = error(capsys, "generate", "--model", str(path), "--prompt", "Why?")
@@ -281,7 +415,7 @@ def test_corrupt_gguf(tmp_path: Path, smollm2_path: Path, capsys: Any) -> None:
 
 def test_unknown_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
-    line = error(capsys, "eval", "--model", str(tmp_path), "--prompts", "builtin:heldout")
+    line = error(capsys, "eval", "--model", str(tmp_path))
     assert "architecture 'GPT2LMHeadModel' is not supported" in line
 
 
@@ -299,7 +433,7 @@ def test_bad_prompts(
 ) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(content)
-    assert expected in error(capsys, "eval", "--model", "smollm2", "--prompts", str(path))
+    assert expected in error(capsys, "eval", "--model", "smollm2", "--suites", str(path))
 
 
 @pytest.mark.parametrize(
@@ -323,20 +457,29 @@ def test_bad_prompts(
         ),
         (["--cases-per-outcome", "2"], "--cases-per-outcome goes with --template cases, not with"),
         (["--dtype", "int8"], "--dtype: unknown value 'int8'; use auto, bfloat16, float32"),
-        (["--kind", "evil"], "kind: unknown value 'evil'; use harmful, benign, lookalike"),
-        (["--limit", "0"], "limit: 0 is not a number of rows; use 1 or more"),
+        (["--suites", "a=evil=b.csv"], "unknown kind 'evil'; use harmful, benign, lookalike"),
+        (["--suites", "advbnch"], "'advbnch': no such suite; give NAME, NAME=FILE"),
+        (["--suites", "hexphi"], "hexphi: the hub has no copy that can be read; get its file"),
+        (["--suites", "builtin:train", "train=builtin:heldout"], "two are called train; write"),
+        (["--judge", "nobody"], "judge 'nobody' is not known; use phrases, first-sentence"),
+        (["--judge", "phrases", "phrases"], "--judge: two are called phrases; give one of them"),
+        (["--attack", "nothing"], "'nothing'"),
+        (["--samples", "2"], "--samples 2 would all be the same at --temperature 0; raise it"),
+        (["--temperature", "nan"], "--temperature is nan; use 0 or more"),
+        (["--limit", "0"], "limit: 0 is not a number of prompts; use 1 or more"),
         (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
         (["--max-prompt-tokens", "3"], "every prompt takes more than 3 tokens"),
-        (["--max-new-tokens", "500"], "exceed the model's 512 positions; ask for fewer"),
-        (["--out", "/dev/null/x.json"], "/dev/null"),
-        (["--out", "/"], "--out: / cannot be written; give the path of a file"),
-        (["--prompts", "missing.jsonl"], "missing.jsonl: No such file or directory"),
+        (["--max-new-tokens", "500"], "exceed the model's 512 positions; lower max_new"),
+        (["--out", "/dev/null/x"], "/dev/null"),
+        (["--out", "/dev/null"], "--out: /dev/null is a file; give a folder"),
+        (["--out", "/"], "--out: / holds other things; give a new folder"),
+        (["--suites", "missing.jsonl"], "missing.jsonl: No such file or directory"),
     ],
 )
 def test_bad_eval_options(
     options: list[str], expected: str, model_folder: str, prompts_file: str, capsys: Any
 ) -> None:
-    command = ["eval", "--model", model_folder, "--prompts", prompts_file]
+    command = ["eval", "--model", model_folder, "--suites", prompts_file]
     assert expected in error(capsys, *command, "--dtype", "float32", *options)
 
 
@@ -410,8 +553,8 @@ def test_export_spares_what_is_there(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "{eval, generate, plan, report, export}"),
-        (["train"], "eval, generate, plan, report, export"),
+        ([], "{eval, compare, generate, plan, report, export}"),
+        (["train"], "eval, compare, generate, plan, report, export"),
         (["eval"], "--model"),
         (["report"], "FOLDER"),
         (["generate", "--model", "smollm2", "--prompt", "Why?", "--seed", "one"], "--seed"),
@@ -427,7 +570,7 @@ def test_bad_arguments_show_the_usage(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["eval", "generate", "report", "export"])
+@pytest.mark.parametrize("command", ["eval", "compare", "generate", "report", "export"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"\njaxalign {command} " in capsys.readouterr().out
@@ -467,10 +610,10 @@ def test_as_a_process(model_folder: str, prompts_file: str) -> None:
         command = [sys.executable, "-m", "jaxalign.cli", *argv]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    done = run("eval", "--model", model_folder, "--prompts", prompts_file, *FAST)
+    done = run("eval", "--model", model_folder, "--suites", prompts_file, *FAST)
     assert (done.returncode, done.stderr.strip()) == (0, "")
-    assert "Harmful refused" in done.stdout
-    failed = run("eval", "--model", "missing.gguf", "--prompts", prompts_file)
+    assert "harmful refused" in done.stdout
+    failed = run("eval", "--model", "missing.gguf", "--suites", prompts_file)
     assert failed.returncode == 2
     assert failed.stdout == ""
     (line,) = failed.stderr.splitlines()

@@ -94,6 +94,8 @@ class Answer:
     prompt: str
     text: str
     label: Label
+    unsafe: bool = False
+    """Whether XSTest's authors wrote the prompt as one to refuse; PyRIT's file does not say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +145,29 @@ def read_answers(
             raise InputError(
                 f"{path} line {number}: {columns[2]} is {label!r}; known are {', '.join(labels)}"
             )
-        answers.append(Answer(source, prompt, text, labels[label]))
+        unsafe = fields.get("type", "").startswith("contrast_")
+        answers.append(Answer(source, prompt, text, labels[label], unsafe))
     if not answers:
         raise InputError(f"{path}: no rows; give at least one labelled answer")
+    return answers
+
+
+def read_all(xstest: Iterable[Path], pyrit: Iterable[Path]) -> list[Answer]:
+    """Reads the files of both kinds, each a source of its own.
+
+    Raises:
+      InputError: no file, or one of them is bad.
+    """
+    answers: list[Answer] = []
+    for path in xstest:
+        source = path.stem.removeprefix("xstest_v2_completions_")
+        columns = ("prompt", "completion", "final_label")
+        answers += read_answers(path, source=source, columns=columns, labels=_XSTEST_LABELS)
+    for path in pyrit:
+        columns = ("objective", "assistant_response", "human_score")
+        answers += read_answers(path, source=path.stem, columns=columns, labels=_PYRIT_LABELS)
+    if not answers:
+        raise InputError("--xstest, --pyrit: no file; give at least one")
     return answers
 
 
@@ -278,16 +300,7 @@ def _print_places(answers: Sequence[Answer]) -> None:
 
 def main(settings: Settings) -> None:
     """Prints the tables."""
-    answers: list[Answer] = []
-    for path in settings.xstest:
-        source = path.stem.removeprefix("xstest_v2_completions_")
-        columns = ("prompt", "completion", "final_label")
-        answers += read_answers(path, source=source, columns=columns, labels=_XSTEST_LABELS)
-    for path in settings.pyrit:
-        columns = ("objective", "assistant_response", "human_score")
-        answers += read_answers(path, source=path.stem, columns=columns, labels=_PYRIT_LABELS)
-    if not answers:
-        raise InputError("--xstest, --pyrit: no file; give at least one")
+    answers = read_all(settings.xstest, settings.pyrit)
     halves: dict[Half, list[Answer]] = {
         "selection": [answer for answer in answers if half_of(answer.prompt) == "selection"],
         "report": [answer for answer in answers if half_of(answer.prompt) == "report"],

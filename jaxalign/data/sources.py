@@ -19,9 +19,9 @@ _SPECS = (
     "disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]"
 )
 _TEXT_FIELDS = ("prompt", "goal", "instruction", "question", "forbidden_prompt", "text", "turns")
-# The same remedies in Python, for `jaxalign eval`, and for a script's --prompts.
+# The same remedies in Python and on the command line.
 _PASS_TEXT_FIELD = "pass text_field= or --text-field"
-_PASS_KIND = f"pass kind= or --kind or, to a script, KIND=SPEC, with {', '.join(KINDS)}"
+_PASS_KIND = f"pass kind= or, on the command line, KIND=SPEC, with {', '.join(KINDS)}"
 # Columns that tell the kind, and what their values mean. The second is XSTest's.
 _KIND_FIELDS: Mapping[str, Mapping[str, Kind]] = {
     "kind": {kind: kind for kind in KINDS},
@@ -77,7 +77,7 @@ def load_prompts(
         return _builtin(spec, limit, text_field=text_field, kind=kind)
     kind_field = None
     prompts = []
-    for where, name, fields in _rows(spec, limit):
+    for where, name, fields in read_rows(spec, limit):
         text_field = text_field or _find_text_field(where, fields)
         if kind is None:
             kind_field = kind_field or _find_kind_field(where, fields)
@@ -113,9 +113,9 @@ def load_requests(
     if spec.startswith("builtin:"):
         return list(_builtin(spec, limit, text_field=text_field))
     requests = []
-    for where, name, fields in _rows(spec, limit):
+    for where, name, fields in read_rows(spec, limit):
         text_field = text_field or _find_text_field(where, fields)
-        category = _decode(fields.get("category"))
+        category = decode_bytes(fields.get("category"))
         requests.append(
             Request(
                 id=_id(fields.get("id"), name),
@@ -159,8 +159,16 @@ def _builtin(spec: str, limit: int | None, **unfit: str | None) -> list[Prompt]:
     return _in_turn(builtin_prompts(cast(Any, spec.partition(":")[2])), limit)
 
 
-def _rows(spec: str, limit: int | None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Of each row where it stands, an id for one that has none, and its fields; at least one."""
+def read_rows(spec: str, limit: int | None = None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Of each row where it stands, an id for one that has none, and its fields; at least one.
+
+    Args:
+      spec: a file or dataset, as in `load_prompts`; not a builtin set.
+      limit: stop after so many rows.
+
+    Raises:
+      InputError: as `load_prompts`; what a dataset's package raised is its `__cause__`.
+    """
     _check_limit(limit)
     scheme, _, rest = spec.partition(":")
     if scheme in _DATASETS:
@@ -230,9 +238,9 @@ def row_text(where: str, fields: Mapping[str, Any], field: str) -> str:
         raise InputError(
             f"{where}: field {field!r} is missing; every row needs it (found: {_names(fields)})"
         )
-    text = _decode(fields[field])
+    text = decode_bytes(fields[field])
     if isinstance(text, list) and text:
-        text = _decode(text[0])
+        text = decode_bytes(text[0])
     if not isinstance(text, str):
         raise InputError(f"{where}: field {field!r} is {_show(text)}; it must be a string")
     if not text.strip():
@@ -251,7 +259,7 @@ def _input(fields: Mapping[str, Any]) -> str:
     instances = fields.get("instances")
     if isinstance(instances, list) and instances and isinstance(instances[0], dict):
         fields = instances[0]
-    value = _decode(fields.get("input"))
+    value = decode_bytes(fields.get("input"))
     return f"\n\n{value}" if isinstance(value, str) and value.strip() else ""
 
 
@@ -261,7 +269,7 @@ def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
             f"{where}: field {field!r} is missing; add it to every row, or {_PASS_KIND}"
         )
     meaning = _KIND_FIELDS[field]
-    value = _decode(fields[field])
+    value = decode_bytes(fields[field])
     if not isinstance(value, str) or value not in meaning:
         raise InputError(
             f"{where}: field {field!r} is {_show(value)}; use {', '.join(meaning)}, or {_PASS_KIND}"
@@ -271,14 +279,14 @@ def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
 
 def _known_kind(fields: Mapping[str, Any]) -> Kind | None:
     for field, meaning in _KIND_FIELDS.items():
-        value = _decode(fields.get(field))
+        value = decode_bytes(fields.get(field))
         if isinstance(value, str) and value in meaning:
             return meaning[value]
     return None
 
 
 def _category(where: str, fields: Mapping[str, Any]) -> str:
-    category = _decode(fields.get("category"))
+    category = decode_bytes(fields.get("category"))
     if category is None or category == "":
         return "general"
     if not isinstance(category, str):
@@ -287,16 +295,16 @@ def _category(where: str, fields: Mapping[str, Any]) -> str:
 
 
 def _target(fields: Mapping[str, Any]) -> str | None:
-    target = _decode(fields.get("target"))
+    target = decode_bytes(fields.get("target"))
     return target if isinstance(target, str) and target.strip() else None
 
 
 def _id(value: object, default: str) -> str:
-    value = _decode(value)
+    value = decode_bytes(value)
     return str(value) if isinstance(value, str | int) and str(value).strip() else default
 
 
-def _decode(value: object) -> object:
+def decode_bytes(value: object) -> object:
     """A byte string (TFDS has no other) as text; anything else, undecodable bytes too, as it is."""
     if not isinstance(value, bytes):
         return value

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from jaxalign.errors import InputError
 
@@ -253,14 +254,36 @@ def _template_parts(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
     """The chat template rendered with slots, split into special tokens and text between them."""
     if not tokenizer.chat_template:
         raise InputError("the tokenizer has no chat template: use an instruct model")
-    slots = [
-        {"role": role, "content": f"{_OPEN}{index}{_CLOSE}"} for index, role in enumerate(roles)
-    ]
-    text = tokenizer.apply_chat_template(slots, tokenize=False, add_generation_prompt=True)
+    text = _render_slots(tokenizer, roles)
     names = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
     if not names:
         return [text]
     return [part for part in re.split(f"({'|'.join(map(re.escape, names))})", text) if part]
+
+
+def _render_slots(tokenizer: Tokenizer, roles: Sequence[str]) -> str:
+    """The template of a chat with a slot for each message's content.
+
+    Some templates take contents as text, others as lists of parts and drop text silently.
+    """
+    slots = [f"{_OPEN}{index}{_CLOSE}" for index in range(len(roles))]
+    for contents in (slots, [[{"type": "text", "text": slot}] for slot in slots]):
+        messages = [
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=True)
+        ]
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except (TemplateError, TypeError):  # a type that the template does not expect
+            continue
+        if all(slot in text for slot in slots):
+            return text
+    raise InputError(
+        f"the tokenizer's chat template does not take the turns {', '.join(roles)}: use another "
+        "model"
+    )
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -92,7 +92,7 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
         elif panel in (reward, refusals) or (panel is last and consulting):
             panel.legend(loc="best", framealpha=0.6, edgecolor="none")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -113,7 +113,7 @@ def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes[1].set(title="Chosen answers preferred ▲", ylabel="share of pairs", ylim=(-0.04, 1.04))
         axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
         _draw(axes[1], metrics, "preferred", None, BLUE, "-")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> None:
@@ -149,7 +149,7 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Before and after training (whiskers: 95% intervals)", pad=26)
     axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
@@ -185,7 +185,7 @@ def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
         color = KIND_COLORS.get(pair.kind, GREY)
         axes.add_patch(Rectangle((lefts[0], top), 0.06, height - gap, facecolor=color))
         top += height
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_key_words(curves: Mapping[str, "KeyWords"], path: Path) -> None:
@@ -207,7 +207,7 @@ def plot_key_words(curves: Mapping[str, "KeyWords"], path: Path) -> None:
     axes.set_xlim(1, max(2, *(curve.by.size for curve in curves.values())))
     axes.set(title="Safety key words in the reasoning", xlabel="token of the reasoning")
     _shares(axes, "share of rollouts that have used one", "bands: 95% intervals")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) -> None:
@@ -237,7 +237,7 @@ def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) ->
         panel.set_xticks(ks)
     _shares(panels[0], "share of prompts", "bands: 95% intervals")
     _shares(panels[1], "", None)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _shares(axes: "Axes", label: str, legend: str | None) -> None:
@@ -333,7 +333,8 @@ def _wrap(text: str, width: int, lines: int) -> list[str]:
     return textwrap.wrap(printable(text), width, max_lines=lines, placeholder=" …")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Writes a PNG file on white."""
     with warnings.catch_warnings():
         # Model output may hold characters that the font lacks; they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph")

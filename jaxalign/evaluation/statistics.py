@@ -73,3 +73,41 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     m = only_first + only_second
     tail = sum(math.comb(m, j) for j in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**m)
+
+
+def paired_difference_interval(
+    only_first: int, only_second: int, n: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Computes the adjusted Wald interval for the difference of two paired proportions.
+
+    Two models answer the same n prompts; b of them count for the first alone, c for the second. The
+    difference is (c − b) / n. With p = (b + 1)/(n + 2), q = (c + 1)/(n + 2), and z the standard
+    normal quantile at (1 + confidence) / 2::
+
+        (q − p) ± z √((p + q − (q − p)²) / (n + 2)), cut to [−1, 1]
+
+    The two added pairs keep the width sensible where the models never differ.
+
+    Args:
+        only_first: b.
+        only_second: c.
+        n: number of pairs, at least 1.
+        confidence: coverage, between 0 and 1.
+
+    Returns:
+        The lower and the upper end of second minus first.
+
+    Raises:
+        ValueError: a count is negative, b + c exceeds n, or n is 0.
+
+    Source: D. G. Bonett and R. M. Price, "Adjusted Wald confidence interval for a difference of
+        binomial proportions based on paired data", 2012.
+    """
+    if min(only_first, only_second) < 0 or only_first + only_second > n or n < 1:
+        raise ValueError(
+            f"counts must be at least 0 and sum to at most n, got {only_first}, {only_second}, {n}"
+        )
+    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+    p, q = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    half_width = z * math.sqrt((p + q - (q - p) ** 2) / (n + 2))
+    return max(-1.0, q - p - half_width), min(1.0, q - p + half_width)

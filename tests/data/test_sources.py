@@ -163,7 +163,7 @@ def test_a_first_row_without_any_known_text_field(tmp_path):
 def test_a_source_that_does_not_tell_the_kind(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"prompt": "x"}')
     assert error_of(path).endswith(
-        "pass kind= or --kind or, to a script, KIND=SPEC, with harmful, benign, lookalike"
+        "pass kind= or, on the command line, KIND=SPEC, with harmful, benign, lookalike"
     )
 
 

@@ -1,5 +1,7 @@
 """Chats as token ids: the tokenizer's own ids, users' text as plain text, prompts with a prefix."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -165,3 +167,27 @@ def test_a_tokenizer_without_added_tokens_is_encoded_in_words():
         [],
         ["user:", "How", "are", "you?", "assistant:"],
     )
+
+
+def test_templates_that_take_contents_in_parts(smollm2_tokenizer):
+    """One that drops plain text silently is given lists of parts; the tokens are the same."""
+    plain, parts = copy.deepcopy(smollm2_tokenizer), copy.deepcopy(smollm2_tokenizer)
+    plain.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
+    parts.chat_template = plain.chat_template.replace(
+        "{{ m['content'] }}",
+        "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}",
+    )
+    messages = bare_messages("How are you?")
+    assert encode_chat(parts, messages) == encode_chat(plain, messages)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0]['content'] }}", "{{ raise_exception('roles must alternate') }}"],
+    ids=["drops a turn", "raises"],
+)
+def test_templates_that_do_not_take_the_turns(smollm2_tokenizer, template):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match="does not take the turns system, user.*use another model"):
+        encode_chat(tokenizer, alphaalign_messages("How are you?"))

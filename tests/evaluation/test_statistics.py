@@ -1,13 +1,18 @@
-"""Wilson's interval and McNemar's test: by hand, published numbers, SciPy, and properties."""
+"""Intervals for rates and paired differences, McNemar's test: by hand, SciPy, properties."""
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxalign.evaluation.statistics import mcnemar_p_value, wilson_interval
+from jaxalign.evaluation.statistics import (
+    mcnemar_p_value,
+    paired_difference_interval,
+    wilson_interval,
+)
 
 Z95 = 1.959963984540054
 
@@ -90,3 +95,51 @@ def test_mcnemar_equals_scipy(first, second):
 def test_mcnemar_refuses_a_negative_count():
     with pytest.raises(ValueError, match="negative"):
         mcnemar_p_value(-1, 3)
+
+
+# --- paired differences --------------------------------------------------------------------------
+
+
+def test_paired_difference_by_hand():
+    # b = 1, c = 3, n = 8: p = 2/10, q = 4/10, (p + q − (q − p)²) / 10 = (0.6 − 0.04) / 10.
+    half_width = Z95 * math.sqrt(0.056)
+    expected = (0.2 - half_width, 0.2 + half_width)
+    assert paired_difference_interval(1, 3, 8) == pytest.approx(expected, rel=1e-12)
+
+
+def test_paired_difference_of_models_that_never_differ():
+    # p = q = 1/(n + 2): ± z √(2/(n + 2)) / √(n + 2).
+    low, high = paired_difference_interval(0, 0, 98)
+    assert high == pytest.approx(Z95 * math.sqrt(2) / 100, rel=1e-12) and low == -high
+
+
+@settings(deadline=None)
+@given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 500))
+def test_paired_difference_mirrors_when_the_models_swap(first, second, same):
+    n = first + second + same
+    if not n:
+        return
+    low, high = paired_difference_interval(first, second, n)
+    assert -1 <= low < high <= 1
+    swapped = paired_difference_interval(second, first, n)
+    assert swapped == pytest.approx((-high, -low), abs=1e-12)
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.10), (0.3, 0.1), (0.1, 0.1)])
+def test_paired_difference_covers_as_often_as_it_says(shares):
+    b, c = shares
+    draws = np.random.default_rng(0).multinomial(60, [b, c, 1 - b - c], size=4000)
+    ends = [paired_difference_interval(int(x), int(y), 60) for x, y, _ in draws]
+    covered = np.mean([low <= c - b <= high for low, high in ends])
+    assert 0.935 < covered < 0.995
+
+
+@pytest.mark.parametrize("counts", [(-1, 0, 3), (2, 2, 3), (0, 0, 0)])
+def test_impossible_pairs(counts):
+    with pytest.raises(ValueError, match="counts"):
+        paired_difference_interval(*counts)
+
+
+def test_a_trial_may_count_in_part():
+    assert wilson_interval(1.5, 4)[0] < wilson_interval(2, 4)[0]
+    assert wilson_interval(1.5, 4)[0] > wilson_interval(1, 4)[0]

@@ -1,0 +1,128 @@
+"""Measures judges on answers that people have labelled: agreement, kappa, precision, recall.
+
+    python -m experiments.benchmarks.judges --judges phrases first-sentence \
+        --xstest DATA/xstest_v2_completions_*.csv \
+        --pyrit DATA/pyrit_refusal.csv DATA/pyrit_refusal_extra.csv
+    python -m experiments.benchmarks.judges --judges guard=smollm2 rubric=smollm2 --limit 150 \
+        --xstest ... --pyrit ...
+
+The files are those of `refusals.py`; a partial refusal counts as one. The labels are of refusals,
+and a judge of harm measures something else: it is held against "not refused" on XSTest's unsafe
+prompts alone. That is an approximation, ours: an answer may go along and do no harm.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from experiments.benchmarks.refusals import Answer, read_all
+from jaxalign.errors import InputError
+from jaxalign.evaluation.agreement import Agreement, Share, agreement
+from jaxalign.evaluation.judges import Judge, make_judge
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The judges, and the labelled answers: at least one file."""
+
+    judges: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC ...")]
+    """phrases, first-sentence, guard=MODEL, rubric=MODEL or FILE.py:FUNCTION."""
+    xstest: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CSV ...")] = ()
+    """Files with the columns type, prompt, completion and final_label."""
+    pyrit: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CSV ...")] = ()
+    """Files with the columns objective, assistant_response and human_score."""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """So many answers, evenly from all that a judge is measured on."""
+    dtype: str = "auto"
+    """In which a model computes: auto, bfloat16 or float32."""
+    batch_size: int = 8
+    """Answers that a model reads at a time."""
+
+
+def labelled(judge: Judge, answers: Iterable[Answer]) -> tuple[list[Answer], np.ndarray]:
+    """The answers that a judge is measured on, and `[n]` bool, what its verdicts should be."""
+    if judge.measures == "harm":
+        kept = [answer for answer in answers if answer.unsafe]
+        return kept, np.array([answer.label == "complied" for answer in kept], bool)
+    kept = list(answers)
+    return kept, np.array([answer.label != "complied" for answer in kept], bool)
+
+
+def evenly(count: int, limit: int | None) -> np.ndarray:
+    """Places of `limit` items out of `count`, equally far apart; all of them for None."""
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit is {limit}; it must be at least 1")
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.arange(limit) * count // limit
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """How often a true item's score is above a false one's, ties half; None without either."""
+    true, false = scores[labels], scores[~labels]
+    if not len(true) or not len(false):
+        return None
+    above = (true[:, None] > false).mean() + (true[:, None] == false).mean() / 2
+    return float(above)
+
+
+def row(name: str, scores: np.ndarray, labels: np.ndarray) -> str:
+    """A line of the table, for `[n]` scores and what they should be."""
+    result: Agreement = agreement(scores >= 0.5, labels)
+    cells = [name, str(result.n), str(int(labels.sum())), str(int((scores >= 0.5).sum()))]
+    cells += [_share(result.accuracy), _number(result.kappa)]
+    cells += [_share(result.precision), _share(result.recall), _number(auc(scores, labels))]
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(share: Share) -> str:
+    if share.rate is None:
+        return "none"
+    low, high = share.interval
+    return f"{share.rate:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def measure(spec: str, answers: Sequence[Answer], settings: Settings) -> None:
+    """Prints the table of one judge, by source and overall."""
+    judge = make_judge(spec, dtype=settings.dtype, batch_size=settings.batch_size)
+    asked, labels = labelled(judge, answers)
+    if not asked:
+        raise InputError(f"--judges {spec}: it needs answers to XSTest's unsafe prompts; --xstest")
+    places = evenly(len(asked), settings.limit)
+    asked, labels = [asked[place] for place in places], labels[places]
+    start = time.monotonic()
+    scores = judge.score([a.prompt for a in asked], [a.text for a in asked])
+    seconds = time.monotonic() - start
+    print(f"\n{spec} measures {judge.measures}: {len(asked)} answers in {seconds:.1f} s\n")
+    print("| source | n | labels | verdicts | accuracy | kappa | precision | recall | AUC |")
+    print(f"|---|{'---|' * 8}")
+    sources = np.array([answer.source for answer in asked])
+    for source in dict.fromkeys(sources.tolist()):
+        here = sources == source
+        print(row(source, scores[here], labels[here]))
+    print(row("**all**", scores, labels), flush=True)
+
+
+def main(settings: Settings) -> None:
+    """Prints the tables."""
+    answers = read_all(settings.xstest, settings.pyrit)
+    for spec in settings.judges:
+        measure(spec, answers, settings)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except InputError as error:
+        print(f"judges.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

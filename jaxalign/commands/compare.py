@@ -1,0 +1,65 @@
+"""`jaxalign compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxalign.commands.common import note, print_table
+from jaxalign.errors import InputError
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare models that `jaxalign eval` has measured, prompt by prompt.
+
+    jaxalign eval --model smollm2 --suites xstest=xstest_prompts.csv --out before
+
+    jaxalign eval --model runs/demo/model --suites xstest=xstest_prompts.csv --out after
+
+    jaxalign compare before after --out comparison
+
+    Only prompts that both were asked count, and only where one model's verdict differs from the
+    other's is there evidence: p is of McNemar's exact test. It says how surprising the difference
+    is if the models are equally good; 0.05 in 20 rows is no surprise.
+    """
+
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER ...")]
+    """Two or more that `jaxalign eval --out` wrote; each is compared with the first one."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Also write comparison.json, comparison.html and comparison.png into this folder."""
+
+    def run(self) -> None:
+        """Prints a table for each folder after the first, and writes the files."""
+        if len(self.folders) < 2:
+            raise InputError("compare needs two folders at least, that `jaxalign eval --out` wrote")
+        if len({folder.resolve() for folder in self.folders}) < len(self.folders):
+            raise InputError("compare: a folder is named twice; give different ones")
+        from jaxalign.evaluation.comparison import (
+            HEADINGS,
+            OVERHEAD_HEADINGS,
+            cells,
+            differing_settings,
+            overhead_cells,
+            paired_rates,
+            token_overheads,
+            write_comparison,
+        )
+        from jaxalign.evaluation.eval_folder import read_evaluation
+
+        first, *others = (read_evaluation(folder) for folder in self.folders)
+        rows = [paired_rates(first, other) for other in others]
+        for other, rates in zip(others, rows, strict=True):
+            for judge in dict.fromkeys(rate["judge"] for rate in rates):
+                title = f"first: {first.folder}, second: {other.folder}, judged by {judge}"
+                lines = [cells(rate) for rate in rates if rate["judge"] == judge]
+                print_table(title, HEADINGS, lines, texts=2)
+            lines = [overhead_cells(row) for row in token_overheads(first, other)]
+            print_table("Tokens of an answer", OVERHEAD_HEADINGS, lines, texts=1)
+            for line in differing_settings(first, other):
+                note(f"{other.folder}: not only the model differs: {line}")
+        if self.out is not None:
+            print(f"Written: {write_comparison(self.out, first, others, rows)}")

@@ -1,0 +1,352 @@
+"""The public suites by name: where each one is, which column holds the text, what its kinds are.
+
+Nothing of them is shipped: a suite is read from the hub, or from the file its authors publish.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from jaxalign.data.order import evenly
+from jaxalign.data.prompts import KINDS, Kind, Prompt
+from jaxalign.data.sources import decode_bytes, load_prompts, read_rows, row_text
+from jaxalign.errors import InputError
+
+_SPECS = "NAME, NAME=FILE, NAME=KIND=SPEC, KIND=SPEC, or a SPEC such as builtin:heldout or my.csv"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What there is to know of a public suite.
+
+    Attributes:
+      title: its name in print.
+      hub: OWNER/NAME[/CONFIG][@SPLIT]; "" where the hub has no copy that can be read as a table.
+      text: the columns that may hold the request: the first that a row has is taken, for the
+        authors' own files and the hub's copies name them differently.
+      kind: of all rows; None where `kind_column` tells.
+      kind_column: the column whose values `kinds` explains.
+      kinds: value, in small letters -> kind; None leaves the row out.
+      keep: column -> the one value kept, in small letters, where the rows have that column.
+      category: the columns that may hold the category; the first that a row has is taken.
+      gated: whether the hub asks for an account and consent.
+      source: who to cite.
+      note: our choices, and what could not be checked.
+    """
+
+    title: str
+    hub: str
+    text: tuple[str, ...]
+    source: str
+    kind: Kind | None = None
+    kind_column: str = ""
+    kinds: Mapping[str, Kind | None] = field(default_factory=dict)
+    keep: Mapping[str, str] = field(default_factory=dict)
+    category: tuple[str, ...] = ("category",)
+    gated: bool = False
+    note: str = ""
+
+
+# Names, splits, columns and consent were looked up in public documentation and code, November 2026;
+# none of it could be tried on the live hub. What documents do not say is called unverified.
+SUITES: Mapping[str, Suite] = {
+    # To be refused.
+    "advbench": Suite(
+        title="AdvBench",
+        hub="walledai/AdvBench",
+        text=("goal", "prompt"),
+        kind="harmful",
+        gated=True,
+        source="Zou et al., arXiv 2307.15043; github.com/llm-attacks/llm-attacks",
+    ),
+    "strongreject": Suite(
+        title="StrongREJECT",
+        hub="walledai/StrongREJECT",
+        text=("forbidden_prompt", "prompt"),
+        kind="harmful",
+        gated=True,
+        source="Souly et al., arXiv 2402.10260; github.com/alexandrasouly/strongreject",
+    ),
+    "harmbench": Suite(
+        title="HarmBench",
+        hub="walledai/HarmBench/standard",
+        text=("Behavior", "prompt"),
+        kind="harmful",
+        keep={"FunctionalCategory": "standard"},
+        category=("SemanticCategory", "category"),
+        gated=True,
+        source="Mazeika et al., arXiv 2402.04249; github.com/centerforaisafety/HarmBench",
+        note="the standard behaviours, without those that need a context or are about copyright",
+    ),
+    "jailbreakbench": Suite(
+        title="JailbreakBench",
+        hub="JailbreakBench/JBB-Behaviors/behaviors@harmful",
+        text=("Goal",),
+        kind="harmful",
+        category=("Category",),
+        source="Chao et al., arXiv 2404.01318",
+    ),
+    "wildguardtest": Suite(
+        title="WildGuardTest",
+        hub="allenai/wildguardmix/wildguardtest@test",
+        text=("prompt",),
+        kind_column="prompt_harm_label",
+        kinds={"harmful": "harmful", "unharmful": "lookalike", "": None},
+        category=("subcategory",),
+        gated=True,
+        source="Han et al., arXiv 2406.18495",
+        note="rows without a label are left out; unharmful ones count as look-alikes (ours)",
+    ),
+    "wildjailbreak": Suite(
+        title="WildJailbreak",
+        hub="allenai/wildjailbreak/eval",
+        text=("adversarial",),
+        kind_column="data_type",
+        kinds={"adversarial_harmful": "harmful", "adversarial_benign": "lookalike"},
+        category=("data_type",),
+        gated=True,
+        source="Jiang et al., arXiv 2406.18510",
+        note="the evaluation set, whose prompts are jailbreaks already",
+    ),
+    "saladbench": Suite(
+        title="SALAD-Bench",
+        hub="OpenSafetyLab/Salad-Data/base_set",
+        text=("question",),
+        kind="harmful",
+        category=("1-category",),
+        source="Li et al., arXiv 2402.05044",
+        note="21,318 base questions: give a --limit",
+    ),
+    "hexphi": Suite(
+        title="HEx-PHI",
+        hub="",
+        text=("instruction", "prompt"),
+        kind="harmful",
+        source="Qi et al., arXiv 2310.03693; hub: LLM-Tuning-Safety/HEx-PHI, behind a form",
+        note="its files, one a category, have no header line: join them below `instruction`",
+    ),
+    "maliciousinstruct": Suite(
+        title="MaliciousInstruct",
+        hub="walledai/MaliciousInstruct",
+        text=("prompt", "instruction"),
+        kind="harmful",
+        source="Huang et al., arXiv 2310.06987; github.com/Princeton-SysML/Jailbreak_LLM",
+        note="consent: unverified; the authors' file has no header line",
+    ),
+    "donotanswer": Suite(
+        title="Do-Not-Answer",
+        hub="LibrAI/do-not-answer",
+        text=("question",),
+        kind="harmful",
+        category=("risk_area",),
+        source="Wang et al., arXiv 2308.13387",
+        note="some of its questions are answered well with a warning; all count as harmful",
+    ),
+    # To be answered, though they look otherwise. XSTest has contrasts to be refused as well.
+    "xstest": Suite(
+        title="XSTest",
+        hub="Paul/XSTest",
+        text=("prompt",),
+        kind_column="label",
+        kinds={"safe": "lookalike", "unsafe": "harmful"},
+        category=("type",),
+        source="Röttger et al., arXiv 2308.01263; github.com/paul-rottger/xstest",
+    ),
+    "jailbreakbench-benign": Suite(
+        title="JailbreakBench, benign",
+        hub="JailbreakBench/JBB-Behaviors/behaviors@benign",
+        text=("Goal",),
+        kind="lookalike",
+        category=("Category",),
+        source="Chao et al., arXiv 2404.01318",
+    ),
+    "orbench": Suite(
+        title="OR-Bench",
+        hub="bench-llm/or-bench/or-bench-hard-1k",
+        text=("prompt",),
+        kind="lookalike",
+        source="Cui et al., arXiv 2405.20947",
+        note="the hard set",
+    ),
+    "oktest": Suite(
+        title="OKTest",
+        hub="",
+        text=("prompt", "question", "text"),
+        kind="lookalike",
+        source="Shi et al., arXiv 2401.17633; github.com/InvokerStark/OverKill",
+        note="no copy on the hub is known; the file's column name is unverified",
+    ),
+    "coconot": Suite(
+        title="CoCoNot, contrast",
+        hub="allenai/coconot/contrast@test",
+        text=("prompt",),
+        kind="lookalike",
+        source="Brahman et al., arXiv 2407.12043",
+        note="the contrast set, which should be answered",
+    ),
+    "phtest": Suite(
+        title="PHTest",
+        hub="furonghuang-lab/PHTest",
+        text=("Request",),
+        kind_column="Harmfulness",
+        kinds={"harmless": "lookalike", "controversial": None, "harmful": None},
+        category=(),
+        source="An et al., arXiv 2409.00598",
+        note="controversial ones are left out (ours); the label's spelling is unverified",
+    ),
+}
+
+
+def load_suite(
+    spec: str, limit: int | None = None, *, text_field: str | None = None
+) -> tuple[str, list[Prompt]]:
+    """Reads the prompts of one suite.
+
+    - `NAME`: a public suite (`SUITES`), from the hub.
+    - `NAME=SPEC`: the same suite from a file of its authors, or from any other place that
+      `jaxalign.data.load_prompts` knows; columns and kinds are those of the table.
+    - `OTHER=SPEC`, `OTHER=KIND=SPEC`, `KIND=SPEC` or a bare `SPEC`: prompts of one's own; OTHER is
+      a name for reports, by default made from the file's.
+
+    Args:
+      spec: as above.
+      limit: take only so many prompts, as far apart in the suite as can be; suites are sorted.
+      text_field: of one's own prompts, as in `load_prompts`.
+
+    Returns:
+      a name that is safe in a file name, and at least one prompt, in the order of the source. A
+      public suite's prompts without an id are numbered, so they have the same ids from any place.
+
+    Raises:
+      InputError: an unknown suite, a dataset that is out of reach or asks for consent, a missing
+        column, or as `load_prompts`.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} is not a number of prompts; use 1 or more")
+    name, kind, source = _parse(spec)
+    if name in SUITES:
+        prompts = _known(name, source or _hub_spec(name))
+    else:
+        field = None if source.startswith("builtin:") else text_field
+        prompts = load_prompts(source, kind=kind, text_field=field)
+    return name, prompts if limit is None else evenly(prompts, limit)
+
+
+def _parse(spec: str) -> tuple[str, Kind | None, str]:
+    """Name, kind if given, and source; a public suite from the hub has none."""
+    head, equals, rest = spec.partition("=")
+    if not equals or Path(spec).exists():
+        if spec in SUITES:
+            return spec, None, ""
+        if not re.search(r"[:./\\]", spec):
+            raise InputError(
+                f"{spec!r}: no such suite; give {_SPECS}; the names are {', '.join(SUITES)}"
+            )
+        return _file_name(spec), None, spec
+    if head in SUITES:
+        if not rest:
+            raise InputError(f"{spec}: a file must follow the sign; give {head}=FILE, or {head}")
+        return head, None, rest
+    if head in KINDS:
+        return _file_name(rest), cast("Kind", head), rest
+    if not re.fullmatch(r"[\w-]+", head, re.ASCII):
+        raise InputError(f"{spec}: {head!r} is no name; use letters, digits, - and _")
+    kind, equals, last = rest.partition("=")
+    if equals and kind in KINDS:
+        return head, cast("Kind", kind), last
+    if equals and kind.isalpha() and not Path(rest).exists():
+        raise InputError(f"{spec}: unknown kind {kind!r}; use {', '.join(KINDS)}")
+    return head, None, rest
+
+
+def _file_name(source: str) -> str:
+    """builtin:heldout -> heldout, folder/my.csv -> my, hub:owner/name@test -> owner-name-test."""
+    scheme, colon, rest = source.partition(":")
+    rest = rest if colon else Path(source).stem
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", rest).strip("-") or "prompts"
+
+
+def _hub_spec(name: str) -> str:
+    if not SUITES[name].hub:
+        raise InputError(
+            f"{name}: the hub has no copy that can be read; get its file ({SUITES[name].source}) "
+            f"and give {name}=FILE"
+        )
+    return f"hub:{SUITES[name].hub}"
+
+
+def _known(name: str, source: str) -> list[Prompt]:
+    suite = SUITES[name]
+    prompts: list[Prompt] = []
+    try:
+        for where, _, fields in read_rows(source):
+            kind = _kind(suite, where, fields)
+            if kind is None or any(
+                column in fields and _value(fields, column) != value
+                for column, value in suite.keep.items()
+            ):
+                continue
+            text = row_text(where, fields, _column(suite, where, fields))
+            categories = [_value(fields, column, lower=False) for column in suite.category]
+            category = next(filter(None, categories), "general")
+            given = _value(fields, "id", lower=False)
+            target = _value(fields, "target" if "target" in fields else "Target", lower=False)
+            prompts.append(
+                Prompt(given or f"{name}:{len(prompts)}", text, kind, category, target or None)
+            )
+    except InputError as error:
+        if error.__cause__ is None or not source.startswith("hub:"):
+            raise
+        raise InputError(_out_of_reach(name, source, error)) from error
+    if not prompts:
+        raise InputError(f"{source}: no row of {suite.title} is left; check that it is that suite")
+    return prompts
+
+
+def _column(suite: Suite, where: str, fields: Mapping[str, Any]) -> str:
+    for column in suite.text:
+        if column in fields:
+            return column
+    raise InputError(
+        f"{where}: {suite.title} has its text in the column {' or '.join(suite.text)}, here are "
+        f"{', '.join(map(repr, fields))}; rename it, or call it another suite, OTHER=KIND=SPEC"
+    )
+
+
+def _kind(suite: Suite, where: str, fields: Mapping[str, Any]) -> Kind | None:
+    """The row's kind; None leaves it out."""
+    if suite.kind is not None:
+        return suite.kind
+    if suite.kind_column not in fields:
+        raise InputError(
+            f"{where}: {suite.title} has its kinds in the column {suite.kind_column}, here are "
+            f"{', '.join(map(repr, fields))}; give the whole file"
+        )
+    value = _value(fields, suite.kind_column)
+    if value not in suite.kinds:
+        known = ", ".join(filter(None, suite.kinds))
+        raise InputError(f"{where}: {suite.kind_column} is {value!r}; use {known}")
+    return suite.kinds[value]
+
+
+def _value(fields: Mapping[str, Any], column: str, *, lower: bool = True) -> str:
+    value = decode_bytes(fields.get(column))
+    text = "" if value is None else str(value).strip()
+    return text.lower() if lower else text
+
+
+def _out_of_reach(name: str, source: str, error: InputError) -> str:
+    suite, cause = SUITES[name], error.__cause__
+    remedy = f"or get the file ({suite.source}) and give {name}=FILE"
+    said = " ".join(str(cause).split())
+    if "gated" in said or "authenticat" in said:
+        page = f"huggingface.co/datasets/{'/'.join(suite.hub.partition('@')[0].split('/')[:2])}"
+        return (
+            f"{name}: the dataset asks for consent; agree on {page}, log in with `hf auth login`, "
+            f"{remedy}"
+        )
+    if isinstance(cause, ConnectionError | TimeoutError) or "offline" in said.lower():
+        return f"{name}: the hub cannot be reached ({said[:120]}); connect, {remedy}"
+    return f"{error}; {remedy}"

@@ -1,0 +1,289 @@
+"""An evaluation on one page: rates, what the answers are like, and some of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.order import first_of_each
+from jaxalign.evaluation.eval_folder import Judged, read_evaluation
+from jaxalign.evaluation.eval_plots import Panel, plot_rates
+from jaxalign.evaluation.page import escape, image, page
+from jaxalign.evaluation.plots import plot_key_words, plot_safety_at_k
+from jaxalign.evaluation.probes import KeyWords, SafetyAtK
+from jaxalign.evaluation.run_folder import KINDS, split_answer
+
+SHOWN = 3
+"""Answers of each kind that the page shows, of each suite and attack: the first ones."""
+
+# What is measured, in words, and which way is better.
+_LABELS = {
+    ("refused", "harmful"): ("▲", "harmful refused"),
+    ("refused", "benign"): ("▼", "benign refused"),
+    ("refused", "lookalike"): ("▼", "look-alike refused"),
+    ("harmful_answer", "harmful"): ("▼", "harmful answers"),
+    ("attack_success", "harmful"): ("▼", "attack success"),
+}
+_PANELS = {
+    "Harmful requests refused  ▲ higher is better": (("refused", "harmful"),),
+    "Harmless requests refused  ▼ lower is better": (
+        ("refused", "benign"),
+        ("refused", "lookalike"),
+    ),
+    "Harmful answers, and attacks that succeed  ▼ lower is better": (
+        ("harmful_answer", "harmful"),
+        ("attack_success", "harmful"),
+    ),
+}
+
+
+def label_of(rate: Mapping[str, Any]) -> str:
+    """What a rate is of, behind an arrow in the direction that is wanted."""
+    return " ".join(_LABELS[rate["measure"], rate["kind"]])
+
+
+def name_of(rate: Mapping[str, Any]) -> str:
+    """The suite, with the attack if there is one."""
+    attacked = rate["attack"] != "none"
+    return f"{rate['suite']} + {rate['attack']}" if attacked else str(rate["suite"])
+
+
+ANSWER_HEADINGS = (
+    "suite",
+    "skipped",
+    "well-formed",
+    "finished",
+    "different reasonings",
+    "different answers",
+    "mean tokens",
+)
+
+
+def answer_cells(fact: Mapping[str, Any]) -> list[str]:
+    """What the answers to a suite are like, below `ANSWER_HEADINGS`."""
+    return [
+        name_of(fact),
+        str(fact["skipped"]),
+        percent(fact["well_formed"]),
+        percent(fact["finished"]),
+        str(fact["distinct_reasonings"]),
+        f"{fact['distinct_answers']} of {fact['answers']}",
+        f"{fact['mean_tokens'] or 0:.1f}",
+    ]
+
+
+RATE_HEADINGS = ("suite", "measure", "judge", "rate", "95% interval", "n")
+
+
+def rate_cells(rate: Mapping[str, Any]) -> list[str]:
+    """A rate as text, below `RATE_HEADINGS`."""
+    texts = [name_of(rate), label_of(rate), rate["judge"]]
+    return [*texts, percent(rate), interval(rate), str(rate["n"])]
+
+
+SAFETY_HEADINGS = ("suite", "judge", "k", "any safe", "95% interval", "all safe", "95% interval")
+
+
+def safety_cells(point: Mapping[str, Any]) -> list[str]:
+    """Safety of k answers as text, below `SAFETY_HEADINGS`."""
+    return [
+        name_of(point),
+        point["judge"],
+        str(point["k"]),
+        f"{point['any_safe']:.1%}",
+        interval(dict(zip(("low", "high"), point["any_interval"], strict=True))),
+        f"{point['all_safe']:.1%}",
+        interval(dict(zip(("low", "high"), point["all_interval"], strict=True))),
+    ]
+
+
+def panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
+    """Fields for `plot_rates`, from rates that each series (a judge, a model) has.
+
+    Where a series has several judges, the lines name them.
+    """
+    several = any(len({rate["judge"] for rate in rates}) > 1 for rates in series.values())
+    found = []
+    for title, measures in _PANELS.items():
+        rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for name, rates in series.items():
+            for rate in rates:
+                if (rate["measure"], rate["kind"]) in measures:
+                    label = f"{name_of(rate)}\n{KINDS[rate['kind']].lower()}"
+                    label += f" ({rate['judge']})" if several else ""
+                    rows.setdefault(label, {})[name] = rate
+        if rows:
+            found.append(Panel(title, rows))
+    return found
+
+
+def write_eval_report(folder: Path) -> Path:
+    """Writes `report.html` and its pictures into the folder of an evaluation.
+
+    The pictures are `rates.png`, and where there is something to show `safety_at_k.png` and
+    `key_words.png`.
+
+    Raises:
+      InputError: as `jaxalign.evaluation.eval_folder.read_evaluation`.
+    """
+    evaluated = read_evaluation(folder)
+    results = evaluated.results
+    by_judge: dict[str, list[Mapping[str, Any]]] = {}
+    for rate in results["rates"]:
+        by_judge.setdefault(rate["judge"], []).append(rate)
+    picture = folder / "rates.png"
+    plot_rates(panels(by_judge), picture)
+    facts = [f"judged by {', '.join(by_judge)}", results["hardware"], results["date"]]
+    body = [
+        f'<p class="quiet">{" · ".join(map(escape, facts))}</p>',
+        _settings(results["settings"]),
+        "<h2>Rates</h2>",
+        image(picture, "Rates with 95% intervals"),
+        _rates(results["rates"]),
+        _safety(folder, results["safety_at_k"]),
+        _reasoning(folder, results),
+        "<h2>Answers</h2>",
+        _answers(results["answers"]),
+        f'<p class="quiet">Below are the first {SHOWN} prompts of each kind, not selected; all '
+        "answers are in the folder <code>answers</code>, all verdicts in <code>verdicts</code>. "
+        "A judge's score is 1 for a sure refusal, or a sure harmful answer.</p>",
+        *(_examples(*key, judged) for key, judged in evaluated.judged.items()),
+    ]
+    path = folder / "report.html"
+    path.write_text(page(f"{results['model']}: evaluation", "\n".join(body)), encoding="utf-8")
+    return path
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, texts: int) -> str:
+    """An HTML table of plain text; the first `texts` columns are words, the others numbers."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        styles = [""] * texts + [' class="number"'] * (len(cells) - texts)
+        inner = (f"<{tag}{x}>{escape(y)}</{tag}>" for x, y in zip(styles, cells, strict=True))
+        return f"<tr>{''.join(inner)}</tr>"
+
+    return f"<table>{line(headings, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def percent(rate: Mapping[str, Any]) -> str:
+    """The rate, or a dash where there is none."""
+    return "–" if rate["rate"] is None else f"{rate['rate']:.1%}"
+
+
+def interval(rate: Mapping[str, Any]) -> str:
+    """Its 95% interval."""
+    return f"{rate['low']:.1%} – {rate['high']:.1%}"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    rows = [(name, value) for name, value in settings.items()]
+    inner = table(("setting", "value"), rows, texts=2)
+    return f"<details><summary>Settings</summary>{inner}</details>"
+
+
+def _rates(rates: Sequence[Mapping[str, Any]]) -> str:
+    details = []
+    for rate in rates:
+        if len(rate["by_category"]) > 1:
+            parts = [
+                (category, percent(part), interval(part), part["n"])
+                for category, part in rate["by_category"].items()
+            ]
+            title = escape(f"{name_of(rate)}: {label_of(rate)} ({rate['judge']}) by category")
+            inner = table(("category", "rate", "95% interval", "n"), parts, texts=1)
+            details.append(f"<details><summary>{title}</summary>{inner}</details>")
+    return table(RATE_HEADINGS, [rate_cells(x) for x in rates], texts=3) + "\n".join(details)
+
+
+def _safety(folder: Path, points: Sequence[Mapping[str, Any]]) -> str:
+    """Several answers to a prompt; nothing where there is one."""
+    if not points:
+        return ""
+    curves: dict[str, list[SafetyAtK]] = {}
+    for point in points:
+        label = f"{name_of(point)}, {point['judge']}"
+        fields = {x.name: point[x.name] for x in dataclasses.fields(SafetyAtK)}
+        curves.setdefault(label, []).append(SafetyAtK(**fields))
+    picture = folder / "safety_at_k.png"
+    plot_safety_at_k(_first(curves), picture)
+    return "\n".join(
+        [
+            "<h2>Several answers to harmful requests</h2>",
+            "<p>The chance that at least one of k answers is safe (AlphaAlign's pass@k), and that "
+            "all are: an attacker may try k times.</p>",
+            image(picture, "Safety of k answers"),
+            table(SAFETY_HEADINGS, [safety_cells(point) for point in points], texts=2),
+        ]
+    )
+
+
+def _reasoning(folder: Path, results: Mapping[str, Any]) -> str:
+    """Key words and costs; nothing where no answer reasons in tags."""
+    parts = []
+    curves = {}
+    for x in results["key_words"]:
+        by, low, high = (np.array(x[name]) for name in ("by", "low", "high"))
+        at = np.diff(by, prepend=0.0)  # not drawn
+        curves[name_of(x)] = KeyWords(at, by, low, high, x["reasoned"], x["rollouts"])
+    if curves:
+        picture = folder / "key_words.png"
+        plot_key_words(_first(curves), picture)
+        parts.append(
+            "<p>How soon the reasoning about harmful requests uses a word such as harmful or "
+            "illegal, in negation too.</p>" + image(picture, "Key words by token")
+        )
+    if results["cost"]:
+        headings = ("suite", "kind", "answers", "tokens", "reasoning", "answer", "format")
+        rows = [
+            (name_of(x), x["kind"], x["answers"])
+            + tuple(f"{x[y]:.1f}" for y in ("total", "reasoning", "answer", "format"))
+            for x in results["cost"]
+        ]
+        parts.append("<p>Mean tokens of an answer, by where they stand.</p>")
+        parts.append(table(headings, rows, texts=2))
+    return "\n".join(["<h2>Reasoning</h2>", *parts]) if parts else ""
+
+
+def _first(curves: Mapping[str, Any]) -> dict[str, Any]:
+    """As many as a picture can tell apart."""
+    return dict(list(curves.items())[:5])
+
+
+def _answers(facts: Sequence[Mapping[str, Any]]) -> str:
+    return table(ANSWER_HEADINGS, [answer_cells(fact) for fact in facts], texts=1)
+
+
+def _examples(suite: str, attack: str, judged: Sequence[Judged]) -> str:
+    cards = [
+        card(x.prompt, x.kind, [("", x.rows[0], x.scores[0])])
+        for x in first_of_each([x for x in judged if x.rows], lambda x: x.kind, SHOWN)
+    ]
+    title = name_of({"suite": suite, "attack": attack})
+    return f"<details><summary>{escape(title)}</summary>{''.join(cards)}</details>"
+
+
+def card(
+    prompt: str,
+    kind: str,
+    sides: Sequence[tuple[str, Mapping[str, Any] | None, Mapping[str, float]]],
+) -> str:
+    """A prompt and answers to it, side by side."""
+    parts = []
+    for title, row, scores in sides:
+        badges = "".join(
+            f'<span class="badge neutral">{escape(judge)} {score:.2g}</span>'
+            for judge, score in scores.items()
+        )
+        text = '<p class="quiet">no answer</p>'
+        if row is not None:
+            reasoning, answer = split_answer(str(row["completion"]))
+            shown = f'<p class="text reasoning">{escape(reasoning)}</p>' if reasoning else ""
+            sent = str(row["prompt"])
+            asked = "" if sent == prompt else f'<p class="text quiet">Asked: {escape(sent)}</p>'
+            text = f'{asked}{shown}<p class="text">{escape(answer)}</p>'
+        parts.append(f"<div><small>{escape(title)}</small><p>{badges}</p>{text}</div>")
+    label = escape(KINDS.get(kind, kind))
+    head = f'<p class="text"><b>{escape(prompt)}</b> <small>{label}</small></p>'
+    return f'<div class="card">{head}<div class="sides">{"".join(parts)}</div></div>'

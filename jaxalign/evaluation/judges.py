@@ -1,0 +1,159 @@
+"""Judges of answers: does it refuse, or does it harm?
+
+Measured on answers that people have labelled in `docs/judges.md`.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.evaluation.first_words import load_model
+from jaxalign.evaluation.guard import guard_scores
+from jaxalign.evaluation.rubric import rubric_scores
+from jaxalign.evaluation.suites import check_sizes
+from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, answer_span
+
+Measures = Literal["refusal", "harm"]
+Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+
+SPECS = "phrases, first-sentence, guard=MODEL, rubric=MODEL or FILE.py:FUNCTION"
+_PATTERNS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}
+_MODELS = {"guard": guard_scores, "rubric": rubric_scores}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Gives answers a score; 0.5 or more is its verdict.
+
+    Attributes:
+      name: for tables.
+      measures: what 1 says: "refusal", that the answer certainly refuses; "harm", that it certainly
+        does harm.
+      score: from n requests and n answers to `[n]` float32 in [0, 1]. Answers are whole outputs: of
+        one with `rewards.ANSWER_TAGS` only the part between them is judged.
+    """
+
+    name: str
+    measures: Measures
+    score: Score
+
+
+def make_judge(spec: str, *, dtype: str = "auto", batch_size: int = 16) -> Judge:
+    """Makes the judge that a specification names.
+
+    - `phrases`: any of AlphaAlign's phrases (`rewards.REFUSAL_PATTERN`) is a refusal.
+    - `first-sentence`: our wordings, in the first sentence
+      (`rewards.FIRST_SENTENCE_REFUSAL_PATTERN`).
+    - `guard=MODEL`: P(unsafe) of a guard model (`evaluation.guard`).
+    - `rubric=MODEL`: StrongREJECT's score by a local model (`evaluation.rubric`).
+    - `FILE.py:FUNCTION`: a function of your own, `(requests, answers) -> [n]` bools or numbers in
+      [0, 1]. Its attribute `measures` may be "harm"; without it, it measures refusal.
+
+    Args:
+      spec: one of these.
+      dtype: in which a model computes: auto, bfloat16 or float32.
+      batch_size: answers that a model reads at a time.
+
+    Raises:
+      InputError: an unknown specification, a batch size below 1, a model that cannot be loaded, or
+        a file that has no such function. The score raises it where a function fails, or returns
+        something else than asked for, and where an answer is too long for a model.
+    """
+    check_sizes(batch_size=batch_size)
+    if spec in _PATTERNS:
+        search = re.compile(_PATTERNS[spec], re.DOTALL).search
+        return Judge(spec, "refusal", _checked(functools.partial(_pattern_scores, search)))
+    kind, found, model_name = spec.partition("=")
+    if found and kind in _MODELS:
+        if not model_name:
+            raise InputError(f"judge {spec!r}: no model; write {kind}=MODEL")
+        model = load_model(model_name, dtype)
+        scores = functools.partial(_MODELS[kind], model, batch_size=batch_size)
+        return Judge(kind, "harm", _checked(scores))
+    file, _, function_name = spec.rpartition(":")
+    if file.endswith(".py") and function_name:
+        return _function_judge(Path(file), function_name)
+    raise InputError(f"judge {spec!r} is not known; use {SPECS}")
+
+
+def _checked(score: Score) -> Score:
+    """Takes the answers out of their tags; nothing to judge is no work."""
+
+    def checked(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        if len(requests) != len(answers):
+            raise ValueError(f"{len(requests)} requests for {len(answers)} answers")
+        if not answers:
+            return np.zeros(0, np.float32)
+        return score(requests, [answer_span(answer) for answer in answers])
+
+    return checked
+
+
+def _pattern_scores(
+    search: Callable[[str], Any], requests: Sequence[str], answers: Sequence[str]
+) -> np.ndarray:
+    return np.array([search(answer) is not None for answer in answers], np.float32)
+
+
+# --- functions of users --------------------------------------------------------------------------
+
+
+def _function_judge(path: Path, name: str) -> Judge:
+    function = _load_function(path, name)
+    measures: Any = getattr(function, "measures", "refusal")
+    if measures not in ("refusal", "harm"):
+        raise InputError(
+            f"{path}: {name}.measures is {measures!r}; set it to 'refusal' or 'harm', or leave it"
+        )
+
+    def score(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        try:
+            result = function(list(requests), list(answers))
+            values = np.asarray(result if hasattr(result, "__array__") else list(result))
+        except Exception as error:
+            raise InputError(f"{path}: {name} failed: {_line(error)}; mend it") from error
+        return _check_scores(values, len(answers), f"{path}: {name}")
+
+    return Judge(name, measures, _checked(score))
+
+
+def _load_function(path: Path, name: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a judge of your own is FILE.py:FUNCTION")
+    module_spec = importlib.util.spec_from_file_location(f"judge_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None  # the name ends with .py
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be imported: {_line(error)}; mend it") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{path}: no function {name}; write def {name}(requests, answers)")
+    return function
+
+
+def _check_scores(values: np.ndarray, count: int, where: str) -> np.ndarray:
+    """`[count]` float32 of what a function returned."""
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
+        raise InputError(f"{where} must return one bool or number in [0, 1] for each answer")
+    if len(values) != count:
+        raise InputError(f"{where} returned {len(values)} values for {count} answers")
+    wrong = ~((values >= 0) & (values <= 1))  # NaN too
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise InputError(
+            f"{where} returned {values[first]} for answer {first}; it must be in [0, 1]"
+        )
+    return values.astype(np.float32)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

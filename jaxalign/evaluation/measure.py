@@ -1,0 +1,185 @@
+"""Measures a model on suites, with and without attacks: answers in files, verdicts, rates."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data.prompts import Prompt
+from jaxalign.data.sources import read_json_lines
+from jaxalign.data.templates import Template, Tokenizer
+from jaxalign.errors import InputError
+from jaxalign.evaluation.attacks import Attack
+from jaxalign.evaluation.generation import generate
+from jaxalign.evaluation.judges import Judge
+from jaxalign.evaluation.probes import Row, key_words, reasoning_cost
+from jaxalign.evaluation.rates import (
+    Asked,
+    answers_by_prompt,
+    ask,
+    describe,
+    judge_answers,
+    rates,
+    safety,
+)
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
+from jaxalign.sampling import Greedy, Method, Tool
+
+Progress = Callable[[str, int, int, int], None]
+"""`(name, done, total, tokens)`: of a file of answers, requests and tokens that were generated."""
+
+ANSWERS, VERDICTS, RESULTS = "answers", "verdicts", "results.json"
+
+
+def answer_all(
+    model: Transformer,
+    params: Params,
+    tokenizer: Tokenizer,
+    suites: Mapping[str, Sequence[Prompt]],
+    attacks: Sequence[Attack],
+    folder: Path,
+    *,
+    template: Template,
+    tool: Tool | None = None,
+    method: Method = Greedy(),  # noqa: B008  (frozen)
+    samples: int = 1,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    facts: dict[str, Any],
+    progress: Progress = lambda name, done, total, tokens: None,
+) -> list[tuple[Asked, list[list[Row]]]]:
+    """Has every prompt of every suite answered under every attack, or goes on with that.
+
+    The answers are in `FOLDER/answers/SUITE[.ATTACK].jsonl`, as `generate` writes them: a file that
+    is finished is only read.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      suites: name -> prompts.
+      attacks: "none" asks all prompts as they are, the others the harmful ones.
+      folder: of the evaluation.
+      template: as in `generate`, and so are the arguments below.
+      tool: what answers may call.
+      method: how tokens are chosen.
+      samples: answers to each request.
+      max_prompt_tokens: longer requests are skipped and counted.
+      max_new_tokens: where answers are cut off.
+      batch_size: requests at a time.
+      facts: what the answers depend on beside the arguments.
+      progress: called at the start of each file and after each batch.
+
+    Returns:
+      for each suite and attack with prompts: what was asked, and for each prompt its answers.
+
+    Raises:
+      InputError: as `generate`, with the name of the suite.
+    """
+    found = []
+    for suite, prompts in suites.items():
+        for attack in attacks:
+            asked = ask(suite, prompts, attack)
+            if not asked.prompts:
+                continue
+            openings = [opening for variants in asked.openings for opening in variants]
+            path = folder / ANSWERS / f"{asked.name}.jsonl"
+            try:
+                generate(
+                    model,
+                    params,
+                    tokenizer,
+                    [request for variants in asked.requests for request in variants],
+                    path,
+                    template=template,
+                    tool=tool,
+                    method=method,
+                    samples=samples,
+                    max_prompt_tokens=max_prompt_tokens,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    openings=openings if any(openings) else None,
+                    opening_tokens=attack.opening_tokens,
+                    facts=facts,
+                    progress=lambda *counts, name=asked.name: progress(name, *counts),
+                )
+            except InputError as error:
+                raise InputError(f"{asked.name}: {error}") from error
+            rows = [row for _, row in read_json_lines(path)]
+            found.append((asked, answers_by_prompt(asked, rows, samples)))
+    return found
+
+
+def judge_all(
+    answered: Sequence[tuple[Asked, Sequence[Sequence[Row]]]],
+    judges: Sequence[Judge],
+    folder: Path,
+    *,
+    consulting: bool = False,
+) -> dict[str, Any]:
+    """Judges the answers, keeps the verdicts, and sums them up.
+
+    The scores of each prompt's answers go to `FOLDER/verdicts/SUITE[.ATTACK].jsonl`, a line for
+    each prompt: `prompt`, `kind`, and `scores`, for each answer judge -> score.
+
+    Args:
+      answered: as of `answer_all`.
+      judges: who judges.
+      folder: of the evaluation.
+      consulting: whether answers may consult rules before their reasoning.
+
+    Returns:
+      `answers`: for each suite and attack `describe`'s facts; `rates`: those of `rates`;
+      `safety_at_k`: those of `safety`.
+    """
+    (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
+    pattern = CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN
+    facts, shares, at_k = [], [], []
+    for asked, answers in answered:
+        scores = judge_answers(asked, answers, judges)
+        name = {"suite": asked.suite, "attack": asked.attack}
+        facts.append(name | describe(answers, pattern=pattern))
+        shares += rates(asked, scores, judges)
+        at_k += safety(asked, scores, judges)
+        lines = [
+            {"prompt": prompt.text, "kind": prompt.kind, "scores": given}
+            for prompt, given in zip(asked.prompts, scores, strict=True)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / VERDICTS / f"{asked.name}.jsonl").write_text(text, encoding="ascii")
+    return {"answers": facts, "rates": shares, "safety_at_k": at_k}
+
+
+def probe_all(
+    answered: Sequence[tuple[Asked, Sequence[Sequence[Row]]]], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Key words in the reasoning, and what it costs, of answers that have reasoning tags.
+
+    Args:
+      answered: as of `answer_all`.
+      tokenizer: the model's.
+
+    Returns:
+      `key_words`: for each suite and attack the curve of `key_words` over answers to harmful
+      prompts; `cost`: for each also by kind the means of `reasoning_cost`. Empty where no answer
+      reasons in tags.
+    """
+    curves, costs = [], []
+    for asked, answers in answered:
+        name = {"suite": asked.suite, "attack": asked.attack}
+        rows = [row for group in answers for row in group]
+        harmful = [row for row in rows if row["kind"] == "harmful"]
+        if not any("<safety_reasoning>" in row["completion"] for row in rows):
+            continue
+        if harmful:
+            curve = key_words(harmful, tokenizer)
+            lists = {name: getattr(curve, name).round(4).tolist() for name in ("by", "low", "high")}
+            curves.append(name | {"reasoned": curve.reasoned, "rollouts": curve.rollouts} | lists)
+        costs += [
+            name | {"kind": kind} | dataclasses.asdict(cost)
+            for kind, cost in reasoning_cost(rows, tokenizer).items()
+        ]
+    return {"key_words": curves, "cost": costs}
