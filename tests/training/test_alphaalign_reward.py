@@ -17,10 +17,10 @@ from jaxalign.sampling import Rollout, Temperature
 from jaxalign.training.alphaalign import (
     PromptFacts,
     alphaalign_reward,
-    answer_likelihood,
     balanced_weights,
     make_reward_params,
 )
+from jaxalign.training.helpfulness import answer_likelihood
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, Batch, make_step, rollout, score, update
 
@@ -127,7 +127,7 @@ def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
     likelihood = np.asarray(
         answer_likelihood(
             MODEL,
-            params.start,
+            params.scorer,
             facts.questions,
             facts.question_mask,
             samples.tokens[4:],
@@ -143,11 +143,11 @@ def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
     assert extra.max() > 0
 
 
-def test_helpfulness_needs_the_start_model(scene):
+def test_helpfulness_needs_a_model_that_scores(scene):
     params, batch, samples = scene
     without = make_reward_params(params.verifiers, None, jnp.float32)
     assert alphaalign_reward(MODEL, helpfulness_weight=0.0)(without, batch, samples)
-    with pytest.raises(ValueError, match="helpfulness needs the start model"):
+    with pytest.raises(ValueError, match="helpfulness needs a model that scores"):
         alphaalign_reward(MODEL, helpfulness_weight=0.3)(without, batch, samples)
 
 
@@ -159,7 +159,7 @@ def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smo
     row = 6  # LONG, to the first question
     got = answer_likelihood(
         MODEL,
-        params.start,
+        params.scorer,
         facts.questions[:1],
         facts.question_mask[:1],
         samples.tokens[row : row + 1],
@@ -169,7 +169,7 @@ def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smo
     assert smollm2_tokenizer.decode(kept[0]) == "Bread needs flour, water and time."
     logps = completion_logps(
         MODEL,
-        params.start,
+        params.scorer,
         facts.questions[:1],
         facts.question_mask[:1],
         kept,
@@ -184,7 +184,7 @@ def test_an_empty_answer_scores_as_a_uniform_guess(scene):
     nothing = jnp.zeros(samples.tokens[:1].shape, bool)
     got = answer_likelihood(
         MODEL,
-        params.start,
+        params.scorer,
         facts.questions[:1],
         facts.question_mask[:1],
         samples.tokens[:1],
