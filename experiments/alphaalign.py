@@ -25,11 +25,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.data import KINDS, Prompt, load_all
+from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.rewards import safety_verifiers
+from jaxalign.rewards import (
+    FIRST_SENTENCE_REFUSAL_PATTERN,
+    FORMAT_PATTERN,
+    REFUSAL_PATTERN,
+    STRICT_FORMAT_PATTERN,
+    safety_verifiers,
+)
 from jaxalign.training.alphaalign import (
     PromptFacts,
     alphaalign_reward,
@@ -65,12 +72,20 @@ class AlphaAlign(Settings):
     """Run folder to write."""
     template: Literal["examples", "bare"] = "examples"
     """examples: instruction and two worked examples as chat turns, which small models need."""
+    format: Literal["strict", "loose"] = "strict"
+    """What is well-formed: strict, nothing but reasoning and answer; loose, the paper's pattern."""
+    refusal: Literal["phrases", "first-sentence"] = "phrases"
+    """What is a refusal in the reward: the paper's phrases, or our wordings (docs/refusals.md)."""
+    label_noise: float = 0.0
+    """Share of the training prompts whose label, harmful or not, is wrong: for the ablation."""
     helpfulness_weight: float = 0.3
     """Weight of the helpfulness reward; 0 leaves its scoring pass out."""
     helpfulness: str = LIKELIHOOD
     """What scores the answers: likelihood, under the start model; a reward model, as a Hugging Face
     sequence-classification folder or hub id; or FILE.py:FUNCTION, which takes requests and answers
     and returns a number for each."""
+    normalise: bool = True
+    """Normalise helpfulness over a prompt's samples; without, it is the bare score."""
 
 
 PRESETS: dict[str, AlphaAlign] = {
@@ -114,6 +129,10 @@ PRESETS |= _LARGE | {
 }
 
 
+FORMATS = {"strict": STRICT_FORMAT_PATTERN, "loose": FORMAT_PATTERN}
+REFUSALS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one preset; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -129,6 +148,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
     begun = time.perf_counter()
     check_settings(settings)
     prompts = load_all(settings.prompts, settings.text_field)
+    prompts = mislabel(prompts, settings.label_noise, seed=settings.seed)
     heldout = load_all(settings.heldout, settings.text_field)
     model, params, tokenizer = load_start(settings)
     helpfulness = None
@@ -167,6 +187,8 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
 def check_settings(settings: AlphaAlign) -> None:
     """Refuses settings that can't work."""
     check(settings, not_negative=["helpfulness_weight"])
+    if not 0 <= settings.label_noise <= 1:
+        raise InputError(f"label_noise={settings.label_noise} must be from 0 to 1")
 
 
 def prepare(
@@ -187,7 +209,11 @@ def prepare(
             "planned: leave --helpfulness out"
         )
     try:
-        verifiers = safety_verifiers(tokenizer)
+        verifiers = safety_verifiers(
+            tokenizer,
+            pattern=FORMATS[settings.format],
+            refusal=REFUSALS[settings.refusal],
+        )
     except ValueError as error:
         raise InputError(f"{settings.model}: {error}") from error
     template = alphaalign_messages if settings.template == "examples" else bare_messages
@@ -208,6 +234,7 @@ def prepare(
         format_weight=settings.format_weight,
         refusal_weight=settings.refusal_weight,
         helpfulness_weight=settings.helpfulness_weight,
+        normalise=settings.normalise,
         balance=settings.balance,
         score_answers=helpfulness.score_tokens,
     )

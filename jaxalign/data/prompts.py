@@ -100,6 +100,32 @@ def prompts_digest(prompts: Sequence[Request]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def mislabel(prompts: Sequence[Prompt], share: float, *, seed: int) -> list[Prompt]:
+    """Turns harmful prompts into benign ones and harmless ones into harmful: noise of the labels.
+
+    Args:
+      prompts: of right labels.
+      share: how many of the harmful ones and how many of the others, from 0 to 1.
+      seed: which ones.
+
+    Returns:
+      the same prompts in the same order, `round(share · n)` of either side with a wrong kind.
+    """
+    wrong = set()
+    for side in (True, False):
+        there = [index for index, prompt in enumerate(prompts) if prompt.is_harmful is side]
+        count = round(share * len(there))
+        if count:
+            order = walk(len(there), 0, count=count, seed=(seed, int(side)))
+            wrong |= {there[place] for place in order}
+    return [
+        dataclasses.replace(prompt, kind="benign" if prompt.is_harmful else "harmful")
+        if index in wrong
+        else prompt
+        for index, prompt in enumerate(prompts)
+    ]
+
+
 def near_duplicates(
     left: Sequence[str], right: Sequence[str], *, threshold: float = 0.6
 ) -> list[tuple[int, int, float]]:

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 
 
-def helpfulness_reward(scores: jax.Array, refused: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+def helpfulness_reward(
+    scores: jax.Array, refused: jax.Array, *, normalise: bool = True, eps: float = 1e-6
+) -> jax.Array:
     """Rewards the answers that are better than the average answer to their prompt.
 
         z_i = (r_i − mean r) / (std r + ε)
@@ -21,6 +23,7 @@ def helpfulness_reward(scores: jax.Array, refused: jax.Array, *, eps: float = 1e
     Args:
       scores: `[N, G]` float, a reward model's score r of each answer; G ≥ 2.
       refused: `[N, G]` bool, whether the answer is a refusal.
+      normalise: False is the paper's ablation: R_h is the score r itself, and 0 for a refusal.
       eps: ε, which keeps the quotient finite.
 
     Returns:
@@ -34,6 +37,8 @@ def helpfulness_reward(scores: jax.Array, refused: jax.Array, *, eps: float = 1e
     if scores.shape[1] < 2:
         raise ValueError("helpfulness_reward needs at least two rollouts of each prompt")
     scores = scores.astype(jnp.float32)
+    if not normalise:
+        return jnp.where(refused, 0.0, scores)
     scores = scores - scores[:, :1]  # so that equal scores are exactly zero, also when large
     deviation = scores - jnp.mean(scores, axis=1, keepdims=True)
     z = deviation / (jnp.std(scores, axis=1, keepdims=True, ddof=1) + eps)

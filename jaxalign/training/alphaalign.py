@@ -109,6 +109,7 @@ def alphaalign_reward(
     format_weight: float = 1.0,
     refusal_weight: float = 1.0,
     helpfulness_weight: float = 1.0,
+    normalise: bool = True,
     balance: bool = False,
     score_answers: ScoreTokens | None = None,
 ) -> RewardFn:
@@ -119,6 +120,9 @@ def alphaalign_reward(
       format_weight: r_f. The paper is silent; 1 is ours.
       refusal_weight: r_a. The paper is silent; 1 is ours.
       helpfulness_weight: w, 1 in the paper; 0 leaves the scoring pass out.
+      normalise: False is the paper's ablation, R_h as the score r itself. Log-likelihoods are below
+        zero and would pay for refusing, so r is their exponential then: the geometric mean of the
+        tokens' probabilities (ours). Other scores are taken as they are.
       balance: multiply r_a by `balanced_weights`; the paper does not.
       score_answers: what scores helpfulness with `RewardParams.scorer`; by default
         `answer_likelihood`. Scores of the host's in the batch's `PromptFacts` go before it.
@@ -151,7 +155,7 @@ def alphaalign_reward(
         if helpfulness_weight and scored:
             first = (prompts - scored) * group
             refused = verdict.refused[first:]
-            name = "answer_score" if scores is not None or score_answers else "answer_likelihood"
+            ours = scores is None and score_answers is None
             if scores is None:
                 if params.scorer is None:
                     raise ValueError("helpfulness needs a model that scores in RewardParams")
@@ -162,12 +166,16 @@ def alphaalign_reward(
                     samples.tokens[first:],
                     verdict.answer[first:],
                 )
+            metrics["answer_likelihood" if ours else "answer_score"] = _mean(scores, ~refused)
+            if ours and not normalise:
+                scores = jnp.exp(scores)
             by_prompt = lambda x: x.reshape(scored, group)  # noqa: E731
-            helpful = helpfulness_reward(by_prompt(scores), by_prompt(refused)).reshape(-1)
+            helpful = helpfulness_reward(
+                by_prompt(scores), by_prompt(refused), normalise=normalise
+            ).reshape(-1)
             helpful = jnp.pad(helpful, (first, 0))
             total = total + helpfulness_weight * helpful
             details |= {"helpfulness": helpful}
-            metrics[name] = _mean(scores, ~refused)
         for index, name in enumerate(KINDS):
             metrics[f"{name}_refused"] = _mean(verdict.refused, kind == index)
             metrics[f"reward_{name}"] = _mean(total, kind == index)

@@ -15,6 +15,7 @@ from jaxalign.data import (
     builtin_prompts,
     near_duplicates,
 )
+from jaxalign.data.prompts import mislabel
 from jaxalign.errors import InputError
 
 
@@ -217,3 +218,20 @@ def test_an_empty_kind_that_is_not_asked_for_is_no_error():
 def test_negative_step_or_seed_is_a_programming_error(arguments):
     with pytest.raises(ValueError, match="at least 0"):
         batch_at(make_prompts(harmful=2), counts={"harmful": 1}, **arguments)
+
+
+@pytest.mark.parametrize(("share", "wrong"), [(0.0, (0, 0)), (0.25, (1, 2)), (1.0, (4, 8))])
+def test_mislabelled_prompts_change_sides_and_nothing_else(share, wrong):
+    kinds = ["harmful"] * 4 + ["benign"] * 3 + ["lookalike"] * 5
+    prompts = [Prompt(str(i), f"text {i}", kind, "general") for i, kind in enumerate(kinds)]
+    noisy = mislabel(prompts, share, seed=3)
+    assert [p.text for p in noisy] == [p.text for p in prompts]
+    flipped = [(a.kind, b.kind) for a, b in zip(prompts, noisy, strict=True) if a != b]
+    assert {b for a, b in flipped if a == "harmful"} <= {"benign"}
+    assert {b for a, b in flipped if a != "harmful"} <= {"harmful"}
+    assert (sum(a == "harmful" for a, _ in flipped), sum(a != "harmful" for a, _ in flipped)) == (
+        wrong
+    )
+    assert mislabel(prompts, share, seed=3) == noisy
+    if share == 0.25:
+        assert any(mislabel(prompts, share, seed=seed) != noisy for seed in range(4))

@@ -53,3 +53,10 @@ def test_equals_numpy_in_float64(scores, refused):
 def test_a_single_rollout_has_no_standard_deviation():
     with pytest.raises(ValueError, match="at least two"):
         helpfulness_reward(jnp.ones((3, 1)), jnp.zeros((3, 1), bool))
+
+
+def test_without_normalisation_it_is_the_score_of_what_does_not_refuse():
+    scores, refused = jnp.array([[-2.0, 3.0, 0.5]]), jnp.array([[False, False, True]])
+    np.testing.assert_array_equal(
+        helpfulness_reward(scores, refused, normalise=False), [[-2.0, 3.0, 0.0]]
+    )

@@ -216,3 +216,11 @@ def test_fused_and_split_paths_give_the_same_parameters_after_three_steps(scene)
         np.testing.assert_allclose(result.score.rewards, scored.rewards, atol=1e-6)
     chex.assert_trees_all_close(state.params, split_state.params, atol=1e-6)
     assert float(jnp.abs(advantage).max()) > 0.1  # there was something to learn
+
+
+def test_without_normalisation_an_answer_earns_its_mean_probability(scene):
+    bare = alphaalign_reward(MODEL, helpfulness_weight=1.0, normalise=False)(*scene)
+    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene)
+    earned = np.asarray(bare.rewards - plain.rewards)
+    assert np.all((earned >= 0) & (earned <= 1)) and earned.max() > 0
+    np.testing.assert_allclose(earned.reshape(-1), bare.details["helpfulness"], atol=1e-6)
