@@ -143,6 +143,31 @@ def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
     assert extra.max() > 0
 
 
+def test_helpfulness_of_known_scores_by_hand(scene):
+    """Scores that the host gives, normalised among a prompt's four answers.
+
+    The first question's have mean 2 and deviation 2: z = 1.5, −0.5, −0.5, −0.5, and the best answer
+    is a refusal. The second's have mean 2.5 and deviation 5; of three refusals one is not last.
+    """
+    params, batch, samples = scene
+    scores = jnp.asarray([5.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 10.0])
+    facts = dataclasses.replace(batch.extras, scores=scores)
+    batch = dataclasses.replace(batch, extras=facts)
+    without = make_reward_params(params.verifiers, None, jnp.float32)  # nothing else need score
+    score = alphaalign_reward(MODEL, helpfulness_weight=0.5)(without, batch, samples)
+    expected = [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1.5]]
+    np.testing.assert_allclose(score.details["helpfulness"], np.ravel(expected), atol=1e-5)
+    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene).rewards
+    np.testing.assert_allclose(score.rewards, plain + 0.5 * np.asarray(expected), atol=1e-5)
+    assert float(score.metrics["answer_score"]) == pytest.approx((1 + 1 + 1 + 10) / 4)
+    assert "answer_likelihood" not in score.metrics
+    # The paper's ablation: the scores as they are, where the answer is no refusal.
+    bare = alphaalign_reward(MODEL, normalise=False)(without, batch, samples)
+    np.testing.assert_array_equal(
+        bare.details["helpfulness"], [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 10]
+    )
+
+
 def test_helpfulness_needs_a_model_that_scores(scene):
     params, batch, samples = scene
     without = make_reward_params(params.verifiers, None, jnp.float32)

@@ -375,6 +375,12 @@ def test_without_helpfulness_nobody_is_asked():
     assert reward_params.scorer is None and reference is None
 
 
+def test_a_plan_is_of_the_likelihood_alone():
+    settings = dataclasses.replace(PRESETS["demo"], helpfulness="some/model")
+    with pytest.raises(InputError, match="helpfulness=some/model: only the start model's likelih"):
+        prepare(settings, MODEL, TOKENIZER, PROMPTS)
+
+
 # --- what can be wrong ---------------------------------------------------------------------------
 
 
