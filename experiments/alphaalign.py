@@ -4,6 +4,7 @@
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5 --resume
     python experiments/alphaalign.py demo --run runs/ppo --baseline critic --epochs 2    # PPO
+    python experiments/alphaalign.py demo --run runs/judged --helpfulness mine.py:score
 
 The paper trains by PPO; the presets' baseline needs no critic, which is a second model in memory
 and a second gradient.
@@ -51,15 +52,15 @@ from jaxalign.training.experiment import (
     make_algorithm,
     make_reinforcement,
 )
-from jaxalign.training.helpfulness import (
+from jaxalign.training.loop import Interruption
+from jaxalign.training.presets import LARGE
+from jaxalign.training.scorers import (
     LIKELIHOOD,
     Helpfulness,
     load_helpfulness,
     score_on_host,
     start_likelihood,
 )
-from jaxalign.training.loop import Interruption
-from jaxalign.training.presets import LARGE
 from jaxalign.training.script import run_script
 from jaxalign.training.settings import Settings, check, parse
 

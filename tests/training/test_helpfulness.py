@@ -21,9 +21,10 @@ from jaxalign.errors import InputError
 from jaxalign.models import Transformer, save_pretrained, sequence_scores
 from jaxalign.rewards import safety_verifiers
 from jaxalign.sampling import Temperature
-from jaxalign.training import helpfulness
+from jaxalign.training import scorers
 from jaxalign.training.alphaalign import alphaalign_reward, make_reward_params
-from jaxalign.training.helpfulness import (
+from jaxalign.training.loop import Interruption
+from jaxalign.training.scorers import (
     Helpfulness,
     by_reward_model,
     function_texts,
@@ -33,7 +34,6 @@ from jaxalign.training.helpfulness import (
     score_on_host,
     shares_tokenizer,
 )
-from jaxalign.training.loop import Interruption
 from jaxalign.training.split import make_split_step
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, Batch, make_step
@@ -241,7 +241,7 @@ from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.sharding import make_mesh, to_devices
 from jaxalign.rewards import safety_verifiers
 from jaxalign.training.alphaalign import alphaalign_reward, kinds_alone, make_reward_params
-from jaxalign.training.helpfulness import (
+from jaxalign.training.scorers import (
     RewardModel, by_reward_model, reward_model_texts, score_on_host
 )
 from jaxalign.training.split import make_split_step
@@ -429,7 +429,7 @@ def test_reward_models_that_are_none(tmp_path, tiny_model_folder, reward_model):
 
 
 def test_several_processes_score_in_the_step_alone(arguments, scorer, monkeypatch):
-    monkeypatch.setattr(helpfulness, "are_several", lambda: True)
+    monkeypatch.setattr(scorers, "are_several", lambda: True)
     function = arguments[3].partition("=")[2]
     limits = {"max_prompt_tokens": 56, "max_new_tokens": 8}
     with pytest.raises(InputError, match="in one process only: leave --processes out"):
