@@ -4,6 +4,7 @@
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5 --resume
     python experiments/alphaalign.py demo --run runs/ppo --baseline critic --epochs 2    # PPO
+    python experiments/alphaalign.py demo --run runs/judged --helpfulness mine.py:score
 
 The paper trains by PPO; the presets' baseline needs no critic, which is a second model in memory
 and a second gradient.
@@ -24,11 +25,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from jaxalign.data import KINDS, Prompt, load_all
 from jaxalign.data.prompts import mislabel
-from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
+from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.errors import InputError
 from jaxalign.evaluation.suites import stop_tokens
 from jaxalign.models.transformer import Params, Transformer
@@ -39,7 +38,12 @@ from jaxalign.rewards import (
     STRICT_FORMAT_PATTERN,
     safety_verifiers,
 )
-from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
+from jaxalign.training.alphaalign import (
+    PromptFacts,
+    alphaalign_reward,
+    kinds_alone,
+    make_reward_params,
+)
 from jaxalign.training.batches import Batches, kind_indices
 from jaxalign.training.experiment import (
     Experiment,
@@ -50,6 +54,13 @@ from jaxalign.training.experiment import (
 )
 from jaxalign.training.loop import Interruption
 from jaxalign.training.presets import LARGE
+from jaxalign.training.scorers import (
+    LIKELIHOOD,
+    Helpfulness,
+    load_helpfulness,
+    score_on_host,
+    start_likelihood,
+)
 from jaxalign.training.script import run_script
 from jaxalign.training.settings import Settings, check, parse
 
@@ -70,6 +81,10 @@ class AlphaAlign(Settings):
     """Share of the training prompts whose label, harmful or not, is wrong: for the ablation."""
     helpfulness_weight: float = 0.3
     """Weight of the helpfulness reward; 0 leaves its scoring pass out."""
+    helpfulness: str = LIKELIHOOD
+    """What scores the answers: likelihood, under the start model; a reward model, as a Hugging Face
+    sequence-classification folder or hub id; or FILE.py:FUNCTION, which takes requests and answers
+    and returns a number for each."""
     normalise: bool = True
     """Normalise helpfulness over a prompt's samples; without, it is the bare score."""
 
@@ -92,7 +107,7 @@ PRESETS: dict[str, AlphaAlign] = {
 }
 # The papers' models on v5e:4x4; not run, `jaxalign plan` says what they take (docs/scale.md).
 # Batch, samples and learning rate are AlphaAlign's.
-PRESETS |= {
+_LARGE = {
     name: AlphaAlign(
         run=Path(f"runs/alphaalign-{name}"),
         steps=200,
@@ -103,6 +118,15 @@ PRESETS |= {
         **common,
     )
     for name, common in LARGE.items()
+}
+# AlphaAlign-Zero, the paper's ablation: the safety reward alone, on a base model; not run either.
+PRESETS |= _LARGE | {
+    "zero": dataclasses.replace(
+        _LARGE["qwen2.5-3b"],
+        run=Path("runs/alphaalign-zero"),
+        model="Qwen/Qwen2.5-3B",
+        helpfulness_weight=0.0,
+    )
 }
 
 
@@ -128,7 +152,17 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
     prompts = mislabel(prompts, settings.label_noise, seed=settings.seed)
     heldout = load_all(settings.heldout, settings.text_field)
     model, params, tokenizer = load_start(settings)
-    work = prepare(settings, model, tokenizer, prompts)
+    helpfulness = None
+    if settings.helpfulness_weight:
+        helpfulness = load_helpfulness(
+            settings.helpfulness,
+            model,
+            tokenizer,
+            prompts,
+            max_prompt_tokens=settings.max_prompt_tokens,
+            max_new_tokens=settings.max_new_tokens,
+        )
+    work = prepare(settings, model, tokenizer, prompts, helpfulness)
     experiment = Experiment(
         settings,
         interruption,
@@ -159,9 +193,22 @@ def check_settings(settings: AlphaAlign) -> None:
 
 
 def prepare(
-    settings: AlphaAlign, model: Transformer, tokenizer: Any, prompts: list[Prompt]
+    settings: AlphaAlign,
+    model: Transformer,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    helpfulness: Helpfulness | None = None,
 ) -> Reinforcement:
-    """The step, its reward and its batches; `jaxalign plan` compiles it too."""
+    """The step, its reward and its batches; `jaxalign plan` compiles it too, without a scorer."""
+    if not settings.helpfulness_weight:
+        helpfulness = Helpfulness()
+    elif helpfulness is None and settings.helpfulness == LIKELIHOOD:
+        helpfulness = start_likelihood(tokenizer, settings.max_prompt_tokens)
+    elif helpfulness is None:
+        raise InputError(
+            f"helpfulness={settings.helpfulness}: only the start model's likelihood can be "
+            "planned: leave --helpfulness out"
+        )
     try:
         verifiers = safety_verifiers(
             tokenizer,
@@ -178,7 +225,7 @@ def prepare(
         counts={kind: getattr(settings, kind) for kind in KINDS},
         max_prompt_tokens=settings.max_prompt_tokens,
         seed=settings.seed,
-        make_extras=functools.partial(prompt_facts, tokenizer, settings.max_prompt_tokens),
+        make_extras=functools.partial(prompt_facts, helpfulness),
         mesh=model.mesh,
     )
     batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
@@ -190,10 +237,14 @@ def prepare(
         helpfulness_weight=settings.helpfulness_weight,
         normalise=settings.normalise,
         balance=settings.balance,
+        score_answers=helpfulness.score_tokens,
     )
+    complete = None
+    if helpfulness.score_texts is not None:
+        complete = score_on_host(helpfulness.score_texts, tokenizer, batches.prompts_at, model.mesh)
 
     def reward_params(start: Params) -> Any:
-        scorer = start if settings.helpfulness_weight else None
+        scorer = None if helpfulness.encode is None else helpfulness.params or start
         return make_reward_params(verifiers, scorer, model.dtype)
 
     return make_reinforcement(
@@ -205,22 +256,17 @@ def prepare(
         verifiers=verifiers,
         template=template,
         reward_params=reward_params,
+        complete=complete,
     )
 
 
-def prompt_facts(tokenizer: Any, width: int, prompts: Sequence[Prompt]) -> PromptFacts:
+def prompt_facts(helpfulness: Helpfulness, prompts: Sequence[Prompt]) -> PromptFacts:
     """What the reward needs to know of a batch's prompts, the harmful ones first."""
-    texts = [prompt.text for prompt in prompts]
-    bare = encode_prompts(tokenizer, bare_messages, texts, max_tokens=width, width=width)
-    harmless = [prompt.kind != "harmful" for prompt in prompts]
-    opening = np.broadcast_to(bare.prefix, (len(texts), len(bare.prefix)))
-    questions = np.concatenate([opening, bare.tokens], axis=1)
-    question_mask = np.concatenate([np.ones(opening.shape, bool), bare.mask], axis=1)
-    return PromptFacts(
-        kind=kind_indices(prompts),
-        questions=questions[harmless],
-        question_mask=question_mask[harmless],
-    )
+    harmless = [prompt.text for prompt in prompts if prompt.kind != "harmful"]
+    if helpfulness.encode is None or not harmless:
+        return kinds_alone(prompts)
+    arrays: Any = helpfulness.encode(harmless)
+    return PromptFacts(kind_indices(prompts), *arrays)
 
 
 if __name__ == "__main__":

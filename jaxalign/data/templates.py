@@ -168,6 +168,62 @@ def _encode_chat(
     return head, tail
 
 
+def encode_exchange(tokenizer: Tokenizer, request: str, answer: str) -> list[int]:
+    """Encodes a request and its answer as a finished chat, which is what reward models read.
+
+    The ids are those of `apply_chat_template` on the two messages, but for special tokens in the
+    texts, which are plain text here.
+
+    Args:
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      request: the user's turn; space around it is left out.
+      answer: the assistant's turn, as it is.
+
+    Raises:
+      InputError: the tokenizer has no chat template.
+    """
+    special = tokenizer.get_added_vocab()
+    contents = [request.strip(), answer]
+    ids: list[int] = []
+    for part in _template_parts(tokenizer, ["user", "assistant"], finished=True):
+        if part in special:
+            ids.append(special[part])
+        else:
+            text = _SLOT.sub(lambda slot: contents[int(slot[1])], part)
+            ids.extend(_encode_plain(tokenizer, text))
+    return ids
+
+
+def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[int]]:
+    """The ids of `encode_exchange` before and behind the answer, for one that is tokens already.
+
+    Args:
+      tokenizer: as there.
+      request: the user's turn.
+
+    Returns:
+      the ids before the answer, and those behind it, which do not depend on the request.
+
+    Raises:
+      InputError: the tokenizer has no chat template.
+    """
+    special = tokenizer.get_added_vocab()
+    before: list[int] = []
+    behind: list[int] = []
+    ids = before
+    for part in _template_parts(tokenizer, ["user", "assistant"], finished=True):
+        if part in special:
+            ids.append(special[part])
+            continue
+        left, slot, right = part.partition(f"{_OPEN}1{_CLOSE}")
+        text = _SLOT.sub(lambda _: request.strip(), left)
+        ids.extend(_encode_plain(tokenizer, text) if text else [])
+        if slot:
+            ids = behind
+            ids.extend(_encode_plain(tokenizer, right) if right else [])
+    return before, behind
+
+
 def encode_prompts(
     tokenizer: Tokenizer,
     template: Template,
@@ -250,18 +306,23 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 _SLOT = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
-def _template_parts(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
-    """The chat template rendered with slots, split into special tokens and text between them."""
+def _template_parts(
+    tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool = False
+) -> list[str]:
+    """The chat template rendered with slots, split into special tokens and text between them.
+
+    Unless the chat is finished, it ends with what opens the assistant's reply.
+    """
     if not tokenizer.chat_template:
         raise InputError("the tokenizer has no chat template: use an instruct model")
-    text = _render_slots(tokenizer, roles)
+    text = _render_slots(tokenizer, roles, finished=finished)
     names = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
     if not names:
         return [text]
     return [part for part in re.split(f"({'|'.join(map(re.escape, names))})", text) if part]
 
 
-def _render_slots(tokenizer: Tokenizer, roles: Sequence[str]) -> str:
+def _render_slots(tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool) -> str:
     """The template of a chat with a slot for each message's content.
 
     Some templates take contents as text, others as lists of parts and drop text silently.
@@ -274,7 +335,7 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str]) -> str:
         ]
         try:
             text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                messages, tokenize=False, add_generation_prompt=not finished
             )
         except (TemplateError, TypeError):  # a type that the template does not expect
             continue

@@ -71,9 +71,17 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             name, color, dash = f"{kind}_consulted", KIND_COLORS[kind], _LINES[kind]
             _draw(last, metrics, name, KINDS[kind].lower(), color, dash)
     else:
-        name = "answer_likelihood" if series(metrics, "answer_likelihood")[0].size else "entropy"
-        title = {"answer_likelihood": "Likelihood of the answers under the start model"}
-        last.set(title=title.get(name, "Entropy"), ylabel="nats per token")
+        titles = {
+            "answer_likelihood": (
+                "Likelihood of the answers under the start model",
+                "nats per token",
+            ),
+            "answer_score": ("Helpfulness score of the answers ▲", "score"),
+            "entropy": ("Entropy", "nats per token"),
+        }
+        name = next((name for name in titles if series(metrics, name)[0].size), "entropy")
+        title, unit = titles[name]
+        last.set(title=title, ylabel=unit)
         _draw(last, metrics, name, None, GREEN, "-")
 
     if critic:

@@ -21,6 +21,7 @@ from jaxalign.models.transformer import Params, Remat, Transformer
 from jaxalign.models.weights import Leaf
 
 __all__ = [
+    "PLAIN_TEMPLATE",
     "ModelConfig",
     "Transformer",
     "completion_logps",
@@ -30,6 +31,18 @@ __all__ = [
     "sequence_scores",
     "smollm2_path",
 ]
+
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}User:\n{{ message['content'] }}\n\n"
+    "{% else %}Assistant:\n{{ message['content'] }}{{ eos_token }}\n\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+"""The chat template that a base model gets which has none. Ours: plain words, and the end token
+behind each answer, so that worked examples show where an answer stops."""
 
 
 def load_pretrained(
@@ -55,7 +68,8 @@ def load_pretrained(
         `sequence_scores`) or a language model; one is not taken for the other.
 
     Returns:
-      the model, its parameters (float32), and a fast Hugging Face tokenizer with a chat template.
+      the model, its parameters (float32), and a fast Hugging Face tokenizer. A language model's has
+      a chat template: its own, or `PLAIN_TEMPLATE`.
 
     Raises:
       InputError: nothing there, a corrupt file, an unsupported architecture, a tokenizer with more
@@ -84,6 +98,12 @@ def load_pretrained(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
+    if not classifier and not tokenizer.chat_template:
+        logging.getLogger(__name__).warning(
+            "%s: its tokenizer has no chat template; requests are put as plain text after 'User:'",
+            path_or_id,
+        )
+        tokenizer.chat_template = PLAIN_TEMPLATE
     attention = attention_path(config, dtype, mesh)
     model = Transformer(config, dtype=dtype, remat=remat, mesh=mesh, attention=attention)
     return model, params, tokenizer

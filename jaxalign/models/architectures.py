@@ -94,6 +94,7 @@ KNOWN = {
     ),
 }
 """The models of the presets. Source: the config.json of each; token ids are left out."""
+KNOWN["Qwen/Qwen2.5-3B"] = KNOWN["Qwen/Qwen2.5-3B-Instruct"]
 
 
 def read_architecture(name: str) -> ModelConfig:

@@ -15,9 +15,11 @@ drifts, up to an end from where it hardly returns.
 R_s: `jaxalign.rewards.safety_reward`; R_h: `jaxalign.rewards.helpfulness_reward`. The score that
 R_h normalises is, offline, ours: the mean log-likelihood per token of the answer given the bare
 question under the frozen start model, so an answer that the original model would have given
-itself is a good answer. A trained reward model takes its place on the split path.
+itself is a good answer. A reward model or a function of the user's takes its place where one is
+given (`jaxalign.training.helpfulness`).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,12 +30,13 @@ import numpy as np
 from flax import struct
 
 from jaxalign.data.prompts import KINDS, Prompt
-from jaxalign.models.completion import completion_logps, compute_params
+from jaxalign.models.completion import compute_params
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import Verifiers, helpfulness_reward, safety_reward
 from jaxalign.sampling import Rollout
 from jaxalign.training.batches import kind_indices
 from jaxalign.training.gradients import Metrics
+from jaxalign.training.helpfulness import ScoreTokens, answer_likelihood
 from jaxalign.training.step import Batch, RewardFn, Score
 
 
@@ -46,11 +49,14 @@ class PromptFacts:
       questions: `[N', Q]` int32, the bare questions of the last N' prompts as chats: those that are
         not harmful and hence get a helpfulness score; N' may be 0.
       question_mask: `[N', Q]` bool.
+      scores: `[N'·G]` float32, what the host says of the answers to the last N' prompts; None where
+        the step scores them itself, from `questions`.
     """
 
     kind: jax.Array
     questions: jax.Array
     question_mask: jax.Array
+    scores: jax.Array | None = None
 
 
 def kinds_alone(prompts: Sequence[Prompt]) -> PromptFacts:
@@ -62,46 +68,16 @@ def kinds_alone(prompts: Sequence[Prompt]) -> PromptFacts:
 
 @struct.dataclass
 class RewardParams:
-    """Arrays the reward needs: the verifiers' tables and the frozen start model.
+    """Arrays the reward needs: the verifiers' tables and the model that scores helpfulness.
 
     Attributes:
       verifiers: format and refusal automata over the vocabulary.
-      start: the model before training, in the compute dtype; None where helpfulness has no weight.
+      scorer: a frozen model in the compute dtype: the one before training, or a reward model. None
+        where helpfulness has no weight or is scored on the host.
     """
 
     verifiers: Verifiers
-    start: Params | None
-
-
-def answer_likelihood(
-    model: Transformer,
-    params: Params,
-    questions: jax.Array,
-    question_mask: jax.Array,
-    tokens: jax.Array,
-    answer: jax.Array,
-) -> jax.Array:
-    """Mean log π(answer token | bare question, answer so far) under a frozen model. Ours.
-
-    Args:
-      model: the decoder.
-      params: frozen parameters.
-      questions: `[N, Q]` int32.
-      question_mask: `[N, Q]` bool.
-      tokens: `[B, T]` int32 completions.
-      answer: `[B, T]` bool, the tokens of the answer.
-
-    Returns:
-      `[B]` float32 nats per token; an empty answer scores −log V, as a uniform guess does.
-    """
-    chex.assert_equal_shape([tokens, answer])
-    order = jnp.argsort(~answer, axis=1, stable=True)
-    moved = jnp.take_along_axis(tokens, order, axis=1)
-    mask = jnp.take_along_axis(answer, order, axis=1)
-    logps = completion_logps(model, params, questions, question_mask, moved, mask)
-    count = mask.sum(axis=1)
-    mean = jnp.where(mask, logps, 0.0).sum(axis=1) / jnp.maximum(count, 1)
-    return jnp.where(count > 0, mean, -jnp.log(float(model.config.vocab_size)))
+    scorer: Params | None
 
 
 def balanced_weights(harmful: jax.Array, refused: jax.Array) -> jax.Array:
@@ -135,22 +111,26 @@ def alphaalign_reward(
     helpfulness_weight: float = 1.0,
     normalise: bool = True,
     balance: bool = False,
+    score_answers: ScoreTokens | None = None,
 ) -> RewardFn:
     """Builds the reward function of AlphaAlign for `make_step`.
 
     Args:
-      model: the decoder whose frozen start parameters score helpfulness.
+      model: the policy, whose frozen start parameters score helpfulness by default.
       format_weight: r_f. The paper is silent; 1 is ours.
       refusal_weight: r_a. The paper is silent; 1 is ours.
       helpfulness_weight: w, 1 in the paper; 0 leaves the scoring pass out.
       normalise: False is the paper's ablation, R_h as the score r itself. Log-likelihoods are below
         zero and would pay for refusing, so r is their exponential then: the geometric mean of the
-        tokens' probabilities (ours).
+        tokens' probabilities (ours). Other scores are taken as they are.
       balance: multiply r_a by `balanced_weights`; the paper does not.
+      score_answers: what scores helpfulness with `RewardParams.scorer`; by default
+        `answer_likelihood`. Scores of the host's in the batch's `PromptFacts` go before it.
 
     Returns:
       a function of (`RewardParams`, batch with `PromptFacts`, rollout).
     """
+    likelihood = functools.partial(answer_likelihood, model)
 
     def reward(params: RewardParams, batch: Batch, samples: Rollout) -> Score:
         facts: PromptFacts = batch.extras
@@ -169,28 +149,33 @@ def alphaalign_reward(
         total = total + weight * ~harmful
         details = {"well_formed": verdict.well_formed, "refused": verdict.refused}
         metrics: Metrics = {"well_formed": verdict.well_formed.mean()}
-        scored = facts.questions.shape[0]
+        group = samples.tokens.shape[0] // prompts
+        scores = facts.scores
+        scored = facts.questions.shape[0] if scores is None else scores.shape[0] // group
         if helpfulness_weight and scored:
-            if params.start is None:
-                raise ValueError("helpfulness needs the start model in RewardParams")
-            first = (prompts - scored) * (samples.tokens.shape[0] // prompts)
+            first = (prompts - scored) * group
             refused = verdict.refused[first:]
-            likelihood = answer_likelihood(
-                model,
-                params.start,
-                facts.questions,
-                facts.question_mask,
-                samples.tokens[first:],
-                verdict.answer[first:],
-            )
-            group = lambda x: x.reshape(scored, -1)  # noqa: E731
-            scores = likelihood if normalise else jnp.exp(likelihood)
-            helpful = helpfulness_reward(group(scores), group(refused), normalise=normalise)
-            helpful = helpful.reshape(-1)
+            ours = scores is None and score_answers is None
+            if scores is None:
+                if params.scorer is None:
+                    raise ValueError("helpfulness needs a model that scores in RewardParams")
+                scores = (score_answers or likelihood)(
+                    params.scorer,
+                    facts.questions,
+                    facts.question_mask,
+                    samples.tokens[first:],
+                    verdict.answer[first:],
+                )
+            metrics["answer_likelihood" if ours else "answer_score"] = _mean(scores, ~refused)
+            if ours and not normalise:
+                scores = jnp.exp(scores)
+            by_prompt = lambda x: x.reshape(scored, group)  # noqa: E731
+            helpful = helpfulness_reward(
+                by_prompt(scores), by_prompt(refused), normalise=normalise
+            ).reshape(-1)
             helpful = jnp.pad(helpful, (first, 0))
             total = total + helpfulness_weight * helpful
             details |= {"helpfulness": helpful}
-            metrics["answer_likelihood"] = _mean(likelihood, ~refused)
         for index, name in enumerate(KINDS):
             metrics[f"{name}_refused"] = _mean(verdict.refused, kind == index)
             metrics[f"reward_{name}"] = _mean(total, kind == index)
@@ -204,6 +189,6 @@ def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(where, values, 0.0)) / jnp.sum(where)
 
 
-def make_reward_params(verifiers: Verifiers, start: Params | None, dtype: Any) -> RewardParams:
-    """Puts the verifiers' tables and the start model, cast to the compute dtype, together."""
-    return RewardParams(verifiers, None if start is None else compute_params(start, dtype))
+def make_reward_params(verifiers: Verifiers, scorer: Params | None, dtype: Any) -> RewardParams:
+    """Puts the verifiers' tables and the model that scores, cast to the compute dtype, together."""
+    return RewardParams(verifiers, None if scorer is None else compute_params(scorer, dtype))

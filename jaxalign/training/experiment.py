@@ -44,6 +44,7 @@ from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.run_folder import hardware
 from jaxalign.training.script import Interrupted
 from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
+from jaxalign.training.split import Complete, make_split_step
 from jaxalign.training.state import TrainState, init_state
 from jaxalign.training.step import (
     Algorithm,
@@ -257,7 +258,7 @@ class Reinforcement:
     """A run's reinforcement learning: its compiled step, and what the step takes.
 
     Attributes:
-      step: from `make_step`.
+      step: from `make_step` or `make_split_step`.
       algorithm: its constants.
       optimizer: its optimizer.
       batches: the batch of each step.
@@ -301,6 +302,7 @@ def make_reinforcement(
     verifiers: Verifiers,
     template: Template,
     reward_params: Callable[[Params], Any],
+    complete: Complete | None = None,
 ) -> Reinforcement:
     """Compiles a run's step with the optimizers and the reference that its settings ask for.
 
@@ -313,14 +315,20 @@ def make_reinforcement(
       verifiers: of format and refusal, bound to the tokenizer.
       template: how requests are asked.
       reward_params: the start parameters to the arrays that the reward needs.
+      complete: what the host does between rollout and reward, on the split path; None for a step
+        that is one program.
     """
     optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
 
     def constants(params: Params) -> tuple[Any, Params | None]:
         return reward_params(params), params if settings.kl_coefficient else None
 
+    if complete is None:
+        step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
+    else:
+        step = make_split_step(model, optimizer, algorithm, reward, complete, critic_optimizer)
     return Reinforcement(
-        make_step(model, optimizer, algorithm, reward, critic_optimizer),
+        step,
         algorithm,
         optimizer,
         batches,

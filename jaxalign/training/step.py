@@ -1,7 +1,8 @@
 """One reinforcement-learning step: sample → reward → advantage → loss → update.
 
-`rollout`, `score` and `update` are pure functions. `make_step` composes them under one `jax.jit`; a
-caller with rewards on the host jits and calls the same three apart. Same numbers from both.
+`rollout`, `score` and `update` are pure functions. `make_step` composes them under one `jax.jit`;
+`jaxalign.training.split` leaves it after the rollout, for rewards on the host. Same numbers from
+both.
 
 One argument, `Algorithm.baseline`, chooses between GRPO, RLOO, REINFORCE++, a baseline of ours, and
 PPO. PPO's critic has a trunk of its own, which starts as the policy's, and a head that starts at 0.
@@ -50,6 +51,7 @@ __all__ = [
     "StepFn",
     "StepResult",
     "advantages",
+    "learn",
     "make_step",
     "policy_loss",
     "rollout",
@@ -393,6 +395,51 @@ class StepResult(NamedTuple):
 StepFn = Callable[..., tuple[TrainState, StepResult]]
 
 
+def learn(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    algorithm: Algorithm,
+    reward: RewardFn,
+    critic_optimizer: optax.GradientTransformation | None,
+    state: TrainState,
+    batch: Batch,
+    samples: Rollout,
+    key: jax.Array,
+    reward_params: Any,
+    reference: Params | None = None,
+) -> tuple[TrainState, StepResult]:
+    """What a step does with its rollout: `score`, `update`, and the scalars to log.
+
+    Args:
+      model: the policy.
+      optimizer: its optimizer.
+      algorithm: constants.
+      reward: what completions are worth.
+      critic_optimizer: as for `update`.
+      state: before the step.
+      batch: N prompts.
+      samples: their completions.
+      key: the step's.
+      reward_params: arrays that the reward needs.
+      reference: as for `update`.
+    """
+    scored, advantage = score(reward, algorithm, reward_params, batch, samples)
+    state, metrics = update(
+        model,
+        optimizer,
+        algorithm,
+        state,
+        batch,
+        samples,
+        advantage,
+        reference,
+        critic_optimizer=critic_optimizer,
+        key=key,
+    )
+    metrics |= rollout_metrics(samples) | {"reward": scored.rewards.mean()} | scored.metrics
+    return state, StepResult(metrics, samples, scored)
+
+
 def make_step(
     model: Transformer,
     optimizer: optax.GradientTransformation,
@@ -423,20 +470,18 @@ def make_step(
     ) -> tuple[TrainState, StepResult]:
         key = jax.random.fold_in(root_key, state.step)
         samples = rollout(model, algorithm, state.params, batch, key)
-        scored, advantage = score(reward, algorithm, reward_params, batch, samples)
-        state, metrics = update(
+        return learn(
             model,
             optimizer,
             algorithm,
+            reward,
+            critic_optimizer,
             state,
             batch,
             samples,
-            advantage,
+            key,
+            reward_params,
             reference,
-            critic_optimizer=critic_optimizer,
-            key=key,
         )
-        metrics |= rollout_metrics(samples) | {"reward": scored.rewards.mean()} | scored.metrics
-        return state, StepResult(metrics, samples, scored)
 
     return jax.jit(step, donate_argnums=0)

@@ -10,6 +10,8 @@ from jaxalign.data.templates import (
     alphaalign_messages,
     bare_messages,
     encode_chat,
+    encode_exchange,
+    encode_frame,
     encode_prompts,
 )
 from jaxalign.errors import InputError
@@ -117,6 +119,29 @@ def assert_one_line(error):
 def test_a_width_that_does_not_hold_the_prompts_is_refused(smollm2_tokenizer):
     with pytest.raises(ValueError, match=r"the longest prompt takes \d+ tokens, width is 3"):
         encode_prompts(smollm2_tokenizer, bare_messages, ["Why?"], max_tokens=64, width=3)
+
+
+@pytest.mark.parametrize("answer", ["Yes.", "", " I'm sorry,\nno. ", "1. über “quoted”"])
+def test_an_exchange_equals_the_tokenizers_own_template(smollm2_tokenizer, answer):
+    """As a whole, and around an answer that is tokens already."""
+    chat = [*bare_messages("How is bread made?"), {"role": "assistant", "content": answer}]
+    text = smollm2_tokenizer.apply_chat_template(chat, tokenize=False)
+    ids = encode_exchange(smollm2_tokenizer, "How is bread made?", answer)
+    assert ids == smollm2_tokenizer(text, add_special_tokens=False).input_ids
+    before, behind = encode_frame(smollm2_tokenizer, "How is bread made?")
+    assert before + smollm2_tokenizer(answer).input_ids + behind == ids
+    assert behind == encode_frame(smollm2_tokenizer, "Another?")[1]
+
+
+def test_an_answer_holds_no_special_token(smollm2_tokenizer):
+    special = set(smollm2_tokenizer.get_added_vocab().values())
+
+    def specials(answer):
+        return [x for x in encode_exchange(smollm2_tokenizer, "Hi?", answer) if x in special]
+
+    for text in HOSTILE:
+        assert specials(text) == specials("Yes.")
+        assert text in smollm2_tokenizer.decode(encode_exchange(smollm2_tokenizer, "Hi?", text))
 
 
 def test_a_prompt_that_is_too_long_is_one_line(smollm2_tokenizer):

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from characters import POLICY, character_tokenizer
 from tiny_model import TINY, random_params
 
+from jaxalign.data.templates import encode_chat
 from jaxalign.errors import InputError
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 
@@ -21,6 +23,27 @@ def test_a_folder_gives_model_float32_parameters_and_tokenizer(tiny_model_folder
     jax.tree.map(np.testing.assert_array_equal, params, random_params(TINY))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     assert tokenizer.decode(tokenizer("Good day").input_ids) == "Good day"
+
+
+def test_a_base_model_without_chat_template_is_asked_in_plain_words(tmp_path: Path, caplog: Any):
+    """Its end token shows in worked examples where an answer stops."""
+    bare = character_tokenizer(template=None)
+    save_pretrained(tmp_path / "base", Transformer(POLICY), random_params(POLICY), bare)
+    _, _, tokenizer = load_pretrained(tmp_path / "base")
+    (record,) = caplog.records
+    assert "base: its tokenizer has no chat template" in record.getMessage()
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Name a fruit."},
+        {"role": "assistant", "content": "Fig."},
+        {"role": "user", "content": "Another?"},
+    ]
+    head, tail = encode_chat(tokenizer, messages)
+    assert tokenizer.decode(head + tail) == (
+        "Be kind.\n\nUser:\nName a fruit.\n\nAssistant:\nFig.<|im_end|>\n\n"
+        "User:\nAnother?\n\nAssistant:\n"
+    )
+    assert tokenizer.eos_token_id in head and tokenizer.eos_token_id not in tail
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(

@@ -63,7 +63,7 @@ for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     reward_params, reference = work.constants(params)
     assert plan.memory["parameters"] == on_first([x.params for x in learners])
     assert plan.memory["optimizer"] == on_first([x.opt_state for x in learners])
-    assert plan.memory["frozen"] == on_first((reward_params.start, reference))
+    assert plan.memory["frozen"] == on_first((reward_params.scorer, reference))
     assert plan.memory["temporary"] > plan.within["cache"]
     weights = sum(x.size for x in jax.tree.leaves(params))
     assert abs(plan.within["decoding_weights"] / (2 * weights / sizes[2]) - 1) < 0.01
@@ -104,6 +104,7 @@ def test_known_architectures_have_the_sizes_that_their_makers_state():
     stated = {
         "smollm2": 0.1345,
         "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1.71,
+        "Qwen/Qwen2.5-3B": 3.09,
         "Qwen/Qwen2.5-3B-Instruct": 3.09,
         "Qwen/Qwen2.5-7B-Instruct": 7.61,
         "meta-llama/Llama-3.2-3B-Instruct": 3.21,
@@ -134,7 +135,9 @@ def test_heads_that_a_mesh_would_cut_are_whole_while_sampling():
 @pytest.mark.parametrize("script", ["alphaalign", "ascl", "cada"])
 def test_meshes_of_the_presets_divide_what_they_split(script):
     module = load_script(Path(ALPHAALIGN).with_name(f"{script}.py"))
-    for name in LARGE:
+    names = [name for name, preset in module.PRESETS.items() if preset.mesh]
+    assert set(names) >= set(LARGE)
+    for name in names:
         settings = read_settings(module, name, [])
         check_mesh(settings)
         _, fsdp, tensor = settings.mesh

@@ -17,10 +17,10 @@ from jaxalign.sampling import Rollout, Temperature
 from jaxalign.training.alphaalign import (
     PromptFacts,
     alphaalign_reward,
-    answer_likelihood,
     balanced_weights,
     make_reward_params,
 )
+from jaxalign.training.helpfulness import answer_likelihood
 from jaxalign.training.state import init_state
 from jaxalign.training.step import Algorithm, Batch, make_step, rollout, score, update
 
@@ -127,7 +127,7 @@ def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
     likelihood = np.asarray(
         answer_likelihood(
             MODEL,
-            params.start,
+            params.scorer,
             facts.questions,
             facts.question_mask,
             samples.tokens[4:],
@@ -143,11 +143,36 @@ def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
     assert extra.max() > 0
 
 
-def test_helpfulness_needs_the_start_model(scene):
+def test_helpfulness_of_known_scores_by_hand(scene):
+    """Scores that the host gives, normalised among a prompt's four answers.
+
+    The first question's have mean 2 and deviation 2: z = 1.5, −0.5, −0.5, −0.5, and the best answer
+    is a refusal. The second's have mean 2.5 and deviation 5; of three refusals one is not last.
+    """
+    params, batch, samples = scene
+    scores = jnp.asarray([5.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 10.0])
+    facts = dataclasses.replace(batch.extras, scores=scores)
+    batch = dataclasses.replace(batch, extras=facts)
+    without = make_reward_params(params.verifiers, None, jnp.float32)  # nothing else need score
+    score = alphaalign_reward(MODEL, helpfulness_weight=0.5)(without, batch, samples)
+    expected = [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1.5]]
+    np.testing.assert_allclose(score.details["helpfulness"], np.ravel(expected), atol=1e-5)
+    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene).rewards
+    np.testing.assert_allclose(score.rewards, plain + 0.5 * np.asarray(expected), atol=1e-5)
+    assert float(score.metrics["answer_score"]) == pytest.approx((1 + 1 + 1 + 10) / 4)
+    assert "answer_likelihood" not in score.metrics
+    # The paper's ablation: the scores as they are, where the answer is no refusal.
+    bare = alphaalign_reward(MODEL, normalise=False)(without, batch, samples)
+    np.testing.assert_array_equal(
+        bare.details["helpfulness"], [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 10]
+    )
+
+
+def test_helpfulness_needs_a_model_that_scores(scene):
     params, batch, samples = scene
     without = make_reward_params(params.verifiers, None, jnp.float32)
     assert alphaalign_reward(MODEL, helpfulness_weight=0.0)(without, batch, samples)
-    with pytest.raises(ValueError, match="helpfulness needs the start model"):
+    with pytest.raises(ValueError, match="helpfulness needs a model that scores"):
         alphaalign_reward(MODEL, helpfulness_weight=0.3)(without, batch, samples)
 
 
@@ -159,7 +184,7 @@ def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smo
     row = 6  # LONG, to the first question
     got = answer_likelihood(
         MODEL,
-        params.start,
+        params.scorer,
         facts.questions[:1],
         facts.question_mask[:1],
         samples.tokens[row : row + 1],
@@ -169,7 +194,7 @@ def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smo
     assert smollm2_tokenizer.decode(kept[0]) == "Bread needs flour, water and time."
     logps = completion_logps(
         MODEL,
-        params.start,
+        params.scorer,
         facts.questions[:1],
         facts.question_mask[:1],
         kept,
@@ -184,7 +209,7 @@ def test_an_empty_answer_scores_as_a_uniform_guess(scene):
     nothing = jnp.zeros(samples.tokens[:1].shape, bool)
     got = answer_likelihood(
         MODEL,
-        params.start,
+        params.scorer,
         facts.questions[:1],
         facts.question_mask[:1],
         samples.tokens[:1],
