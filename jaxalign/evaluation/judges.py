@@ -5,7 +5,6 @@ Measured on answers that people have labelled in `docs/judges.md`.
 
 import dataclasses
 import functools
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxalign.evaluation.guard import guard_scores
 from jaxalign.evaluation.rubric import rubric_scores
 from jaxalign.evaluation.suites import check_sizes
 from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, answer_span
+from jaxalign.user_functions import describe, load_function
 
 Measures = Literal["refusal", "harm"]
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -106,7 +106,7 @@ def _pattern_scores(
 
 
 def _function_judge(path: Path, name: str) -> Judge:
-    function = _load_function(path, name)
+    function = load_function(f"{path}:{name}", "--judge")
     measures: Any = getattr(function, "measures", "refusal")
     if measures not in ("refusal", "harm"):
         raise InputError(
@@ -118,26 +118,10 @@ def _function_judge(path: Path, name: str) -> Judge:
             result = function(list(requests), list(answers))
             values = np.asarray(result if hasattr(result, "__array__") else list(result))
         except Exception as error:
-            raise InputError(f"{path}: {name} failed: {_line(error)}; mend it") from error
+            raise InputError(f"{path}: {name} failed: {describe(error)}; mend it") from error
         return _check_scores(values, len(answers), f"{path}: {name}")
 
     return Judge(name, measures, _checked(score))
-
-
-def _load_function(path: Path, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a judge of your own is FILE.py:FUNCTION")
-    module_spec = importlib.util.spec_from_file_location(f"judge_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None  # the name ends with .py
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"{path}: cannot be imported: {_line(error)}; mend it") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(f"{path}: no function {name}; write def {name}(requests, answers)")
-    return function
 
 
 def _check_scores(values: np.ndarray, count: int, where: str) -> np.ndarray:
@@ -153,7 +137,3 @@ def _check_scores(values: np.ndarray, count: int, where: str) -> np.ndarray:
             f"{where} returned {values[first]} for answer {first}; it must be in [0, 1]"
         )
     return values.astype(np.float32)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

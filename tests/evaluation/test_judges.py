@@ -362,8 +362,8 @@ def test_what_a_function_may_not_do(mine, name, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", r"mine.py: no function missing; write def missing\(requests, answers\)"),
-        ("constant", "mine.py: no function constant"),
+        ("missing", "mine.py has no function missing; name one that it has"),
+        ("constant", "mine.py has no function constant"),
         ("other", "mine.py: other.measures is 'taste'; set it to 'refusal' or 'harm'"),
     ],
 )
@@ -373,11 +373,11 @@ def test_files_without_such_a_function(mine, name, message):
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(InputError, match=r"no.py: no such file; a judge of your own is FILE.py:FU"):
+    with pytest.raises(InputError, match=r"--judge .*no.py:score: no file .*; give a Python"):
         make_judge(f"{tmp_path}/no.py:score")
     broken = tmp_path / "broken.py"
     broken.write_text("def score(:\n")
-    with pytest.raises(InputError, match=r"broken.py: cannot be imported: SyntaxError: .*; mend"):
+    with pytest.raises(InputError, match=r"broken.py cannot be imported \(SyntaxError: .*\); mend"):
         make_judge(f"{broken}:score")
 
 
