@@ -190,7 +190,7 @@ def encode_exchange(tokenizer: Tokenizer, request: str, answer: str) -> list[int
             ids.append(special[part])
         else:
             text = _SLOT.sub(lambda slot: contents[int(slot[1])], part)
-            ids.extend(_encode_plain(tokenizer, text))
+            ids.extend(encode_text(tokenizer, text))
     return ids
 
 
@@ -217,10 +217,10 @@ def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[in
             continue
         left, slot, right = part.partition(f"{_OPEN}1{_CLOSE}")
         text = _SLOT.sub(lambda _: request.strip(), left)
-        ids.extend(_encode_plain(tokenizer, text) if text else [])
+        ids.extend(encode_text(tokenizer, text) if text else [])
         if slot:
             ids = behind
-            ids.extend(_encode_plain(tokenizer, right) if right else [])
+            ids.extend(encode_text(tokenizer, right) if right else [])
     return before, behind
 
 
