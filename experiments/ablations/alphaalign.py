@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from jaxalign.evaluation.attacks import harmful_opening
 
 from experiments.ablations.alphaalign_tables import report
 from experiments.ablations.command import refuse, run_command, run_once
@@ -38,6 +37,7 @@ from jaxalign.data.order import evenly
 from jaxalign.data.prompts import prompts_digest
 from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
 from jaxalign.errors import InputError
+from jaxalign.evaluation.attacks import harmful_opening
 from jaxalign.evaluation.suites import evaluate, prompt_lengths
 from jaxalign.evaluation.word_problems import WordProblem, load_word_problems, solve
 from jaxalign.json_files import write_json
