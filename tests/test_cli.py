@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from jaxalign import cli
 from jaxalign.cli import main
 from jaxalign.commands.asking import Asking
 from jaxalign.commands.common import load_model
+from jaxalign.data.suites import SUITES
 from jaxalign.models import load_pretrained
 
 ROWS = [
@@ -574,6 +576,17 @@ def test_bad_arguments_show_the_usage(
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"\njaxalign {command} " in capsys.readouterr().out
+
+
+def test_help_and_docs_name_every_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--help"]) == 0
+    shown = re.findall(r"[\w-]+", capsys.readouterr().out)
+    docs = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    for name, suite in SUITES.items():
+        assert name in shown, name
+        (line,) = [line for line in docs.splitlines() if line.startswith(f"| `{name}` |")]
+        assert ("consent" in line) == suite.gated
+        assert (suite.hub.partition("@")[0].split("/")[0] or "its file only") in line
 
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

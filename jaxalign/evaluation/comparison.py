@@ -77,12 +77,20 @@ def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
 
 def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
     """Settings in which two evaluations differ, a line each: the model is not all that changed."""
-    ours, theirs = first.results["settings"], second.results["settings"]
-    return [
-        f"{name.replace('_', ' ')}: {ours.get(name)} in the first, {theirs.get(name)} in the second"
-        for name in _SETTINGS
-        if ours.get(name) != theirs.get(name)
-    ]
+    ours, theirs = (x.results["settings"] for x in (first, second))
+    found = [(name.replace("_", " "), ours.get(name), theirs.get(name)) for name in _SETTINGS]
+    judges = _judges(ours), _judges(theirs)
+    for name in judges[0].keys() & judges[1].keys():
+        found.append((f"judge {name}", *(x[name] for x in judges)))
+    return [f"{name}: {a} in the first, {b} in the second" for name, a, b in found if a != b]
+
+
+def _judges(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> specification of the judges; two models may both be called guard."""
+    return {
+        spec.rpartition(":")[2] if ".py:" in spec else spec.partition("=")[0]: spec
+        for spec in settings["judge"]
+    }
 
 
 def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
