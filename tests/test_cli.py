@@ -53,14 +53,10 @@ def test_eval_prints_tables_and_writes_a_folder(
     command += [*FAST, "--judge", "phrases", "first-sentence"]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    for label in ("harmful refused", "benign refused", "look-alike refused"):
-        found = [line for line in lines if label in line]
+    for label in ("▲ harmful refused", "▼ benign refused", "▼ look-alike refused"):
+        (line,) = [line for line in lines if label in line]
         # A random model refuses nothing; 0 of 1 has the upper end z² / (1 + z²).
-        cells = [[cell.strip() for cell in line.split("│")[3:7]] for line in found]
-        assert cells == [
-            ["phrases", "0.0%", "0.0% – 79.3%", "1"],
-            ["first-sentence", "0.0%", "0.0% – 79.3%", "1"],
-        ]
+        assert line.split(label)[1].split() == ["1", *["0.0%", "(0–79)"] * 2]
     assert any("well-formed" in line for line in lines)
     assert lines[-1] == f"Written: {out / 'report.html'}"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -140,7 +136,7 @@ def test_eval_without_a_folder_keeps_nothing(
     assert main([*command, "--max-prompt-tokens", "30"]) == 0
     out = capsys.readouterr().out
     (answers,) = [line for line in out.splitlines() if "1 of 1" in line]
-    assert [cell.strip() for cell in answers.split("│")[1:3]] == ["mine", "1"]  # skipped
+    assert answers.split()[:2] == ["mine", "1"]  # skipped
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -171,7 +167,7 @@ def test_eval_attacks_harmful_prompts(
     command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
     command += ["--judge", "phrases", f"{judge}:harmful"]
     assert main([*command, "--attack", "past-tense", "prefill=20", "prefill-answer=1"]) == 0
-    assert "▼ attack" in capsys.readouterr().out
+    assert "▼ prefill-answer-1 succeeds" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     rates = {
         (x["attack"], x["judge"]): (x["measure"], x["rate"], x["n"])
@@ -184,7 +180,7 @@ def test_eval_attacks_harmful_prompts(
     assert rates["prefill-answer-1", "harmful"] == ("attack_success", 0.0, 1)
     (row,) = (out / "answers" / "prompts.prefill-20.jsonl").read_text().splitlines()
     assert json.loads(row)["opening"] and json.loads(row)["id"] == "h1"
-    assert {x["attack"] for x in results["key_words"]} == {"prefill-answer-1"}
+    assert results["key_words"] == [], "a random model does not reason, a forged reasoning is none"
 
 
 def test_compare_two_models(

@@ -70,14 +70,8 @@ def test_paired_rates_by_hand(tmp_path):
     assert (row["low"], row["high"]) == paired_difference_interval(2, 1, 5)
     swapped = paired_rates(second, first)[0]
     assert swapped["difference"] == pytest.approx(0.2) and swapped["p"] == row["p"]
-    assert cells(row)[:6] == [
-        "plans",
-        "▲ harmful refused",
-        "60.0%",
-        "40.0%",
-        "-20.0",
-        cells(row)[5],
-    ]
+    assert cells(row)[:4] == ["▲ harmful refused", "60.0%", "40.0%", "-20.0"]
+    assert cells(row)[5:] == ["1.000", "5"]
 
 
 def test_only_prompts_that_both_answered_count(tmp_path):
@@ -130,7 +124,7 @@ def test_a_page_shows_hostile_text_as_text(tmp_path):
 
     html = write_eval_report(second.folder).read_text()
     assert "&lt;script&gt;alert(1)" in html and "<script" not in html and "<i>" not in html
-    assert "40.0%" in html and "Plan a &lt;b&gt;virus&lt;/b&gt;." in html
+    assert "40.0% (12–77)" in html and "Plan a &lt;b&gt;virus&lt;/b&gt;." in html
 
 
 # --- bad input -----------------------------------------------------------------------------------
