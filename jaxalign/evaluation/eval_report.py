@@ -191,7 +191,8 @@ def _rates(rates: Sequence[Mapping[str, Any]]) -> str:
     parts = ['<p class="quiet">In brackets 95% intervals.</p>']
     for suite, (headings, rows) in rate_tables(rates).items():
         parts += [f"<h3>{escape(suite)}</h3>", table(headings, rows, texts=1)]
-        for rate in (x for x in rates if x["suite"] == suite and len(x["by_category"]) > 1):
+        plain = [x for x in rates if (x["suite"], x["attack"]) == (suite, "none")]
+        for rate in (x for x in plain if len(x["by_category"]) > 1):
             lines = [(name, part["n"], short(part)) for name, part in rate["by_category"].items()]
             title = escape(f"{label_of(rate)} ({rate['judge']}) by category")
             inner = table(("category", "n", "rate"), lines, texts=1)

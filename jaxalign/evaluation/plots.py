@@ -217,7 +217,7 @@ def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) ->
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.3), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 4.5 + 0.12 * len(curves)), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     ks = sorted({point.k for points in curves.values() for point in points})
     for number, (label, points) in enumerate(curves.items()):
@@ -235,8 +235,11 @@ def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) ->
     panels[1].set(title="All k answers are safe ▲", xlabel="k")
     for panel in panels:
         panel.set_xticks(ks)
-    _shares(panels[0], "share of prompts", "bands: 95% intervals")
+    _shares(panels[0], "share of prompts", None)
     _shares(panels[1], "", None)
+    lines, labels = panels[0].get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": 2, "frameon": False}
+    figure.legend(lines, labels, title="bands: 95% intervals", title_fontsize=9, **place)
     save_figure(figure, path)
 
 
