@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from jaxalign import cli
 from jaxalign.cli import main
 from jaxalign.commands.asking import Asking
 from jaxalign.commands.common import load_model
+from jaxalign.data.suites import SUITES
 from jaxalign.models import load_pretrained
 
 ROWS = [
@@ -51,14 +53,10 @@ def test_eval_prints_tables_and_writes_a_folder(
     command += [*FAST, "--judge", "phrases", "first-sentence"]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    for label in ("harmful refused", "benign refused", "look-alike refused"):
-        found = [line for line in lines if label in line]
+    for label in ("▲ harmful refused", "▼ benign refused", "▼ look-alike refused"):
+        (line,) = [line for line in lines if label in line]
         # A random model refuses nothing; 0 of 1 has the upper end z² / (1 + z²).
-        cells = [[cell.strip() for cell in line.split("│")[3:7]] for line in found]
-        assert cells == [
-            ["phrases", "0.0%", "0.0% – 79.3%", "1"],
-            ["first-sentence", "0.0%", "0.0% – 79.3%", "1"],
-        ]
+        assert line.split(label)[1].split() == ["1", *["0.0%", "(0–79)"] * 2]
     assert any("well-formed" in line for line in lines)
     assert lines[-1] == f"Written: {out / 'report.html'}"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -138,7 +136,7 @@ def test_eval_without_a_folder_keeps_nothing(
     assert main([*command, "--max-prompt-tokens", "30"]) == 0
     out = capsys.readouterr().out
     (answers,) = [line for line in out.splitlines() if "1 of 1" in line]
-    assert [cell.strip() for cell in answers.split("│")[1:3]] == ["mine", "1"]  # skipped
+    assert answers.split()[:2] == ["mine", "1"]  # skipped
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -169,7 +167,7 @@ def test_eval_attacks_harmful_prompts(
     command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
     command += ["--judge", "phrases", f"{judge}:harmful"]
     assert main([*command, "--attack", "past-tense", "prefill=20", "prefill-answer=1"]) == 0
-    assert "▼ attack" in capsys.readouterr().out
+    assert "▼ prefill-answer-1 succeeds" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     rates = {
         (x["attack"], x["judge"]): (x["measure"], x["rate"], x["n"])
@@ -182,7 +180,7 @@ def test_eval_attacks_harmful_prompts(
     assert rates["prefill-answer-1", "harmful"] == ("attack_success", 0.0, 1)
     (row,) = (out / "answers" / "prompts.prefill-20.jsonl").read_text().splitlines()
     assert json.loads(row)["opening"] and json.loads(row)["id"] == "h1"
-    assert {x["attack"] for x in results["key_words"]} == {"prefill-answer-1"}
+    assert results["key_words"] == [], "a random model does not reason, a forged reasoning is none"
 
 
 def test_compare_two_models(
@@ -574,6 +572,17 @@ def test_bad_arguments_show_the_usage(
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"\njaxalign {command} " in capsys.readouterr().out
+
+
+def test_help_and_docs_name_every_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--help"]) == 0
+    shown = re.findall(r"[\w-]+", capsys.readouterr().out)
+    docs = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    for name, suite in SUITES.items():
+        assert name in shown, name
+        (line,) = [line for line in docs.splitlines() if line.startswith(f"| `{name}` |")]
+        assert ("consent" in line) == suite.gated
+        assert (suite.hub.partition("@")[0].split("/")[0] or "its file only") in line
 
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,13 +82,14 @@ def print_table(
 
     Cells are plain text, and may come from a model or a stranger's file.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from jaxalign.evaluation.run_folder import printable
 
-    table = Table(title=Text(printable(title)))
+    table = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
     for number, heading in enumerate(headings):
         if number < texts:
             table.add_column(heading, overflow="fold")

@@ -53,10 +53,11 @@ class Compare:
         first, *others = (read_evaluation(folder) for folder in self.folders)
         rows = [paired_rates(first, other) for other in others]
         for other, rates in zip(others, rows, strict=True):
-            for judge in dict.fromkeys(rate["judge"] for rate in rates):
-                title = f"first: {first.folder}, second: {other.folder}, judged by {judge}"
-                lines = [cells(rate) for rate in rates if rate["judge"] == judge]
-                print_table(title, HEADINGS, lines, texts=2)
+            print(f"first: {first.folder}, second: {other.folder}")
+            for suite, judge in dict.fromkeys((x["suite"], x["judge"]) for x in rates):
+                those = [x for x in rates if (x["suite"], x["judge"]) == (suite, judge)]
+                title = f"{suite}, judged by {judge}"
+                print_table(title, HEADINGS, [cells(x) for x in those], texts=1)
             lines = [overhead_cells(row) for row in token_overheads(first, other)]
             print_table("Tokens of an answer", OVERHEAD_HEADINGS, lines, texts=1)
             for line in differing_settings(first, other):

@@ -232,18 +232,18 @@ def _bar() -> Iterator[Any]:
 def _print_results(results: Mapping[str, Any]) -> None:
     from jaxalign.evaluation.eval_report import (
         ANSWER_HEADINGS,
-        RATE_HEADINGS,
         SAFETY_HEADINGS,
         answer_cells,
-        rate_cells,
+        rate_tables,
         safety_cells,
     )
 
-    rows = [rate_cells(rate) for rate in results["rates"]]
-    print_table(results["model"], RATE_HEADINGS, rows, texts=3)
+    for suite, (headings, rows) in rate_tables(results["rates"]).items():
+        print_table(suite, headings, rows, texts=1)
     if results["safety_at_k"]:
         rows = [safety_cells(point) for point in results["safety_at_k"]]
         print_table("Several answers to harmful requests", SAFETY_HEADINGS, rows, texts=2)
     headings = [heading.replace(" ", "\n") for heading in ANSWER_HEADINGS]
-    print_table("Answers", headings, [answer_cells(x) for x in results["answers"]], texts=1)
-    print(f"{results['seconds']:.1f} s")
+    rows = [answer_cells(x) for x in results["answers"] if x["attack"] == "none"]
+    print_table("Answers without an attack", headings, rows, texts=1)
+    print(f"{results['model']}: {results['seconds']:.1f} s; in brackets 95% intervals, in percent")

@@ -13,7 +13,7 @@ from jaxalign.data.order import evenly
 from jaxalign.errors import InputError
 from jaxalign.evaluation.eval_folder import Evaluated, Judged
 from jaxalign.evaluation.eval_plots import plot_rates
-from jaxalign.evaluation.eval_report import card, label_of, name_of, panels, table
+from jaxalign.evaluation.eval_report import card, label_of, panels, table
 from jaxalign.evaluation.page import escape, image, page
 from jaxalign.evaluation.probes import overhead
 from jaxalign.evaluation.statistics import (
@@ -25,7 +25,7 @@ from jaxalign.evaluation.statistics import (
 SHOWN = 4
 """Prompts of each measure that the page shows of those that the models are judged apart on."""
 
-HEADINGS = ("suite", "measure", "first", "second", "points", "95% interval", "p", "n")
+HEADINGS = ("share of prompts", "first", "second", "points", "95% interval", "p", "n")
 
 # What the answers depend on beside the model.
 _SETTINGS = ("template", "samples", "temperature", "max_prompt_tokens", "max_new_tokens", "dtype")
@@ -77,12 +77,19 @@ def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
 
 def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
     """Settings in which two evaluations differ, a line each: the model is not all that changed."""
-    ours, theirs = first.results["settings"], second.results["settings"]
-    return [
-        f"{name.replace('_', ' ')}: {ours.get(name)} in the first, {theirs.get(name)} in the second"
-        for name in _SETTINGS
-        if ours.get(name) != theirs.get(name)
-    ]
+    ours, theirs = (x.results["settings"] for x in (first, second))
+    found = [(name.replace("_", " "), ours.get(name), theirs.get(name)) for name in _SETTINGS]
+    before, after = _judges(ours), _judges(theirs)
+    found += [(f"judge {name}", before[name], after[name]) for name in before if name in after]
+    return [f"{name}: {a} in the first, {b} in the second" for name, a, b in found if a != b]
+
+
+def _judges(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> specification of the judges; two models may both be called guard."""
+    return {
+        spec.rpartition(":")[2] if ".py:" in spec else spec.partition("=")[0]: spec
+        for spec in settings["judge"]
+    }
 
 
 def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
@@ -126,7 +133,6 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A comparison as text, below `HEADINGS`."""
     p = row["p"]
     return [
-        name_of(row),
         label_of(row),
         f"{row['first']['rate']:.1%}",
         f"{row['second']['rate']:.1%}",
@@ -171,10 +177,10 @@ def write_comparison(
         body.append(f"<h2>{escape(names[1])}</h2><p>The first is {escape(names[0])}.</p>")
         lines = differing_settings(first, other)
         body += [f'<p class="note">Not only the model differs: {escape(x)}.</p>' for x in lines]
-        for judge in dict.fromkeys(rate["judge"] for rate in rates):
-            those = [rate for rate in rates if rate["judge"] == judge]
-            body.append(f"<h3>Judged by {escape(judge)}</h3>")
-            body.append(table(HEADINGS, [cells(rate) for rate in those], texts=2))
+        for suite, judge in dict.fromkeys((x["suite"], x["judge"]) for x in rates):
+            those = [x for x in rates if (x["suite"], x["judge"]) == (suite, judge)]
+            body.append(f"<h3>{escape(suite)}, judged by {escape(judge)}</h3>")
+            body.append(table(HEADINGS, [cells(rate) for rate in those], texts=1))
             body += [_apart(first, other, rate) for rate in those]
         tokens = [overhead_cells(row) for row in token_overheads(first, other)]
         body.append("<h3>Tokens of an answer</h3>" + table(OVERHEAD_HEADINGS, tokens, texts=1))
@@ -200,7 +206,7 @@ def _apart(first: Evaluated, second: Evaluated, rate: Mapping[str, Any]) -> str:
             for x, y in ((first, a), (second, b))
         ]
         cards.append(card(a.prompt, a.kind, sides))
-    title = f"{name_of(rate)}: {label_of(rate)}: {len(pairs)} prompts judged apart"
+    title = f"{label_of(rate)}: {len(pairs)} prompts judged apart"
     return f"<details><summary>{escape(title)}</summary>{''.join(cards)}</details>"
 
 

@@ -36,7 +36,7 @@ def plot_rates(panels: Sequence[Panel], path: Path) -> None:
 
     series = list(dict.fromkeys(x for panel in panels for row in panel.rows.values() for x in row))
     step = 0.18  # inches between the points of a line
-    heights = [len(panel.rows) * (0.2 + step * len(series)) + 0.35 for panel in panels]
+    heights = [len(panel.rows) * (0.14 + step * len(series)) + 0.35 for panel in panels]
     figure = Figure(figsize=(8.5, sum(heights) + 0.55 * len(panels) + 0.7), dpi=120)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

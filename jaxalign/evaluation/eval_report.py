@@ -24,23 +24,18 @@ _LABELS = {
     ("refused", "benign"): ("▼", "benign refused"),
     ("refused", "lookalike"): ("▼", "look-alike refused"),
     ("harmful_answer", "harmful"): ("▼", "harmful answers"),
-    ("attack_success", "harmful"): ("▼", "attack success"),
 }
 _PANELS = {
-    "Harmful requests refused  ▲ higher is better": (("refused", "harmful"),),
-    "Harmless requests refused  ▼ lower is better": (
-        ("refused", "benign"),
-        ("refused", "lookalike"),
-    ),
-    "Harmful answers, and attacks that succeed  ▼ lower is better": (
-        ("harmful_answer", "harmful"),
-        ("attack_success", "harmful"),
-    ),
+    "refused, harmful": "Harmful requests refused  ▲ higher is better",
+    "refused": "Harmless requests refused  ▼ lower is better",
+    "harmful_answer": "Harmful answers to harmful requests  ▼ lower is better",
 }
 
 
 def label_of(rate: Mapping[str, Any]) -> str:
     """What a rate is of, behind an arrow in the direction that is wanted."""
+    if rate["measure"] == "attack_success":
+        return f"▼ {rate['attack']} succeeds"
     return " ".join(_LABELS[rate["measure"], rate["kind"]])
 
 
@@ -74,49 +69,58 @@ def answer_cells(fact: Mapping[str, Any]) -> list[str]:
     ]
 
 
-RATE_HEADINGS = ("suite", "measure", "judge", "rate", "95% interval", "n")
+def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """For each suite headings and rows of text: what is measured, n, a column for each judge."""
+    found: dict[str, tuple[list[str], list[list[str]]]] = {}
+    for suite in dict.fromkeys(rate["suite"] for rate in rates):
+        those = [rate for rate in rates if rate["suite"] == suite]
+        judges = list(dict.fromkeys(rate["judge"] for rate in those))
+        lines: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for rate in those:
+            lines.setdefault(label_of(rate), {})[rate["judge"]] = rate
+        rows = [
+            [label, str(max(rate["n"] for rate in line.values()))]
+            + [short(line[judge]) if judge in line else "–" for judge in judges]
+            for label, line in lines.items()
+        ]
+        found[suite] = ["share of answers", "n", *judges], rows
+    return found
 
 
-def rate_cells(rate: Mapping[str, Any]) -> list[str]:
-    """A rate as text, below `RATE_HEADINGS`."""
-    texts = [name_of(rate), label_of(rate), rate["judge"]]
-    return [*texts, percent(rate), interval(rate), str(rate["n"])]
-
-
-SAFETY_HEADINGS = ("suite", "judge", "k", "any safe", "95% interval", "all safe", "95% interval")
+SAFETY_HEADINGS = ("suite", "judge", "k", "any safe", "all safe")
 
 
 def safety_cells(point: Mapping[str, Any]) -> list[str]:
     """Safety of k answers as text, below `SAFETY_HEADINGS`."""
-    return [
-        name_of(point),
-        point["judge"],
-        str(point["k"]),
-        f"{point['any_safe']:.1%}",
-        interval(dict(zip(("low", "high"), point["any_interval"], strict=True))),
-        f"{point['all_safe']:.1%}",
-        interval(dict(zip(("low", "high"), point["all_interval"], strict=True))),
-    ]
+    shares = (
+        {"rate": point[name]} | dict(zip(("low", "high"), point[ends], strict=True))
+        for name, ends in (("any_safe", "any_interval"), ("all_safe", "all_interval"))
+    )
+    return [name_of(point), point["judge"], str(point["k"]), *map(short, shares)]
 
 
 def panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
     """Fields for `plot_rates`, from rates that each series (a judge, a model) has.
 
-    Where a series has several judges, the lines name them.
+    Attacks have a field for each suite. Where a series has several judges, the lines name them.
     """
     several = any(len({rate["judge"] for rate in rates}) > 1 for rates in series.values())
-    found = []
-    for title, measures in _PANELS.items():
-        rows: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for name, rates in series.items():
-            for rate in rates:
-                if (rate["measure"], rate["kind"]) in measures:
-                    label = f"{name_of(rate)}\n{KINDS[rate['kind']].lower()}"
-                    label += f" ({rate['judge']})" if several else ""
-                    rows.setdefault(label, {})[name] = rate
-        if rows:
-            found.append(Panel(title, rows))
-    return found
+    found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {x: {} for x in _PANELS.values()}
+    for name, rates in series.items():
+        for rate in rates:
+            label = rate["suite"]
+            if rate["measure"] == "attack_success":
+                title = f"{rate['suite']}: attacks that succeed  ▼ lower is better"
+                label = rate["attack"]
+            elif (rate["measure"], rate["kind"]) == ("refused", "harmful"):
+                title = _PANELS["refused, harmful"]
+            else:
+                title = _PANELS[rate["measure"]]
+                if rate["kind"] != "harmful":
+                    label += f", {KINDS[rate['kind']].lower()}"
+            label += f" ({rate['judge']})" if several else ""
+            found.setdefault(title, {}).setdefault(label, {})[name] = rate
+    return [Panel(title, rows) for title, rows in found.items() if rows]
 
 
 def write_eval_report(folder: Path) -> Path:
@@ -172,9 +176,9 @@ def percent(rate: Mapping[str, Any]) -> str:
     return "–" if rate["rate"] is None else f"{rate['rate']:.1%}"
 
 
-def interval(rate: Mapping[str, Any]) -> str:
-    """Its 95% interval."""
-    return f"{rate['low']:.1%} – {rate['high']:.1%}"
+def short(rate: Mapping[str, Any]) -> str:
+    """A rate with its 95% interval in percent."""
+    return f"{percent(rate)} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -184,17 +188,16 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 
 def _rates(rates: Sequence[Mapping[str, Any]]) -> str:
-    details = []
-    for rate in rates:
-        if len(rate["by_category"]) > 1:
-            parts = [
-                (category, percent(part), interval(part), part["n"])
-                for category, part in rate["by_category"].items()
-            ]
-            title = escape(f"{name_of(rate)}: {label_of(rate)} ({rate['judge']}) by category")
-            inner = table(("category", "rate", "95% interval", "n"), parts, texts=1)
-            details.append(f"<details><summary>{title}</summary>{inner}</details>")
-    return table(RATE_HEADINGS, [rate_cells(x) for x in rates], texts=3) + "\n".join(details)
+    parts = ['<p class="quiet">In brackets 95% intervals.</p>']
+    for suite, (headings, rows) in rate_tables(rates).items():
+        parts += [f"<h3>{escape(suite)}</h3>", table(headings, rows, texts=1)]
+        plain = [x for x in rates if (x["suite"], x["attack"]) == (suite, "none")]
+        for rate in (x for x in plain if len(x["by_category"]) > 1):
+            lines = [(name, part["n"], short(part)) for name, part in rate["by_category"].items()]
+            title = escape(f"{label_of(rate)} ({rate['judge']}) by category")
+            inner = table(("category", "n", "rate"), lines, texts=1)
+            parts.append(f"<details><summary>{title}</summary>{inner}</details>")
+    return "\n".join(parts)
 
 
 def _safety(folder: Path, points: Sequence[Mapping[str, Any]]) -> str:

@@ -163,16 +163,18 @@ def probe_all(
       tokenizer: the model's.
 
     Returns:
-      `key_words`: for each suite and attack the curve of `key_words` over answers to harmful
-      prompts; `cost`: for each also by kind the means of `reasoning_cost`. Empty where no answer
-      reasons in tags.
+      `key_words`: for each suite the curve of `key_words` over answers to harmful prompts; `cost`:
+      for each also by kind the means of `reasoning_cost`. Without attacks, which may forge the
+      reasoning; empty where no answer reasons in tags.
     """
     curves, costs = [], []
     for asked, answers in answered:
         name = {"suite": asked.suite, "attack": asked.attack}
         rows = [row for group in answers for row in group]
         harmful = [row for row in rows if row["kind"] == "harmful"]
-        if not any("<safety_reasoning>" in row["completion"] for row in rows):
+        if asked.attack != "none" or not any(
+            "<safety_reasoning>" in row["completion"] for row in rows
+        ):
             continue
         if harmful:
             curve = key_words(harmful, tokenizer)

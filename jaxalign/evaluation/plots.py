@@ -225,7 +225,7 @@ def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) ->
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.3), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     ks = sorted({point.k for points in curves.values() for point in points})
     for number, (label, points) in enumerate(curves.items()):
@@ -243,12 +243,22 @@ def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) ->
     panels[1].set(title="All k answers are safe ▲", xlabel="k")
     for panel in panels:
         panel.set_xticks(ks)
-    _shares(panels[0], "share of prompts", "bands: 95% intervals")
-    _shares(panels[1], "", None)
+    _shares(panels[0], "share of prompts")
+    _shares(panels[1], "")
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        lines,
+        labels,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        title="bands: 95% intervals",
+        title_fontsize=9,
+    )
     save_figure(figure, path)
 
 
-def _shares(axes: "Axes", label: str, legend: str | None) -> None:
+def _shares(axes: "Axes", label: str, legend: str | None = None) -> None:
     """A vertical axis from 0 to 100 %, and where `legend` is its title a legend."""
     from matplotlib.ticker import PercentFormatter
 

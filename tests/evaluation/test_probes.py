@@ -157,7 +157,7 @@ def test_pictures_are_drawn(smollm2_tokenizer: Any, tmp_path: Path) -> None:
     plot_key_words({"harmful": curve, "benign": curve}, tmp_path / "words.png")
     points = safety_at_k(*samples("suu", "ssu"), ks=[1, 2, 3])
     plot_safety_at_k({"none": points, "prefill-5": points[:1]}, tmp_path / "k.png")
-    for name, shape in (("words", (516, 900)), ("k", (516, 1200))):
+    for name, shape in (("words", (516, 900)), ("k", (600, 1200))):
         picture = matplotlib.image.imread(tmp_path / f"{name}.png")
         assert picture.shape[:2] == shape
         assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20
