@@ -44,7 +44,8 @@ def plain_logps(model, params, context, continuation):
     """`[T]`, from one pass over one row without padding."""
     arrays = [np.array([x], np.int32) for x in (context, continuation)]
     masks = [np.ones(x.shape, bool) for x in arrays]
-    logps = completion_logps(model, params, arrays[0], masks[0], arrays[1], masks[1])
+    compiled = jax.jit(completion_logps, static_argnums=0)
+    logps = compiled(model, params, arrays[0], masks[0], arrays[1], masks[1])
     return np.asarray(logps)[0]
 
 
