@@ -82,6 +82,7 @@ def task(settings: Settings) -> dict[str, Any]:
 def main(settings: Settings) -> None:
     """Prints both accuracies, and on how many items the answers are the same."""
     try:
+        import torch
         from lm_eval.models.huggingface import HFLM
     except ImportError:
         raise InputError(
@@ -93,7 +94,7 @@ def main(settings: Settings) -> None:
     if min(settings.items, settings.batch_size, settings.max_new_tokens) < 1:
         raise InputError("items, batch_size and max_new_tokens must be at least 1")
     model, params, tokenizer = load_pretrained(settings.model, dtype=jnp.float32)
-    size = settings.batch_size
+    size, device = settings.batch_size, "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_pretrained(folder / "model", model, params, tokenizer)
@@ -104,7 +105,12 @@ def main(settings: Settings) -> None:
             ("jaxalign", JaxalignLM(model, params, tokenizer, batch_size=size)),
             (
                 "transformers",
-                HFLM(pretrained=str(folder / "model"), dtype="float32", batch_size=size),
+                HFLM(
+                    pretrained=str(folder / "model"),
+                    dtype="float32",
+                    device=device,
+                    batch_size=size,
+                ),
             ),
         ):
             start = time.perf_counter()
