@@ -16,6 +16,7 @@ from jaxalign.commands.export import Export
 from jaxalign.commands.generate import Generate
 from jaxalign.commands.plan import Plan
 from jaxalign.commands.report import Report
+from jaxalign.commands.utility import Utility
 from jaxalign.errors import InputError
 
 _Command = (
@@ -24,6 +25,7 @@ _Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Utility, tyro.conf.subcommand("utility")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
