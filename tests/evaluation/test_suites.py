@@ -300,3 +300,33 @@ def test_bfloat16_must_be_worth_it(
 def test_accelerators_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax.default_backend", lambda: "tpu")
     assert fastest_dtype() == (jnp.bfloat16, "bfloat16: the usual choice on a TPU")
+
+
+def test_an_answer_goes_on_from_the_opening_it_is_given(
+    tiny: tuple[Transformer, Any], smollm2_tokenizer: Any
+) -> None:
+    """Forcing the first tokens of a greedy answer changes nothing of the rest; others change it."""
+
+    def ask(openings: dict[str, list[int]], new: int) -> Evaluation:
+        return evaluate(
+            *tiny,
+            smollm2_tokenizer,
+            PROMPTS[:2],
+            template=bare_messages,
+            max_prompt_tokens=64,
+            max_new_tokens=new,
+            batch_size=2,
+            openings=openings,
+        )
+
+    free = ask({}, 8).rows
+    ids = smollm2_tokenizer(free[0].completion).input_ids
+    first = [smollm2_tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
+    forced = ask({"h1": ids[:3]}, 8 - 3).rows
+    assert first[3] + forced[0].completion == free[0].completion
+    assert free[1].completion.startswith(forced[1].completion), "the other has no opening"
+    other = ask({"h1": smollm2_tokenizer("Sure").input_ids}, 5).rows
+    assert other[0].completion != forced[0].completion
+
+    long = ask({"h1": ids * 20}, 5)
+    assert long.skipped == ("h1",), "openings count as the prompt's"
