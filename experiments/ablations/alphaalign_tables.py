@@ -83,7 +83,13 @@ def report(out: Path) -> str:
     }
     write_json(out / "results.json", results)
     text = "\n".join(
-        [suites_table(results), axes_table(results), difference_table(results), *notes]
+        [
+            suites_table(results),
+            axes_table(results),
+            difference_table(results),
+            nearest_table(results, draws),
+            *notes,
+        ]
     )
     (out / "table.md").write_text(text)
     plot_trade_off(results, out / "trade_off.png")
@@ -200,6 +206,24 @@ def difference_table(results: Mapping[str, Any]) -> str:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, row in rows.items():
         lines.append(f"| {arm} | {' | '.join(show(row[axis], '+') for axis in axes)} |")
+    return "\n".join(lines) + "\n"
+
+
+def nearest_table(results: Mapping[str, Any], draws: Mapping[str, Draws]) -> str:
+    """Each arm less the direct-refusal tuning that is nearest to it in attack success."""
+    tuned = [arm for arm in results if group_of(arm) == "sft"]
+    if not tuned or any(results[arm]["attack_success"] is None for arm in results):
+        return ""
+    axes = [axis for axis in AXES if results[tuned[0]][axis] is not None]
+    head = ["arm", "less the nearest tuning", *(AXES[axis] for axis in axes)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for arm in results:
+        if group_of(arm) != "rl":
+            continue
+        success = results[arm]["attack_success"][0]
+        nearest = min(tuned, key=lambda x: abs(results[x]["attack_success"][0] - success))
+        cells = [show(with_interval(draws[arm][x] - draws[nearest][x]), "+") for x in axes]
+        lines.append(f"| {arm} | {nearest} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

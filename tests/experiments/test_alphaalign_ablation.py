@@ -88,6 +88,7 @@ def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_tabl
     assert not (settings.out / "group-16-0" / "model").exists()
     assert (settings.out / "trade_off.png").stat().st_size > 10_000
     assert (settings.out / "ablations.png").stat().st_size > 10_000
+    assert "| group-16 | sft 0.001 | " in table.decode()
     assert "mine, ASR (2)" in table.decode() and "prefill-5, ASR (2)" in table.decode()
 
     capsys.readouterr()
