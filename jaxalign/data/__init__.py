@@ -1,4 +1,4 @@
-"""Prompts, rules to consult, a safety code and cases: our own, and the user's."""
+"""Prompts, public suites, rules to consult, a safety code and cases: our own, and the user's."""
 
 from jaxalign.data.casebook import (
     Case,
@@ -23,16 +23,19 @@ from jaxalign.data.prompts import (
 )
 from jaxalign.data.rulebook import RuleBook, builtin_rules, load_rules
 from jaxalign.data.sources import load_all, load_prompts, load_requests
+from jaxalign.data.suites import SUITES, Suite, load_suite
 
 __all__ = [
     "CATEGORIES",
     "KINDS",
+    "SUITES",
     "Case",
     "Code",
     "Kind",
     "Prompt",
     "Request",
     "RuleBook",
+    "Suite",
     "batch_at",
     "builtin_cases",
     "builtin_code",
@@ -46,6 +49,7 @@ __all__ = [
     "load_prompts",
     "load_requests",
     "load_rules",
+    "load_suite",
     "near_duplicates",
     "pick_cases",
 ]
