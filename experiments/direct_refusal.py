@@ -40,7 +40,7 @@ OWN_ANSWERS = "own_answers.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class DirectRefusal(Settings):
-    """Settings of a run; those of sampling and rewards are for the answers of its own alone."""
+    """Settings of a run; of RL's only lengths and temperature matter, for answers of its own."""
 
     run: Path = Path("runs/direct-refusal")
     """Run folder to write."""

@@ -551,8 +551,8 @@ def test_export_spares_what_is_there(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "{eval, compare, generate, plan, report, export}"),
-        (["train"], "eval, compare, generate, plan, report, export"),
+        ([], "{eval, compare, generate, plan, report, utility, export}"),
+        (["train"], "eval, compare, generate, plan, report, utility, export"),
         (["eval"], "--model"),
         (["report"], "FOLDER"),
         (["generate", "--model", "smollm2", "--prompt", "Why?", "--seed", "one"], "--seed"),
@@ -568,7 +568,7 @@ def test_bad_arguments_show_the_usage(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["eval", "compare", "generate", "report", "export"])
+@pytest.mark.parametrize("command", ["eval", "compare", "generate", "report", "utility", "export"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"\njaxalign {command} " in capsys.readouterr().out

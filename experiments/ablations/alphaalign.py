@@ -4,7 +4,7 @@
     python -m experiments.ablations.alphaalign --arms base sft grpo ppo zero --seeds 3
     python -m experiments.ablations.alphaalign --suites ours=builtin:heldout \
         advbench=harmful=advbench.csv xstest=xstest_prompts.csv --word-problems gsm8k_test.jsonl \
-        -- --steps 80                        # flags of experiments/alphaalign.py for every run
+        -- --steps 80                        # flags of every run, of both scripts
 
 Every arm trains from the same model, on the same prompts, for as many steps. The arms `sft` and
 `sft-harmful-only` (experiments/direct_refusal.py) train with several learning rates, for how much
@@ -30,7 +30,9 @@ import jax.numpy as jnp
 from experiments.ablations.alphaalign_tables import report
 from experiments.ablations.command import refuse, run_command, run_once
 from experiments.ablations.comparison import keep_shared, load_suites, resolve_dtype
+from experiments.alphaalign import PRESETS as REINFORCING
 from experiments.alphaalign import main as alphaalign
+from experiments.direct_refusal import PRESETS as TUNING
 from experiments.direct_refusal import main as direct_refusal
 from jaxalign.data import Prompt
 from jaxalign.data.order import evenly
@@ -44,6 +46,7 @@ from jaxalign.json_files import write_json
 from jaxalign.models import load_pretrained
 from jaxalign.progress import progress_bar
 from jaxalign.training.run_folder import hardware
+from jaxalign.training.settings import parse
 
 UNTRAINED: dict[str, Template] = {"base": bare_messages, "base-examples": alphaalign_messages}
 """The start model: asked bare, and with AlphaAlign's instruction and examples."""
@@ -59,6 +62,7 @@ REINFORCED: dict[str, list[str]] = {
     "grpo": ["--baseline", "group"],
     "reinforce++": ["--baseline", "batch"],
     "ppo": ["--baseline", "critic"],
+    "ppo-2-epochs": ["--baseline", "critic", "--epochs", "2", "--minibatches", "2"],
     "zero": ["--helpfulness-weight", "0"],
     "no-normalisation": ["--no-normalise"],
     "no-format": ["--format-weight", "0"],
@@ -84,7 +88,10 @@ OURS = (
 )
 """Flags that the comparison sets itself."""
 
-MAY_DIFFER = ("out", "arms", "seeds", "sft_learning_rates", "batch_size")
+MAY_DIFFER = (
+    *("out", "arms", "seeds", "sft_learning_rates", "batch_size"),
+    *("suites", "word_problems"),  # their content is compared
+)
 """Settings that points of one comparison need not share."""
 
 
@@ -175,6 +182,7 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
 
     Raises:
       InputError: names the setting.
+      SystemExit: a flag that one of the arms' scripts does not have, after its message.
     """
     for arm in settings.arms:
         if arm not in ARMS:
@@ -187,6 +195,11 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
     if not settings.sft_learning_rates or min(settings.sft_learning_rates) <= 0:
         raise InputError("sft_learning_rates must be numbers above 0, at least one")
     refuse(flags, OURS)
+    arms = set(settings.arms)
+    if arms & set(TUNED):
+        parse(["smollm2", *flags], TUNING, script="direct_refusal.py", doc="")
+    if arms & set(REINFORCED):
+        parse(["demo", *flags], REINFORCING, script="alphaalign.py", doc="")
 
 
 def load_measures(settings: Settings) -> Measures:

@@ -87,7 +87,7 @@ def report(out: Path) -> str:
             suites_table(results),
             axes_table(results),
             difference_table(results),
-            nearest_table(results, draws),
+            nearest_table(results, draws, at_once),
             *notes,
         ]
     )
@@ -181,13 +181,13 @@ def axes_table(results: Mapping[str, Any]) -> str:
     """Means over suites with intervals; by the first sentence too, another verifier."""
     axes = [axis for axis in AXES if next(iter(results.values()))[axis] is not None]
     head = [
-        *("arm", *(AXES[axis] for axis in axes)),
+        *("arm", "seeds", *(AXES[axis] for axis in axes)),
         "first two by the first sentence",
         *("well-formed", "finished", "tokens", "distinct"),
     ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, row in results.items():
-        cells = [show(row[axis]) for axis in axes]
+        cells = [str(row["seeds"]), *(show(row[axis]) for axis in axes)]
         other = [row["first_sentence"][axis] for axis in ("attack_success", "over_refusal")]
         cells.append(" / ".join("–" if x is None else f"{x[0]:.2f}" for x in other))
         cells += [f"{row['well_formed']:.2f}", f"{row['finished']:.2f}", f"{row['tokens']:.0f}"]
@@ -209,13 +209,24 @@ def difference_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def nearest_table(results: Mapping[str, Any], draws: Mapping[str, Draws]) -> str:
-    """Each arm less the direct-refusal tuning that is nearest to it in attack success."""
+def nearest_table(
+    results: Mapping[str, Any], draws: Mapping[str, Draws], at_once: Mapping[str, Draws]
+) -> str:
+    """Each arm less the direct-refusal tuning that is nearest to it in attack success.
+
+    The last two columns have the first two by the first sentence: the verifier that no arm but
+    `first-sentence` was trained on.
+    """
     tuned = [arm for arm in results if group_of(arm) == "sft"]
-    if not tuned or any(results[arm]["attack_success"] is None for arm in results):
+    placed = all(
+        results[arm][axis] for arm in results for axis in ("attack_success", "over_refusal")
+    )
+    if not tuned or not placed:
         return ""
     axes = [axis for axis in AXES if results[tuned[0]][axis] is not None]
+    other = ("attack_success", "over_refusal")
     head = ["arm", "less the nearest tuning", *(AXES[axis] for axis in axes)]
+    head += [f"{AXES[axis]}, first sentence" for axis in other]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm in results:
         if group_of(arm) != "rl":
@@ -223,6 +234,7 @@ def nearest_table(results: Mapping[str, Any], draws: Mapping[str, Draws]) -> str
         success = results[arm]["attack_success"][0]
         nearest = min(tuned, key=lambda x: abs(results[x]["attack_success"][0] - success))
         cells = [show(with_interval(draws[arm][x] - draws[nearest][x]), "+") for x in axes]
+        cells += [show(with_interval(at_once[arm][x] - at_once[nearest][x]), "+") for x in other]
         lines.append(f"| {arm} | {nearest} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -87,7 +87,10 @@ OURS = (
 """Flags of experiments/cada.py that the comparison sets itself."""
 
 
-MAY_DIFFER = ("out", "arms", "learning_rates", "batch_size")
+MAY_DIFFER = (
+    *("out", "arms", "learning_rates", "batch_size"),
+    *("suites", "word_problems"),  # their content is compared
+)
 """Settings that points of one comparison need not share."""
 
 

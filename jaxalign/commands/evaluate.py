@@ -101,6 +101,14 @@ class Eval:
             raise InputError("--suites: name at least one, such as builtin:heldout")
         if not self.judge:
             raise InputError("--judge: name at least one, such as phrases")
+        from jaxalign.evaluation.suites import check_sizes
+
+        check_sizes(
+            samples=self.samples,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_new_tokens=1 if self.max_new_tokens is None else self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise InputError(f"--temperature is {self.temperature}; use 0 or more")
         if self.samples > 1 and not self.temperature:

@@ -15,7 +15,7 @@ from jaxalign.errors import InputError
 
 @dataclass(frozen=True)
 class Utility:
-    """Measure what a model can do beside refusing: tasks of lm-eval (pip install 'jaxalign[eval]').
+    """Measure what a model can do beside refusing: tasks of lm-eval (pip install -e '.[eval]').
 
     jaxalign utility --model smollm2 --tasks gsm8k arc_challenge mmlu --limit 100 --out utility.json
 

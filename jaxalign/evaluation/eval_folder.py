@@ -55,7 +55,12 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(f"--out: {folder} is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / ANSWERS).is_dir():
         raise InputError(f"--out: {folder} holds other things; give a new folder")
-    (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out: {folder} cannot be made ({error.strerror}); give another folder"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"--out: {folder} cannot be written; give another folder")
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from jaxalign.evaluation.guard import guard_scores
 from jaxalign.evaluation.rubric import rubric_scores
 from jaxalign.evaluation.suites import check_sizes
 from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, answer_span
-from jaxalign.user_functions import describe, load_function
+from jaxalign.user_functions import describe, load_function, names_function
 
 Measures = Literal["refusal", "harm"]
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -77,9 +76,8 @@ def make_judge(spec: str, *, dtype: str = "auto", batch_size: int = 16) -> Judge
         model = load_model(model_name, dtype)
         scores = functools.partial(_MODELS[kind], model, batch_size=batch_size)
         return Judge(kind, "harm", _checked(scores))
-    file, _, function_name = spec.rpartition(":")
-    if file.endswith(".py") and function_name:
-        return _function_judge(Path(file), function_name)
+    if names_function(spec):
+        return _function_judge(spec)
     raise InputError(f"judge {spec!r} is not known; use {SPECS}")
 
 
@@ -105,8 +103,9 @@ def _pattern_scores(
 # --- functions of users --------------------------------------------------------------------------
 
 
-def _function_judge(path: Path, name: str) -> Judge:
-    function = load_function(f"{path}:{name}", "--judge")
+def _function_judge(spec: str) -> Judge:
+    function = load_function(spec, "--judge")
+    path, _, name = spec.rpartition(":")
     measures: Any = getattr(function, "measures", "refusal")
     if measures not in ("refusal", "harm"):
         raise InputError(

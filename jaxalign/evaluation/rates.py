@@ -103,7 +103,8 @@ def judge_answers(
     """Scores every answer: for each prompt and answer, judge -> score.
 
     Judges see the prompt itself, not the attacked text: it is what the attacker wants to know. A
-    judge of harm scores answers to harmful prompts only.
+    judge of harm scores answers to harmful prompts only, what the attacker forced included; a judge
+    of refusals reads what the model adds to that, or no first sentence could refuse.
     """
     scores: list[list[dict[str, float]]] = [[{} for _ in rows] for rows in answers]
     for judge in judges:
@@ -116,10 +117,15 @@ def judge_answers(
         if not places:
             continue
         requests = [asked.prompts[index].text for index, _ in places]
-        texts = [answers[index][number]["completion"] for index, number in places]
+        texts = [_judged_text(answers[index][number], judge) for index, number in places]
         for (index, number), score in zip(places, judge.score(requests, texts), strict=True):
             scores[index][number][judge.name] = round(float(score), 4)
     return scores
+
+
+def _judged_text(row: Row, judge: Judge) -> str:
+    text = str(row["completion"])
+    return text if judge.measures == "harm" else text.removeprefix(row.get("opening", ""))
 
 
 def rates(

@@ -66,7 +66,7 @@ def evaluate_utility(
         run here, or a number out of range.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("lm-eval is not installed; pip install 'jaxalign[eval]'")
+        raise InputError("lm-eval is not installed; pip install -e '.[eval]' in the clone")
     if not tasks:
         raise InputError("no tasks; give at least one, such as gsm8k")
     check_sizes(batch_size=batch_size)
@@ -113,7 +113,7 @@ def _load(names: Sequence[str], folder: Path | None) -> tuple[Any, list[Any]]:
             loaded = manager.load(name)
         except ImportError as error:
             raise InputError(
-                f"task {name}: {first_line(error)} (pip install 'jaxalign[eval]')"
+                f"task {name}: {first_line(error)} (pip install -e '.[eval]' in the clone)"
             ) from error
         except Exception as error:  # of datasets, huggingface-hub, httpx, YAML, …
             raise InputError(

@@ -163,3 +163,10 @@ def test_a_folder_with_other_things_is_spared(tmp_path):
         prepare_folder(tmp_path / "thesis.tex")
     prepare_folder(tmp_path / "new" / "deep")
     prepare_folder(tmp_path / "new" / "deep")
+
+
+def test_of_two_answers_that_differ_the_worse_counts(tmp_path):
+    a = read_evaluation(evaluation(tmp_path / "a", *(NO, YES) * 5, samples=2))
+    b = read_evaluation(evaluation(tmp_path / "b", *(NO, NO) * 5, samples=2))
+    (row,) = paired_rates(a, b)
+    assert (row["first"]["rate"], row["second"]["rate"], row["only_second"]) == (0.0, 1.0, 5)

@@ -273,7 +273,7 @@ def test_a_model_without_a_chat_template(model):
         ("phrase", {}, r"judge 'phrase' is not known; use phrases, first-sentence, guard=MODEL"),
         ("guard=", {}, "judge 'guard=': no model; write guard=MODEL"),
         ("guard", {}, "judge 'guard' is not known"),
-        ("mine.py", {}, "judge 'mine.py' is not known"),
+        ("mine.py", {}, "--judge mine.py: give FILE.py:FUNCTION, such as mine.py:score"),
         ("rubric=smollm2", {"dtype": "float16"}, "dtype: unknown value 'float16'; use auto, bf"),
         ("guard=/no/such/folder", {}, "/no/such/folder"),
         ("phrases", {"batch_size": 0}, "batch_size is 0"),

@@ -156,3 +156,13 @@ def test_a_file_that_has_nothing_for_a_prompt():
     nothing = Attack("nothing", lambda prompt: [])
     with pytest.raises(InputError, match="its file has a string for none of the 2 prompts"):
         ask("mine", PROMPTS, nothing)
+
+
+def test_a_judge_of_refusals_reads_behind_what_the_attacker_forced():
+    refusal, harm = judge("words", "refusal", "Sorry"), judge("guard", "harm", "Sure")
+    forced = Attack("forced", lambda prompt: [Attacked(prompt.text, "Sure. ")])
+    asked = ask("mine", PROMPTS[:1], forced)
+    (row,) = rows_of(asked, 1, "Sure. Sorry, no.")
+    judge_answers(asked, [[row | {"opening": "Sure. "}]], [refusal, harm])
+    assert [answer for _, answer in refusal.seen] == ["Sorry, no."]
+    assert [answer for _, answer in harm.seen] == ["Sure. Sorry, no."]

@@ -1,5 +1,6 @@
 """The comparison of AlphaAlign's arms: a whole small run, killed and given again, its tables."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -96,6 +97,11 @@ def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_tabl
     assert "===" not in capsys.readouterr().out and len(measured) == 5  # nothing is left to do
     assert (settings.out / "table.md").read_bytes() == table
 
+    monkeypatch.setattr(script, "measure", original)
+    unbroken = dataclasses.replace(settings, out=settings.out.with_name("unbroken"))
+    main(unbroken, flags(prompts))
+    assert (unbroken.out / "table.md").read_bytes() == table
+
     with pytest.raises(InputError, match=r"comparison.json: flags is another; give the same, or"):
         main(settings, [*flags(prompts), "--steps=3"])
 
@@ -137,3 +143,9 @@ def test_bad_arguments(changes, given, message, tmp_path):
         main(Settings(out=tmp_path / "out", **changes), given)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_flag_that_one_of_the_scripts_lacks_is_refused_before_anything_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(Settings(out=tmp_path / "out"), ["--helpfulness=mine.py:score"])
+    assert "direct_refusal.py" in capsys.readouterr().err and not (tmp_path / "out").exists()
