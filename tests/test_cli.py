@@ -214,6 +214,25 @@ def test_smollm2_refuses_what_is_harmful_more_often(
     assert rates["phrases", "harmful"] > rates["phrases", "benign"] + 0.1
 
 
+@pytest.mark.slow
+def test_a_saved_folder_answers_as_the_original_model_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "saved"
+    assert main(["export", "--model", "smollm2", "--out", str(saved)]) == 0
+    common = ["--limit", "6", "--dtype", "float32", "--max-new-tokens", "24", "--batch-size", "6"]
+    common += ["--attack", "prefill=5"]
+    results = []
+    for name, model in (("original", "smollm2"), ("copy", str(saved))):
+        out = tmp_path / name
+        assert main(["eval", "--model", model, "--out", str(out), *common]) == 0
+        results.append(json.loads((out / "results.json").read_text()))
+    for part in ("weights", "answers", "rates"):
+        assert results[0][part] == results[1][part]
+    for file in (tmp_path / "original" / "answers").glob("*.jsonl"):
+        assert file.read_bytes() == (tmp_path / "copy" / "answers" / file.name).read_bytes()
+
+
 # --- generate, export, report --------------------------------------------------------------------
 
 

@@ -167,14 +167,14 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
         if not (folder / "measurements.json").exists():
             print(f"\n=== {point.name}")
             folder.mkdir(exist_ok=True)
-            known = dataclasses.asdict(point) | {"arms": ARMS.index(point.arm)}
+            known = dataclasses.asdict(point)
             if point.arm in UNTRAINED or train(settings, point, flags):
                 write_json(folder / "measurements.json", known | measure(settings, point, measures))
             else:
                 write_json(folder / "measurements.json", known | {"diverged": True})
         for heavy in ("model", "checkpoints"):
             shutil.rmtree(folder / heavy, ignore_errors=True)
-    print(f"\n{report(settings.out)}\nsee {settings.out}/results.json, table.md, trade_off.png, ")
+    print(f"\n{report(settings.out, ARMS)}\nsee {settings.out}/results.json, table.md and plots")
 
 
 def check(settings: Settings, flags: Sequence[str]) -> None:

@@ -25,8 +25,9 @@ from experiments.ablations.trade_off import (
 )
 from jaxalign.json_files import read_json, write_json
 
-REFERENCE = "alphaalign"
-"""The arm that the others are held to in the table of differences."""
+REFERENCES = ("alphaalign", "base-examples")
+"""The arms that the others are held to in tables of differences; the second is the same prompt
+without training."""
 
 AXES = {
     "attack_success": "attack success",
@@ -39,10 +40,15 @@ Draws = dict[str, np.ndarray]
 """axis -> `[1 + DRAWS]`: as measured, then drawn."""
 
 
-def report(out: Path) -> str:
-    """Writes results.json, table.md and the plots of all points; returns the tables."""
+def report(out: Path, order: Sequence[str]) -> str:
+    """Writes results.json, table.md and the plots of all points; returns the tables.
+
+    Args:
+      out: folder of the comparison.
+      order: of the arms.
+    """
     found = [read_json(path) for path in sorted(out.glob("*/measurements.json"))]
-    found.sort(key=lambda x: (x["arms"], x["rate"] or 0, x["seed"] or 0))
+    found.sort(key=lambda x: (order.index(x["arm"]), x["rate"] or 0, x["seed"] or 0))
     arms: dict[str, list[dict[str, Any]]] = {}
     notes = []
     for point in found:
@@ -71,9 +77,13 @@ def report(out: Path) -> str:
                 if key in seeds[0]
             },
             "difference": {
-                axis: with_interval(draws[arm][axis] - draws[REFERENCE][axis])
-                for axis in AXES
-                if arm != REFERENCE and REFERENCE in draws and axis in draws[arm]
+                reference: {
+                    axis: with_interval(draws[arm][axis] - draws[reference][axis])
+                    for axis in AXES
+                    if axis in draws[arm]
+                }
+                for reference in REFERENCES
+                if arm != reference and reference in draws
             },
             "by_seed": [
                 {axis: float(x[0]) for axis, x in over_seeds([one]).items()} for one in made[arm]
@@ -86,7 +96,7 @@ def report(out: Path) -> str:
         [
             suites_table(results),
             axes_table(results),
-            difference_table(results),
+            *(difference_table(results, reference) for reference in REFERENCES),
             nearest_table(results, draws, at_once),
             *notes,
         ]
@@ -196,13 +206,17 @@ def axes_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def difference_table(results: Mapping[str, Any]) -> str:
-    """Each arm less the reference arm, paired by prompts."""
-    rows = {arm: row["difference"] for arm, row in results.items() if row["difference"]}
+def difference_table(results: Mapping[str, Any], reference: str) -> str:
+    """Each arm less a reference arm, paired by prompts."""
+    rows = {
+        arm: row["difference"][reference]
+        for arm, row in results.items()
+        if reference in row["difference"]
+    }
     if not rows:
         return ""
     axes = [axis for axis in AXES if axis in next(iter(rows.values()))]
-    head = [f"less {REFERENCE}", *(AXES[axis] for axis in axes)]
+    head = [f"less {reference}", *(AXES[axis] for axis in axes)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, row in rows.items():
         lines.append(f"| {arm} | {' | '.join(show(row[axis], '+') for axis in axes)} |")
