@@ -22,9 +22,11 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks.refusals import Answer, read_all
+from jaxalign.data.order import evenly
 from jaxalign.errors import InputError
 from jaxalign.evaluation.agreement import Agreement, Share, agreement
 from jaxalign.evaluation.judges import Judge, make_judge
+from jaxalign.evaluation.suites import check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +54,6 @@ def labelled(judge: Judge, answers: Iterable[Answer]) -> tuple[list[Answer], np.
         return kept, np.array([answer.label == "complied" for answer in kept], bool)
     kept = list(answers)
     return kept, np.array([answer.label != "complied" for answer in kept], bool)
-
-
-def evenly(count: int, limit: int | None) -> np.ndarray:
-    """Places of `limit` items out of `count`, equally far apart; all of them for None."""
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit is {limit}; it must be at least 1")
-    if limit is None or limit >= count:
-        return np.arange(count)
-    return np.arange(limit) * count // limit
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -94,11 +87,13 @@ def _number(value: float | None) -> str:
 
 def measure(spec: str, answers: Sequence[Answer], settings: Settings) -> None:
     """Prints the table of one judge, by source and overall."""
+    if settings.limit is not None:
+        check_sizes(limit=settings.limit)
     judge = make_judge(spec, dtype=settings.dtype, batch_size=settings.batch_size)
     asked, labels = labelled(judge, answers)
     if not asked:
         raise InputError(f"--judges {spec}: it needs answers to XSTest's unsafe prompts; --xstest")
-    places = evenly(len(asked), settings.limit)
+    places = evenly(range(len(asked)), settings.limit or len(asked))
     asked, labels = [asked[place] for place in places], labels[places]
     start = time.monotonic()
     scores = judge.score([a.prompt for a in asked], [a.text for a in asked])

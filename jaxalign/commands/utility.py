@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxalign.commands.common import DtypeName, load_model, note, prepare_out
+from jaxalign.commands.common import DtypeName, load_model, note, prepare_out, print_table
 from jaxalign.errors import InputError
 
 
@@ -81,17 +81,7 @@ class Utility:
 
 
 def _print_results(found: dict[str, Any], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from jaxalign.evaluation.run_folder import printable
-
-    table = Table(title=Text(printable(title)))
-    for heading in ("task", "metric", "filter"):
-        table.add_column(heading)
-    for heading in ("value", "standard error", "n"):
-        table.add_column(heading, justify="right")
+    rows = []
     for task, numbers in found["results"].items():
         count = found.get("n-samples", {}).get(task, {}).get("effective", "")
         for name, value in numbers.items():
@@ -100,5 +90,6 @@ def _print_results(found: dict[str, Any], title: str) -> None:
                 continue
             error = numbers.get(f"{metric}_stderr,{chosen}")
             shown = f"{error:.4f}" if isinstance(error, float) else ""
-            table.add_row(task, metric, chosen, f"{value:.4f}", shown, str(count))
-    Console(markup=False, highlight=False).print(table)
+            rows.append((task, metric, chosen, f"{value:.4f}", shown, str(count)))
+    headings = ("task", "metric", "filter", "value", "standard error", "n")
+    print_table(title, headings, rows, texts=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.benchmarks.judges import Settings, auc, evenly, labelled, main, row
+from experiments.benchmarks.judges import Settings, auc, labelled, main, measure, row
 from experiments.benchmarks.refusals import Answer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.judges import Judge
@@ -39,11 +39,9 @@ def test_a_judge_of_harm_is_measured_on_unsafe_prompts_alone():
     assert labels.tolist() == [False, True, False]
 
 
-def test_evenly():
-    assert evenly(10, 4).tolist() == [0, 2, 5, 7]
-    assert evenly(3, None).tolist() == evenly(3, 9).tolist() == [0, 1, 2]
-    with pytest.raises(InputError, match="--limit is 0"):
-        evenly(3, 0)
+def test_no_answers_are_asked_for():
+    with pytest.raises(InputError, match="limit is 0; it must be at least 1"):
+        measure("phrases", [], Settings(judges=("phrases",), limit=0))
 
 
 def test_auc_by_hand():
