@@ -289,10 +289,10 @@ def test_what_cannot_be_run_is_named(tiny, tmp_path, monkeypatch):
         raise ModuleNotFoundError("`math_verify` is required")
 
     monkeypatch.setattr("datasets.load_dataset", without_parts)
-    with pytest.raises(InputError, match=r"math_verify.* \(pip install 'jaxalign\[eval\]'\)"):
+    with pytest.raises(InputError, match=r"math_verify.* \(pip install -e '.\[eval\]'"):
         evaluate_utility(*tiny, ["local_sums"], task_folder=tmp_path)
     monkeypatch.setattr(utility.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"not installed; pip install 'jaxalign\[eval\]'"):
+    with pytest.raises(InputError, match=r"not installed; pip install -e '.\[eval\]'"):
         evaluate_utility(*tiny, ["gsm8k"])
 
 
