@@ -21,7 +21,7 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from jaxalign.data.prompts import prompts_digest
 from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
 from jaxalign.errors import InputError
 from jaxalign.evaluation.attacks import harmful_opening
+from jaxalign.evaluation.generation import opening_ids
 from jaxalign.evaluation.suites import evaluate, prompt_lengths
 from jaxalign.evaluation.word_problems import WordProblem, load_word_problems, solve
 from jaxalign.json_files import write_json
@@ -300,7 +301,8 @@ def measure(settings: Settings, point: Point, measures: Measures) -> dict[str, A
             ask(suite, prompts, {})
         attacked = [p for p in measures.suites.get(settings.prefill_suite, ()) if p.is_harmful]
         for count in settings.prefill:
-            ask(f"prefill-{count}", attacked, forced(tokenizer, attacked, count))
+            openings = {p.id: opening_ids(tokenizer, harmful_opening(p), count) for p in attacked}
+            ask(f"prefill-{count}", attacked, openings)
         if measures.problems:
             line = bar.add_task("word problems", total=len(measures.problems))
             results["solved"] = solve(
@@ -321,16 +323,6 @@ def measure(settings: Settings, point: Point, measures: Measures) -> dict[str, A
     results["tokens"] = sum(lengths) / len(lengths)
     results["distinct"] = len({row["completion"] for row in rows}) / len(rows)
     return results
-
-
-def forced(
-    tokenizer: Callable[..., Any], prompts: Sequence[Prompt], count: int
-) -> dict[str, list[int]]:
-    """The first tokens of a harmful answer to each prompt, by its id."""
-    return {
-        prompt.id: tokenizer(harmful_opening(prompt), add_special_tokens=False).input_ids[:count]
-        for prompt in prompts
-    }
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from experiments.ablations.trade_off import (
     DRAWS,
     Outcomes,
     drawn_rates,
+    frame_trade_off,
     outcomes_of,
     refused_at_once,
 )
@@ -273,7 +274,6 @@ def group_of(arm: str) -> str:
 def plot_trade_off(results: Mapping[str, Any], path: Path) -> None:
     """Attack success against over-refusal: a mark for each arm, a dot for each of its seeds."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     placed = {arm: row for arm, row in results.items() if row["attack_success"]}
     placed = {arm: row for arm, row in placed.items() if row["over_refusal"]}
@@ -296,17 +296,7 @@ def plot_trade_off(results: Mapping[str, Any], path: Path) -> None:
         axes.plot([], [], " ", label=f"{number}  {arm}")
     for group, name in names.items():
         axes.plot([], [], "o", color=COLORS[group], label=name)
-    axes.set(
-        title="Safety against over-refusal (dots: seeds)",
-        xlabel="over-refusal: look-alikes refused ◀ better",
-        ylabel="attack success: harmful requests not refused ▼ better",
-        xlim=(-0.03, 1.03),
-        ylim=(-0.03, 1.03),
-    )
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    frame_trade_off(axes, title="(dots: seeds)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path)
 

@@ -207,7 +207,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def plot_trade_off(rows: Mapping[str, Row], path: Path) -> None:
     """Attack success against over-refusal: a curve for each trained arm, a mark for the others."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(10, 6.8), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -236,9 +235,22 @@ def plot_trade_off(rows: Mapping[str, Row], path: Path) -> None:
         place = (5, -10 if near else 4)
         axes.annotate(text, spot, place, textcoords="offset points", fontsize=7.5, color=color)
     axes.plot([], [], "*", color="black", label="no training", linestyle="none")
+    frame_trade_off(
+        axes,
+        title="(hollow: another point is better by more than chance)",
+        note=", with 95 % intervals",
+    )
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def frame_trade_off(axes: Any, *, title: str, note: str = "") -> None:
+    """Over-refusal to the right and attack success upwards, both from 0 to 100 %."""
+    from matplotlib.ticker import PercentFormatter
+
     axes.set(
-        title="Safety against over-refusal (hollow: another point is better by more than chance)",
-        xlabel="over-refusal: look-alikes refused, with 95 % intervals ◀ better",
+        title=f"Safety against over-refusal {title}",
+        xlabel=f"over-refusal: look-alikes refused{note} ◀ better",
         ylabel="attack success: harmful requests not refused ▼ better",
         xlim=(-0.03, 1.03),
         ylim=(-0.03, 1.03),
@@ -247,5 +259,3 @@ def plot_trade_off(rows: Mapping[str, Row], path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path)

@@ -139,7 +139,7 @@ def generate(
     asked = _longest_first(tails, max_prompt_tokens)
     forced = None
     if openings is not None:
-        forced = [_opening_ids(tokenizer, text, opening_tokens) for text in openings]
+        forced = [opening_ids(tokenizer, text, opening_tokens) for text in openings]
         tails = [tail + opening for tail, opening in zip(tails, forced, strict=True)]
         asked.sort(key=lambda index: -len(tails[index]))
     longest = len(tails[asked[0]])
@@ -215,8 +215,14 @@ def generate(
     )
 
 
-def _opening_ids(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]:
-    """The tokens of an opening: up to the answer's tag all, behind it (or without it) `limit`."""
+def opening_ids(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]:
+    """The tokens of an opening: up to the answer's tag all, behind it (or without it) `limit`.
+
+    Args:
+      tokenizer: a fast Hugging Face tokenizer.
+      text: plain text, in which the names of special tokens are letters.
+      limit: the most tokens behind the tag; None for all.
+    """
     before, tag, answer = text.rpartition(ANSWER_TAGS[0])
     frame = encode_text(tokenizer, before + tag) if tag else []
     return frame + encode_text(tokenizer, answer)[:limit]

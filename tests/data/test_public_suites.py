@@ -3,6 +3,7 @@
 import collections
 from pathlib import Path
 
+import datasets
 import pytest
 
 from jaxalign.data import KINDS, Prompt, builtin_prompts
@@ -168,7 +169,6 @@ def test_files_that_are_not_the_suite(tmp_path):
 
 def hub(monkeypatch, outcome) -> list[tuple]:
     """A hub that gives these rows, or fails so; returns what it was asked for."""
-    datasets = pytest.importorskip("datasets")
     asked = []
 
     def load_dataset(name, config, split):
