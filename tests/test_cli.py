@@ -73,6 +73,10 @@ def test_eval_prints_tables_and_writes_a_folder(
         for kind in ("harmful", "benign", "lookalike")
     ]
     assert results["answers"][0]["mean_tokens"] == 4.0
+    pace = json.loads((out / "answers" / "prompts.pace.json").read_text())
+    assert pace["tokens"] == 12  # of three answers
+    assert results["answers"][0]["mean_seconds"] == pytest.approx(pace["seconds"] / 3)
+    assert any(line.split()[:3] == ["prompts", "0", "0.0%"] for line in lines)
     assert results["settings"]["template"] == "bare" and results["weights"]
     rows = [json.loads(x) for x in (out / "answers" / "prompts.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["h1", "[b]1", "l1"]

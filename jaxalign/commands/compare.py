@@ -59,7 +59,8 @@ class Compare:
                 title = f"{suite}, judged by {judge}"
                 print_table(title, HEADINGS, [cells(x) for x in those], texts=1)
             lines = [overhead_cells(row) for row in token_overheads(first, other)]
-            print_table("Tokens of an answer", OVERHEAD_HEADINGS, lines, texts=1)
+            headings = [heading.replace(" ", "\n") for heading in OVERHEAD_HEADINGS]
+            print_table("Tokens and seconds of an answer", headings, lines, texts=1)
             for line in differing_settings(first, other):
                 note(f"{other.folder}: not only the model differs: {line}")
         if self.out is not None:

@@ -251,7 +251,7 @@ def _print_results(results: Mapping[str, Any]) -> None:
     if results["safety_at_k"]:
         rows = [safety_cells(point) for point in results["safety_at_k"]]
         print_table("Several answers to harmful requests", SAFETY_HEADINGS, rows, texts=2)
-    headings = [heading.replace(" ", "\n") for heading in ANSWER_HEADINGS]
-    rows = [answer_cells(x) for x in results["answers"] if x["attack"] == "none"]
+    headings = [heading.replace(" ", "\n") for heading in ANSWER_HEADINGS[:-1]]  # 80 columns
+    rows = [answer_cells(x)[:-1] for x in results["answers"] if x["attack"] == "none"]
     print_table("Answers without an attack", headings, rows, texts=1)
     print(f"{results['model']}: {results['seconds']:.1f} s; in brackets 95% intervals, in percent")

@@ -13,7 +13,7 @@ from jaxalign.data.order import evenly
 from jaxalign.errors import InputError
 from jaxalign.evaluation.eval_folder import Evaluated, Judged
 from jaxalign.evaluation.eval_plots import plot_rates
-from jaxalign.evaluation.eval_report import card, label_of, panels, table
+from jaxalign.evaluation.eval_report import card, label_of, panels, seconds_cell, table
 from jaxalign.evaluation.page import escape, image, page
 from jaxalign.evaluation.probes import overhead
 from jaxalign.evaluation.statistics import (
@@ -96,10 +96,15 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
     """How many more tokens the second's answers take, for each suite without an attack.
 
     As `jaxalign.evaluation.probes.overhead`, over prompts that both answered: `suite`, `answers`,
-    `tokens` (first, second), `more_tokens`, `interval`. It is what the format's tags cost where one
+    `tokens` (first, second), `more_tokens`, `interval`; and `seconds` (first, second) of the mean
+    answer to all of its prompts, None where unknown. It is what the format's tags cost where one
     asks for them and the other does not.
     """
     found = []
+    paces = [
+        {(x["suite"], x["attack"]): x.get("mean_seconds") for x in y.results["answers"]}
+        for y in (first, second)
+    ]
     for suite, attack in first.judged:
         if attack != "none" or (suite, attack) not in second.judged:
             continue
@@ -113,12 +118,21 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
             ours, theirs = sum(rows[::2], []), sum(rows[1::2], [])
             facts = dataclasses.asdict(overhead(theirs, ours))
             facts["tokens"] = facts["tokens"][::-1]
+            facts["seconds"] = tuple(pace[suite, attack] for pace in paces)
             found.append({"suite": suite, **{x: facts[x] for x in _OVERHEAD}})
     return found
 
 
-OVERHEAD_HEADINGS = ("suite", "first", "second", "more tokens", "95% interval", "answers")
-_OVERHEAD = ("answers", "tokens", "more_tokens", "interval")
+OVERHEAD_HEADINGS = (
+    "suite",
+    "first",
+    "second",
+    "more tokens",
+    "95% interval",
+    "seconds",
+    "answers",
+)
+_OVERHEAD = ("answers", "tokens", "more_tokens", "interval", "seconds")
 
 
 def overhead_cells(row: Mapping[str, Any]) -> list[str]:
@@ -126,7 +140,8 @@ def overhead_cells(row: Mapping[str, Any]) -> list[str]:
     low, high = row["interval"]
     counts = [*row["tokens"], row["more_tokens"]]
     interval = f"{low:+.1f} to {high:+.1f}"
-    return [row["suite"], *(f"{x:.1f}" for x in counts), interval, str(row["answers"])]
+    seconds = "/".join(map(seconds_cell, row["seconds"]))
+    return [row["suite"], *(f"{x:.1f}" for x in counts), interval, seconds, str(row["answers"])]
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -183,10 +198,13 @@ def write_comparison(
             body.append(table(HEADINGS, [cells(rate) for rate in those], texts=1))
             body += [_apart(first, other, rate) for rate in those]
         tokens = [overhead_cells(row) for row in token_overheads(first, other)]
-        body.append("<h3>Tokens of an answer</h3>" + table(OVERHEAD_HEADINGS, tokens, texts=1))
+        body.append(
+            "<h3>Tokens and seconds of an answer</h3>" + table(OVERHEAD_HEADINGS, tokens, texts=1)
+        )
     body.append(
         '<p class="quiet">n: prompts that both answered; the picture shows all that each answered. '
         "Points: second minus first, with an interval for paired prompts. p: McNemar's exact test. "
+        "Seconds: of a mean answer, first/second, prompts in batches and compilation included. "
         "Neither is corrected for how many rows there are.</p>"
     )
     path = folder / "comparison.html"

@@ -53,6 +53,7 @@ ANSWER_HEADINGS = (
     "different reasonings",
     "different answers",
     "mean tokens",
+    "mean seconds",
 )
 
 
@@ -66,7 +67,13 @@ def answer_cells(fact: Mapping[str, Any]) -> list[str]:
         str(fact["distinct_reasonings"]),
         f"{fact['distinct_answers']} of {fact['answers']}",
         f"{fact['mean_tokens'] or 0:.1f}",
+        seconds_cell(fact.get("mean_seconds")),
     ]
+
+
+def seconds_cell(seconds: float | None) -> str:
+    """Seconds of an answer; a dash where they are not known."""
+    return "–" if seconds is None else f"{seconds:.3g}"
 
 
 def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:

@@ -23,6 +23,7 @@ from jaxalign.evaluation.rates import (
     rates,
     safety,
 )
+from jaxalign.json_files import read_json, write_json
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
 from jaxalign.sampling import Greedy, Method, Tool
@@ -54,7 +55,7 @@ def answer_all(
     """Has every prompt of every suite answered under every attack, or goes on with that.
 
     The answers are in `FOLDER/answers/SUITE[.ATTACK].jsonl`, as `generate` writes them: a file that
-    is finished is only read.
+    is finished is only read. What the run that finished it took is in `NAME.pace.json`.
 
     Args:
       model: the decoder.
@@ -88,7 +89,7 @@ def answer_all(
             openings = [opening for variants in asked.openings for opening in variants]
             path = folder / ANSWERS / f"{asked.name}.jsonl"
             try:
-                generate(
+                made = generate(
                     model,
                     params,
                     tokenizer,
@@ -108,9 +109,31 @@ def answer_all(
                 )
             except InputError as error:
                 raise InputError(f"{asked.name}: {error}") from error
+            if made is not None:
+                pace = {"seconds": made.seconds, "tokens": made.tokens, "batch_size": batch_size}
+                write_json(pace_path(folder, asked.name), pace)
             rows = [row for _, row in read_json_lines(path)]
             found.append((asked, answers_by_prompt(asked, rows, samples)))
     return found
+
+
+def pace_path(folder: Path, name: str) -> Path:
+    """Where the time is kept that a file of answers took."""
+    return folder / ANSWERS / f"{name}.pace.json"
+
+
+def mean_seconds(folder: Path, name: str, mean_tokens: float | None) -> float | None:
+    """How long an answer took: its tokens x the pace of the run that finished the file.
+
+    Prompts share batches, so this is the inverse of the throughput; with one prompt at a time it is
+    the latency. Compilation is part of it, which weighs where answers are few. None without answers
+    or without a pace.
+    """
+    path = pace_path(folder, name)
+    if mean_tokens is None or not path.exists():
+        return None
+    pace = read_json(path)
+    return mean_tokens * pace["seconds"] / pace["tokens"] if pace["tokens"] else None
 
 
 def judge_all(
@@ -132,8 +155,8 @@ def judge_all(
       consulting: whether answers may consult rules before their reasoning.
 
     Returns:
-      `answers`: for each suite and attack `describe`'s facts; `rates`: those of `rates`;
-      `safety_at_k`: those of `safety`.
+      `answers`: for each suite and attack `describe`'s facts and `mean_seconds`;
+      `rates`: those of `rates`; `safety_at_k`: those of `safety`.
     """
     (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
     pattern = CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN
@@ -141,7 +164,9 @@ def judge_all(
     for asked, answers in answered:
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
-        facts.append(name | describe(answers, pattern=pattern))
+        said = describe(answers, pattern=pattern)
+        seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
+        facts.append(name | said | {"mean_seconds": seconds})
         shares += rates(asked, scores, judges)
         at_k += safety(asked, scores, judges)
         lines = [

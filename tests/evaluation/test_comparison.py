@@ -22,6 +22,7 @@ from jaxalign.evaluation.judges import make_judge
 from jaxalign.evaluation.measure import judge_all
 from jaxalign.evaluation.rates import answers_by_prompt, ask
 from jaxalign.evaluation.statistics import paired_difference_interval
+from jaxalign.json_files import write_json
 
 TEXTS = ("a bomb", "a <b>virus</b>", "a riot", "a theft", "a lie")
 PROMPTS = [Prompt(f"h{n}", f"Plan {text}.", "harmful", "plans") for n, text in enumerate(TEXTS)]
@@ -91,12 +92,17 @@ def test_a_prompt_counts_where_most_of_its_answers_do(tmp_path):
 
 def test_tokens_of_prompts_that_both_answered(tmp_path):
     prompts = PROMPTS[1:4]
+    pace = {"seconds": 6.0, "tokens": 9, "batch_size": 1}  # of all four answers, 2 1/4 tokens each
+    prepare_folder(tmp_path / "a")
+    write_json(tmp_path / "a" / "answers" / "plans.pace.json", pace)
     first, second = pair(tmp_path, ("aa", "aa", "aa", "", "aaa"), ("b", "b", "b"), prompts=prompts)
     (row,) = token_overheads(first, second)
     assert row == {"suite": "plans", "answers": 2, "tokens": (2.0, 1.0), "more_tokens": -1.0} | {
-        "interval": (-1.0, -1.0)
+        "interval": (-1.0, -1.0),
+        "seconds": (1.5, None),
     }
-    assert overhead_cells(row) == ["plans", "2.0", "1.0", "-1.0", "-1.0 to -1.0", "2"]
+    assert overhead_cells(row)[1:5] == ["2.0", "1.0", "-1.0", "-1.0 to -1.0"]
+    assert overhead_cells(row)[5:] == ["1.5/–", "2"]
 
 
 def test_what_else_differs_is_said(tmp_path):
