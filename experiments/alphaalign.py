@@ -62,11 +62,11 @@ from jaxalign.training.scorers import (
     start_likelihood,
 )
 from jaxalign.training.script import run_script
-from jaxalign.training.settings import Settings, check, parse
+from jaxalign.training.settings import RLSettings, check, parse
 
 
 @dataclasses.dataclass(frozen=True)
-class AlphaAlign(Settings):
+class AlphaAlign(RLSettings):
     """Settings of a run."""
 
     run: Path = Path("runs/alphaalign")

@@ -60,12 +60,12 @@ from jaxalign.training.openings import encode_openings
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.presets import LARGE
 from jaxalign.training.script import Interrupted, run_script
-from jaxalign.training.settings import Settings, check, parse
+from jaxalign.training.settings import RLSettings, check, parse
 from jaxalign.training.step import InverseFrequency
 
 
 @dataclasses.dataclass(frozen=True)
-class Ascl(Settings):
+class Ascl(RLSettings):
     """Settings of a run."""
 
     run: Path = Path("runs/ascl")

@@ -77,13 +77,13 @@ from jaxalign.training.preference import PairBatches, make_preference_step
 from jaxalign.training.presets import LARGE
 from jaxalign.training.script import Interrupted, run_script
 from jaxalign.training.self_generation import Generated, self_generate
-from jaxalign.training.settings import Settings, check, parse
+from jaxalign.training.settings import RLSettings, check, parse
 from jaxalign.training.state import init_state
 from jaxalign.training.supervised import PackedBatches, make_supervised_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Cada(Settings):
+class Cada(RLSettings):
     """Settings of a run."""
 
     run: Path = Path("runs/cada")

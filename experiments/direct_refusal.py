@@ -40,7 +40,7 @@ OWN_ANSWERS = "own_answers.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class DirectRefusal(Settings):
-    """Settings of a run; of RL's only lengths and temperature matter, for answers of its own."""
+    """Settings of a run; lengths and temperature are those of answers of its own."""
 
     run: Path = Path("runs/direct-refusal")
     """Run folder to write."""
@@ -123,7 +123,7 @@ def run(settings: DirectRefusal, interruption: Interruption) -> None:
 
 def check_settings(settings: DirectRefusal) -> None:
     """Refuses settings that can't work."""
-    check(settings, kept=OWN_ANSWERS, samples=False, least={"examples_per_step": 1})
+    check(settings, kept=OWN_ANSWERS, least={"examples_per_step": 1})
     longest = settings.max_prompt_tokens + settings.max_new_tokens
     if settings.row_length < longest:
         raise InputError(

@@ -20,7 +20,7 @@ from jaxalign.models.sharding import make_mesh
 from jaxalign.planning.chips import chip_of, slice_devices
 from jaxalign.planning.plan import DoesNotFit, Plan, plan_step
 from jaxalign.planning.stand_in import stand_in_tokenizer
-from jaxalign.training.settings import Settings, check_mesh, parse
+from jaxalign.training.settings import RLSettings, check_mesh, parse
 
 _NAMES = ("PRESETS", "check_settings", "prepare")
 
@@ -53,7 +53,7 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Settings:
+def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> RLSettings:
     """The settings of a preset with the script's flags on top, checked as a run checks them.
 
     Raises:
@@ -61,7 +61,7 @@ def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Sett
     """
     name = f"{script.__name__.removeprefix('_planned_')}.py"
     doc = script.__doc__ or ""
-    settings: Settings = parse([preset, *flags], script.PRESETS, script=name, doc=doc)
+    settings: RLSettings = parse([preset, *flags], script.PRESETS, script=name, doc=doc)
     with tempfile.TemporaryDirectory() as folder:  # no run of this name is under way
         script.check_settings(dataclasses.replace(settings, run=Path(folder) / "run", resume=False))
     return settings
@@ -69,7 +69,7 @@ def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Sett
 
 def plans(
     script: ModuleType,
-    settings: Settings,
+    settings: RLSettings,
     topologies: Sequence[str],
     mesh: tuple[int, int, int] | None,
 ) -> Iterator[tuple[str, Plan | str]]:
@@ -91,7 +91,7 @@ def plans(
     """
     config = read_architecture(settings.model)
 
-    def place(topology: str) -> tuple[Settings, Transformer]:
+    def place(topology: str) -> tuple[RLSettings, Transformer]:
         devices = slice_devices(topology)
         sizes = mesh or _mesh_of(settings, len(devices))
         placed = dataclasses.replace(settings, mesh=sizes)
@@ -126,7 +126,7 @@ def plans(
             break
 
 
-def _mesh_of(settings: Settings, devices: int) -> tuple[int, int, int]:
+def _mesh_of(settings: RLSettings, devices: int) -> tuple[int, int, int]:
     if settings.mesh and math.prod(settings.mesh) == devices:
         return settings.mesh
     tensor = min(settings.mesh[2] if settings.mesh else 1, devices)

@@ -43,7 +43,13 @@ from jaxalign.training.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.optimizer import learning_rates, make_optimizer
 from jaxalign.training.run_folder import hardware
 from jaxalign.training.script import Interrupted
-from jaxalign.training.settings import LOOP_ONLY, Settings, has_checkpoint, to_json
+from jaxalign.training.settings import (
+    LOOP_ONLY,
+    RLSettings,
+    Settings,
+    has_checkpoint,
+    to_json,
+)
 from jaxalign.training.split import Complete, make_split_step
 from jaxalign.training.state import TrainState, init_state
 from jaxalign.training.step import (
@@ -215,7 +221,7 @@ class Experiment:
                 steps=settings.steps,
                 checkpoint_every=settings.checkpoint_every,
                 sample_every=settings.sample_every,
-                max_skipped=LoopConfig.max_skipped * settings.epochs * settings.minibatches,
+                max_skipped=LoopConfig.max_skipped * settings.updates_per_step,
             ),
             settings={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
             describe=describe,
@@ -293,7 +299,7 @@ class Reinforcement:
 
 
 def make_reinforcement(
-    settings: Settings,
+    settings: RLSettings,
     model: Transformer,
     algorithm: Algorithm,
     reward: RewardFn,
@@ -372,7 +378,7 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
 
 
 def make_algorithm(
-    settings: Settings, stop: tuple[int, ...], inverse_frequency: InverseFrequency | None = None
+    settings: RLSettings, stop: tuple[int, ...], inverse_frequency: InverseFrequency | None = None
 ) -> Algorithm:
     """The step's constants as the settings say; IFPO's are the caller's."""
     return Algorithm(
@@ -397,7 +403,7 @@ def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
     return _scheduled(settings, settings.learning_rate)
 
 
-def make_critic_optimizer(settings: Settings) -> optax.GradientTransformation | None:
+def make_critic_optimizer(settings: RLSettings) -> optax.GradientTransformation | None:
     """The critic's optimizer with the same schedule at its own rate; None without a critic."""
     if settings.baseline != "critic":
         return None
@@ -405,7 +411,7 @@ def make_critic_optimizer(settings: Settings) -> optax.GradientTransformation | 
 
 
 def _scheduled(settings: Settings, peak: float) -> optax.GradientTransformation:
-    updates = settings.epochs * settings.minibatches  # of a step; schedules count updates
+    updates = settings.updates_per_step  # which schedules count
     rates = learning_rates(
         peak,
         steps=updates * settings.steps,

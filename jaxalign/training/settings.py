@@ -16,7 +16,7 @@ from jaxalign.training.algorithm import Baseline
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings of a run."""
+    """Settings of every run."""
 
     run: Path = Path("runs/run")
     """Run folder to write."""
@@ -42,22 +42,14 @@ class Settings:
     """Prompts for the evaluation before and after, given as above; empty for none."""
     text_field: str | None = None
     """Field with the text of all prompts but the builtin ones, where it has no usual name."""
-    harmful: int = 8
-    """Harmful prompts in each step."""
-    benign: int = 4
-    """Plain benign prompts in each step."""
-    lookalike: int = 4
-    """Harmless prompts that look harmful in each step."""
-    samples_per_prompt: int = 4
-    """G, completions of each prompt."""
     max_prompt_tokens: int = 56
     """Longest prompt, beyond the shared prefix. Longer ones are refused with their text."""
     max_new_tokens: int = 64
     """T, longest completion."""
     temperature: float = 0.7
-    """Of the policy, in sampling and in the loss."""
+    """Of what is sampled, and of the policy in RL's loss."""
     steps: int = 40
-    """Steps in all, each of --epochs x --minibatches updates."""
+    """Steps in all; with RL each has --epochs x --minibatches updates."""
     learning_rate: float = 6e-5
     """AdamW's highest."""
     warmup_steps: int = 3
@@ -66,6 +58,33 @@ class Settings:
     """Last steps, over which the learning rate falls linearly to zero."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    micro_batches: int = 1
+    """Parts of an update's batch that gradients are accumulated over, for memory."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints."""
+    sample_every: int = 5
+    """Steps between transcripts in samples.jsonl, of a run that samples."""
+    seed: int = 0
+    """Of sampling and data order."""
+
+    @property
+    def updates_per_step(self) -> int:
+        """How many a step has."""
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSettings(Settings):
+    """Settings of a run that learns from rewards."""
+
+    harmful: int = 8
+    """Harmful prompts in each step."""
+    benign: int = 4
+    """Plain benign prompts in each step."""
+    lookalike: int = 4
+    """Harmless prompts that look harmful in each step."""
+    samples_per_prompt: int = 4
+    """G, completions of each prompt."""
     baseline: Baseline = "shrinkage"
     """What rewards are held to: the prompt's own samples (group: GRPO; leave_one_out: RLOO), the
     whole batch (batch: REINFORCE++), halfway (shrinkage), or a learned value (critic: PPO)."""
@@ -89,14 +108,11 @@ class Settings:
     """Weigh refusals more on the side, harmful or harmless, that goes wrong more often."""
     kl_coefficient: float = 0.0
     """Weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
-    micro_batches: int = 1
-    """Parts of a minibatch that gradients are accumulated over, for memory."""
-    checkpoint_every: int = 10
-    """Steps between checkpoints."""
-    sample_every: int = 5
-    """Steps between transcripts in samples.jsonl."""
-    seed: int = 0
-    """Of sampling and data order."""
+
+    @property
+    def updates_per_step(self) -> int:
+        """One for each minibatch of each epoch."""
+        return self.epochs * self.minibatches
 
 
 LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype", "mesh", "processes")
@@ -140,7 +156,7 @@ def check(
     Args:
       settings: to check.
       kept: what else in the run folder, beside checkpoints, a run can be resumed from.
-      samples: whether its steps sample completions of prompts.
+      samples: of `RLSettings`, whether the run's steps sample completions of prompts.
       least: smallest values of whole numbers beside the common settings.
       above_zero: numbers beside the common ones that must be above zero.
       not_negative: numbers beside the common ones that must be zero or above.
@@ -149,41 +165,13 @@ def check(
       InputError: names the setting and what it may be.
     """
     for name, smallest in (_LEAST | dict(least or {})).items():
-        if getattr(settings, name) < smallest:
-            raise InputError(f"{name}={getattr(settings, name)} is too small: at least {smallest}")
-    rates = ("learning_rate", "critic_learning_rate", "max_grad_norm")
-    for name in ("temperature", *rates, "discount", *above_zero):
-        if not (getattr(settings, name) > 0 and math.isfinite(getattr(settings, name))):
-            raise InputError(f"{name}={getattr(settings, name)} must be a number above 0")
-    for name in ("format_weight", "refusal_weight", "kl_coefficient", *not_negative):
-        if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
-            raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
-    for name in ("discount", "gae_lambda"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise InputError(f"{name}={getattr(settings, name)} must be from 0 to 1")
-    if settings.value_clip is not None and not settings.value_clip > 0:
-        raise InputError(
-            f"value_clip={settings.value_clip} must be a number above 0, or None for no bound"
-        )
-    if not samples and settings.epochs * settings.minibatches > 1:
-        raise InputError("epochs and minibatches are of RL: leave them at 1")
-    prompts = settings.harmful + settings.benign + settings.lookalike
-    if samples and not prompts:
-        raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
-    if samples and prompts % settings.minibatches:
-        raise InputError(
-            f"minibatches={settings.minibatches} does not divide the {prompts} prompts of a "
-            "step: change harmful, benign, lookalike or minibatches"
-        )
-    if samples and (prompts // settings.minibatches) % settings.micro_batches:
-        whole = "step" if settings.minibatches == 1 else "minibatch"
-        raise InputError(
-            f"micro_batches={settings.micro_batches} does not divide the "
-            f"{prompts // settings.minibatches} prompts of a {whole}: change harmful, benign, "
-            "lookalike or micro_batches"
-        )
-    if samples:
-        check_mesh(settings)
+        _at_least(settings, name, smallest)
+    for name in ("temperature", "learning_rate", "max_grad_norm", *above_zero):
+        _above_zero(settings, name)
+    for name in not_negative:
+        _not_negative(settings, name)
+    if isinstance(settings, RLSettings):
+        _check_rl(settings, samples)
     if settings.processes is not None and settings.mesh is None:
         raise InputError("processes: several of them need a --mesh over all their devices")
     check_replaceable(settings.run / "model")
@@ -197,7 +185,59 @@ def check(
         )
 
 
-def check_mesh(settings: Settings) -> None:
+def _check_rl(settings: RLSettings, samples: bool) -> None:
+    """Refuses settings of RL that can't work; whether its steps sample decides what must fit."""
+    for name, smallest in _LEAST_OF_RL.items():
+        _at_least(settings, name, smallest)
+    for name in ("critic_learning_rate", "discount"):
+        _above_zero(settings, name)
+    for name in ("format_weight", "refusal_weight", "kl_coefficient"):
+        _not_negative(settings, name)
+    for name in ("discount", "gae_lambda"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise InputError(f"{name}={getattr(settings, name)} must be from 0 to 1")
+    if settings.value_clip is not None and not settings.value_clip > 0:
+        raise InputError(
+            f"value_clip={settings.value_clip} must be a number above 0, or None for no bound"
+        )
+    if not samples:
+        if settings.updates_per_step > 1:
+            raise InputError("epochs and minibatches are of RL: leave them at 1")
+        return
+    prompts = settings.harmful + settings.benign + settings.lookalike
+    if not prompts:
+        raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
+    if prompts % settings.minibatches:
+        raise InputError(
+            f"minibatches={settings.minibatches} does not divide the {prompts} prompts of a "
+            "step: change harmful, benign, lookalike or minibatches"
+        )
+    if (prompts // settings.minibatches) % settings.micro_batches:
+        whole = "step" if settings.minibatches == 1 else "minibatch"
+        raise InputError(
+            f"micro_batches={settings.micro_batches} does not divide the "
+            f"{prompts // settings.minibatches} prompts of a {whole}: change harmful, benign, "
+            "lookalike or micro_batches"
+        )
+    check_mesh(settings)
+
+
+def _at_least(settings: Settings, name: str, smallest: int) -> None:
+    if getattr(settings, name) < smallest:
+        raise InputError(f"{name}={getattr(settings, name)} is too small: at least {smallest}")
+
+
+def _above_zero(settings: Settings, name: str) -> None:
+    if not (getattr(settings, name) > 0 and math.isfinite(getattr(settings, name))):
+        raise InputError(f"{name}={getattr(settings, name)} must be a number above 0")
+
+
+def _not_negative(settings: Settings, name: str) -> None:
+    if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
+        raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
+
+
+def check_mesh(settings: RLSettings) -> None:
     """Refuses a mesh whose data and fsdp do not divide the completions of a micro-batch.
 
     Raises:
@@ -226,21 +266,23 @@ def has_checkpoint(run: Path) -> bool:
 
 
 _LEAST = {
-    "harmful": 0,
-    "benign": 0,
-    "lookalike": 0,
-    "samples_per_prompt": 2,
     "max_prompt_tokens": 1,
     "max_new_tokens": 1,
     "steps": 1,
     "warmup_steps": 0,
     "decay_steps": 0,
     "micro_batches": 1,
-    "epochs": 1,
-    "minibatches": 1,
     "checkpoint_every": 1,
     "sample_every": 1,
     "seed": 0,
+}
+_LEAST_OF_RL = {
+    "harmful": 0,
+    "benign": 0,
+    "lookalike": 0,
+    "samples_per_prompt": 2,
+    "epochs": 1,
+    "minibatches": 1,
 }
 
 
