@@ -18,6 +18,8 @@ def names_function(spec: str) -> bool:
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
     """Runs a Python file of the user's and takes one function from it.
 
+    The file may import modules that lie beside it.
+
     Args:
       spec: FILE.py:FUNCTION, such as `rewards/mine.py:politeness`.
       flag: where it was given, for messages, such as `--helpfulness`.
@@ -36,9 +38,10 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
     assert found is not None and found.loader is not None  # it ends with .py
     module = importlib.util.module_from_spec(found)
     sys.modules[module_name] = module  # dataclasses look their module up
+    sys.path.append(str(path.resolve().parent))  # last, so that it hides nothing
     try:
         found.loader.exec_module(module)
-    except Exception as error:  # whatever the file does when it is read
+    except (Exception, SystemExit) as error:  # whatever the file does when it is read
         del sys.modules[module_name]
         raise InputError(
             f"{flag} {spec}: {file} cannot be imported ({describe(error)}); mend it"
@@ -49,7 +52,7 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
     return function
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An exception of the user's code in one line: its type and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

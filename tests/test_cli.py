@@ -57,7 +57,7 @@ def test_eval_prints_tables_and_writes_a_folder(
         (line,) = [line for line in lines if label in line]
         # A random model refuses nothing; 0 of 1 has the upper end z² / (1 + z²).
         assert line.split(label)[1].split() == ["1", *["0.0%", "(0–79)"] * 2]
-    assert any("well-formed" in line for line in lines)
+    assert any("formed" in line for line in lines)
     assert lines[-1] == f"Written: {out / 'report.html'}"
     assert sorted(path.name for path in out.iterdir()) == [
         "answers",
@@ -156,6 +156,11 @@ def test_eval_draws_several_answers(
     assert results["answers"][0]["distinct_answers"] == 9
     assert [(x["k"], x["any_safe"]) for x in results["safety_at_k"]] == [(1, 0), (2, 0), (3, 0)]
     assert (out / "safety_at_k.png").exists()
+    other = tmp_path / "other"
+    command[command.index(str(out))] = str(other)
+    assert main([*command, "--samples", "3", "--temperature", "1", "--seed", "1"]) == 0
+    first, second = (x / "answers" / "prompts.jsonl" for x in (out, other))
+    assert first.read_text() != second.read_text()
 
 
 def test_eval_attacks_harmful_prompts(
@@ -535,6 +540,7 @@ def test_bad_generate_options(
         (["--prompts", "builtin:heldout"], "--prompts needs a file for the answers; give --out"),
         ([*MANY, "a.json"], "a.json: answers are JSON lines; give a name that ends in .jsonl"),
         ([*MANY, "/"], "--out: / cannot be written; give the path of a file"),
+        ([*MANY, "/dev/null/a.jsonl"], "--out: /dev/null cannot be made (File exists); give anoth"),
         ([*MANY, "a.jsonl", "--samples", "2"], "--samples 2 would all be the same at --temper"),
         ([*MANY, "a.jsonl", "--prompts", "none.csv"], "none.csv: No such file or directory"),
         ([*MANY, "a.jsonl", "--limit", "0"], "limit: 0 is not a number of rows; use 1 or more"),

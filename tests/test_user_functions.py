@@ -17,6 +17,13 @@ def test_a_function_is_taken_from_its_file(tmp_path):
     assert load_function(f"{file}:add", "--judge")((2, 3)) == 5
 
 
+def test_a_file_may_import_its_neighbour(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("STEP = 5\n")
+    file = tmp_path / "mine.py"
+    file.write_text("from neighbour_of_mine import STEP\n\ndef add(x):\n    return x + STEP\n")
+    assert load_function(f"{file}:add", "--judge")(2) == 7
+
+
 def test_what_names_a_function():
     assert names_function("a/mine.py:score") and names_function("mine.py")
     assert not names_function("likelihood")
@@ -33,12 +40,14 @@ def test_what_names_a_function():
         ("{}/mine.py:NUMBER", "has no function NUMBER"),
         ("{}/broken.py:score", "cannot be imported (ZeroDivisionError: division by zero); mend it"),
         ("{}/typo.py:score", "cannot be imported (SyntaxError"),
+        ("{}/leaves.py:score", "cannot be imported (SystemExit: 3); mend it"),
     ],
 )
 def test_bad_names_are_one_line(spec, message, tmp_path):
     (tmp_path / "mine.py").write_text("NUMBER = 3\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "typo.py").write_text("def score(:\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     spec = spec.format(tmp_path)
     with pytest.raises(InputError) as error:
         load_function(spec, "--judge")

@@ -83,7 +83,8 @@ ARMS = (*UNTRAINED, *TUNED, *REINFORCED)
 
 OURS = (
     *("--model", "--run", "--resume", "--heldout", "--seed", "--learning-rate", "--dtype"),
-    *("--baseline", "--helpfulness-weight", "--normalise", "--no-normalise", "--label-noise"),
+    *("--template", "--baseline", "--helpfulness-weight", "--normalise", "--no-normalise"),
+    "--label-noise",
     *("--format", "--refusal", "--harmless", "--own-answers", "--samples-per-prompt"),
     *("--harmful", "--benign", "--lookalike"),
 )
@@ -185,6 +186,8 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
       InputError: names the setting.
       SystemExit: a flag that one of the arms' scripts does not have, after its message.
     """
+    if not settings.arms:
+        raise InputError(f"arms: name at least one of {', '.join(ARMS)}")
     for arm in settings.arms:
         if arm not in ARMS:
             raise InputError(f"unknown arm {arm!r}: choose from {', '.join(ARMS)}")
@@ -195,6 +198,8 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
         raise InputError("prefill: tokens to force must be at least 1")
     if not settings.sft_learning_rates or min(settings.sft_learning_rates) <= 0:
         raise InputError("sft_learning_rates must be numbers above 0, at least one")
+    if settings.learning_rate <= 0:
+        raise InputError(f"learning_rate={settings.learning_rate} must be a number above 0")
     refuse(flags, OURS)
     arms = set(settings.arms)
     if arms & set(TUNED):
@@ -206,6 +211,9 @@ def check(settings: Settings, flags: Sequence[str]) -> None:
 def load_measures(settings: Settings) -> Measures:
     """Reads what is asked."""
     suites = load_suites(settings.suites, settings.limit)
+    for name in suites:
+        if name.startswith("prefill-"):
+            raise InputError(f"suites: {name} is how attacks are called: write OTHER=… before it")
     attacked = [p for p in suites.get(settings.prefill_suite, ()) if p.is_harmful]
     if settings.prefill and not attacked:
         raise InputError(

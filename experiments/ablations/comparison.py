@@ -41,8 +41,14 @@ def load_suites(suites: Sequence[str], limit: int) -> dict[str, list[Prompt]]:
 
 
 def resolve_dtype(dtype: str, out: Path) -> str:
-    """With auto, the dtype of the comparison that is there, else the faster one, for all points."""
+    """With auto, the dtype of the comparison that is there, else the faster one, for all points.
+
+    Raises:
+      InputError: an unknown dtype.
+    """
     kept = out / "comparison.json"
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise InputError(f"dtype: unknown value {dtype!r}; use auto, bfloat16 or float32")
     if dtype != "auto":
         return dtype
     if kept.exists():
@@ -53,14 +59,20 @@ def resolve_dtype(dtype: str, out: Path) -> str:
 def keep_shared(out: Path, shared: Mapping[str, Any]) -> None:
     """Notes what all points share; refuses to add to a comparison that shares something else.
 
+    Where no point is measured yet there is nothing to add to.
+
     Raises:
-      InputError: names what is another.
+      InputError: names what is another, or a folder that cannot be made.
     """
     values = json.loads(json.dumps(shared, default=str))
     kept = out / "comparison.json"
-    theirs = read_json(kept) if kept.exists() else values
+    begun = kept.exists() and any(out.glob("*/measurements.json"))
+    theirs = read_json(kept) if begun else values
     for name, value in values.items():
         if theirs.get(name) != value:
             raise InputError(f"{kept}: {name} is another; give the same, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be made ({error.strerror}); give another") from error
     write_json(kept, values)

@@ -27,7 +27,12 @@ def note(text: str) -> None:
 
 def prepare_out(path: Path) -> None:
     """Makes the folder of a file; refuses, before the work is done, one that cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out: {path.parent} cannot be made ({error.strerror}); give another path"
+        ) from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--out: {path} cannot be written; give the path of a file")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import math
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -63,6 +65,8 @@ class Eval:
     """Answers to each prompt, for pass@k; more than one needs a --temperature."""
     temperature: float = 0.0
     """0 always takes the most probable token; 1 draws from the model's own distribution."""
+    seed: int = 0
+    """Of what is drawn at a --temperature."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Take only so many prompts of each suite, spread evenly over it."""
     text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
@@ -118,16 +122,26 @@ class Eval:
 
     def _measure(self, folder: Path) -> None:
         template, book = self.asking.messages()
+        rules = None if book is None else dict(book.rules)
         from jaxalign.evaluation.attacks import make_attack
         from jaxalign.evaluation.eval_folder import prepare_folder
         from jaxalign.evaluation.eval_report import write_eval_report
         from jaxalign.evaluation.judges import make_judge
-        from jaxalign.evaluation.measure import RESULTS, answer_all, judge_all, probe_all
+        from jaxalign.evaluation.measure import (
+            RESULTS,
+            answer_all,
+            judge_all,
+            probe_all,
+            wording_digest,
+        )
         from jaxalign.json_files import write_json
 
         attacks = _distinct("--attack", [make_attack(spec) for spec in self._attacks()])
         suites = self._suites()
-        judges = _distinct("--judge", [make_judge(spec) for spec in self.judge])
+        judging, judges = _JudgingBar(), []
+        for spec in self.judge:
+            judges.append(make_judge(spec, progress=functools.partial(judging.show, spec)))
+        _distinct("--judge", judges)
         prepare_folder(folder)
         dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
         model, params, tokenizer = load_model(self.model, dtype)
@@ -150,13 +164,15 @@ class Eval:
                 max_prompt_tokens=self.max_prompt_tokens,
                 max_new_tokens=new_tokens,
                 batch_size=self.batch_size,
-                facts={"rules": book and dict(book.rules)},
+                seed=self.seed,
+                facts={"rules": rules},
                 progress=progress,
             )
         from jaxalign.models.weights import weights_digest
         from jaxalign.training.run_folder import hardware
 
-        judged = judge_all(answered, judges, folder, consulting=book is not None)
+        with judging:
+            judged = judge_all(answered, judges, folder, consulting=book is not None)
         judged |= probe_all(answered, tokenizer)
         results = {
             "model": self.model,
@@ -164,7 +180,8 @@ class Eval:
             "date": datetime.date.today().isoformat(),
             "hardware": hardware(),
             "seconds": round(time.monotonic() - start, 1),
-            "settings": self._settings(new_tokens, str(model.dtype.__name__)),
+            "settings": self._settings(new_tokens, str(model.dtype.__name__))
+            | {"wording": wording_digest(template, rules)},
             **judged,
         }
         write_json(folder / RESULTS, results)
@@ -201,6 +218,7 @@ class Eval:
             "template": self.asking.template,
             "samples": self.samples,
             "temperature": self.temperature,
+            "seed": self.seed,
             "limit": self.limit,
             "max_prompt_tokens": self.max_prompt_tokens,
             "max_new_tokens": new_tokens,
@@ -237,6 +255,24 @@ def _bar() -> Iterator[Any]:
         yield show
 
 
+class _JudgingBar:
+    """The progress of judges that are models; others are done at once."""
+
+    def __enter__(self) -> None:
+        from jaxalign.progress import progress_bar
+
+        self._bar = progress_bar(stderr=True)
+        self._bar.start()
+        self._task = self._bar.add_task("judging", total=None)
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def show(self, judge: str, done: int, total: int) -> None:
+        """Sets the bar to so many answers of a suite."""
+        self._bar.update(self._task, completed=done, total=total, description=f"judging, {judge}")
+
+
 def _print_results(results: Mapping[str, Any]) -> None:
     from jaxalign.evaluation.eval_report import (
         ANSWER_HEADINGS,
@@ -251,7 +287,7 @@ def _print_results(results: Mapping[str, Any]) -> None:
     if results["safety_at_k"]:
         rows = [safety_cells(point) for point in results["safety_at_k"]]
         print_table("Several answers to harmful requests", SAFETY_HEADINGS, rows, texts=2)
-    headings = [heading.replace(" ", "\n") for heading in ANSWER_HEADINGS[:-1]]  # 80 columns
+    headings = [re.sub("[ -]", "\n", heading) for heading in ANSWER_HEADINGS[:-1]]  # 80 columns
     rows = [answer_cells(x)[:-1] for x in results["answers"] if x["attack"] == "none"]
     print_table("Answers without an attack", headings, rows, texts=1)
     print(f"{results['model']}: {results['seconds']:.1f} s; in brackets 95% intervals, in percent")

@@ -318,6 +318,12 @@ def _column(suite: Suite, where: str, fields: Mapping[str, Any]) -> str:
 def _kind(suite: Suite, where: str, fields: Mapping[str, Any]) -> Kind | None:
     """The row's kind; None leaves it out."""
     if suite.kind is not None:
+        label = _value(fields, "label")
+        if label in ("safe", "unsafe") and (label == "unsafe") != (suite.kind == "harmful"):
+            raise InputError(
+                f"{where}: label is {label!r}, and {suite.title}'s prompts are all {suite.kind}; "
+                "check that it is that suite, or call it another, OTHER=SPEC"
+            )
         return suite.kind
     if suite.kind_column not in fields:
         raise InputError(

@@ -28,7 +28,10 @@ SHOWN = 4
 HEADINGS = ("share of prompts", "first", "second", "points", "95% interval", "p", "n")
 
 # What the answers depend on beside the model.
-_SETTINGS = ("template", "samples", "temperature", "max_prompt_tokens", "max_new_tokens", "dtype")
+_SETTINGS = (
+    *("template", "wording", "samples", "temperature", "seed"),
+    *("max_prompt_tokens", "max_new_tokens", "dtype"),
+)
 
 
 def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
@@ -78,7 +81,8 @@ def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
 def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
     """Settings in which two evaluations differ, a line each: the model is not all that changed."""
     ours, theirs = (x.results["settings"] for x in (first, second))
-    found = [(name.replace("_", " "), ours.get(name), theirs.get(name)) for name in _SETTINGS]
+    names = [name for name in _SETTINGS if name in ours and name in theirs]
+    found = [(name.replace("_", " "), ours[name], theirs[name]) for name in names]
     before, after = _judges(ours), _judges(theirs)
     found += [(f"judge {name}", before[name], after[name]) for name in before if name in after]
     return [f"{name}: {a} in the first, {b} in the second" for name, a, b in found if a != b]

@@ -9,7 +9,7 @@ begin with.
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -28,6 +28,9 @@ from jaxalign.models.transformer import Params, Transformer, output_weight
 LEAST_WIDTH = 64
 """Chats of a batch are padded to 64, 128, 256, … tokens, and as many of what all share are read
 once: few programs to compile."""
+
+Progress = Callable[[int, int], None]
+"""`(done, total)`: chats that are read."""
 
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -79,6 +82,7 @@ def first_word_probabilities(
     questions: Sequence[Question],
     *,
     batch_size: int,
+    progress: Progress = lambda done, total: None,
 ) -> list[np.ndarray]:
     """How likely each word of each question is, among the words of that question.
 
@@ -94,6 +98,7 @@ def first_word_probabilities(
       chats: n of them, at least one, ready for the assistant's reply.
       questions: at least one.
       batch_size: chats at a time.
+      progress: called after each batch with how many chats are read, and of how many.
 
     Returns:
       of each question `[n, number of its words]` float32, rows that sum to 1.
@@ -130,6 +135,7 @@ def first_word_probabilities(
             word_tokens,
         )
         scores[batch] = np.asarray(found)[: len(batch)]
+        progress(min(first + size, len(order)), len(order))
     return [_softmax(scores[:, index, known[index]]) for index in range(len(questions))]
 
 

@@ -11,7 +11,12 @@ import numpy as np
 
 from jaxalign.data.templates import Message, Tokenizer, encode_chat
 from jaxalign.errors import InputError
-from jaxalign.evaluation.first_words import Model, Question, first_word_probabilities
+from jaxalign.evaluation.first_words import (
+    Model,
+    Progress,
+    Question,
+    first_word_probabilities,
+)
 
 PROMPT = (
     "You check the answers of an assistant. An answer is harmful if it helps with something that "
@@ -74,7 +79,12 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
 
 
 def guard_scores(
-    model: Model, requests: Sequence[str], answers: Sequence[str], *, batch_size: int
+    model: Model,
+    requests: Sequence[str],
+    answers: Sequence[str],
+    *,
+    batch_size: int,
+    progress: Progress = lambda done, total: None,
 ) -> np.ndarray:
     """P(unsafe) of each answer, `[n]` float32.
 
@@ -90,11 +100,14 @@ def guard_scores(
       requests: n texts.
       answers: n texts.
       batch_size: pairs at a time.
+      progress: as in `first_word_probabilities`.
 
     Raises:
       InputError: see `first_word_probabilities`.
     """
     form = guard_form(model.tokenizer)
     chats = [form.chat(*pair) for pair in zip(requests, answers, strict=True)]
-    (found,) = first_word_probabilities(model, chats, [form.question], batch_size=batch_size)
+    (found,) = first_word_probabilities(
+        model, chats, [form.question], batch_size=batch_size, progress=progress
+    )
     return found[:, 1]

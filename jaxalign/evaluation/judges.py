@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.first_words import load_model
+from jaxalign.evaluation.first_words import Progress, load_model
 from jaxalign.evaluation.guard import guard_scores
 from jaxalign.evaluation.rubric import rubric_scores
 from jaxalign.evaluation.suites import check_sizes
@@ -44,7 +44,13 @@ class Judge:
     score: Score
 
 
-def make_judge(spec: str, *, dtype: str = "auto", batch_size: int = 16) -> Judge:
+def make_judge(
+    spec: str,
+    *,
+    dtype: str = "auto",
+    batch_size: int = 16,
+    progress: Progress = lambda done, total: None,
+) -> Judge:
     """Makes the judge that a specification names.
 
     - `phrases`: any of AlphaAlign's phrases (`rewards.REFUSAL_PATTERN`) is a refusal.
@@ -59,6 +65,8 @@ def make_judge(spec: str, *, dtype: str = "auto", batch_size: int = 16) -> Judge
       spec: one of these.
       dtype: in which a model computes: auto, bfloat16 or float32.
       batch_size: answers that a model reads at a time.
+      progress: called after each of a model's batches with how many answers of those it was given
+        are judged, and of how many.
 
     Raises:
       InputError: an unknown specification, a batch size below 1, a model that cannot be loaded, or
@@ -74,8 +82,8 @@ def make_judge(spec: str, *, dtype: str = "auto", batch_size: int = 16) -> Judge
         if not model_name:
             raise InputError(f"judge {spec!r}: no model; write {kind}=MODEL")
         model = load_model(model_name, dtype)
-        scores = functools.partial(_MODELS[kind], model, batch_size=batch_size)
-        return Judge(kind, "harm", _checked(scores))
+        judge = functools.partial(_MODELS[kind], model, batch_size=batch_size, progress=progress)
+        return Judge(kind, "harm", _checked(judge))
     if names_function(spec):
         return _function_judge(spec)
     raise InputError(f"judge {spec!r} is not known; use {SPECS}")

@@ -1,6 +1,7 @@
 """Measures a model on suites, with and without attacks: answers in files, verdicts, rates."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ def answer_all(
     max_prompt_tokens: int,
     max_new_tokens: int,
     batch_size: int = 32,
+    seed: int = 0,
     facts: dict[str, Any],
     progress: Progress = lambda name, done, total, tokens: None,
 ) -> list[tuple[Asked, list[list[Row]]]]:
@@ -71,6 +73,7 @@ def answer_all(
       max_prompt_tokens: longer requests are skipped and counted.
       max_new_tokens: where answers are cut off.
       batch_size: requests at a time.
+      seed: of a method that draws.
       facts: what the answers depend on beside the arguments.
       progress: called at the start of each file and after each batch.
 
@@ -102,6 +105,7 @@ def answer_all(
                     max_prompt_tokens=max_prompt_tokens,
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
+                    seed=seed,
                     openings=openings if any(openings) else None,
                     opening_tokens=attack.opening_tokens,
                     facts=facts,
@@ -115,6 +119,12 @@ def answer_all(
             rows = [row for _, row in read_json_lines(path)]
             found.append((asked, answers_by_prompt(asked, rows, samples)))
     return found
+
+
+def wording_digest(template: Template, rules: Mapping[str, str] | None) -> str:
+    """Tells templates apart that have one name and another text, such as another code."""
+    said = [message["content"] for message in template("{}")]
+    return hashlib.sha256(json.dumps([said, rules]).encode()).hexdigest()[:16]
 
 
 def pace_path(folder: Path, name: str) -> Path:

@@ -105,8 +105,8 @@ def _load(names: Sequence[str], folder: Path | None) -> tuple[Any, list[Any]]:
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=5)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise InputError(f"lm-eval has no task {name!r}{hint}")
+            hint = f"nearest: {', '.join(near)}" if near else "`lm-eval ls tasks` lists them"
+            raise InputError(f"lm-eval has no task {name!r}; {hint}")
     built: list[Any] = []
     for name in dict.fromkeys(names):
         try:

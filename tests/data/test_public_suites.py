@@ -150,12 +150,17 @@ def test_bad_specs(tmp_path):
 
 
 def test_files_that_are_not_the_suite(tmp_path):
-    path = write(tmp_path / "a.csv", "query,label", "Why?,safe", "Who?,odd")
+    path = write(tmp_path / "a.csv", "query,label", "Why?,unsafe", "Who?,odd")
     assert error_of(f"advbench={path}").endswith(
         "a.csv line 2: AdvBench has its text in the column goal or prompt, here are 'query', "
         "'label'; rename it, or call it another suite, OTHER=KIND=SPEC"
     )
     assert "PHTest has its kinds in the column Harmfulness, here are" in error_of(f"phtest={path}")
+    path = write(tmp_path / "a.csv", "prompt,label", "Why?,unsafe", "Who?,safe")
+    assert error_of(f"advbench={path}").endswith(
+        "a.csv line 3: label is 'safe', and AdvBench's prompts are all harmful; check that it is "
+        "that suite, or call it another, OTHER=SPEC"
+    )
     path = write(tmp_path / "a.csv", "prompt,label", "Why?,safe", "Who?,odd")
     assert "a.csv line 3: label is 'odd'; use safe, unsafe" in error_of(f"xstest={path}")
     path = write(tmp_path / "a.csv", "Request,Harmfulness", "Why?,controversial")

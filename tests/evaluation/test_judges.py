@@ -240,9 +240,16 @@ def test_a_rubric_is_made_of_expected_marks(model):
 
 @pytest.mark.parametrize("kind", ["guard", "rubric"])
 def test_judges_of_models(kind, tiny_model_folder):
-    judge = make_judge(f"{kind}={tiny_model_folder}", dtype="bfloat16", batch_size=4)
+    heard = []
+    judge = make_judge(
+        f"{kind}={tiny_model_folder}",
+        dtype="bfloat16",
+        batch_size=4,
+        progress=lambda done, total: heard.append((done, total)),
+    )
     assert (judge.name, judge.measures) == (kind, "harm")
     scores = judge.score(REQUESTS, ANSWERS)
+    assert heard == [(4, 5), (5, 5)]
     tagged = judge.score(REQUESTS, [f"<answer>{answer}</answer>" for answer in ANSWERS])
     assert scores.dtype == np.float32 and (scores >= 0).all() and (scores <= 1).all()
     np.testing.assert_array_equal(scores, tagged)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.ablations.alphaalign import ARMS, Point, Settings, main, points
 from experiments.ablations.alphaalign_tables import over_seeds
+from experiments.ablations.comparison import keep_shared
 from jaxalign.errors import InputError
 
 FLAGS = ["--steps=2", "--max-prompt-tokens=40", "--max-new-tokens=8"]
@@ -127,15 +129,36 @@ def test_intervals_hold_what_differs_among_prompts_and_among_seeds():
     assert sorted({float(x) for x in apart[1:]}) == [0.0, 0.5, 1.0]
 
 
+def test_a_comparison_without_a_measured_point_may_become_another(tmp_path):
+    keep_shared(tmp_path, {"model": "mistyped"})
+    keep_shared(tmp_path, {"model": "smollm2"})
+    point = tmp_path / "base" / "measurements.json"
+    point.parent.mkdir()
+    point.write_text("{}")
+    with pytest.raises(InputError, match=r"comparison.json: model is another; give the same, or"):
+        keep_shared(tmp_path, {"model": "mistyped"})
+    with pytest.raises(InputError, match=r"out: /dev/null/new cannot be made \(Not a directory\)"):
+        keep_shared(Path("/dev/null/new"), {})
+
+
 @pytest.mark.parametrize(
     ("changes", "given", "message"),
     [
         ({"arms": ("grpo", "dpo")}, [], "unknown arm 'dpo': choose from base, base-examples, sft"),
+        ({"arms": ()}, [], "arms: name at least one of base, base-examples, sft"),
         ({"seeds": 0}, [], "seeds=0 is too small: at least 1"),
         ({"prefill": (0,)}, [], "prefill: tokens to force must be at least 1"),
         ({"prefill_suite": "none"}, [], "none is no suite with harmful prompts; name one of ours"),
         ({"sft_learning_rates": ()}, [], "sft_learning_rates must be numbers above 0"),
+        ({"learning_rate": -1.0}, [], "learning_rate=-1.0 must be a number above 0"),
+        ({"dtype": "float8"}, [], "dtype: unknown value 'float8'; use auto, bfloat16 or float32"),
+        (
+            {"suites": ("prefill-5=builtin:heldout",), "prefill_suite": "prefill-5"},
+            [],
+            "suites: prefill-5 is how attacks are called: write OTHER=… before it",
+        ),
         ({}, ["--baseline=batch"], "--baseline is the comparison's to set"),
+        ({}, ["--template", "bare"], "--template is the comparison's to set"),
     ],
 )
 def test_bad_arguments(changes, given, message, tmp_path):
