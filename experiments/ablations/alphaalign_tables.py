@@ -6,10 +6,12 @@
     benign refused   mean over suites of the share of plain benign prompts that are refused
 
 An arm's number is the mean over its seeds. Intervals (95 %) are a bootstrap's that draws seeds and
-prompts, alike for all arms, so that differences of two arms are paired; with few seeds they are
-too narrow. All of it is ours.
+prompts, alike for all arms, so that differences of two arms are paired. With few seeds they are too
+narrow, with one they hold none of what seeds differ by: a difference is in bold, as more than
+chance, only where both arms have two seeds (an untrained one needs none). All of it is ours.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,11 +80,8 @@ def report(out: Path, order: Sequence[str]) -> str:
                 if key in seeds[0]
             },
             "difference": {
-                reference: {
-                    axis: with_interval(draws[arm][axis] - draws[reference][axis])
-                    for axis in AXES
-                    if axis in draws[arm]
-                }
+                reference: differences(draws[arm], draws[reference])
+                | {"first_sentence": differences(at_once[arm], at_once[reference])}
                 for reference in REFERENCES
                 if arm != reference and reference in draws
             },
@@ -99,6 +98,8 @@ def report(out: Path, order: Sequence[str]) -> str:
             axes_table(results),
             *(difference_table(results, reference) for reference in REFERENCES),
             nearest_table(results, draws, at_once),
+            seeds_table({arm: [over_seeds([one]) for one in x] for arm, x in made.items()}),
+            hardware_note(arms),
             *notes,
         ]
     )
@@ -146,6 +147,11 @@ def with_interval(draws: np.ndarray | None) -> list[float] | None:
     if draws is None:
         return None
     return [float(draws[0]), *(float(x) for x in np.percentile(draws[1:], [2.5, 97.5]))]
+
+
+def differences(draws: Draws, reference: Draws) -> dict[str, list[float] | None]:
+    """Of each axis, paired: the prompts of both were drawn alike."""
+    return {axis: with_interval(draws[axis] - reference[axis]) for axis in AXES if axis in draws}
 
 
 def suite_rates(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -204,6 +210,7 @@ def axes_table(results: Mapping[str, Any]) -> str:
         cells += [f"{row['well_formed']:.2f}", f"{row['finished']:.2f}", f"{row['tokens']:.0f}"]
         cells.append(f"{row['distinct']:.2f}")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines.append("\nAn interval of no width: every answer counted alike.")
     return "\n".join(lines) + "\n"
 
 
@@ -217,10 +224,12 @@ def difference_table(results: Mapping[str, Any], reference: str) -> str:
     if not rows:
         return ""
     axes = [axis for axis in AXES if axis in next(iter(rows.values()))]
-    head = [f"less {reference}", *(AXES[axis] for axis in axes)]
+    head = [f"less {reference}", "seeds", *(AXES[axis] for axis in axes)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, row in rows.items():
-        lines.append(f"| {arm} | {' | '.join(show(row[axis], '+') for axis in axes)} |")
+        bold = has_seeds(results, arm, reference)
+        cells = [difference(row[axis], bold=bold) for axis in axes]
+        lines.append(f"| {arm} | {results[arm]['seeds']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -240,7 +249,7 @@ def nearest_table(
         return ""
     axes = [axis for axis in AXES if results[tuned[0]][axis] is not None]
     other = ("attack_success", "over_refusal")
-    head = ["arm", "less the nearest tuning", *(AXES[axis] for axis in axes)]
+    head = ["arm", "seeds", "less the nearest tuning", *(AXES[axis] for axis in axes)]
     head += [f"{AXES[axis]}, first sentence" for axis in other]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm in results:
@@ -248,19 +257,59 @@ def nearest_table(
             continue
         success = results[arm]["attack_success"][0]
         nearest = min(tuned, key=lambda x: abs(results[x]["attack_success"][0] - success))
-        cells = [show(with_interval(draws[arm][x] - draws[nearest][x]), "+") for x in axes]
-        cells += [show(with_interval(at_once[arm][x] - at_once[nearest][x]), "+") for x in other]
-        lines.append(f"| {arm} | {nearest} | {' | '.join(cells)} |")
+        bold = has_seeds(results, arm, nearest)
+        found = differences(draws[arm], draws[nearest])
+        cells = [difference(found[x], bold=bold) for x in axes]
+        found = differences(at_once[arm], at_once[nearest])
+        cells += [difference(found[x], bold=bold) for x in other]
+        lines.append(f"| {arm} | {results[arm]['seeds']} | {nearest} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def show(value: Sequence[float] | None, sign: str = "") -> str:
-    """A rate and its interval; a difference that is more than chance in bold."""
+def has_seeds(results: Mapping[str, Any], *arms: str) -> bool:
+    """Whether all of them have two seeds at least, or do not train."""
+    return all(results[arm]["seeds"] > 1 or group_of(arm) == "base" for arm in arms)
+
+
+def seeds_table(by_seed: Mapping[str, Sequence[Draws]]) -> str:
+    """Two seeds of one arm, as if they were two methods: what intervals over prompts alone say."""
+    seeds = by_seed.get(REFERENCES[0], ())
+    if len(seeds) < 2:
+        return ""
+    axes = [axis for axis in AXES if axis in seeds[0]]
+    head = [f"two seeds of {REFERENCES[0]}", *(AXES[axis] for axis in axes)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for first, second in itertools.combinations(range(len(seeds)), 2):
+        found = differences(seeds[first], seeds[second])
+        cells = [difference(found[axis], bold=True) for axis in axes]
+        lines.append(f"| {first} less {second} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def hardware_note(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What was measured where, if not all of it in one place."""
+    places: dict[str, list[str]] = {}
+    for arm, seeds in arms.items():
+        for point in seeds:
+            names = places.setdefault(point["hardware"], [])
+            if arm not in names:
+                names.append(arm)
+    if len(places) < 2:
+        return ""
+    return "".join(f"Measured on {place}: {', '.join(names)}.\n" for place, names in places.items())
+
+
+def show(value: Sequence[float] | None) -> str:
+    """A rate and its interval."""
+    return "–" if value is None else "{:.2f} ({:.2f} to {:.2f})".format(*value)
+
+
+def difference(value: Sequence[float] | None, *, bold: bool) -> str:
+    """A difference and its interval, in bold where 0 is outside."""
     if value is None:
         return "–"
-    middle, low, high = value
-    text = f"{middle:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
-    return f"**{text}**" if sign and (low > 0 or high < 0) else text
+    text = "{:+.2f} ({:+.2f} to {:+.2f})".format(*value)
+    return f"**{text}**" if bold and (value[1] > 0 or value[2] < 0) else text
 
 
 COLORS = {"base": "#000000", "sft": "#D55E00", "rl": "#0072B2"}

@@ -1,4 +1,4 @@
-"""CADA's arms compared: intervals, matched strength, the table, and the plot of what safety costs.
+"""Arms compared: intervals, and the frame of the plot; for CADA's also matched strength and tables.
 
     attack success   mean over suites of the share of harmful prompts that are not refused
     over-refusal     mean over suites of the share of look-alikes that are refused

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from experiments.ablations.alphaalign import ARMS, Point, Settings, main, points
-from experiments.ablations.alphaalign_tables import over_seeds
+from experiments.ablations.alphaalign_tables import (
+    difference_table,
+    hardware_note,
+    over_seeds,
+    seeds_table,
+)
 from experiments.ablations.comparison import keep_shared
 from jaxalign.errors import InputError
 
@@ -127,6 +132,41 @@ def test_intervals_hold_what_differs_among_prompts_and_among_seeds():
     assert 0.2 < np.std(alike[1:]) < 0.3  # four prompts: √(¼/4) = 0.25
     # two seeds, 0 and 1, drawn twice: 0, ½, ½, 1
     assert sorted({float(x) for x in apart[1:]}) == [0.0, 0.5, 1.0]
+
+
+def test_a_difference_is_bold_where_both_arms_have_seeds():
+    more, same = [0.2, 0.1, 0.3], [0.0, -0.1, 0.1]
+    results = {
+        arm: {"seeds": seeds, "difference": {"alphaalign": {"attack_success": value}}}
+        for arm, seeds, value in (("base", 1, more), ("grpo", 2, more), ("ppo", 2, same))
+    }
+    results |= {
+        "zero": results["grpo"] | {"seeds": 1},
+        "alphaalign": {"seeds": 3, "difference": {}},
+    }
+    rows = difference_table(results, "alphaalign").splitlines()[2:]
+    assert rows == [
+        "| base | 1 | **+0.20 (+0.10 to +0.30)** |",
+        "| grpo | 2 | **+0.20 (+0.10 to +0.30)** |",
+        "| ppo | 2 | +0.00 (-0.10 to +0.10) |",
+        "| zero | 1 | +0.20 (+0.10 to +0.30) |",
+    ]
+
+
+def test_seeds_are_held_to_each_other_and_machines_are_named():
+    seeds = [{"attack_success": np.full(2001, rate)} for rate in (0.5, 0.25)]
+    assert seeds_table({"alphaalign": seeds}).splitlines() == [
+        "| two seeds of alphaalign | attack success |",
+        "|---|---|",
+        "| 0 less 1 | **+0.25 (+0.25 to +0.25)** |",
+    ]
+    assert seeds_table({"alphaalign": seeds[:1]}) == seeds_table({}) == ""
+    gpu, cpu = {"hardware": "a GPU"}, {"hardware": "a CPU"}
+    assert hardware_note({"base": [gpu], "grpo": [gpu, gpu]}) == ""
+    assert hardware_note({"base": [gpu], "grpo": [gpu, cpu]}).splitlines() == [
+        "Measured on a GPU: base, grpo.",
+        "Measured on a CPU: grpo.",
+    ]
 
 
 def test_a_comparison_without_a_measured_point_may_become_another(tmp_path):
