@@ -15,7 +15,9 @@ from experiments.ablations.alphaalign_tables import (
     seeds_table,
 )
 from experiments.ablations.comparison import keep_shared
+from experiments.alphaalign import main as alphaalign
 from jaxalign.errors import InputError
+from jaxalign.training.loop import Interruption
 
 FLAGS = ["--steps=2", "--max-prompt-tokens=40", "--max-new-tokens=8"]
 
@@ -81,7 +83,16 @@ def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_tabl
         measured.append(point.name)
         return original(settings, point, measures)
 
+    def stop_after_a_step(arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(Interruption, "noticed", lambda self: True)
+            return alphaalign(arguments)
+
     monkeypatch.setattr(script, "measure", measure_rest)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(script, "alphaalign", stop_after_a_step)
+        main(settings, flags(prompts))
+    assert (settings.out / "group-16-1" / "checkpoints" / "1").exists()
     main(settings, flags(prompts))
     assert measured[3:] == ["sft-0.001-1", "group-16-1"]
     table = (settings.out / "table.md").read_bytes()
@@ -96,7 +107,7 @@ def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_tabl
     assert not (settings.out / "group-16-0" / "model").exists()
     assert (settings.out / "trade_off.png").stat().st_size > 10_000
     assert (settings.out / "ablations.png").stat().st_size > 10_000
-    assert "| group-16 | sft 0.001 | " in table.decode()
+    assert "| group-16 | 2 | sft 0.001 | " in table.decode()
     assert "mine, ASR (2)" in table.decode() and "prefill-5, ASR (2)" in table.decode()
 
     capsys.readouterr()
