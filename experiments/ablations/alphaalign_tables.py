@@ -331,6 +331,7 @@ def plot_trade_off(results: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 7), dpi=120, layout="constrained")
     axes = figure.subplots()
     names = {"base": "no training", "sft": "direct refusals", "rl": "AlphaAlign"}
+    numbers: dict[tuple[float, float], list[int]] = {}  # of the arms on one spot
     for number, (arm, row) in enumerate(placed.items(), start=1):
         color = COLORS[group_of(arm)]
         x, y = row["over_refusal"], row["attack_success"]
@@ -339,10 +340,16 @@ def plot_trade_off(results: Mapping[str, Any], path: Path) -> None:
             axes.plot(*spot, ".", color=color, alpha=0.35, markersize=5)
             axes.plot([x[0], spot[0]], [y[0], spot[1]], "-", color=color, alpha=0.2, linewidth=0.7)
         axes.plot(x[0], y[0], "o", color=color, markersize=13, markeredgecolor="white")
+        near = (s for s in numbers if max(abs(s[0] - x[0]), abs(s[1] - y[0])) < 0.012)
+        numbers.setdefault(next(near, (x[0], y[0])), []).append(number)
+        axes.plot([], [], " ", label=f"{number:\u2007>2}  {arm}")  # a digit wide
+    for spot, those in numbers.items():
+        text, alone = ", ".join(map(str, those)), len(those) == 1
+        style = {"va": "center", "color": "white"} if alone else {"va": "bottom", "color": "black"}
+        place = (0, 0 if alone else 8)
         axes.annotate(
-            str(number), (x[0], y[0]), ha="center", va="center", fontsize=7.5, color="white"
+            text, spot, place, textcoords="offset points", ha="center", fontsize=7.5, **style
         )
-        axes.plot([], [], " ", label=f"{number}  {arm}")
     for group, name in names.items():
         axes.plot([], [], "o", color=COLORS[group], label=name)
     frame_trade_off(axes, title="(dots: seeds)")
