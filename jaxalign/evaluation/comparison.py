@@ -82,6 +82,8 @@ def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
     """Settings in which two evaluations differ, a line each: the model is not all that changed."""
     ours, theirs = (x.results["settings"] for x in (first, second))
     names = [name for name in _SETTINGS if name in ours and name in theirs]
+    if ours["template"] != theirs["template"]:  # another wording goes without saying
+        names = [name for name in names if name != "wording"]
     found = [(name.replace("_", " "), ours[name], theirs[name]) for name in names]
     before, after = _judges(ours), _judges(theirs)
     found += [(f"judge {name}", before[name], after[name]) for name in before if name in after]

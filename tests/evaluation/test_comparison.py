@@ -123,9 +123,11 @@ def test_what_else_differs_is_said(tmp_path):
     first, second = pair(tmp_path, (NO,) * 5, (NO,) * 5, settings=settings)
     assert differing_settings(first, second) == [
         "template: bare in the first, alphaalign in the second",
-        "wording: ab in the first, cd in the second",
         "judge guard: guard=a in the first, guard=b in the second",
     ]
+    other = evaluation(tmp_path / "c", *(NO,) * 5, settings=SETTINGS | {"wording": "cd"})
+    lines = differing_settings(first, read_evaluation(other))
+    assert lines == ["wording: ab in the first, cd in the second"]
 
 
 def test_a_page_shows_hostile_text_as_text(tmp_path):
