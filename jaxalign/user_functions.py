@@ -18,7 +18,8 @@ def names_function(spec: str) -> bool:
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
     """Runs a Python file of the user's and takes one function from it.
 
-    The file may import modules that lie beside it.
+    The file may import modules that lie beside it, unless one of that name is installed, or loaded
+    already.
 
     Args:
       spec: FILE.py:FUNCTION, such as `rewards/mine.py:politeness`.
@@ -38,7 +39,9 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
     assert found is not None and found.loader is not None  # it ends with .py
     module = importlib.util.module_from_spec(found)
     sys.modules[module_name] = module  # dataclasses look their module up
-    sys.path.append(str(path.resolve().parent))  # last, so that it hides nothing
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that it hides nothing
     try:
         found.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the file does when it is read

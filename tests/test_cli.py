@@ -491,6 +491,7 @@ def test_bad_prompts(
         (["--judge", "phrases", "phrases"], "--judge: two are called phrases; give one of them"),
         (["--attack", "nothing"], "'nothing'"),
         (["--samples", "2"], "--samples 2 would all be the same at --temperature 0; raise it"),
+        (["--seed", "-1"], "--seed is -1; use 0 to 2147483647"),
         (["--temperature", "nan"], "--temperature is nan; use 0 or more"),
         (["--limit", "0"], "limit: 0 is not a number of prompts; use 1 or more"),
         (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),

@@ -213,7 +213,7 @@ def load_measures(settings: Settings) -> Measures:
     suites = load_suites(settings.suites, settings.limit)
     for name in suites:
         if name.startswith("prefill-"):
-            raise InputError(f"suites: {name} is how attacks are called: write OTHER=… before it")
+            raise InputError(f"suites: {name} is what attacks are called: give it another name")
     attacked = [p for p in suites.get(settings.prefill_suite, ()) if p.is_harmful]
     if settings.prefill and not attacked:
         raise InputError(

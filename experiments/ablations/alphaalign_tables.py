@@ -98,7 +98,14 @@ def report(out: Path, order: Sequence[str]) -> str:
             axes_table(results),
             *(difference_table(results, reference) for reference in REFERENCES),
             nearest_table(results, draws, at_once),
-            seeds_table({arm: [over_seeds([one]) for one in x] for arm, x in made.items()}),
+            seeds_table(
+                {
+                    point["seed"]: over_seeds([one])
+                    for point, one in zip(
+                        arms.get(REFERENCES[0], ()), made.get(REFERENCES[0], ()), strict=True
+                    )
+                }
+            ),
             hardware_note(arms),
             *notes,
         ]
@@ -271,16 +278,15 @@ def has_seeds(results: Mapping[str, Any], *arms: str) -> bool:
     return all(results[arm]["seeds"] > 1 or group_of(arm) == "base" for arm in arms)
 
 
-def seeds_table(by_seed: Mapping[str, Sequence[Draws]]) -> str:
+def seeds_table(by_seed: Mapping[int, Draws]) -> str:
     """Two seeds of one arm, as if they were two methods: what intervals over prompts alone say."""
-    seeds = by_seed.get(REFERENCES[0], ())
-    if len(seeds) < 2:
+    if len(by_seed) < 2:
         return ""
-    axes = [axis for axis in AXES if axis in seeds[0]]
+    axes = [axis for axis in AXES if axis in next(iter(by_seed.values()))]
     head = [f"two seeds of {REFERENCES[0]}", *(AXES[axis] for axis in axes)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for first, second in itertools.combinations(range(len(seeds)), 2):
-        found = differences(seeds[first], seeds[second])
+    for first, second in itertools.combinations(by_seed, 2):
+        found = differences(by_seed[first], by_seed[second])
         cells = [difference(found[axis], bold=True) for axis in axes]
         lines.append(f"| {first} less {second} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

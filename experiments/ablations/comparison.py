@@ -59,15 +59,15 @@ def resolve_dtype(dtype: str, out: Path) -> str:
 def keep_shared(out: Path, shared: Mapping[str, Any]) -> None:
     """Notes what all points share; refuses to add to a comparison that shares something else.
 
-    Where no point is measured yet there is nothing to add to.
+    Where no point has begun there is nothing to add to: after a mistyped model, say.
 
     Raises:
       InputError: names what is another, or a folder that cannot be made.
     """
     values = json.loads(json.dumps(shared, default=str))
     kept = out / "comparison.json"
-    begun = kept.exists() and any(out.glob("*/measurements.json"))
-    theirs = read_json(kept) if begun else values
+    begun = any(path.is_file() for path in out.glob("*/*")) or any(out.glob("*.jsonl"))
+    theirs = read_json(kept) if kept.exists() and begun else values
     for name, value in values.items():
         if theirs.get(name) != value:
             raise InputError(f"{kept}: {name} is another; give the same, or another --out")

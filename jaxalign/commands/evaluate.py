@@ -113,6 +113,8 @@ class Eval:
             max_new_tokens=1 if self.max_new_tokens is None else self.max_new_tokens,
             batch_size=self.batch_size,
         )
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed}; use 0 to {2**31 - 1}")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise InputError(f"--temperature is {self.temperature}; use 0 or more")
         if self.samples > 1 and not self.temperature:
@@ -263,14 +265,18 @@ class _JudgingBar:
 
         self._bar = progress_bar(stderr=True)
         self._bar.start()
-        self._task = self._bar.add_task("judging", total=None)
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def show(self, judge: str, done: int, total: int) -> None:
         """Sets the bar to so many answers of a suite."""
-        self._bar.update(self._task, completed=done, total=total, description=f"judging, {judge}")
+        from rich.markup import escape
+
+        if not self._bar.tasks:
+            self._bar.add_task("")
+        text = f"judging, {escape(judge)}"
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
 
 
 def _print_results(results: Mapping[str, Any]) -> None:

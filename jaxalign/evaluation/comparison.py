@@ -84,6 +84,8 @@ def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
     names = [name for name in _SETTINGS if name in ours and name in theirs]
     if ours["template"] != theirs["template"]:  # another wording goes without saying
         names = [name for name in names if name != "wording"]
+    if not (ours.get("temperature") or theirs.get("temperature")):  # greedy
+        names = [name for name in names if name != "seed"]
     found = [(name.replace("_", " "), ours[name], theirs[name]) for name in names]
     before, after = _judges(ours), _judges(theirs)
     found += [(f"judge {name}", before[name], after[name]) for name in before if name in after]
@@ -210,8 +212,8 @@ def write_comparison(
     body.append(
         '<p class="quiet">n: prompts that both answered; the picture shows all that each answered. '
         "Points: second minus first, with an interval for paired prompts. p: McNemar's exact test. "
-        "Seconds: of a mean answer, first/second, prompts in batches and compilation included. "
-        "Neither is corrected for how many rows there are.</p>"
+        "Neither is corrected for how many rows there are. Seconds: of a mean answer, "
+        "first/second, prompts in batches and compilation included.</p>"
     )
     path = folder / "comparison.html"
     path.write_text(page("Comparison", "\n".join(body)), encoding="utf-8")

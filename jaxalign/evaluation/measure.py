@@ -114,7 +114,7 @@ def answer_all(
             except InputError as error:
                 raise InputError(f"{asked.name}: {error}") from error
             if made is not None:
-                pace = {"seconds": made.seconds, "tokens": made.tokens, "batch_size": batch_size}
+                pace = {"seconds": made.seconds, "tokens": made.tokens}
                 write_json(pace_path(folder, asked.name), pace)
             rows = [row for _, row in read_json_lines(path)]
             found.append((asked, answers_by_prompt(asked, rows, samples)))
@@ -135,9 +135,9 @@ def pace_path(folder: Path, name: str) -> Path:
 def mean_seconds(folder: Path, name: str, mean_tokens: float | None) -> float | None:
     """How long an answer took: its tokens x the pace of the run that finished the file.
 
-    Prompts share batches, so this is the inverse of the throughput; with one prompt at a time it is
-    the latency. Compilation is part of it, which weighs where answers are few. None without answers
-    or without a pace.
+    Prompts and samples share batches, so this is the inverse of the throughput; with one prompt at
+    a time and one sample it is the latency. Compilation is part of it, which weighs where that run
+    had few answers to make. None without answers or without a pace.
     """
     path = pace_path(folder, name)
     if mean_tokens is None or not path.exists():

@@ -94,7 +94,7 @@ def test_a_prompt_counts_where_most_of_its_answers_do(tmp_path):
 
 def test_tokens_of_prompts_that_both_answered(tmp_path):
     prompts = PROMPTS[1:4]
-    pace = {"seconds": 6.0, "tokens": 9, "batch_size": 1}  # of all four answers, 2 1/4 tokens each
+    pace = {"seconds": 6.0, "tokens": 9}  # of all four answers, 2 1/4 tokens each
     prepare_folder(tmp_path / "a")
     write_json(tmp_path / "a" / "answers" / "plans.pace.json", pace)
     first, second = pair(tmp_path, ("aa", "aa", "aa", "", "aaa"), ("b", "b", "b"), prompts=prompts)
@@ -128,6 +128,15 @@ def test_what_else_differs_is_said(tmp_path):
     other = evaluation(tmp_path / "c", *(NO,) * 5, settings=SETTINGS | {"wording": "cd"})
     lines = differing_settings(first, read_evaluation(other))
     assert lines == ["wording: ab in the first, cd in the second"]
+
+    def seeded(name, temperature):
+        drawn = SETTINGS | {"temperature": temperature, "seed": ord(name)}
+        return read_evaluation(evaluation(tmp_path / name, *(NO,) * 5, settings=drawn))
+
+    assert differing_settings(seeded("d", 0.0), seeded("e", 0.0)) == []  # greedy: no matter
+    assert differing_settings(seeded("f", 1.0), seeded("g", 1.0)) == [
+        "seed: 102 in the first, 103 in the second"
+    ]
 
 
 def test_a_page_shows_hostile_text_as_text(tmp_path):

@@ -165,13 +165,15 @@ def test_a_difference_is_bold_where_both_arms_have_seeds():
 
 
 def test_seeds_are_held_to_each_other_and_machines_are_named():
-    seeds = [{"attack_success": np.full(2001, rate)} for rate in (0.5, 0.25)]
-    assert seeds_table({"alphaalign": seeds}).splitlines() == [
+    by_seed = {
+        seed: {"attack_success": np.full(2001, rate)} for seed, rate in ((0, 0.5), (2, 0.25))
+    }
+    assert seeds_table(by_seed).splitlines() == [
         "| two seeds of alphaalign | attack success |",
         "|---|---|",
-        "| 0 less 1 | **+0.25 (+0.25 to +0.25)** |",
+        "| 0 less 2 | **+0.25 (+0.25 to +0.25)** |",
     ]
-    assert seeds_table({"alphaalign": seeds[:1]}) == seeds_table({}) == ""
+    assert seeds_table({0: by_seed[0]}) == seeds_table({}) == ""
     gpu, cpu = {"hardware": "a GPU"}, {"hardware": "a CPU"}
     assert hardware_note({"base": [gpu], "grpo": [gpu, gpu]}) == ""
     assert hardware_note({"base": [gpu], "grpo": [gpu, cpu]}).splitlines() == [
@@ -180,12 +182,13 @@ def test_seeds_are_held_to_each_other_and_machines_are_named():
     ]
 
 
-def test_a_comparison_without_a_measured_point_may_become_another(tmp_path):
+def test_a_comparison_without_a_point_that_began_may_become_another(tmp_path):
     keep_shared(tmp_path, {"model": "mistyped"})
     keep_shared(tmp_path, {"model": "smollm2"})
-    point = tmp_path / "base" / "measurements.json"
-    point.parent.mkdir()
-    point.write_text("{}")
+    (tmp_path / "grpo-0").mkdir()  # it got no further
+    keep_shared(tmp_path, {"model": "mistyped"})
+    keep_shared(tmp_path, {"model": "smollm2"})
+    (tmp_path / "grpo-0" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"comparison.json: model is another; give the same, or"):
         keep_shared(tmp_path, {"model": "mistyped"})
     with pytest.raises(InputError, match=r"out: /dev/null/new cannot be made \(Not a directory\)"):
@@ -206,7 +209,7 @@ def test_a_comparison_without_a_measured_point_may_become_another(tmp_path):
         (
             {"suites": ("prefill-5=builtin:heldout",), "prefill_suite": "prefill-5"},
             [],
-            "suites: prefill-5 is how attacks are called: write OTHER=… before it",
+            "suites: prefill-5 is what attacks are called: give it another name",
         ),
         ({}, ["--baseline=batch"], "--baseline is the comparison's to set"),
         ({}, ["--template", "bare"], "--template is the comparison's to set"),

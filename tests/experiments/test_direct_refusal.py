@@ -52,6 +52,12 @@ def test_it_learns_a_refusal_and_what_it_would_have_answered(harmless, arguments
     assert summary["after"]["n"]["harmful"] == 1 and (folder / "report.html").exists()
 
 
+def test_it_has_no_settings_of_rl(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, f"--run={tmp_path / 'run'}", "--epochs=2"])
+    assert "--epochs" in capsys.readouterr().err
+
+
 def test_answers_there_are_used_and_refusals_among_them_are_not_learned(
     arguments, tmp_path, capsys
 ):

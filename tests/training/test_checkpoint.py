@@ -70,6 +70,16 @@ def test_other_settings_are_named(tmp_path):
             checkpoints.restore(make_state(), config=SETTINGS | {"learning_rate": 0.1})
 
 
+def test_a_setting_that_the_script_has_no_longer_does_not_count(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        older = SETTINGS | {"dropped": 3}
+        checkpoints.save(make_state(step=1), root_key=KEY, config=older, wait=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore(make_state(), config=SETTINGS)
+        with pytest.raises(InputError, match="dropped was 3 and is now 4"):
+            checkpoints.restore(make_state(), config=SETTINGS | {"dropped": 4})
+
+
 def test_a_foreign_checkpoint_is_refused_in_one_line(tmp_path):
     import orbax.checkpoint as ocp
 
