@@ -20,6 +20,7 @@ results.json, table.md, trade_off.png and ablations.png.
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -280,21 +281,19 @@ def measure(settings: Settings, point: Point, measures: Measures) -> dict[str, A
     name = settings.model if point.arm in UNTRAINED else str(folder / "model")
     template = template_of(point.arm)
     model, params, tokenizer = load_pretrained(name, dtype=jnp.dtype(settings.dtype))
-    asked_of_all = [prompt for prompts in measures.suites.values() for prompt in prompts]
-    width = max(prompt_lengths(tokenizer, template, asked_of_all))
-    width += max(settings.prefill, default=0)  # one for all, to compile once
     evaluations: dict[str, Any] = {}
     results: dict[str, Any] = {"hardware": hardware()}
 
     def ask(suite: str, prompts: Sequence[Prompt], openings: dict[str, list[int]]) -> None:
         line = bar.add_task(suite, total=len(prompts))
+        width = max(prompt_lengths(tokenizer, template, prompts)) + max(settings.prefill, default=0)
         evaluation = evaluate(
             model,
             params,
             tokenizer,
             prompts,
             template=template,
-            max_prompt_tokens=width,
+            max_prompt_tokens=64 * math.ceil(width / 64),  # few widths, few compilations
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
             openings=openings,
