@@ -68,6 +68,8 @@ def report(out: Path, order: Sequence[str]) -> str:
     }
     draws = {arm: over_seeds(evaluations) for arm, evaluations in made.items()}
     at_once = {arm: over_seeds(x, refused_at_once) for arm, x in made.items()}
+    control = (arms.get(REFERENCES[0], ()), made.get(REFERENCES[0], ()))
+    by_seed = {point["seed"]: over_seeds([one]) for point, one in zip(*control, strict=True)}
     results = {
         arm: {
             "seeds": len(seeds),
@@ -98,14 +100,7 @@ def report(out: Path, order: Sequence[str]) -> str:
             axes_table(results),
             *(difference_table(results, reference) for reference in REFERENCES),
             nearest_table(results, draws, at_once),
-            seeds_table(
-                {
-                    point["seed"]: over_seeds([one])
-                    for point, one in zip(
-                        arms.get(REFERENCES[0], ()), made.get(REFERENCES[0], ()), strict=True
-                    )
-                }
-            ),
+            seeds_table(by_seed),
             hardware_note(arms),
             *notes,
         ]

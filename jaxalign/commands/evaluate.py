@@ -22,6 +22,7 @@ from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
     from jaxalign.data.prompts import Prompt
+    from jaxalign.evaluation.judges import Judge
     from jaxalign.sampling import Method
 
 _Specs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC ...")]
@@ -140,18 +141,23 @@ class Eval:
 
         attacks = _distinct("--attack", [make_attack(spec) for spec in self._attacks()])
         suites = self._suites()
-        judging, judges = _JudgingBar(), []
-        for spec in self.judge:
-            judges.append(make_judge(spec, progress=functools.partial(judging.show, spec)))
-        _distinct("--judge", judges)
-        prepare_folder(folder)
-        dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
-        model, params, tokenizer = load_model(self.model, dtype)
-        new_tokens = self.max_new_tokens
-        if new_tokens is None:
-            new_tokens = 64 if book is None else 160
-        start = time.monotonic()
+        from jaxalign.models.weights import weights_digest
+        from jaxalign.training.run_folder import hardware
+
         with _bar() as progress:
+
+            def make(spec: str) -> Judge:
+                show = functools.partial(progress, f"judging, {spec}", tokens=0)
+                return make_judge(spec, progress=show)
+
+            judges = _distinct("--judge", [make(spec) for spec in self.judge])
+            prepare_folder(folder)
+            dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
+            model, params, tokenizer = load_model(self.model, dtype)
+            new_tokens = self.max_new_tokens
+            if new_tokens is None:
+                new_tokens = 64 if book is None else 160
+            start = time.monotonic()
             answered = answer_all(
                 model,
                 params,
@@ -170,12 +176,8 @@ class Eval:
                 facts={"rules": rules},
                 progress=progress,
             )
-        from jaxalign.models.weights import weights_digest
-        from jaxalign.training.run_folder import hardware
-
-        with judging:
             judged = judge_all(answered, judges, folder, consulting=book is not None)
-        judged |= probe_all(answered, tokenizer)
+            judged |= probe_all(answered, tokenizer)
         results = {
             "model": self.model,
             "weights": weights_digest(params),
@@ -239,11 +241,13 @@ def _distinct(flag: str, made: list[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Any]:
-    """The progress of `answer_all`: name of the file, count, tokens per second, time left."""
+    """The progress of `answer_all` and of judges: name, count, tokens per second, time left."""
+    from rich.markup import escape
+
     from jaxalign.progress import progress_bar
 
     with progress_bar(stderr=True) as bar:
-        task = bar.add_task("suites", total=None)
+        task = bar.add_task("loading", total=None)
         begun: dict[str, float] = {}
 
         def show(name: str, done: int, total: int, tokens: int) -> None:
@@ -252,31 +256,9 @@ def _bar() -> Iterator[Any]:
                 bar.reset(task)
             speed = tokens / max(time.monotonic() - begun[name], 1e-9)
             text = f"{name}, {speed:,.0f} tokens/s" if tokens else name
-            bar.update(task, completed=done, total=total, description=text)
+            bar.update(task, completed=done, total=total, description=escape(text))
 
         yield show
-
-
-class _JudgingBar:
-    """The progress of judges that are models; others are done at once."""
-
-    def __enter__(self) -> None:
-        from jaxalign.progress import progress_bar
-
-        self._bar = progress_bar(stderr=True)
-        self._bar.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, judge: str, done: int, total: int) -> None:
-        """Sets the bar to so many answers of a suite."""
-        from rich.markup import escape
-
-        if not self._bar.tasks:
-            self._bar.add_task("")
-        text = f"judging, {escape(judge)}"
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
 
 
 def _print_results(results: Mapping[str, Any]) -> None:

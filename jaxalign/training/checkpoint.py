@@ -95,7 +95,12 @@ class Checkpoints:
                 f"{where}: not a checkpoint of jaxalign ({first_line(error)[:160]})"
             ) from error
         theirs, ours = run["config"], json.loads(json.dumps(config))
-        for name in sorted(ours):  # theirs may have some that the script has no longer
+        for name in sorted(theirs.keys() | ours.keys()):
+            if name not in ours:
+                raise InputError(
+                    f"{where}: {name} was {theirs[name]!r}, and this run has no such setting: "
+                    "start it again in another folder"
+                )
             if theirs.get(name) != ours.get(name):
                 raise InputError(
                     f"{where}: {name} was {theirs.get(name)!r} and is now {ours.get(name)!r}: "

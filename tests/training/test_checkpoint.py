@@ -70,12 +70,14 @@ def test_other_settings_are_named(tmp_path):
             checkpoints.restore(make_state(), config=SETTINGS | {"learning_rate": 0.1})
 
 
-def test_a_setting_that_the_script_has_no_longer_does_not_count(tmp_path):
+def test_a_setting_that_the_script_has_no_longer_is_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         older = SETTINGS | {"dropped": 3}
         checkpoints.save(make_state(step=1), root_key=KEY, config=older, wait=True)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.restore(make_state(), config=SETTINGS)
+        gone = "dropped was 3, and this run has no such setting: start it again in another folder"
+        with pytest.raises(InputError, match=gone):
+            checkpoints.restore(make_state(), config=SETTINGS)
         with pytest.raises(InputError, match="dropped was 3 and is now 4"):
             checkpoints.restore(make_state(), config=SETTINGS | {"dropped": 4})
 
