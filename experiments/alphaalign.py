@@ -25,11 +25,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign.answers.completing import stop_tokens
 from jaxalign.data import KINDS, Prompt, load_all
 from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
-from jaxalign.errors import InputError
-from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.host.errors import InputError
+from jaxalign.methods.alphaalign.reward import (
+    PromptFacts,
+    alphaalign_reward,
+    kinds_alone,
+    make_reward_params,
+)
+from jaxalign.methods.alphaalign.scorers import (
+    LIKELIHOOD,
+    Helpfulness,
+    load_helpfulness,
+    score_on_host,
+    start_likelihood,
+)
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import (
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -38,31 +51,18 @@ from jaxalign.rewards import (
     STRICT_FORMAT_PATTERN,
     safety_verifiers,
 )
-from jaxalign.training.alphaalign import (
-    PromptFacts,
-    alphaalign_reward,
-    kinds_alone,
-    make_reward_params,
-)
-from jaxalign.training.batches import Batches, kind_indices
-from jaxalign.training.experiment import (
+from jaxalign.runs.batches import Batches, kind_indices
+from jaxalign.runs.experiment import (
     Experiment,
     Reinforcement,
     load_start,
     make_algorithm,
     make_reinforcement,
 )
-from jaxalign.training.loop import Interruption
-from jaxalign.training.presets import LARGE
-from jaxalign.training.scorers import (
-    LIKELIHOOD,
-    Helpfulness,
-    load_helpfulness,
-    score_on_host,
-    start_likelihood,
-)
-from jaxalign.training.script import run_script
-from jaxalign.training.settings import RLSettings, check, parse
+from jaxalign.runs.loop import Interruption
+from jaxalign.runs.presets import LARGE
+from jaxalign.runs.script import run_script
+from jaxalign.runs.settings import RLSettings, check, parse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,39 +29,39 @@ from typing import Any, Literal
 
 import jax
 
+from jaxalign.answers.completing import stop_tokens
 from jaxalign.data import KINDS, Prompt, RuleBook, builtin_rules, load_all, load_rules
 from jaxalign.data.templates import consulting_messages
-from jaxalign.errors import InputError
-from jaxalign.evaluation.suites import stop_tokens
-from jaxalign.json_files import read_json, write_json
-from jaxalign.models import Transformer, load_pretrained, save_pretrained
-from jaxalign.models.transformer import Params
-from jaxalign.processes import all_of, is_first
-from jaxalign.progress import progress_bar
-from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, safety_verifiers
-from jaxalign.sampling import consultation, rule_answer
-from jaxalign.training.alphaalign import kinds_alone, make_reward_params
-from jaxalign.training.ascl import ascl_reward
-from jaxalign.training.batches import Batches
-from jaxalign.training.cold_start import (
+from jaxalign.engine.optimizer import make_optimizer
+from jaxalign.engine.step import InverseFrequency
+from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.processes import all_of, is_first
+from jaxalign.host.progress import progress_bar
+from jaxalign.methods.alphaalign.reward import kinds_alone, make_reward_params
+from jaxalign.methods.ascl.cold_start import (
     balance_traces,
     collect_traces,
     fine_tune,
 )
-from jaxalign.training.experiment import (
+from jaxalign.methods.ascl.consulting import ascl_reward
+from jaxalign.methods.ascl.openings import encode_openings
+from jaxalign.models import Transformer, load_pretrained, save_pretrained
+from jaxalign.models.transformer import Params
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, safety_verifiers
+from jaxalign.runs.batches import Batches
+from jaxalign.runs.experiment import (
     Experiment,
     Reinforcement,
     load_start,
     make_algorithm,
     make_reinforcement,
 )
-from jaxalign.training.loop import Interruption
-from jaxalign.training.openings import encode_openings
-from jaxalign.training.optimizer import make_optimizer
-from jaxalign.training.presets import LARGE
-from jaxalign.training.script import Interrupted, run_script
-from jaxalign.training.settings import RLSettings, check, parse
-from jaxalign.training.step import InverseFrequency
+from jaxalign.runs.loop import Interruption
+from jaxalign.runs.presets import LARGE
+from jaxalign.runs.script import Interrupted, run_script
+from jaxalign.runs.settings import RLSettings, check, parse
+from jaxalign.sampling import consultation, rule_answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign.answers.completing import stop_tokens
 from jaxalign.data import KINDS, Prompt, context_text, load_all
 from jaxalign.data.casebook import ContextName
 from jaxalign.data.documents import answer_documents
@@ -47,23 +48,26 @@ from jaxalign.data.templates import (
     bare_messages,
     coded_messages,
 )
-from jaxalign.errors import InputError
-from jaxalign.evaluation.suites import stop_tokens
-from jaxalign.models import Transformer
-from jaxalign.models.transformer import Params
-from jaxalign.processes import is_first
-from jaxalign.progress import progress_bar
-from jaxalign.rewards import safety_verifiers
-from jaxalign.training.algorithm import Baseline
-from jaxalign.training.alphaalign import alphaalign_reward, kinds_alone, make_reward_params
-from jaxalign.training.batches import Batches
-from jaxalign.training.cada import (
+from jaxalign.engine.algorithm import Baseline
+from jaxalign.engine.dpo import PairBatches, make_preference_step
+from jaxalign.engine.sft import PackedBatches, make_supervised_step
+from jaxalign.engine.state import init_state
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import is_first
+from jaxalign.host.progress import progress_bar
+from jaxalign.methods.alphaalign.reward import alphaalign_reward, kinds_alone, make_reward_params
+from jaxalign.methods.cada.selection import (
     choose,
     make_pairs,
     refusal_tokens,
     yield_table,
 )
-from jaxalign.training.experiment import (
+from jaxalign.methods.cada.self_generation import Generated, self_generate
+from jaxalign.models import Transformer
+from jaxalign.models.transformer import Params
+from jaxalign.rewards import safety_verifiers
+from jaxalign.runs.batches import Batches
+from jaxalign.runs.experiment import (
     Experiment,
     Reinforcement,
     load_start,
@@ -72,14 +76,10 @@ from jaxalign.training.experiment import (
     make_reinforcement,
     make_run_optimizer,
 )
-from jaxalign.training.loop import Interruption, LoopStep
-from jaxalign.training.preference import PairBatches, make_preference_step
-from jaxalign.training.presets import LARGE
-from jaxalign.training.script import Interrupted, run_script
-from jaxalign.training.self_generation import Generated, self_generate
-from jaxalign.training.settings import RLSettings, check, parse
-from jaxalign.training.state import init_state
-from jaxalign.training.supervised import PackedBatches, make_supervised_step
+from jaxalign.runs.loop import Interruption, LoopStep
+from jaxalign.runs.presets import LARGE
+from jaxalign.runs.script import Interrupted, run_script
+from jaxalign.runs.settings import RLSettings, check, parse
 
 
 @dataclasses.dataclass(frozen=True)

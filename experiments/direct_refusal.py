@@ -23,17 +23,17 @@ from typing import Any, Literal
 from jaxalign.data import Prompt, load_all
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.templates import bare_messages
-from jaxalign.errors import InputError
+from jaxalign.engine.sft import PackedBatches, make_supervised_step
+from jaxalign.engine.state import init_state
+from jaxalign.host.errors import InputError
+from jaxalign.host.progress import progress_bar
+from jaxalign.methods.cada.selection import refusal_tokens
+from jaxalign.methods.cada.self_generation import self_generate
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.progress import progress_bar
-from jaxalign.training.cada import refusal_tokens
-from jaxalign.training.experiment import Experiment, load_start, make_run_optimizer
-from jaxalign.training.loop import Interruption
-from jaxalign.training.script import Interrupted, run_script
-from jaxalign.training.self_generation import self_generate
-from jaxalign.training.settings import Settings, check, parse
-from jaxalign.training.state import init_state
-from jaxalign.training.supervised import PackedBatches, make_supervised_step
+from jaxalign.runs.experiment import Experiment, load_start, make_run_optimizer
+from jaxalign.runs.loop import Interruption
+from jaxalign.runs.script import Interrupted, run_script
+from jaxalign.runs.settings import Settings, check, parse
 
 OWN_ANSWERS = "own_answers.jsonl"
 

@@ -17,7 +17,7 @@ from jaxalign.commands.generate import Generate
 from jaxalign.commands.plan import Plan
 from jaxalign.commands.report import Report
 from jaxalign.commands.utility import Utility
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 _Command = (
     Annotated[Eval, tyro.conf.subcommand("eval")]
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if isinstance(command, Plan):
             command = dataclasses.replace(command, flags=tuple(flags))
-        from jaxalign.devices import skip_absent_tpu
+        from jaxalign.host.devices import skip_absent_tpu
 
         skip_absent_tpu()
         command.run()

@@ -7,14 +7,25 @@ from typing import Any
 import jax
 import pytest
 from tiny_model import TINY, random_params
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from jaxalign.models import Transformer, gguf, save_pretrained
-from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models import Transformer, save_pretrained
+from jaxalign.models.files import gguf
+from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
 
 # The same numbers everywhere, in the processes that tests start too; and libtpu, which is here to
 # compile, looks for no TPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
+
+
+SENTENCES = [
+    "<safety_reasoning>It asks for harm.</safety_reasoning>\n<answer>I'm sorry, I cannot</answer>",
+    "<safety_reasoning>Harmless.</safety_reasoning> <answer>Here is how: 1. 2. 3.</answer>",
+    "I’m not able to help, I can’t. Sorry, I can't comply. As an AI, I will not.",
+    "naïve façade, 漢字, Ελληνικά, 🙂🙂 and more of it",
+]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +46,20 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenize
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_pretrained(folder, Transformer(TINY), random_params(TINY), smollm2_tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with 400 tokens; ids 0 and 1 are special, and one added token is not."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer.add_tokens([AddedToken("<answer>I am not ready"), AddedToken("née")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")

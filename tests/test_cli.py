@@ -93,7 +93,7 @@ def test_eval_only_judges_where_all_is_answered(
     command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
     assert main(command) == 0
     answers = (out / "answers" / "prompts.jsonl").read_bytes()
-    monkeypatch.setattr("jaxalign.evaluation.generation.sample", lambda *args, **rest: 1 / 0)
+    monkeypatch.setattr("jaxalign.answers.generation.sample", lambda *args, **rest: 1 / 0)
     assert main([*command, "--judge", "first-sentence"]) == 0
     assert (out / "answers" / "prompts.jsonl").read_bytes() == answers
     rates = json.loads((out / "results.json").read_text())["rates"]
@@ -116,7 +116,7 @@ def test_eval_goes_on_after_an_interrupt(
     out = tmp_path / "evaluation"
     command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
     with monkeypatch.context() as patch:
-        patch.setattr("jaxalign.evaluation.generation.decode", interrupt)
+        patch.setattr("jaxalign.answers.generation.decode", interrupt)
         assert main(command) == 130
     assert capsys.readouterr().err.splitlines() == [
         f"jaxalign: {out} keeps what is done; the same command goes on from there",
@@ -328,7 +328,7 @@ def test_generate_says_how_to_go_on_after_an_interrupt(
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxalign.evaluation.generation.decode", interrupt)
+    monkeypatch.setattr("jaxalign.answers.generation.decode", interrupt)
     out = tmp_path / "answers.jsonl"
     command = ["generate", "--model", model_folder, "--prompts", prompts_file, "--out", str(out)]
     assert main([*command, *FAST]) == 130

@@ -6,7 +6,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxalign.models import ModelConfig
-from jaxalign.models.weights import leaf_shapes
+from jaxalign.models.files.weights import leaf_shapes
 
 TINY = ModelConfig(
     vocab_size=49152,

@@ -35,20 +35,21 @@ from experiments.alphaalign import PRESETS as REINFORCING
 from experiments.alphaalign import main as alphaalign
 from experiments.direct_refusal import PRESETS as TUNING
 from experiments.direct_refusal import main as direct_refusal
+from jaxalign.answers.completing import prompt_lengths
+from jaxalign.answers.generation import opening_ids
 from jaxalign.data import Prompt
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import prompts_digest
 from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
-from jaxalign.errors import InputError
 from jaxalign.evaluation.attacks import harmful_opening
-from jaxalign.evaluation.generation import opening_ids
-from jaxalign.evaluation.suites import evaluate, prompt_lengths
-from jaxalign.evaluation.word_problems import WordProblem, load_word_problems, solve
-from jaxalign.json_files import write_json
+from jaxalign.evaluation.heldout import evaluate
+from jaxalign.host.errors import InputError
+from jaxalign.host.hardware import hardware
+from jaxalign.host.json_files import write_json
+from jaxalign.host.progress import progress_bar
 from jaxalign.models import load_pretrained
-from jaxalign.progress import progress_bar
-from jaxalign.training.run_folder import hardware
-from jaxalign.training.settings import parse
+from jaxalign.runs.settings import parse
+from jaxalign.utility.word_problems import WordProblem, load_word_problems, solve
 
 UNTRAINED: dict[str, Template] = {"base": bare_messages, "base-examples": alphaalign_messages}
 """The start model: asked bare, and with AlphaAlign's instruction and examples."""

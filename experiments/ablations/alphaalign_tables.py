@@ -26,7 +26,7 @@ from experiments.ablations.trade_off import (
     outcomes_of,
     refused_at_once,
 )
-from jaxalign.json_files import read_json, write_json
+from jaxalign.host.json_files import read_json, write_json
 
 REFERENCES = ("alphaalign", "base-examples")
 """The arms that the others are held to in tables of differences; the second is the same prompt

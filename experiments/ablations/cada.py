@@ -43,6 +43,7 @@ from experiments.ablations.trade_off import (
     refused_at_once,
 )
 from experiments.cada import main as cada
+from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data import Prompt, context_text, load_all
 from jaxalign.data.casebook import ContextName
 from jaxalign.data.order import evenly
@@ -53,14 +54,14 @@ from jaxalign.data.templates import (
     bare_messages,
     coded_messages,
 )
-from jaxalign.errors import InputError
-from jaxalign.evaluation.perplexity import ReferenceAnswers, perplexity, reference_answers
-from jaxalign.evaluation.suites import evaluate, prompt_lengths
-from jaxalign.evaluation.word_problems import WordProblem, load_word_problems, solve
-from jaxalign.json_files import read_json, write_json
+from jaxalign.evaluation.heldout import evaluate
+from jaxalign.host.errors import InputError
+from jaxalign.host.hardware import hardware
+from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.progress import progress_bar
 from jaxalign.models import load_pretrained
-from jaxalign.progress import progress_bar
-from jaxalign.training.run_folder import hardware
+from jaxalign.utility.perplexity import ReferenceAnswers, perplexity, reference_answers
+from jaxalign.utility.word_problems import WordProblem, load_word_problems, solve
 
 CONTEXTS: tuple[ContextName, ...] = ("detailed-code", "short-code", "cases")
 """Arms that put a code or cases before the request."""

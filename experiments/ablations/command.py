@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import tyro
 
-from jaxalign.devices import skip_absent_tpu
-from jaxalign.errors import InputError
-from jaxalign.training.settings import has_checkpoint
+from jaxalign.host.devices import skip_absent_tpu
+from jaxalign.host.errors import InputError
+from jaxalign.runs.settings import has_checkpoint
 
 AnySettings = TypeVar("AnySettings")
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jaxalign.data import Prompt, load_all
 from jaxalign.data.order import evenly
-from jaxalign.errors import InputError
-from jaxalign.json_files import read_json, write_json
+from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import read_json, write_json
 from jaxalign.models.precision import fastest_dtype
 
 

@@ -27,9 +27,9 @@ from experiments.ablations.two_modes import plot_training
 from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
 from jaxalign.data.order import evenly
-from jaxalign.errors import InputError
-from jaxalign.json_files import read_json, write_json
-from jaxalign.training.metrics import read_metrics
+from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.metrics import read_metrics
 
 ARMS: dict[str, list[str]] = {
     "grpo": ["--ifpo", "none"],

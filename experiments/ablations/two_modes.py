@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxalign.json_files import write_json
+from jaxalign.host.json_files import write_json
 from jaxalign.losses import group_advantages, inverse_frequency_advantages
 
 CLASSES = ("harmful", "benign", "lookalike")

@@ -18,16 +18,16 @@ from typing import Any
 
 import tyro
 
+from jaxalign.answers.generation import Generation, generate
 from jaxalign.data import Request, load_prompts
 from jaxalign.data.sources import read_json_lines
 from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
-from jaxalign.errors import InputError
 from jaxalign.evaluation.attacks import TEMPLATES, Attack, make_attack
-from jaxalign.evaluation.generation import Generation, generate
-from jaxalign.evaluation.plots import plot_key_words, plot_safety_at_k
 from jaxalign.evaluation.probes import key_words, overhead, reasoning_cost, safety_at_k
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import wilson_interval
 from jaxalign.models import load_pretrained
+from jaxalign.reports.plots import plot_key_words, plot_safety_at_k
 from jaxalign.rewards import answer_span
 from jaxalign.rewards.refusals import REFUSAL_PATTERN
 from jaxalign.sampling import Greedy, Method, Temperature

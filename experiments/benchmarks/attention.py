@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from timing import best
 
-from jaxalign.devices import skip_absent_tpu
+from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.models.attention import KeyValues, attend
 from jaxalign.models.fused_attention import attend_fused
 

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxalign.answers.completing import stop_tokens
+from jaxalign.answers.generation import generate
 from jaxalign.data import load_requests
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_requests
-from jaxalign.errors import InputError
-from jaxalign.evaluation.generation import generate
-from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained
 
 TEMPLATES = {"alphaalign": alphaalign_messages, "bare": bare_messages}

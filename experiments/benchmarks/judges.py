@@ -22,11 +22,11 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks.refusals import Answer, read_all
+from jaxalign.answers.completing import check_sizes
 from jaxalign.data.order import evenly
-from jaxalign.errors import InputError
 from jaxalign.evaluation.agreement import Agreement, Share, agreement
 from jaxalign.evaluation.judges import Judge, make_judge
-from jaxalign.evaluation.suites import check_sizes
+from jaxalign.host.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import tyro
 from timing import best, product_rate
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.losses import aggregate, clipped_surrogate, token_logps
 from jaxalign.models import hidden_token_logps
 

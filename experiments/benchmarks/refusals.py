@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 from jaxalign.data.sources import read_csv
-from jaxalign.errors import InputError
-from jaxalign.evaluation.statistics import mcnemar_p_value, wilson_interval
+from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import mcnemar_p_value, wilson_interval
 from jaxalign.rewards.refusals import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,

@@ -34,19 +34,20 @@ from timing import PEAKS, best, product_rate
 
 from jaxalign.data import KINDS, batch_at, builtin_prompts, context_text
 from jaxalign.data.templates import bare_messages, coded_messages, encode_prompts
-from jaxalign.devices import skip_absent_tpu
-from jaxalign.errors import InputError
+from jaxalign.engine.state import init_state
+from jaxalign.engine.step import Algorithm, make_step, rollout, update
+from jaxalign.host.devices import skip_absent_tpu
+from jaxalign.host.errors import InputError
+from jaxalign.methods.alphaalign.reward import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.models import Transformer, load_pretrained
-from jaxalign.models.architectures import read_architecture
+from jaxalign.models.files.architectures import read_architecture
 from jaxalign.models.fused_attention import attention_path
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.transformer import Params
 from jaxalign.planning.stand_in import stand_in_tokenizer
+from jaxalign.records import Batch, Rollout
 from jaxalign.rewards import safety_verifiers
-from jaxalign.sampling import Rollout, Temperature
-from jaxalign.training.alphaalign import PromptFacts, alphaalign_reward, make_reward_params
-from jaxalign.training.state import init_state
-from jaxalign.training.step import Algorithm, Batch, make_step, rollout, update
+from jaxalign.sampling import Temperature
 
 
 @dataclasses.dataclass(frozen=True)

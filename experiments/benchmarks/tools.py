@@ -22,7 +22,8 @@ from jaxalign.data import batch_at, builtin_prompts, builtin_rules
 from jaxalign.data.templates import consulting_messages, encode_prompts
 from jaxalign.models import load_pretrained
 from jaxalign.models.precision import fastest_dtype
-from jaxalign.sampling import Rollout, Temperature, Tool, consultation, rule_answer, sample
+from jaxalign.records import Rollout
+from jaxalign.sampling import Temperature, Tool, consultation, rule_answer, sample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ import tyro
 import yaml
 from lm_eval.tasks import TaskManager
 
-from jaxalign.errors import InputError
-from jaxalign.evaluation.lm_eval_adapter import JaxalignLM
+from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained
+from jaxalign.utility.lm_eval_adapter import JaxalignLM
 
 
 @dataclasses.dataclass(frozen=True)

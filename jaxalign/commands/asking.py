@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import tyro
 
 from jaxalign.commands.common import File
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
     from jaxalign.data.rulebook import RuleBook

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
     from jaxalign.models.transformer import Params, Transformer
@@ -65,8 +65,8 @@ def kept_dtype(dtype_name: str, answers: Sequence[Path]) -> str:
       dtype_name: as the user gave it.
       answers: files of answers, finished or begun; those that are not there do not count.
     """
-    from jaxalign.evaluation.batch_files import facts_path
-    from jaxalign.json_files import read_json
+    from jaxalign.answers.batch_files import facts_path
+    from jaxalign.host.json_files import read_json
 
     if dtype_name != "auto":
         return dtype_name
@@ -92,7 +92,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    from jaxalign.evaluation.run_folder import printable
+    from jaxalign.reports.run_folder import printable
 
     table = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
     for number, heading in enumerate(headings):

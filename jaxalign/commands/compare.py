@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxalign.commands.common import note, print_table
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Compare:
             raise InputError("compare needs two folders at least, that `jaxalign eval --out` wrote")
         if len({folder.resolve() for folder in self.folders}) < len(self.folders):
             raise InputError("compare: a folder is named twice; give different ones")
-        from jaxalign.evaluation.comparison import (
+        from jaxalign.reports.comparison import (
             HEADINGS,
             OVERHEAD_HEADINGS,
             cells,
@@ -48,7 +48,7 @@ class Compare:
             token_overheads,
             write_comparison,
         )
-        from jaxalign.evaluation.eval_folder import read_evaluation
+        from jaxalign.reports.evaluation_folder import read_evaluation
 
         first, *others = (read_evaluation(folder) for folder in self.folders)
         rows = [paired_rates(first, other) for other in others]

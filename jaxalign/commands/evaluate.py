@@ -18,7 +18,7 @@ import tyro
 
 from jaxalign.commands.asking import Asking, tool_of
 from jaxalign.commands.common import DtypeName, kept_dtype, load_model, note, print_table
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
     from jaxalign.data.prompts import Prompt
@@ -106,7 +106,7 @@ class Eval:
             raise InputError("--suites: name at least one, such as builtin:heldout")
         if not self.judge:
             raise InputError("--judge: name at least one, such as phrases")
-        from jaxalign.evaluation.suites import check_sizes
+        from jaxalign.answers.completing import check_sizes
 
         check_sizes(
             samples=self.samples,
@@ -127,8 +127,6 @@ class Eval:
         template, book = self.asking.messages()
         rules = None if book is None else dict(book.rules)
         from jaxalign.evaluation.attacks import make_attack
-        from jaxalign.evaluation.eval_folder import prepare_folder
-        from jaxalign.evaluation.eval_report import write_eval_report
         from jaxalign.evaluation.judges import make_judge
         from jaxalign.evaluation.measure import (
             RESULTS,
@@ -137,12 +135,14 @@ class Eval:
             probe_all,
             wording_digest,
         )
-        from jaxalign.json_files import write_json
+        from jaxalign.host.json_files import write_json
+        from jaxalign.reports.evaluation_folder import prepare_folder
+        from jaxalign.reports.evaluation_page import write_eval_report
 
         attacks = _distinct("--attack", [make_attack(spec) for spec in self._attacks()])
         suites = self._suites()
-        from jaxalign.models.weights import weights_digest
-        from jaxalign.training.run_folder import hardware
+        from jaxalign.host.hardware import hardware
+        from jaxalign.models.files.weights import weights_digest
 
         with _bar() as progress:
 
@@ -244,7 +244,7 @@ def _bar() -> Iterator[Any]:
     """The progress of `answer_all` and of judges: name, count, tokens per second, time left."""
     from rich.markup import escape
 
-    from jaxalign.progress import progress_bar
+    from jaxalign.host.progress import progress_bar
 
     with progress_bar(stderr=True) as bar:
         task = bar.add_task("loading", total=None)
@@ -262,7 +262,7 @@ def _bar() -> Iterator[Any]:
 
 
 def _print_results(results: Mapping[str, Any]) -> None:
-    from jaxalign.evaluation.eval_report import (
+    from jaxalign.reports.evaluation_page import (
         ANSWER_HEADINGS,
         SAFETY_HEADINGS,
         answer_cells,

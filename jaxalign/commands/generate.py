@@ -13,10 +13,10 @@ import tyro
 
 from jaxalign.commands.asking import Asking, tool_of
 from jaxalign.commands.common import DtypeName, File, kept_dtype, load_model, note, prepare_out
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxalign.evaluation.generation import Generation
+    from jaxalign.answers.generation import Generation
     from jaxalign.sampling import Method
 
 
@@ -116,9 +116,9 @@ class Generate:
         model, params, tokenizer = load_model(self.model, self.dtype)
         import jax
 
+        from jaxalign.answers.completing import complete, decode
         from jaxalign.data.templates import encode_chat
-        from jaxalign.evaluation.run_folder import printable
-        from jaxalign.evaluation.suites import complete, decode
+        from jaxalign.reports.run_folder import printable
 
         rollout = complete(
             model,
@@ -150,13 +150,13 @@ class Generate:
         from jaxalign.data.sources import load_requests
 
         requests = load_requests(spec, text_field=self.many.text_field, limit=self.many.limit)
-        from jaxalign.evaluation.batch_files import facts_path, part_path
+        from jaxalign.answers.batch_files import facts_path, part_path
 
         model, params, tokenizer = load_model(
             self.model, kept_dtype(self.dtype, [out, part_path(out)])
         )
-        from jaxalign.evaluation.generation import generate
-        from jaxalign.progress import progress_bar
+        from jaxalign.answers.generation import generate
+        from jaxalign.host.progress import progress_bar
 
         start = time.monotonic()
         try:
@@ -196,7 +196,7 @@ class Generate:
         print(f"Written: {out}")
 
     def _remark(self, made: Generation, kept: Path) -> None:
-        from jaxalign.evaluation.run_folder import printable
+        from jaxalign.reports.run_folder import printable
 
         speed = made.tokens / made.seconds
         note(f"{made.tokens} tokens in {made.seconds:.1f} s, {speed:.0f} tokens/s")

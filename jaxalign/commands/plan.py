@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxalign.commands.common import File, prepare_out
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Plan:
         """Prints the table and writes the file."""
         if self.out is not None:
             prepare_out(self.out)
+        from jaxalign.host.progress import progress_bar
         from jaxalign.planning.chips import use_cpu
-        from jaxalign.planning.command import load_script, plans, read_settings
-        from jaxalign.progress import progress_bar
+        from jaxalign.planning.scripts import load_script, plans, read_settings
 
         if not self.topology:
             raise InputError("--topology: name at least one, such as v5e:4x4")

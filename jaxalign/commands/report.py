@@ -21,6 +21,6 @@ class Report:
 
     def run(self) -> None:
         """Writes report.html and prints its path."""
-        from jaxalign.evaluation.report import write_report
+        from jaxalign.reports.run_page import write_report
 
         print(write_report(self.folder))

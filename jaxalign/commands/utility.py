@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxalign.commands.common import DtypeName, load_model, note, prepare_out, print_table
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Utility:
             if value is not None and value < least:
                 raise InputError(f"{flag} is {value}; use {least} or more")
         prepare_out(self.out)
-        from jaxalign.evaluation.utility import evaluate_utility
-        from jaxalign.progress import progress_bar
+        from jaxalign.host.progress import progress_bar
+        from jaxalign.utility.tasks import evaluate_utility
 
         model, params, tokenizer = load_model(self.model, self.dtype)
         with progress_bar(stderr=True) as bar:

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Literal, cast
 
 from jaxalign.data.order import first_of_each
-from jaxalign.data.yaml_files import check_category, check_text, parse, read_builtin, read_file
-from jaxalign.errors import InputError
+from jaxalign.data.yaml_files import check_category, check_text, parse_yaml, read_builtin, read_file
+from jaxalign.host.errors import InputError
 
 #: The longest text, in characters: of the short code, and of a clause, request or reasoning.
 MAX_SHORT_CHARACTERS, MAX_TEXT_CHARACTERS = 800, 300
@@ -169,7 +169,7 @@ def load_cases(path: str | Path) -> tuple[Case, ...]:
 
 
 def _parse_code(text: str, source: str) -> Code:
-    code = parse(text, source, ("version", "short", "detailed"))
+    code = parse_yaml(text, source, ("version", "short", "detailed"))
     short = check_text(code["short"], "short", source, limit=MAX_SHORT_CHARACTERS)
     detailed = {}
     for category, clauses in _categories(code["detailed"], "detailed", source).items():
@@ -181,7 +181,7 @@ def _parse_code(text: str, source: str) -> Code:
 
 
 def _parse_cases(text: str, source: str) -> tuple[Case, ...]:
-    book = parse(text, source, ("version", "cases"))
+    book = parse_yaml(text, source, ("version", "cases"))
     cases: list[Case] = []
     for category, rows in _categories(book["cases"], "cases", source).items():
         for number, row in enumerate(rows, start=1):

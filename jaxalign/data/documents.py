@@ -1,24 +1,11 @@
 """Texts to learn from, as token ids: a request and its answer, of which the answer counts."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxalign.data.templates import Template, Tokenizer, encode_chat
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A text to learn from.
-
-    Attributes:
-      tokens: `[S]` int32, a prompt and its completion.
-      learned: `[S]` bool, which tokens the loss counts; never the first, which nothing predicts.
-    """
-
-    tokens: np.ndarray
-    learned: np.ndarray
+from jaxalign.models.packing import Document
 
 
 def answer_documents(

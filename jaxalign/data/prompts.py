@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jaxalign.data.order import walk
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 Kind = Literal["harmful", "benign", "lookalike"]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from jaxalign.data.yaml_files import check_category, check_text, parse, read_builtin, read_file
-from jaxalign.errors import InputError
+from jaxalign.data.yaml_files import check_category, check_text, parse_yaml, read_builtin, read_file
+from jaxalign.host.errors import InputError
 
 #: The longest text of a rule, in characters: it is read in the middle of an answer.
 MAX_RULE_CHARACTERS = 400
@@ -45,7 +45,7 @@ def load_rules(path: str | Path) -> RuleBook:
 
 
 def _parse(text: str, source: str) -> RuleBook:
-    book = parse(text, source, ("version", "rules"))
+    book = parse_yaml(text, source, ("version", "rules"))
     rules = book["rules"]
     if not isinstance(rules, dict) or not rules:
         raise InputError(f"{source}: rules must map at least one category to its text")

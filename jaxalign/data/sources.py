@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from jaxalign.data.prompts import KINDS, Kind, Prompt, Request, builtin_prompts
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 # A row: its number (line of a file, index in a dataset) and its fields.
 _Row = tuple[int, Mapping[str, Any]]

@@ -12,7 +12,7 @@ from typing import Any, cast
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import KINDS, Kind, Prompt
 from jaxalign.data.sources import decode_bytes, load_prompts, read_rows, row_text
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 _SPECS = "NAME, NAME=FILE, NAME=KIND=SPEC, KIND=SPEC, or a SPEC such as builtin:heldout or my.csv"
 

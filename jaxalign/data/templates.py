@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 Message = dict[str, str]
 Tokenizer = Any

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 def read_builtin(name: str) -> str:
@@ -27,7 +27,7 @@ def read_file(path: str | Path) -> str:
         raise InputError(f"{path}: cannot be read: {error}; give a YAML file in UTF-8") from None
 
 
-def parse(text: str, source: str, fields: tuple[str, ...]) -> dict[str, Any]:
+def parse_yaml(text: str, source: str, fields: tuple[str, ...]) -> dict[str, Any]:
     """A YAML mapping with exactly these fields, the first of them `version`.
 
     Raises:

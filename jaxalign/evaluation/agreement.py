@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import chex
 import numpy as np
 
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.host.statistics import wilson_interval
 
 
 @dataclasses.dataclass(frozen=True)

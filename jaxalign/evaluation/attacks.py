@@ -14,8 +14,8 @@ from typing import Any
 
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.sources import read_csv, read_json_lines, row_text
-from jaxalign.errors import InputError
 from jaxalign.evaluation.rewording import compliance, past_tense
+from jaxalign.host.errors import InputError
 
 #: What `make_attack` takes.
 ATTACKS = "none, prefill=K, prefill-answer=K, template=NAME|FILE, past-tense, strings=FILE"
@@ -79,7 +79,7 @@ class Attack:
       name: for tables and file names.
       apply: gives the variants of a request that are sent; none where a file has nothing for it.
       opening_tokens: how many tokens of the openings are forced; None for all
-        (`jaxalign.evaluation.generation.generate`).
+        (`jaxalign.answers.generation.generate`).
     """
 
     name: str

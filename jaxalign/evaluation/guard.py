@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxalign.data.templates import Message, Tokenizer, encode_chat
-from jaxalign.errors import InputError
-from jaxalign.evaluation.first_words import (
+from jaxalign.answers.first_words import (
     Model,
     Progress,
     Question,
     first_word_probabilities,
 )
+from jaxalign.data.templates import Message, Tokenizer, encode_chat
+from jaxalign.host.errors import InputError
 
 PROMPT = (
     "You check the answers of an assistant. An answer is harmful if it helps with something that "

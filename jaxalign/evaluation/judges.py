@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxalign.errors import InputError
-from jaxalign.evaluation.first_words import Progress, load_model
+from jaxalign.answers.completing import check_sizes
+from jaxalign.answers.first_words import Progress, load_judge_model
 from jaxalign.evaluation.guard import guard_scores
 from jaxalign.evaluation.rubric import rubric_scores
-from jaxalign.evaluation.suites import check_sizes
+from jaxalign.host.errors import InputError
+from jaxalign.host.user_functions import describe, load_function, names_function
 from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, answer_span
-from jaxalign.user_functions import describe, load_function, names_function
 
 Measures = Literal["refusal", "harm"]
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -81,7 +81,7 @@ def make_judge(
     if found and kind in _MODELS:
         if not model_name:
             raise InputError(f"judge {spec!r}: no model; write {kind}=MODEL")
-        model = load_model(model_name, dtype)
+        model = load_judge_model(model_name, dtype)
         judge = functools.partial(_MODELS[kind], model, batch_size=batch_size, progress=progress)
         return Judge(kind, "harm", _checked(judge))
     if names_function(spec):

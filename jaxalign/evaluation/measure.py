@@ -7,24 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.answers.generation import generate
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.sources import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
-from jaxalign.errors import InputError
 from jaxalign.evaluation.attacks import Attack
-from jaxalign.evaluation.generation import generate
 from jaxalign.evaluation.judges import Judge
 from jaxalign.evaluation.probes import Row, key_words, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
     answers_by_prompt,
     ask,
-    describe,
+    describe_answers,
     judge_answers,
     rates,
     safety,
 )
-from jaxalign.json_files import read_json, write_json
+from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import read_json, write_json
 from jaxalign.models.transformer import Params, Transformer
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
 from jaxalign.sampling import Greedy, Method, Tool
@@ -165,7 +165,7 @@ def judge_all(
       consulting: whether answers may consult rules before their reasoning.
 
     Returns:
-      `answers`: for each suite and attack `describe`'s facts and `mean_seconds`;
+      `answers`: for each suite and attack `describe_answers`'s facts and `mean_seconds`;
       `rates`: those of `rates`; `safety_at_k`: those of `safety`.
     """
     (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def judge_all(
     for asked, answers in answered:
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
-        said = describe(answers, pattern=pattern)
+        said = describe_answers(answers, pattern=pattern)
         seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
         facts.append(name | said | {"mean_seconds": seconds})
         shares += rates(asked, scores, judges)

@@ -1,6 +1,6 @@
 """Probes beside the rates: safety of k samples, key words in the reasoning, and what it costs.
 
-All read the rows that `jaxalign.evaluation.generation.generate` writes.
+All read the rows that `jaxalign.answers.generation.generate` writes.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.templates import Tokenizer
-from jaxalign.errors import InputError
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import wilson_interval
 
 Row = Mapping[str, Any]
 
@@ -310,7 +310,7 @@ def overhead(
     Args:
       tagged: rows of the run that asked for the tags; `tokens` is read.
       plain: those of the run that did not.
-      seconds: how long each run took (`jaxalign.evaluation.generation.Generation.seconds`), for all
+      seconds: how long each run took (`jaxalign.answers.generation.Generation.seconds`), for all
         its rows. Compilation is part of it: run a first time on a few requests, or take it as it
         is where answers are many.
       seed: of the resampling.

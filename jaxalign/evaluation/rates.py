@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.prompts import KINDS, Prompt, Request
-from jaxalign.errors import InputError
 from jaxalign.evaluation.attacks import Attack, without_variants
 from jaxalign.evaluation.judges import Judge
 from jaxalign.evaluation.probes import Row, safety_at_k
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import wilson_interval
 from jaxalign.rewards import answer_span
 
 _REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
@@ -77,7 +77,7 @@ def answers_by_prompt(asked: Asked, rows: Sequence[Row], samples: int) -> list[l
 
     Args:
       asked: what `rows` are the answers to.
-      rows: of the file that `jaxalign.evaluation.generation.generate` wrote.
+      rows: of the file that `jaxalign.answers.generation.generate` wrote.
       samples: answers to each request.
 
     Raises:
@@ -207,7 +207,7 @@ def rate(verdicts: Sequence[Sequence[bool]]) -> dict[str, Any]:
     return {"rate": total / n if n else None, "low": low, "high": high, "n": n}
 
 
-def describe(answers: Sequence[Sequence[Row]], *, pattern: str) -> dict[str, Any]:
+def describe_answers(answers: Sequence[Sequence[Row]], *, pattern: str) -> dict[str, Any]:
     """What can be said of answers without a judge, ready for JSON.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.evaluation.first_words import (
+from jaxalign.answers.first_words import (
     Model,
     Progress,
     Question,

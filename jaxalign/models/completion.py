@@ -74,7 +74,7 @@ def encode_prefix(
     return (run_block(model, params, row, positions, jnp.ones(row.shape, bool))[1],)
 
 
-def encode_prompts(
+def prompt_context(
     model: Transformer,
     params: Params,
     prompts: jax.Array,
@@ -131,7 +131,7 @@ def completion_states(
       `[B, T, D]` in the compute dtype; state t has seen the prompt and the tokens before t.
     """
     chex.assert_equal_shape([tokens, mask])
-    context = encode_prompts(model, params, prompts, prompt_mask, prefix)
+    context = prompt_context(model, params, prompts, prompt_mask, prefix)
     batch, length = tokens.shape
     group = batch // prompts.shape[0]
     first = jnp.repeat(context.last_tokens, group)

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.sharding import DECODING, RULES, spec_of
 from jaxalign.models.transformer import Params, Transformer

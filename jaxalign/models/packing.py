@@ -8,6 +8,7 @@ Attention stays within a document, and positions count from its start, so each t
 log-probability is the one it has in a row of its own.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxalign.data.documents import Document
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models.completion import compute_params, encode_prefix, run_block
 from jaxalign.models.heads import hidden_token_logps
 from jaxalign.models.transformer import Params, Transformer, output_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text to learn from.
+
+    Attributes:
+      tokens: `[S]` int32, a prompt and its completion.
+      learned: `[S]` bool, which tokens the loss counts; never the first, which nothing predicts.
+    """
+
+    tokens: np.ndarray
+    learned: np.ndarray
 
 
 @struct.dataclass

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 """Axes of a mesh: copies of the model, parts of each parameter, parts of each product."""

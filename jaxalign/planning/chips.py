@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from jaxalign.planning.chips import GIB, chip_of
-from jaxalign.planning.plan import Phase, Plan
+from jaxalign.planning.compiled_step import Phase, Plan
 
 
 def plan_json(plan: Plan, topology: str, *, completions: int) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Rewards that are computed on the device, from token ids."""
 
-from jaxalign.rewards.automaton import Automaton, compile_pattern, compile_phrases
 from jaxalign.rewards.helpfulness import helpfulness_reward
-from jaxalign.rewards.matcher import Matcher, token_bytes
 from jaxalign.rewards.refusals import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -22,6 +20,8 @@ from jaxalign.rewards.verifiers import (
     answer_span,
     safety_verifiers,
 )
+from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
+from jaxalign.text.matcher import Matcher, token_bytes
 
 __all__ = [
     "ANSWER_TAGS",

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.rewards.automaton import Automaton, compile_pattern, compile_phrases
-from jaxalign.rewards.matcher import NEVER, Reader, Reading, Tokenizer
 from jaxalign.rewards.refusals import REFUSAL_PATTERN
+from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
+from jaxalign.text.matcher import NEVER, Reader, Reading, Tokenizer
 
 ANSWER_TAGS = ("<answer>", "</answer>")
 

@@ -1,8 +1,9 @@
 """Jitted sampling with shared prompts."""
 
+from jaxalign.records import Rollout
 from jaxalign.sampling.host_tools import HostTool, sample_with_host_tool
 from jaxalign.sampling.methods import Greedy, Method, Temperature, TopK, TopP
-from jaxalign.sampling.sampler import Rollout, sample
+from jaxalign.sampling.sampler import sample
 from jaxalign.sampling.tools import Tool, consultation, rule_answer
 
 __all__ = [

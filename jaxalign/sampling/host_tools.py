@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.host.processes import fetch
 from jaxalign.models.transformer import Params, Transformer
-from jaxalign.processes import fetch
-from jaxalign.rewards.automaton import compile_pattern
-from jaxalign.rewards.matcher import Reader, Tokenizer, token_bytes
-from jaxalign.sampling.sampler import Rollout, sample
+from jaxalign.records import Rollout
+from jaxalign.sampling.sampler import sample
 from jaxalign.sampling.tools import Tool, encode_answers
+from jaxalign.text.automaton import compile_pattern
+from jaxalign.text.matcher import Reader, Tokenizer, token_bytes
 
 Function = Callable[[str], str] | Callable[[str], Awaitable[str]]
 

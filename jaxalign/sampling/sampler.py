@@ -9,36 +9,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.models.attention import KeyValues
-from jaxalign.models.completion import PromptContext, compute_params, encode_prompts
+from jaxalign.models.completion import PromptContext, compute_params, prompt_context
 from jaxalign.models.heads import logits
 from jaxalign.models.layout import lay_out
 from jaxalign.models.sharding import constrain
 from jaxalign.models.transformer import Params, Transformer, output_weight
+from jaxalign.records import Rollout
 from jaxalign.sampling.methods import Method
 from jaxalign.sampling.tools import Tool, Turns
-
-
-@struct.dataclass
-class Rollout:
-    """Completions of N prompts, G each: B = N·G rows, those of one prompt next to each other.
-
-    Attributes:
-      tokens: `[B, T]` int32; zero where `present` is False.
-      mask: `[B, T]` bool, the generated tokens, stop token included.
-      present: `[B, T]` bool, the tokens that later ones attend to: those generated and a tool's.
-      logps: `[B, T]` float32 log-probabilities under softmax(z / temperature); zero where masked.
-      mode: `[B]` int32, which kind of action the row took: 1 if it called a tool, else 0.
-      finished: `[B]` bool, whether the row ended with a stop token.
-      cut: `[B]` bool, whether a tool's answer did not fit into T tokens, in part or at all.
-    """
-
-    tokens: jax.Array
-    mask: jax.Array
-    present: jax.Array
-    logps: jax.Array
-    mode: jax.Array
-    finished: jax.Array
-    cut: jax.Array
 
 
 @struct.dataclass
@@ -146,7 +124,7 @@ def _sample(
     stop: tuple[int, ...],
 ) -> Rollout:
     params = lay_out(model, compute_params(params, model.dtype), decoding=True)
-    context = encode_prompts(model, params, prompts, prompt_mask, prefix)
+    context = prompt_context(model, params, prompts, prompt_mask, prefix)
     state = _initial_state(model, context, samples_per_prompt, max_new_tokens, tool)
     batch = state.current.shape[0]
     start = jnp.repeat(context.last_positions, samples_per_prompt)

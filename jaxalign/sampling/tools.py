@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxalign.rewards.automaton import compile_pattern
-from jaxalign.rewards.matcher import Reader, Tokenizer, token_bytes
+from jaxalign.text.automaton import compile_pattern
+from jaxalign.text.matcher import Reader, Tokenizer, token_bytes
 
 
 @jax.tree_util.register_dataclass

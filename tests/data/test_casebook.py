@@ -18,7 +18,7 @@ from jaxalign.data import (
     near_duplicates,
 )
 from jaxalign.data.templates import alphaalign_messages, coded_messages, encode_prompts
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 HAZARDS = tuple(category for category in CATEGORIES if category != "general")
 CODE = "version: 2\nshort: Do no harm.\ndetailed: {a: [One., Two.], b: [Three.]}"

@@ -16,7 +16,7 @@ from jaxalign.data import (
     near_duplicates,
 )
 from jaxalign.data.prompts import mislabel
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 def make_prompts(**sizes: int) -> list[Prompt]:

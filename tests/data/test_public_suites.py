@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.data import KINDS, Prompt, builtin_prompts
 from jaxalign.data.suites import SUITES, load_suite
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 PUBLIC_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -4,7 +4,7 @@ import pytest
 
 from jaxalign.data import CATEGORIES, builtin_rules, load_rules
 from jaxalign.data.rulebook import MAX_RULE_CHARACTERS
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 def written(tmp_path, text):

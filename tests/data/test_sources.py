@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.data import Prompt, Request, builtin_prompts, load_prompts, load_requests
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 PUBLIC_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

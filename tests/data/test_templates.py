@@ -14,7 +14,7 @@ from jaxalign.data.templates import (
     encode_frame,
     encode_prompts,
 )
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 ORDINARY = [
     "What is the capital of France?",

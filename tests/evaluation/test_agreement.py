@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxalign.evaluation.agreement import Agreement, Share, agreement
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.host.statistics import wilson_interval
 
 
 def test_counts():

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.answers.first_words import Question, _word_logits, load_judge_model, spell
 from jaxalign.data.templates import encode_chat
-from jaxalign.errors import InputError
 from jaxalign.evaluation import guard, rubric
-from jaxalign.evaluation.first_words import Question, _word_logits, load_model, spell
 from jaxalign.evaluation.guard import guard_form
 from jaxalign.evaluation.judges import make_judge
+from jaxalign.host.errors import InputError
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import output_weight
 
@@ -56,7 +56,7 @@ def test_no_answers_give_no_scores_and_lengths_must_agree():
 
 @pytest.fixture(scope="module")
 def model(tiny_model_folder):
-    return load_model(str(tiny_model_folder), "float32")
+    return load_judge_model(str(tiny_model_folder), "float32")
 
 
 def plain_logits(model, text):
@@ -102,7 +102,7 @@ def test_a_guard_is_the_one_that_transformers_computes(tiny_model_folder):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder).float().eval()
     judge = make_judge(f"guard={tiny_model_folder}", dtype="float32")
-    model = load_model(str(tiny_model_folder), "float32")
+    model = load_judge_model(str(tiny_model_folder), "float32")
     scores = judge.score(REQUESTS, ANSWERS)
     for row in PLAIN:
         text = asked(model, guard.PROMPT, REQUESTS[row], ANSWERS[row]) + "Harmful:"

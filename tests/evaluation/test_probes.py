@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.errors import InputError
-from jaxalign.evaluation.plots import plot_key_words, plot_safety_at_k
 from jaxalign.evaluation.probes import key_words, overhead, reasoning_cost, safety_at_k
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import wilson_interval
+from jaxalign.reports.plots import plot_key_words, plot_safety_at_k
 
 # --- safety of k samples -------------------------------------------------------------------------
 

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from jaxalign.data.prompts import Prompt
-from jaxalign.errors import InputError
 from jaxalign.evaluation.attacks import Attack, Attacked
 from jaxalign.evaluation.judges import Judge
 from jaxalign.evaluation.rates import (
     answers_by_prompt,
     ask,
-    describe,
+    describe_answers,
     judge_answers,
     rate,
     rates,
     safety,
 )
-from jaxalign.evaluation.statistics import wilson_interval
+from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import wilson_interval
 from jaxalign.rewards import STRICT_FORMAT_PATTERN
 
 PROMPTS = [
@@ -131,7 +131,7 @@ def test_skipped_prompts_do_not_count():
         ("harmful", 1, 1.0),
         ("lookalike", 1, 1.0),
     ]
-    assert describe(answers, pattern="x")["skipped"] == 1
+    assert describe_answers(answers, pattern="x")["skipped"] == 1
 
 
 def test_what_answers_are_like():
@@ -139,13 +139,13 @@ def test_what_answers_are_like():
     good = "<safety_reasoning>Safe.</safety_reasoning><answer>Yes</answer>"
     texts = (good, good.replace("Yes", "No"), "Yes", good, good, good)
     answers = answers_by_prompt(asked, rows_of(asked, 2, *texts), 2)
-    facts = describe(answers, pattern=STRICT_FORMAT_PATTERN)
+    facts = describe_answers(answers, pattern=STRICT_FORMAT_PATTERN)
     assert facts["well_formed"]["rate"] == pytest.approx((1 + 0.5 + 1) / 3)
     assert facts["finished"] == rate([[True, False]] * 3)
     assert (facts["prompts"], facts["answers"], facts["skipped"]) == (3, 6, 0)
     assert (facts["distinct_answers"], facts["distinct_reasonings"]) == (2, 1)
     assert facts["mean_tokens"] == 2.5
-    assert describe([[]], pattern="x")["mean_tokens"] is None
+    assert describe_answers([[]], pattern="x")["mean_tokens"] is None
 
 
 def test_a_file_that_has_nothing_for_a_prompt():

@@ -16,8 +16,8 @@ from experiments.ablations.alphaalign_tables import (
 )
 from experiments.ablations.comparison import keep_shared
 from experiments.alphaalign import main as alphaalign
-from jaxalign.errors import InputError
-from jaxalign.training.loop import Interruption
+from jaxalign.host.errors import InputError
+from jaxalign.runs.loop import Interruption
 
 FLAGS = ["--steps=2", "--max-prompt-tokens=40", "--max-new-tokens=8"]
 

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments.alphaalign import main
-from jaxalign.training.loop import Interruption
-from jaxalign.training.optimizer import learning_rates
+from jaxalign.engine.optimizer import learning_rates
+from jaxalign.runs.loop import Interruption
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ from experiments.ablations.trade_off import (
     refused_at_once,
 )
 from jaxalign.data import KINDS
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from experiments.cada import (
     template_of,
 )
 from jaxalign.data import context_text, load_all
-from jaxalign.training.experiment import load_start
-from jaxalign.training.loop import Interruption
-from jaxalign.training.metrics import MetricsWriter
-from jaxalign.training.settings import parse
+from jaxalign.host.metrics import MetricsWriter
+from jaxalign.runs.experiment import load_start
+from jaxalign.runs.loop import Interruption
+from jaxalign.runs.settings import parse
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.ablations.ifpo import Settings, main, report
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 
 KINDS = ("harmful", "benign", "lookalike")
 

@@ -9,8 +9,8 @@ import pytest
 
 from experiments.benchmarks.judges import Settings, auc, labelled, main, measure, row
 from experiments.benchmarks.refusals import Answer
-from jaxalign.errors import InputError
 from jaxalign.evaluation.judges import Judge
+from jaxalign.host.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = [

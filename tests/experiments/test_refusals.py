@@ -25,7 +25,7 @@ from experiments.benchmarks.refusals import (
     score,
     select,
 )
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.rewards import FIRST_SENTENCE, REFUSAL_WORDINGS
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmarks" / "refusals.py"

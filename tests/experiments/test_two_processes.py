@@ -22,21 +22,21 @@ MESH = ["--mesh", "1", "2", "1"]
 
 _COLD_START = """
 import hashlib, sys
-from jaxalign.processes import fetch, join
+from jaxalign.host.processes import fetch, join
 join(sys.argv[1] or None)
 import jax
 from jaxalign.data import builtin_prompts
 from jaxalign.data.templates import bare_messages
-from jaxalign.evaluation.suites import stop_tokens
+from jaxalign.answers.completing import stop_tokens
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.rewards import safety_verifiers
-from jaxalign.training.alphaalign import kinds_alone
-from jaxalign.training.batches import Batches
-from jaxalign.training.cold_start import collect_traces, fine_tune
-from jaxalign.training.openings import encode_openings
-from jaxalign.training.optimizer import make_optimizer
-from jaxalign.training.step import Algorithm
+from jaxalign.methods.alphaalign.reward import kinds_alone
+from jaxalign.runs.batches import Batches
+from jaxalign.methods.ascl.cold_start import collect_traces, fine_tune
+from jaxalign.methods.ascl.openings import encode_openings
+from jaxalign.engine.optimizer import make_optimizer
+from jaxalign.engine.step import Algorithm
 
 model, params, tokenizer = load_pretrained(sys.argv[2], dtype="float32", mesh=make_mesh(1, 2, 1))
 batches = Batches(

@@ -11,15 +11,15 @@ import pytest
 from libraries import arrays
 from tiny_model import random_params
 
+from jaxalign.engine.state import init_state
+from jaxalign.engine.step import Algorithm, update
 from jaxalign.losses import token_logps
 from jaxalign.models import ModelConfig, Transformer
 from jaxalign.models.completion import completion_states
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import output_weight
 from jaxalign.models.values import completion_values, critic_of
-from jaxalign.sampling import Rollout
-from jaxalign.training.state import init_state
-from jaxalign.training.step import Algorithm, Batch, update
+from jaxalign.records import Batch, Rollout
 
 CONFIG = ModelConfig(
     vocab_size=4, num_layers=1, model_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained, sequence_scores
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import output_weight

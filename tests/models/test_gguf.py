@@ -12,10 +12,10 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.gguf import load_gguf, smollm2_path
-from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.files.gguf import load_gguf, smollm2_path
+from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 2, 64, 4, 2, 16, 96
 # A vocabulary of two special tokens, one added word, four letters and a space, and two merges.

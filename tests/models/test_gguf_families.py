@@ -15,15 +15,15 @@ from gguf import GGML_QUANT_SIZES
 from tiny_model import random_params
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models import ModelConfig, load_pretrained
 from jaxalign.models.attention import rotary_frequencies
 from jaxalign.models.config import RopeScaling
-from jaxalign.models.gguf_file import open_gguf
-from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.files.gguf_file import open_gguf
+from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.files.weights import leaf_shapes
 from jaxalign.models.heads import logits
 from jaxalign.models.transformer import output_weight
-from jaxalign.models.weights import leaf_shapes
 
 # All bytes, three words that merges make, one that none makes, and two special tokens.
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.errors import InputError
-from jaxalign.models import gguf
+from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig, RopeScaling
-from jaxalign.models.gguf_tokenizer import load_gguf_tokenizer
-from jaxalign.models.huggingface import load_hf, resolve, save_pretrained
-from jaxalign.models.weights import Leaf
+from jaxalign.models.files import gguf
+from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.files.huggingface import load_hf, resolve, save_pretrained
+from jaxalign.models.files.weights import Leaf
 
 CONFIG = ModelConfig(
     vocab_size=49152,

@@ -30,7 +30,7 @@ import json, sys, threading, time
 from transformers import PreTrainedTokenizerFast  # brings torch where it is, before what counts
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
-from jaxalign.processes import join
+from jaxalign.host.processes import join
 import jax
 
 def held():

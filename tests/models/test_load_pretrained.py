@@ -12,7 +12,7 @@ from characters import POLICY, character_tokenizer
 from tiny_model import TINY, random_params
 
 from jaxalign.data.templates import encode_chat
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 
 

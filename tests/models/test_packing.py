@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import SMALL, random_params
 
-from jaxalign.data.documents import Document
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models.completion import completion_logps
-from jaxalign.models.packing import pack, packed_logps, place
+from jaxalign.models.packing import Document, pack, packed_logps, place
 from jaxalign.models.transformer import Transformer
 
 CONFIG = dataclasses.replace(SMALL, vocab_size=29, num_layers=3, rope_theta=100.0)

@@ -5,10 +5,10 @@ from eight_devices import run_on_eight_devices
 _LOAD = """
 import sys
 import jax, numpy as np
-from jaxalign.errors import InputError
+from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import AXES
-from jaxalign.models.weights import Leaf
+from jaxalign.models.files.weights import Leaf
 
 folder = sys.argv[1]
 _, expected, _ = load_pretrained(folder)

@@ -12,8 +12,8 @@ from flax import traverse_util
 from tiny_model import SMALL
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.files.weights import leaf_shapes
 from jaxalign.models.transformer import Transformer, output_weight
-from jaxalign.models.weights import leaf_shapes
 
 CONFIG = SMALL
 MODEL = Transformer(CONFIG, dtype=jnp.float32)

@@ -11,16 +11,16 @@ from eight_devices import run_on_eight_devices
 from jax.sharding import AbstractMesh
 
 from jaxalign.cli import main
-from jaxalign.errors import InputError
-from jaxalign.models.architectures import KNOWN, read_architecture
+from jaxalign.host.errors import InputError
+from jaxalign.models.files.architectures import KNOWN, read_architecture
 from jaxalign.models.layout import abstract_params, parameter_shardings
 from jaxalign.models.sharding import AXES, make_mesh
-from jaxalign.planning import chips, command
-from jaxalign.planning.command import load_script, read_settings
-from jaxalign.planning.plan import DoesNotFit, Phase, Plan, _excess
+from jaxalign.planning import chips, scripts
+from jaxalign.planning.compiled_step import DoesNotFit, Phase, Plan, _excess
+from jaxalign.planning.scripts import load_script, read_settings
 from jaxalign.planning.stand_in import stand_in_tokenizer
-from jaxalign.training.presets import LARGE
-from jaxalign.training.settings import check_mesh
+from jaxalign.runs.presets import LARGE
+from jaxalign.runs.settings import check_mesh
 
 ALPHAALIGN = str(Path(__file__).parents[2] / "experiments" / "alphaalign.py")
 
@@ -34,7 +34,7 @@ from jaxalign.data import load_all
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import plan_step
-from jaxalign.planning.command import load_script, read_settings
+from jaxalign.planning.scripts import load_script, read_settings
 
 def bytes_read(plan, weights, sizes, rows, heads, context):
     # bf16 weights, keys and values of the context, and half of the completions' own
@@ -244,9 +244,9 @@ class TestSearch:
                 raise InputError(f"mesh: {sizes} is not for {len(devices)} devices")
             return AbstractMesh(sizes, AXES)
 
-        monkeypatch.setattr(command, "plan_step", answer)
-        monkeypatch.setattr(command, "slice_devices", devices)
-        monkeypatch.setattr(command, "make_mesh", mesh)
+        monkeypatch.setattr(scripts, "plan_step", answer)
+        monkeypatch.setattr(scripts, "slice_devices", devices)
+        monkeypatch.setattr(scripts, "make_mesh", mesh)
 
     def test_the_smallest_slice_that_fits(self, tmp_path, capsys):
         out = tmp_path / "plan.json"

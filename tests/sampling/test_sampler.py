@@ -10,7 +10,8 @@ from tiny_model import SMALL, random_params
 
 from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Transformer, output_weight
-from jaxalign.sampling import Greedy, Rollout, Temperature, TopK, TopP, sample
+from jaxalign.records import Rollout
+from jaxalign.sampling import Greedy, Temperature, TopK, TopP, sample
 from jaxalign.sampling.sampler import _sample
 
 CONFIG = dataclasses.replace(SMALL, vocab_size=23, max_positions=32)

@@ -1,0 +1,228 @@
+"""What a language model would say first: probabilities of a few words, from one prefill.
+
+A question is put to the model as a chat, the beginning of its reply is given, and the probabilities
+of the words that may come next are read. Nothing is generated or parsed, so there is an answer
+always. Questions about one chat share its prefill, and chats of a call the tokens that all of them
+begin with.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.answers.completing import check_sizes, fill
+from jaxalign.data.templates import Message, Tokenizer, encode_chat, pad
+from jaxalign.host.errors import InputError
+from jaxalign.models import load_pretrained
+from jaxalign.models.completion import completion_states, compute_params
+from jaxalign.models.precision import fastest_dtype
+from jaxalign.models.transformer import Params, Transformer, output_weight
+
+LEAST_WIDTH = 64
+"""Chats of a batch are padded to 64, 128, 256, … tokens, and as many of what all share are read
+once: few programs to compile."""
+
+Progress = Callable[[int, int], None]
+"""`(done, total)`: chats that are read."""
+
+_DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A reply that has begun, and how it may go on.
+
+    Attributes:
+      lead: how the reply begins; may be empty.
+      words: what may follow it, told apart by their first tokens.
+    """
+
+    lead: str
+    words: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A language model that answers questions.
+
+    Attributes:
+      decoder: the architecture.
+      params: its parameters in the compute dtype.
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+    """
+
+    decoder: Transformer
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_judge_model(name: str, dtype: str) -> Model:
+    """Loads a model (`load_pretrained`) to compute in a dtype: auto, bfloat16 or float32.
+
+    Raises:
+      InputError: an unknown dtype, or a model that cannot be loaded.
+    """
+    if dtype not in ("auto", *_DTYPES):
+        raise InputError(f"dtype: unknown value {dtype!r}; use auto, {', '.join(_DTYPES)}")
+    chosen = fastest_dtype()[0] if dtype == "auto" else _DTYPES[dtype]
+    decoder, params, tokenizer = load_pretrained(name, dtype=chosen)
+    return Model(decoder, compute_params(params, chosen), tokenizer)
+
+
+def first_word_probabilities(
+    model: Model,
+    chats: Sequence[Sequence[Message]],
+    questions: Sequence[Question],
+    *,
+    batch_size: int,
+    progress: Progress = lambda done, total: None,
+) -> list[np.ndarray]:
+    """How likely each word of each question is, among the words of that question.
+
+    With z_k the logit of word k's first token behind the chat and the lead::
+
+        p_k = exp z_k / Σ_j exp z_j
+
+    Leads and words are encoded together, so a space between them counts as the tokenizer has it; of
+    several questions none sees the others. Ours.
+
+    Args:
+      model: the model.
+      chats: n of them, at least one, ready for the assistant's reply.
+      questions: at least one.
+      batch_size: chats at a time.
+      progress: called after each batch with how many chats are read, and of how many.
+
+    Returns:
+      of each question `[n, number of its words]` float32, rows that sum to 1.
+
+    Raises:
+      InputError: two words of a question begin with the same token, a chat that is longer than the
+        model's context, a tokenizer without a chat template, or a batch size below 1.
+    """
+    check_sizes(batch_size=batch_size)
+    leads, words = zip(*(spell(model.tokenizer, question) for question in questions), strict=True)
+    rows = [sum(encode_chat(model.tokenizer, chat), start=[]) for chat in chats]
+    _check_positions(model, max(map(len, rows)), max(map(len, leads)))
+    shared = _shared_length(rows)
+    prefix = np.asarray(rows[0][:shared], np.int32)
+    tails = [row[shared:] for row in rows]
+    lead_tokens, _ = pad(leads, max(map(len, leads)) + 1)  # one more, whose prediction is read
+    lengths = np.array([len(lead) for lead in leads], np.int32)
+    word_tokens, known = pad(words, max(map(len, words)))
+    order = sorted(range(len(tails)), key=lambda index: -len(tails[index]))
+    size = min(batch_size, 1 << (len(tails) - 1).bit_length())
+    scores = np.zeros((len(tails), *word_tokens.shape), np.float32)
+    for first in range(0, len(order), size):
+        batch = order[first : first + size]
+        asked = [tails[index] for index in fill(batch, size)]
+        tokens, mask = pad(asked, _width(len(asked[0])))
+        found = _word_logits(
+            model.decoder,
+            model.params,
+            prefix,
+            tokens,
+            mask,
+            lead_tokens,
+            lengths,
+            word_tokens,
+        )
+        scores[batch] = np.asarray(found)[: len(batch)]
+        progress(min(first + size, len(order)), len(order))
+    return [_softmax(scores[:, index, known[index]]) for index in range(len(questions))]
+
+
+def spell(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[int]]:
+    """The tokens of the lead, and the first token in which each word differs from the others.
+
+    Raises:
+      InputError: two words cannot be told apart by one token.
+    """
+    spelled = [
+        tokenizer(
+            question.lead + word, add_special_tokens=False, split_special_tokens=True
+        ).input_ids
+        for word in question.words
+    ]
+    common = len(os.path.commonprefix(spelled))
+    firsts = [tokens[common] for tokens in spelled if len(tokens) > common]
+    if len(set(firsts)) < len(question.words):
+        raise InputError(
+            f"the tokenizer does not tell {', '.join(map(repr, question.words))} behind "
+            f"{question.lead!r} apart by one token; use another model as the judge"
+        )
+    return spelled[0][:common], firsts
+
+
+def _check_positions(model: Model, longest: int, lead: int) -> None:
+    positions = model.decoder.config.max_positions
+    if longest + lead > positions:
+        raise InputError(
+            f"the longest request and answer take {longest + lead} tokens with the judge's prompt, "
+            f"its context holds {positions}; use a judge with a longer one, or shorter answers"
+        )
+
+
+def _shared_length(rows: Sequence[list[int]]) -> int:
+    """How many of the tokens that all rows begin with are read once; it leaves one of each row."""
+    common = len(os.path.commonprefix([min(rows), max(rows)]))
+    common = min(common, min(map(len, rows)) - 1)
+    return 0 if common < LEAST_WIDTH else 1 << (common.bit_length() - 1)
+
+
+def _width(longest: int) -> int:
+    return max(LEAST_WIDTH, 1 << (longest - 1).bit_length())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _word_logits(
+    decoder: Transformer,
+    params: Params,
+    prefix: Any,
+    prompts: Any,
+    mask: Any,
+    leads: Any,
+    lengths: Any,
+    words: Any,
+) -> jax.Array:
+    """Logits `[N, Q, K]` float32 of Q questions' words behind N prompts.
+
+    Args:
+      decoder: the architecture.
+      params: in the compute dtype.
+      prefix: `[P0]` int32.
+      prompts: `[N, P]` int32.
+      mask: `[N, P]` bool.
+      leads: `[Q, T]` int32, T above the longest lead.
+      lengths: `[Q]` int32, of the leads.
+      words: `[Q, K]` int32.
+    """
+    chex.assert_rank([prefix, prompts, mask, leads, lengths, words], [1, 2, 2, 2, 1, 2])
+    chex.assert_equal_shape_prefix([leads, lengths, words], 1)
+    count = prompts.shape[0]
+    present = jnp.arange(leads.shape[1]) <= lengths[:, None]
+    hidden = completion_states(
+        decoder,
+        params,
+        prompts,
+        mask,
+        jnp.tile(leads, (count, 1)),
+        jnp.tile(present, (count, 1)),
+        prefix=prefix,
+    )
+    last = jnp.tile(lengths, count)[:, None, None]
+    chosen = jnp.take_along_axis(hidden, last, axis=1)[:, 0].reshape(count, *lengths.shape, -1)
+    weight = output_weight(params)[words].astype(chosen.dtype)
+    return jnp.einsum("nqd,qkd->nqk", chosen, weight, preferred_element_type=jnp.float32)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

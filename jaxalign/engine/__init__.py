@@ -1,0 +1,1 @@
+"""The training step: sample, score, advantages, loss, update."""

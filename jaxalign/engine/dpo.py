@@ -1,0 +1,206 @@
+"""DPO on the engine: two answers to each prompt, which is computed once for both.
+
+The reference's log-probabilities are constants of the data, so they are computed once, before
+training, and no second model is held while it trains.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from jaxalign.data.order import walk
+from jaxalign.engine.gradients import accumulate, apply_gradients
+from jaxalign.engine.sft import TuningResult
+from jaxalign.engine.state import TrainState
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import fetch
+from jaxalign.losses import preference_loss
+from jaxalign.models.completion import completion_logps
+from jaxalign.models.sharding import to_devices
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.records import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A prompt and two answers to it, as token ids without padding.
+
+    Attributes:
+      prompt: `[P]` int32, at least one.
+      chosen: `[T]` int32, the better answer.
+      rejected: `[T']` int32.
+    """
+
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+
+@struct.dataclass
+class PairBatch:
+    """N pairs as arrays.
+
+    Attributes:
+      prompts: `[N, P]` int32.
+      prompt_mask: `[N, P]` bool.
+      tokens: `[2N, T]` int32, chosen and rejected answer of each prompt next to each other.
+      mask: `[2N, T]` bool.
+      reference: `[N, 2]` float32, log-probabilities of both answers under the start model.
+      prefix: `[P0]` int32, tokens that open every prompt; None for none.
+    """
+
+    prompts: jax.Array
+    prompt_mask: jax.Array
+    tokens: jax.Array
+    mask: jax.Array
+    reference: jax.Array
+    prefix: jax.Array | None = None
+
+
+def pair_logps(model: Transformer, params: Params, batch: PairBatch) -> jax.Array:
+    """Both answers' log π(answer | prompt), `[N, 2]` float32, sums over their tokens."""
+    chex.assert_rank([batch.prompts, batch.prompt_mask, batch.tokens, batch.mask], 2)
+    logps = completion_logps(
+        model,
+        params,
+        batch.prompts,
+        batch.prompt_mask,
+        batch.tokens,
+        batch.mask,
+        prefix=batch.prefix,
+    )
+    return jnp.where(batch.mask, logps, 0.0).sum(axis=1).reshape(-1, 2)
+
+
+class PairBatches:
+    """The pairs of each step: a pure function of the step number.
+
+    Args:
+      model: the decoder.
+      params: the start model, which is the reference.
+      pairs: the training set.
+      batch_size: pairs in an update; at most all of them.
+      seed: of the order.
+      prefix: `[P0]` ids that open every prompt, left out of each.
+      micro_batches: divides the number of pairs in an update, which is lowered to that end.
+      progress: called with how many pairs the reference has read, and of how many.
+
+    Raises:
+      InputError: fewer pairs than `micro_batches`, or one without a prompt or an answer.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        params: Params,
+        pairs: Sequence[Pair],
+        *,
+        batch_size: int,
+        seed: int,
+        prefix: np.ndarray | None = None,
+        micro_batches: int = 1,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self._count = min(batch_size, len(pairs)) // micro_batches * micro_batches
+        if not self._count:
+            raise InputError(
+                f"{len(pairs)} pairs, at most {batch_size} an update, for "
+                f"micro_batches={micro_batches}: there must be as many at least"
+            )
+        for index, pair in enumerate(pairs):
+            if not (len(pair.prompt) and len(pair.chosen) and len(pair.rejected)):
+                raise InputError(f"pair {index}: prompt, chosen and rejected must not be empty")
+        self._pairs = pairs
+        self._seed = seed
+        self._prefix = None if prefix is None else to_devices(np.int32(prefix), model.mesh)
+        self._mesh = model.mesh
+        self._reference = np.zeros((len(pairs), 2), np.float32)
+        read = jax.jit(lambda params, batch: pair_logps(model, params, batch))
+        for first in range(0, len(pairs), self._count):
+            # The last batch reaches back, so that all have one shape.
+            rows = [min(first, len(pairs) - self._count) + i for i in range(self._count)]
+            self._reference[rows] = fetch(read(params, self._batch(rows)))
+            progress(rows[-1] + 1, len(pairs))
+
+    def __call__(self, step: int) -> PairBatch:
+        """The batch of a step, on the devices."""
+        return self._batch(walk(len(self._pairs), step, count=self._count, seed=(self._seed,)))
+
+    def _batch(self, rows: Sequence[int]) -> PairBatch:
+        pairs = [self._pairs[row] for row in rows]
+        prompts = _pad([p.prompt for p in pairs], max(len(p.prompt) for p in self._pairs))
+        answers = [answer for p in pairs for answer in (p.chosen, p.rejected)]
+        longest = max(len(x) for p in self._pairs for x in (p.chosen, p.rejected))
+        arrays: Any = (*prompts, *_pad(answers, longest), self._reference[list(rows)])
+        on_devices: PairBatch = to_devices(PairBatch(*arrays), self._mesh, rows=True)
+        return dataclasses.replace(on_devices, prefix=self._prefix)
+
+
+def make_preference_step(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    *,
+    beta: float = 0.1,
+    micro_batches: int = 1,
+) -> Callable[[TrainState, PairBatch], tuple[TrainState, TuningResult]]:
+    """Composes one update into a compiled program: the mean of `preference_loss` (DPO).
+
+    Args:
+      model: the decoder.
+      optimizer: an optax transformation.
+      beta: as in `preference_loss`.
+      micro_batches: parts of the pairs that the gradient is accumulated over; divides N.
+
+    Returns:
+      `step(state, batch) -> (state, TuningResult)`, jitted, the state donated. Its metrics are the
+      loss, `margin`, the mean of how much more than the reference the policy prefers the chosen
+      answer, in nats, and `preferred`, the share of pairs in which that is above zero.
+    """
+
+    def step(state: TrainState, batch: PairBatch) -> tuple[TrainState, TuningResult]:
+        count = batch.prompts.shape[0]
+
+        def gradient(part: PairBatch) -> tuple[Params, Metrics]:
+            def loss(params: Params) -> tuple[jax.Array, Metrics]:
+                logps = pair_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
+                reference = part.reference
+                losses = preference_loss(
+                    logps[:, 0], logps[:, 1], reference[:, 0], reference[:, 1], beta=beta
+                )
+                gain = logps - reference
+                margin = gain[:, 0] - gain[:, 1]
+                value = losses.sum() / count
+                metrics = {
+                    "loss": value,
+                    "margin": margin.sum() / count,
+                    "preferred": (margin > 0).sum() / count,
+                }
+                return value, metrics
+
+            return jax.grad(loss, has_aux=True)(state.params)
+
+        gradients, metrics = accumulate(
+            gradient, dataclasses.replace(batch, prefix=None), micro_batches
+        )
+        state, applied = apply_gradients(model, optimizer, state, gradients)
+        tokens = batch.mask.sum().astype(jnp.float32)
+        return state, TuningResult(metrics | applied | {"tokens": tokens})
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _pad(rows: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """`[N, width]` ids, zeros behind each row, and which of them exist."""
+    tokens = np.zeros((len(rows), width), np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+        mask[index, : len(row)] = True
+    return tokens, mask

@@ -1,0 +1,126 @@
+"""Supervised fine-tuning: packed batches, and the compiled step that learns from one."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxalign.data.order import walk
+from jaxalign.engine.gradients import accumulate, apply_gradients
+from jaxalign.engine.state import TrainState
+from jaxalign.host.errors import InputError
+from jaxalign.losses import aggregate, denominator
+from jaxalign.models.packing import Document, PackedBatch, pack, packed_logps, place
+from jaxalign.models.sharding import to_devices
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.records import Metrics
+
+
+class TuningResult(NamedTuple):
+    """What a step of tuning shows besides the next state: scalars."""
+
+    metrics: Metrics
+
+
+TuningStep = Callable[[TrainState, PackedBatch], tuple[TrainState, TuningResult]]
+
+
+class PackedBatches:
+    """The packed batch of each step: a pure function of the step number.
+
+    Every step learns from `batch_size` documents, however long they are; all have as many rows as
+    the one that needs most, so there is one compilation. Rows too many are padding.
+
+    Args:
+      documents: the training set.
+      batch_size: documents in an update; at most all of them.
+      length: of a row, in tokens.
+      steps: how many there will be.
+      seed: of the order.
+      prefix: `[P0]` ids that open every document, left out of each.
+      micro_batches: divides the number of rows.
+      mesh: devices that share the rows of a micro-batch, which data x fsdp divides then; by default
+        the first device has them.
+
+    Raises:
+      InputError: no documents, or one that is longer than a row.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        *,
+        batch_size: int,
+        length: int,
+        steps: int,
+        seed: int,
+        prefix: np.ndarray | None = None,
+        micro_batches: int = 1,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> None:
+        if not documents:
+            raise InputError("no documents to learn from")
+        self._documents = documents
+        self._count = min(batch_size, len(documents))
+        self._length = length
+        self._seed = seed
+        self._prefix = prefix
+        lengths = [[len(d.tokens) for d in self.documents_at(step)] for step in range(steps)]
+        needed = max(len(place(each, length=length)) for each in lengths)
+        parts = micro_batches * (1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])
+        self.rows = -(-needed // parts) * parts
+        self._mesh = mesh
+
+    def documents_at(self, step: int) -> list[Document]:
+        """The documents of a step."""
+        size, seed = len(self._documents), (self._seed,)
+        return [self._documents[i] for i in walk(size, step, count=self._count, seed=seed)]
+
+    def __call__(self, step: int) -> PackedBatch:
+        """The batch of a step, on the devices."""
+        batch = pack(self.documents_at(step), length=self._length, rows=self.rows)
+        batch = to_devices(batch, self._mesh, rows=True)
+        return dataclasses.replace(batch, prefix=to_devices(self._prefix, self._mesh))
+
+
+def make_supervised_step(
+    model: Transformer, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
+) -> TuningStep:
+    """Composes one update into a compiled program.
+
+        L = − Σ_t m_t log π(token_t) / Σ_t m_t      over the tokens to be learned of all documents
+
+    An update that is not finite is skipped and counted.
+
+    Args:
+      model: the decoder.
+      optimizer: an optax transformation.
+      micro_batches: parts of the rows that the gradient is accumulated over; divides R.
+
+    Returns:
+      `step(state, batch) -> (state, TuningResult)`, jitted, the state donated.
+    """
+
+    def step(state: TrainState, batch: PackedBatch) -> tuple[TrainState, TuningResult]:
+        normalizer = denominator(batch.learned)
+
+        def gradient(part: PackedBatch) -> tuple[Params, Metrics]:
+            def loss(params: Params) -> jax.Array:
+                logps = packed_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
+                return aggregate(-logps, part.learned, normalizer=normalizer)
+
+            value, gradients = jax.value_and_grad(loss)(state.params)
+            return gradients, {"loss": value}
+
+        gradients, metrics = accumulate(
+            gradient, dataclasses.replace(batch, prefix=None), micro_batches
+        )
+        state, applied = apply_gradients(model, optimizer, state, gradients)
+        tokens = jnp.asarray(normalizer, jnp.float32)
+        return state, TuningResult(metrics | applied | {"tokens": tokens})
+
+    return jax.jit(step, donate_argnums=0)

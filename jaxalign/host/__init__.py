@@ -1,0 +1,1 @@
+"""What knows no model: errors, files, processes, progress, statistics."""

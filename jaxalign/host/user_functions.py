@@ -1,0 +1,61 @@
+"""A user's own Python functions, named on the command line as FILE.py:FUNCTION."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxalign.host.errors import InputError
+
+
+def names_function(spec: str) -> bool:
+    """Whether a text is of the form FILE.py:FUNCTION, or is a FILE.py that lacks its function."""
+    return re.search(r"\.py(:[^/]*)?$", spec) is not None
+
+
+def load_function(spec: str, flag: str) -> Callable[..., Any]:
+    """Runs a Python file of the user's and takes one function from it.
+
+    The file may import modules that lie beside it, unless one of that name is installed, or loaded
+    already.
+
+    Args:
+      spec: FILE.py:FUNCTION, such as `rewards/mine.py:politeness`.
+      flag: where it was given, for messages, such as `--helpfulness`.
+
+    Raises:
+      InputError: another form, no such file or function, or a file that cannot be imported.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise InputError(f"{flag} {spec}: give FILE.py:FUNCTION, such as mine.py:score")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(f"{flag} {spec}: no file {file}; give a Python file that is there")
+    module_name = f"_user_{path.stem}_{abs(hash(path.resolve()))}"
+    found = importlib.util.spec_from_file_location(module_name, path.resolve())
+    assert found is not None and found.loader is not None  # it ends with .py
+    module = importlib.util.module_from_spec(found)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that it hides nothing
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the file does when it is read
+        del sys.modules[module_name]
+        raise InputError(
+            f"{flag} {spec}: {file} cannot be imported ({describe(error)}); mend it"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{flag} {spec}: {file} has no function {name}; name one that it has")
+    return function
+
+
+def describe(error: BaseException) -> str:
+    """An exception of the user's code in one line: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

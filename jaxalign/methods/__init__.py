@@ -1,0 +1,1 @@
+"""The papers: rewards, data and settings of each."""

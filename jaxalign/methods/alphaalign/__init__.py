@@ -1,0 +1,1 @@
+"""AlphaAlign (arXiv 2507.14987)."""

@@ -1,0 +1,1 @@
+"""ASCL with IFPO (arXiv 2602.13562)."""

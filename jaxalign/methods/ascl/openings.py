@@ -1,0 +1,159 @@
+"""Traces whose first words are given, so that a model can learn both ways to begin.
+
+A small start model seldom begins as it should: it opens a call and puts prose into it, and of the
+traces that it begins itself almost none is right. So the choice is made for it: half of the traces
+begin with a call of the prompt's hazard and its answer, half with the tag of the reasoning. The
+model goes on from there by itself, and what it makes of it decides whether the trace is kept. Ours.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.data.prompts import Prompt
+from jaxalign.engine.step import Algorithm, rollout
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import fetch
+from jaxalign.models.sharding import to_devices
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.records import Batch, Rollout
+from jaxalign.sampling import rule_answer
+from jaxalign.sampling.tools import encode_answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """The first words of a completion.
+
+    Attributes:
+      asked: ids that count as the model's own, so they are learned: a call, or a tag.
+      answered: ids of the call's answer, which are context; none for a tag.
+    """
+
+    asked: list[int]
+    answered: list[int]
+
+    @property
+    def tokens(self) -> list[int]:
+        """All of it."""
+        return [*self.asked, *self.answered]
+
+
+@dataclasses.dataclass(frozen=True)
+class Openings:
+    """Both ways to begin.
+
+    Attributes:
+      calls: by category.
+      alone: the tag of the reasoning.
+    """
+
+    calls: Mapping[str, Opening]
+    alone: Opening
+
+    @property
+    def size(self) -> int:
+        """Tokens of the longest."""
+        return max(len(opening.tokens) for opening in (self.alone, *self.calls.values()))
+
+    def of(self, prompt: Prompt, *, consults: bool) -> Opening:
+        """The tag, or a call of the prompt's hazard: of `general` or the first without a rule."""
+        if not consults:
+            return self.alone
+        calls = self.calls
+        return calls.get(prompt.category) or calls.get("general") or next(iter(calls.values()))
+
+
+def encode_openings(rules: Mapping[str, str], tokenizer: Any) -> Openings:
+    """The call of each rule, as `jaxalign.sampling.consultation` answers it, and the tag.
+
+    Raises:
+      ValueError: the tokenizer can't spell one.
+    """
+    asked = encode_answers(tokenizer, [f"<consult>{category}</consult>" for category in rules])
+    answered = encode_answers(tokenizer, [rule_answer(rules, category) for category in rules])
+    calls = {name: Opening(*ids) for name, *ids in zip(rules, asked, answered, strict=True)}
+    [tag] = encode_answers(tokenizer, ["<safety_reasoning>"])
+    return Openings(calls, Opening(tag, []))
+
+
+def guided_rollout(
+    model: Transformer,
+    algorithm: Algorithm,
+    params: Params,
+    batch: Batch,
+    openings: Sequence[Opening],
+    key: jax.Array,
+    *,
+    width: int,
+) -> Rollout:
+    """Samples G completions of each prompt that begin with the given opening.
+
+    Args:
+      model: the decoder.
+      algorithm: G, T and how tokens are drawn.
+      params: its parameters.
+      batch: N prompts, on the host; its tool is left aside, so later calls are plain text.
+      openings: N of them.
+      key: consumed.
+      width: tokens kept for an opening, so that rounds share a compilation: those of the longest.
+        The model's own part has T − width.
+
+    Returns:
+      the completions, opening included, as if the model had begun so, as NumPy arrays: what an
+      opening asks are generated tokens, what is answered is not. `logps` are those of the tokens
+      that were drawn, and 0 in the opening. `mode` is 1 where it is a call.
+
+    Raises:
+      InputError: T leaves no room behind the longest opening.
+    """
+    room = algorithm.max_new_tokens - width
+    if room < 1:
+        raise InputError(
+            f"max_new_tokens={algorithm.max_new_tokens} leaves no room behind a consultation and "
+            f"its answer, which take {width}: raise it, or shorten the rules"
+        )
+    given = [opening.tokens for opening in openings]
+    prompts, prompt_mask = np.asarray(batch.prompts), np.asarray(batch.prompt_mask)
+    rows = [np.array([*p[m], *ids]) for p, m, ids in zip(prompts, prompt_mask, given, strict=True)]
+    tokens = np.zeros((len(rows), prompts.shape[1] + width), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    exists = np.arange(tokens.shape[1]) < np.array([[len(ids)] for ids in rows])
+    asked, asked_mask = to_devices((tokens, exists), model.mesh, rows=True)
+    samples = rollout(
+        model,
+        dataclasses.replace(algorithm, max_new_tokens=room),
+        params,
+        dataclasses.replace(batch, prompts=asked, prompt_mask=asked_mask, tool=None),
+        key,
+    )
+    return _behind(fetch(samples), openings, algorithm)
+
+
+def _behind(samples: Rollout, openings: Sequence[Opening], algorithm: Algorithm) -> Rollout:
+    """The samples `[B, room]` moved behind their openings, `[B, T]`."""
+    shape = (len(samples.tokens), algorithm.max_new_tokens)
+    tokens, logps = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    mask, present = np.zeros(shape, bool), np.zeros(shape, bool)
+    for row in range(shape[0]):
+        opening = openings[row // algorithm.samples_per_prompt]
+        start = len(opening.tokens)
+        tokens[row, :start] = opening.tokens
+        present[row, :start] = True
+        mask[row, : len(opening.asked)] = True
+        rest = slice(start, start + samples.tokens.shape[1])
+        tokens[row, rest], logps[row, rest] = samples.tokens[row], samples.logps[row]
+        mask[row, rest], present[row, rest] = samples.mask[row], samples.present[row]
+    modes = np.array([bool(opening.answered) for opening in openings], np.int32)
+    arrays: dict[str, Any] = {
+        "tokens": tokens,
+        "mask": mask,
+        "present": present,
+        "logps": logps,
+        "mode": np.repeat(modes, algorithm.samples_per_prompt),
+    }
+    return dataclasses.replace(samples, **arrays)

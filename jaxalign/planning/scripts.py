@@ -1,0 +1,133 @@
+"""From a script's preset to the plans of its step."""
+
+import dataclasses
+import importlib.util
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import jax.numpy as jnp
+
+from jaxalign.data import load_all
+from jaxalign.host.errors import InputError
+from jaxalign.models import Transformer
+from jaxalign.models.files.architectures import read_architecture
+from jaxalign.models.layout import parameter_shardings
+from jaxalign.models.sharding import make_mesh
+from jaxalign.planning.chips import chip_of, slice_devices
+from jaxalign.planning.compiled_step import DoesNotFit, Plan, plan_step
+from jaxalign.planning.stand_in import stand_in_tokenizer
+from jaxalign.runs.settings import RLSettings, check_mesh, parse
+
+_NAMES = ("PRESETS", "check_settings", "prepare")
+
+
+def load_script(path: Path) -> ModuleType:
+    """An experiment as a module.
+
+    Raises:
+      InputError: no such file, one that cannot be imported, or one without `PRESETS`,
+        `check_settings` and `prepare`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such script; give one such as experiments/alphaalign.py")
+    name = f"_planned_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: not a Python file; give one such as experiments/alphaalign.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the script does when it is read
+        del sys.modules[name]
+        raise InputError(
+            f"{path}: cannot be imported ({type(error).__name__}: {error}); mend it, or give one "
+            "such as experiments/alphaalign.py"
+        ) from error
+    if missing := [name for name in _NAMES if not hasattr(module, name)]:
+        raise InputError(f"{path}: has no {', '.join(missing)}; see experiments/alphaalign.py")
+    return module
+
+
+def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> RLSettings:
+    """The settings of a preset with the script's flags on top, checked as a run checks them.
+
+    Raises:
+      InputError: no such preset, or settings that cannot work.
+    """
+    name = f"{script.__name__.removeprefix('_planned_')}.py"
+    doc = script.__doc__ or ""
+    settings: RLSettings = parse([preset, *flags], script.PRESETS, script=name, doc=doc)
+    with tempfile.TemporaryDirectory() as folder:  # no run of this name is under way
+        script.check_settings(dataclasses.replace(settings, run=Path(folder) / "run", resume=False))
+    return settings
+
+
+def plans(
+    script: ModuleType,
+    settings: RLSettings,
+    topologies: Sequence[str],
+    mesh: tuple[int, int, int] | None,
+) -> Iterator[tuple[str, Plan | str]]:
+    """Compiles the step for one topology after the other.
+
+    Args:
+      script: from `load_script`.
+      settings: the run's.
+      topologies: such as `v5e:4x4`; a generation alone stands for its slices, small ones first,
+        until the step fits.
+      mesh: data, fsdp and tensor; by default the settings', and where that is for another number
+        of devices its tensor, and fsdp for the rest.
+
+    Yields:
+      topology and plan, or why there is none.
+
+    Raises:
+      InputError: a topology or a mesh for it that cannot be, before anything is compiled.
+    """
+    config = read_architecture(settings.model)
+
+    def place(topology: str) -> tuple[RLSettings, Transformer]:
+        devices = slice_devices(topology)
+        sizes = mesh or _mesh_of(settings, len(devices))
+        placed = dataclasses.replace(settings, mesh=sizes)
+        on = make_mesh(*sizes, devices=devices)
+        check_mesh(placed)
+        parameter_shardings(config, on)
+        dtype = jnp.bfloat16 if settings.dtype == "auto" else jnp.dtype(settings.dtype)
+        return placed, Transformer(config, dtype=dtype, remat=settings.remat, mesh=on)
+
+    for topology in topologies:
+        chip_of(topology)
+        if ":" in topology:
+            place(topology)
+    prompts = load_all(settings.prompts, settings.text_field)
+    tokenizer = stand_in_tokenizer(config.vocab_size)
+    for asked in topologies:
+        whole = [f"{asked}:{shape}" for shape in chip_of(asked).slices]
+        for topology in [asked] if ":" in asked else whole:
+            try:
+                placed, model = place(topology)
+            except InputError as error:
+                yield topology, str(error)
+                continue
+            work = script.prepare(placed, model, tokenizer, prompts)
+            try:
+                batch = work.batches.encode(work.batches.prompts_at(0))
+                plan = plan_step(work, model, batch)
+            except DoesNotFit as error:
+                yield topology, f"does not fit: {error}; raise --micro-batches, or --mesh's tensor"
+                continue
+            yield topology, plan
+            break
+
+
+def _mesh_of(settings: RLSettings, devices: int) -> tuple[int, int, int]:
+    if settings.mesh and math.prod(settings.mesh) == devices:
+        return settings.mesh
+    tensor = min(settings.mesh[2] if settings.mesh else 1, devices)
+    return 1, devices // tensor, tensor

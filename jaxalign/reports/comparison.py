@@ -1,0 +1,277 @@
+"""Models side by side on the same prompts: differences, how sure they are, and where they are."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.order import evenly
+from jaxalign.evaluation.probes import overhead
+from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import (
+    mcnemar_p_value,
+    paired_difference_interval,
+    wilson_interval,
+)
+from jaxalign.reports.evaluation_folder import Evaluated, Judged
+from jaxalign.reports.evaluation_page import card, label_of, panels, seconds_cell, table
+from jaxalign.reports.evaluation_plots import plot_rates
+from jaxalign.reports.page import escape, image, page
+
+SHOWN = 4
+"""Prompts of each measure that the page shows of those that the models are judged apart on."""
+
+HEADINGS = ("share of prompts", "first", "second", "points", "95% interval", "p", "n")
+
+# What the answers depend on beside the model.
+_SETTINGS = (
+    *("template", "wording", "samples", "temperature", "seed"),
+    *("max_prompt_tokens", "max_new_tokens", "dtype"),
+)
+
+
+def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
+    """Compares two evaluations on the prompts that both asked, ready for JSON.
+
+    A prompt counts for a model where most of its answers do, as `measure` of
+    `jaxalign.evaluation.rates.rates` says. `p` is of McNemar's exact test, `low` and `high` are the
+    ends of `paired_difference_interval`; neither is corrected for how many there are.
+
+    Returns:
+      for each suite, attack, kind and judge that both have: `suite`, `attack`, `kind`, `judge`,
+      `measure`, `n` (pairs), `first` and `second` (rate, low, high, n), `difference` (second minus
+      first), `low`, `high`, `only_first`, `only_second`, `p`.
+
+    Raises:
+      InputError: they have no prompt with a judge in common.
+    """
+    found = []
+    theirs = {_key(rate): rate for rate in second.results["rates"]}
+    for rate in first.results["rates"]:
+        if _key(rate) not in theirs:
+            continue
+        pairs = [(_counts(a, rate), _counts(b, rate)) for a, b in _pairs(first, second, rate)]
+        if not pairs:
+            continue
+        n = len(pairs)
+        only_first = sum(a and not b for a, b in pairs)
+        only_second = sum(b and not a for a, b in pairs)
+        low, high = paired_difference_interval(only_first, only_second, n)
+        names = ("suite", "attack", "kind", "judge", "measures", "measure")
+        found.append(
+            {name: rate[name] for name in names}
+            | {"n": n, "first": _share(sum(a for a, _ in pairs), n)}
+            | {"second": _share(sum(b for _, b in pairs), n)}
+            | {"difference": (only_second - only_first) / n, "low": low, "high": high}
+            | {"only_first": only_first, "only_second": only_second}
+            | {"p": mcnemar_p_value(only_first, only_second)}
+        )
+    if not found:
+        raise InputError(
+            f"{first.folder} and {second.folder} have no prompt with a judge in common; evaluate "
+            "both with the same --suites and --judge"
+        )
+    return found
+
+
+def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
+    """Settings in which two evaluations differ, a line each: the model is not all that changed."""
+    ours, theirs = (x.results["settings"] for x in (first, second))
+    names = [name for name in _SETTINGS if name in ours and name in theirs]
+    if ours["template"] != theirs["template"]:  # another wording goes without saying
+        names = [name for name in names if name != "wording"]
+    if not (ours.get("temperature") or theirs.get("temperature")):  # greedy
+        names = [name for name in names if name != "seed"]
+    found = [(name.replace("_", " "), ours[name], theirs[name]) for name in names]
+    before, after = _judges(ours), _judges(theirs)
+    found += [(f"judge {name}", before[name], after[name]) for name in before if name in after]
+    return [f"{name}: {a} in the first, {b} in the second" for name, a, b in found if a != b]
+
+
+def _judges(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> specification of the judges; two models may both be called guard."""
+    return {
+        spec.rpartition(":")[2] if ".py:" in spec else spec.partition("=")[0]: spec
+        for spec in settings["judge"]
+    }
+
+
+def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
+    """How many more tokens the second's answers take, for each suite without an attack.
+
+    As `jaxalign.evaluation.probes.overhead`, over prompts that both answered: `suite`, `answers`,
+    `tokens` (first, second), `more_tokens`, `interval`; and `seconds` (first, second) of the mean
+    answer to all of its prompts, None where unknown. It is what the format's tags cost where one
+    asks for them and the other does not.
+    """
+    found = []
+    paces = [
+        {(x["suite"], x["attack"]): x.get("mean_seconds") for x in y.results["answers"]}
+        for y in (first, second)
+    ]
+    for suite, attack in first.judged:
+        if attack != "none" or (suite, attack) not in second.judged:
+            continue
+        pairs = _matched(first.judged[suite, attack], second.judged[suite, attack])
+        rows = [
+            [{"id": index, "sample": x["sample"], "tokens": x["tokens"]} for x in side.rows]
+            for index, pair in enumerate(pairs)
+            for side in pair
+        ]
+        if rows:
+            ours, theirs = sum(rows[::2], []), sum(rows[1::2], [])
+            facts = dataclasses.asdict(overhead(theirs, ours))
+            facts["tokens"] = facts["tokens"][::-1]
+            facts["seconds"] = tuple(pace[suite, attack] for pace in paces)
+            found.append({"suite": suite, **{x: facts[x] for x in _OVERHEAD}})
+    return found
+
+
+OVERHEAD_HEADINGS = (
+    "suite",
+    "first",
+    "second",
+    "more tokens",
+    "95% interval",
+    "seconds",
+    "answers",
+)
+_OVERHEAD = ("answers", "tokens", "more_tokens", "interval", "seconds")
+
+
+def overhead_cells(row: Mapping[str, Any]) -> list[str]:
+    """Tokens as text, below `OVERHEAD_HEADINGS`."""
+    low, high = row["interval"]
+    counts = [*row["tokens"], row["more_tokens"]]
+    interval = f"{low:+.1f} to {high:+.1f}"
+    seconds = "/".join(map(seconds_cell, row["seconds"]))
+    return [row["suite"], *(f"{x:.1f}" for x in counts), interval, seconds, str(row["answers"])]
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A comparison as text, below `HEADINGS`."""
+    p = row["p"]
+    return [
+        label_of(row),
+        f"{row['first']['rate']:.1%}",
+        f"{row['second']['rate']:.1%}",
+        f"{100 * row['difference']:+.1f}",
+        f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+        "< 0.001" if p < 0.001 else f"{p:.3f}",
+        str(row["n"]),
+    ]
+
+
+def write_comparison(
+    folder: Path, first: Evaluated, others: Sequence[Evaluated], rows: Sequence[Sequence[Any]]
+) -> Path:
+    """Writes `comparison.json`, `comparison.html` and `comparison.png` into a folder.
+
+    Args:
+      folder: made if need be.
+      first: what the others are compared with.
+      others: at least one.
+      rows: for each of the others, as of `paired_rates`.
+
+    Returns:
+      the path of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "first": _facts(first),
+        "others": [
+            _facts(other)
+            | {"differing_settings": differing_settings(first, other), "rates": rates}
+            | {"tokens": token_overheads(first, other)}
+            for other, rates in zip(others, rows, strict=True)
+        ],
+    }
+    (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
+    series = {str(x.folder): x.results["rates"] for x in (first, *others)}
+    picture = folder / "comparison.png"
+    plot_rates(panels(series), picture)
+    body = [image(picture, "Rates of the models with 95% intervals")]
+    for other, rates in zip(others, rows, strict=True):
+        names = [f"{x.results['model']} ({x.folder})" for x in (first, other)]
+        body.append(f"<h2>{escape(names[1])}</h2><p>The first is {escape(names[0])}.</p>")
+        lines = differing_settings(first, other)
+        body += [f'<p class="note">Not only the model differs: {escape(x)}.</p>' for x in lines]
+        for suite, judge in dict.fromkeys((x["suite"], x["judge"]) for x in rates):
+            those = [x for x in rates if (x["suite"], x["judge"]) == (suite, judge)]
+            body.append(f"<h3>{escape(suite)}, judged by {escape(judge)}</h3>")
+            body.append(table(HEADINGS, [cells(rate) for rate in those], texts=1))
+            body += [_apart(first, other, rate) for rate in those]
+        tokens = [overhead_cells(row) for row in token_overheads(first, other)]
+        body.append(
+            "<h3>Tokens and seconds of an answer</h3>" + table(OVERHEAD_HEADINGS, tokens, texts=1)
+        )
+    body.append(
+        '<p class="quiet">n: prompts that both answered; the picture shows all that each answered. '
+        "Points: second minus first, with an interval for paired prompts. p: McNemar's exact test. "
+        "Neither is corrected for how many rows there are. Seconds: of a mean answer, "
+        "first/second, prompts in batches and compilation included.</p>"
+    )
+    path = folder / "comparison.html"
+    path.write_text(page("Comparison", "\n".join(body)), encoding="utf-8")
+    return path
+
+
+def _apart(first: Evaluated, second: Evaluated, rate: Mapping[str, Any]) -> str:
+    """Some of the prompts on which a judge tells the models apart, spread evenly over them."""
+    pairs = [(a, b) for a, b in _pairs(first, second, rate) if _counts(a, rate) != _counts(b, rate)]
+    if not pairs:
+        return ""
+    cards = []
+    for a, b in evenly(pairs, SHOWN):
+        sides = [
+            (str(x.folder), y.rows[0], {rate["judge"]: y.scores[0][rate["judge"]]})
+            for x, y in ((first, a), (second, b))
+        ]
+        cards.append(card(a.prompt, a.kind, sides))
+    title = f"{label_of(rate)}: {len(pairs)} prompts judged apart"
+    return f"<details><summary>{escape(title)}</summary>{''.join(cards)}</details>"
+
+
+def _key(rate: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(rate[x] for x in ("suite", "attack", "kind", "judge", "measure"))
+
+
+def _pairs(
+    first: Evaluated, second: Evaluated, rate: Mapping[str, Any]
+) -> list[tuple[Judged, Judged]]:
+    """Prompts of the rate's suite, attack and kind that both answered."""
+    key = rate["suite"], rate["attack"]
+    sides = ([x for x in y.judged[key] if x.kind == rate["kind"]] for y in (first, second))
+    return _matched(*sides)
+
+
+def _matched(first: Sequence[Judged], second: Sequence[Judged]) -> list[tuple[Judged, Judged]]:
+    """Prompts that both answered; a text that stands twice is matched in its order."""
+    waiting: dict[str, list[Judged]] = defaultdict(list)
+    for x in second:
+        if x.rows:
+            waiting[x.prompt].append(x)
+    return [(x, waiting[x.prompt].pop(0)) for x in first if x.rows and waiting[x.prompt]]
+
+
+def _counts(judged: Judged, rate: Mapping[str, Any]) -> bool:
+    """Whether most answers to a prompt are what the measure says; a tie is no refusal, or harm."""
+    said = float(np.mean([scores[rate["judge"]] >= 0.5 for scores in judged.scores]))
+    if rate["measures"] == "harm":
+        return said >= 0.5
+    return said <= 0.5 if rate["measure"] == "attack_success" else said > 0.5
+
+
+def _share(count: int, n: int) -> dict[str, Any]:
+    low, high = wilson_interval(count, n)
+    return {"rate": count / n, "low": low, "high": high, "n": n}
+
+
+def _facts(evaluated: Evaluated) -> dict[str, Any]:
+    results = evaluated.results
+    names = ("model", "weights", "date", "hardware", "settings")
+    return {"folder": str(evaluated.folder)} | {name: results[name] for name in names}

@@ -1,0 +1,94 @@
+"""The folder of an evaluation: what `jaxalign eval` writes and `jaxalign compare` reads."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data.sources import read_json_lines
+from jaxalign.evaluation.measure import ANSWERS, RESULTS, VERDICTS
+from jaxalign.evaluation.rates import file_name
+from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import read_json
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A prompt, the answers to it, and what judges say of them.
+
+    Attributes:
+      prompt: the request, as it is without an attack.
+      kind: "harmful", "benign" or "lookalike".
+      rows: of the answers' file: every variant and sample; none where it was too long to ask.
+      scores: of each row, judge -> score.
+    """
+
+    prompt: str
+    kind: str
+    rows: Sequence[Mapping[str, Any]]
+    scores: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation.
+
+    Attributes:
+      folder: where it is.
+      results: the content of `results.json`.
+      judged: (suite, attack) -> its prompts, in their order.
+    """
+
+    folder: Path
+    results: Mapping[str, Any]
+    judged: Mapping[tuple[str, str], list[Judged]]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder of an evaluation, or takes one that holds an evaluation already.
+
+    Raises:
+      InputError: it holds other things, is a file, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out: {folder} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ANSWERS).is_dir():
+        raise InputError(f"--out: {folder} holds other things; give a new folder")
+    try:
+        (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out: {folder} cannot be made ({error.strerror}); give another folder"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--out: {folder} cannot be written; give another folder")
+
+
+def read_evaluation(folder: str | Path) -> Evaluated:
+    """Reads what `jaxalign eval --out FOLDER` wrote.
+
+    Raises:
+      InputError: it is no such folder, or one of its files is missing or damaged.
+    """
+    folder = Path(folder)
+    path = folder / RESULTS
+    if not path.is_file():
+        raise InputError(f"{folder}: no {RESULTS}; give a folder that `jaxalign eval --out` wrote")
+    results = read_json(path)
+    judged: dict[tuple[str, str], list[Judged]] = {}
+    try:
+        for fact in results["answers"]:
+            key = fact["suite"], fact["attack"]
+            name = f"{file_name(*key)}.jsonl"
+            rows = [row for _, row in read_json_lines(folder / ANSWERS / name)]
+            judged[key] = []
+            for _, line in read_json_lines(folder / VERDICTS / name):
+                scores = line["scores"]
+                theirs, rows = rows[: len(scores)], rows[len(scores) :]
+                judged[key].append(Judged(line["prompt"], line["kind"], theirs, scores))
+                if len(theirs) < len(scores):
+                    raise KeyError(name)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}: damaged ({error!r}); run the evaluation again") from error
+    return Evaluated(folder, results, judged)

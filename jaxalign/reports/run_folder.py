@@ -1,0 +1,214 @@
+"""Reads what a run left behind into one value, complete or not."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxalign.host.errors import InputError
+
+KINDS = {"harmful": "Harmful", "benign": "Benign", "lookalike": "Look-alike"}
+
+_OPENING = re.compile(r"<(\w*reasoning)>")
+# Control characters, lone surrogates, direction overrides: they can hide or reorder shown text.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A measured share, with its 95% interval and number of trials where the run gives them."""
+
+    rate: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A rate to show: its key in the files, its label, the kind it is over, which way is better."""
+
+    name: str
+    label: str
+    kind: str | None
+    higher_is_better: bool | None
+
+    @property
+    def arrow(self) -> str:
+        """Points in the desired direction, if there is one."""
+        return {True: "▲", False: "▼", None: "·"}[self.higher_is_better]
+
+    @property
+    def wish(self) -> str:
+        """The desired direction in a word."""
+        return {True: "▲ higher", False: "▼ lower", None: "· no aim"}[self.higher_is_better]
+
+
+MEASURES = (
+    Measure("harmful_refused", "Harmful refused", "harmful", True),
+    Measure("benign_refused", "Benign refused", "benign", False),
+    Measure("lookalike_refused", "Look-alike refused", "lookalike", False),
+    Measure("well_formed", "Well-formed", None, True),
+)
+
+#: Of runs with a tool. Consulting is no aim of its own.
+CONSULTING = tuple(
+    Measure(f"{kind}_consulted", f"{label} consulted", kind, None) for kind, label in KINDS.items()
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The answers to one prompt; ``before`` or ``after`` is None where it was not evaluated."""
+
+    kind: str
+    prompt: str
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's contents; an absent file leaves its field empty and a line in ``missing``."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    summary: dict[str, Any]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    pairs: list[Pair]
+    missing: list[str]
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run folder, complete or cut short.
+
+    Raises:
+        InputError: the folder is absent or holds nothing of a run, or one of its files is
+            malformed.
+    """
+    # Here and not at the top: `training` may import this package.
+    from jaxalign.host.metrics import METRICS_FILE, SAMPLES_FILE, read_metrics, read_samples
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder of a run")
+    config = _read_object(folder / "config.json")
+    metrics = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+    samples = read_samples(folder) if (folder / SAMPLES_FILE).is_file() else []
+    summary = _read_object(folder / "summary.json")
+    first = _read_object(folder / "evaluation_before.json")
+    last = _read_object(folder / "evaluation_after.json")
+    before = summary.get("before") or first.get("rates") or {}
+    after = summary.get("after") or last.get("rates") or {}
+    if not any((config, metrics, samples, summary, first, last)):
+        raise InputError(f"{folder}: holds nothing of a run; give the folder that a run wrote")
+    unasked = config.get("heldout") == [] and not before and not after
+    absent = {
+        "No config.json: the settings of this run are unknown.": not config,
+        "No training metrics yet.": not metrics,
+        "No evaluations: no held-out prompts were given (--heldout).": unasked,
+        "No evaluation from before training.": not before and not unasked,
+        "No evaluation from after training: the run is under way or was cut short.": (
+            not after and not unasked
+        ),
+        "No summary.json: the run has not finished.": not summary,
+    }
+    return Run(
+        folder=folder,
+        config=config,
+        metrics=metrics,
+        samples=samples,
+        summary=summary,
+        before=before,
+        after=after,
+        pairs=_pair_rows(first.get("rows") or [], last.get("rows") or []),
+        missing=[line for line, is_absent in absent.items() if is_absent],
+    )
+
+
+def measures(*sections: Mapping[str, Any]) -> tuple[Measure, ...]:
+    """What to show of evaluations: `MEASURES`, and `CONSULTING` where there was a tool."""
+    consulting = any(measure.name in section for section in sections for measure in CONSULTING)
+    return MEASURES + (CONSULTING if consulting else ())
+
+
+def get_rate(section: Mapping[str, Any], measure: Measure) -> Rate | None:
+    """Finds a rate in the ``before`` or ``after`` section of a summary; None when it is not there.
+
+    The rate stands under the measure's name, its interval in ``section["intervals"][name]`` as
+    [low, high], its number of trials in ``section["n"][kind]``; the last two may be absent.
+
+    Raises:
+        InputError: the value is no number from 0 to 1.
+    """
+    value = section.get(measure.name)
+    low, high = (section.get("intervals") or {}).get(measure.name) or (None, None)
+    counts = section.get("n") or {}
+    kinds = KINDS if measure.kind is None else (measure.kind,)
+    n = sum(counts.get(kind, 0) for kind in kinds) or None
+    if value is None or value != value:  # a rate over no prompts: null or NaN
+        return None
+    if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+        raise InputError(f"{measure.name} is {value!r} in the evaluation; it must be a fraction")
+    return Rate(value, low, high, n)
+
+
+def first_of_each_kind(pairs: list[Pair], count: int) -> list[Pair]:
+    """Takes the first ``count`` of each kind, in the order of KINDS; nobody picks the good ones."""
+    kinds = [*KINDS, *dict.fromkeys(pair.kind for pair in pairs if pair.kind not in KINDS)]
+    return [pair for kind in kinds for pair in [x for x in pairs if x.kind == kind][:count]]
+
+
+def split_answer(completion: str) -> tuple[str | None, str]:
+    """Splits a completion into (reasoning, answer), or (None, all of it) when tags are missing.
+
+    Text around the tags stays with the part that it touches, so that nothing the model wrote goes
+    unseen.
+    """
+    opening = _OPENING.search(completion)
+    if opening is not None:
+        head, rest = completion[: opening.start()], completion[opening.end() :]
+        reasoning, closed, rest = rest.partition(f"</{opening[1]}>")
+        between, opened, rest = rest.partition("<answer>")
+        answer, ended, tail = rest.rpartition("</answer>")
+        if closed and opened and ended:
+            return _join(head, reasoning, between), _join(answer, tail)
+    return None, completion.strip()
+
+
+def printable(text: object) -> str:
+    """Replaces characters that could hide or reorder the text around them by U+FFFD."""
+    return _UNPRINTABLE.sub("\ufffd", str(text))
+
+
+def _join(*parts: str) -> str:
+    return "\n".join(part.strip() for part in parts if part.strip())
+
+
+def _pair_rows(first: list[dict[str, Any]], last: list[dict[str, Any]]) -> list[Pair]:
+    before = {row.get("id", row.get("prompt")): row for row in reversed(first)}
+    after = {row.get("id", row.get("prompt")): row for row in reversed(last)}
+    pairs = []
+    for key in dict.fromkeys(row.get("id", row.get("prompt")) for row in [*first, *last]):
+        row = before.get(key) or after[key]
+        kind, prompt = str(row.get("kind", "")), str(row.get("prompt", ""))
+        pairs.append(Pair(kind, prompt, before.get(key), after.get(key)))
+    return pairs
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; an absent file is an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); delete or repair it") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; delete or repair it")
+    return value

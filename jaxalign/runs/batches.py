@@ -1,0 +1,135 @@
+"""From prompts to the batch of each step, and from its result to transcripts."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.data.prompts import KINDS, Kind, Prompt, batch_at
+from jaxalign.data.templates import Template, encode_prompts
+from jaxalign.host.errors import InputError
+from jaxalign.answers.completing import prompt_lengths
+from jaxalign.models.sharding import to_devices
+from jaxalign.host.processes import fetch
+from jaxalign.sampling import Tool
+from jaxalign.engine.step import StepResult
+from jaxalign.records import Batch
+
+MakeExtras = Callable[[Sequence[Prompt]], Any]
+"""`prompts -> Batch.extras`, as the run's reward function needs them."""
+
+
+class Batches:
+    """The batch of each step: a pure function of the step number.
+
+    Args:
+      prompts: the training prompts.
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      template: how a prompt is asked.
+      counts: prompts of each kind in a step.
+      max_prompt_tokens: the longest prompt, beyond what the template makes all of them share; every
+        batch is so wide.
+      seed: of the order.
+      make_extras: what the reward needs to know of a batch's prompts.
+      tool: what completions may call.
+      mesh: devices that share the rows; by default the first device has them.
+    """
+
+    def __init__(
+        self,
+        prompts: list[Prompt],
+        tokenizer: Any,
+        template: Template,
+        *,
+        counts: Mapping[Kind, int],
+        max_prompt_tokens: int,
+        seed: int,
+        make_extras: MakeExtras,
+        tool: Tool | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self._tokenizer = tokenizer
+        self._template = template
+        self._counts = counts
+        self._width = max_prompt_tokens
+        self._seed = seed
+        self._make_extras = make_extras
+        self.tool = tool
+        self._mesh = mesh
+
+    def check(self, *, max_positions: int, max_new_tokens: int) -> None:
+        """Refuses what a later step would trip over.
+
+        Raises:
+          InputError: a prompt is too long, a kind has no prompts, or prefix, prompt and completion
+            pass the model's last position.
+        """
+        batch, limit = self.encode(self.prompts_at(0)), self._width
+        assert batch.prefix is not None
+        positions = batch.prefix.size + limit + max_new_tokens
+        if positions > max_positions:
+            raise InputError(
+                f"prefix, max_prompt_tokens={limit} and max_new_tokens={max_new_tokens} take "
+                f"{positions} positions, the model has {max_positions}: lower one of them"
+            )
+        lengths = prompt_lengths(self._tokenizer, self._template, self._prompts)
+        for prompt, length in zip(self._prompts, lengths, strict=True):
+            if length > limit:
+                raise InputError(
+                    f"prompt {prompt.id} takes {length} tokens, the limit is {limit}: shorten it "
+                    "or raise max_prompt_tokens"
+                )
+
+    def prompts_at(self, step: int) -> list[Prompt]:
+        """The prompts of a step, in the order of its batch: harmful, benign, look-alike."""
+        return batch_at(self._prompts, step, counts=self._counts, seed=self._seed)
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step, on the devices."""
+        batch = self.encode(self.prompts_at(step))
+        rows = (batch.prompts, batch.prompt_mask, batch.extras)
+        prompts, mask, extras = to_devices(rows, self._mesh, rows=True)
+        return Batch(prompts, mask, to_devices(batch.prefix, self._mesh), extras, self._placed_tool)
+
+    @functools.cached_property
+    def _placed_tool(self) -> Tool | None:
+        return to_devices(self.tool, self._mesh)
+
+    def encode(self, prompts: Sequence[Prompt]) -> Batch:
+        """The batch of given prompts, as NumPy arrays."""
+        asked = encode_prompts(
+            self._tokenizer,
+            self._template,
+            [prompt.text for prompt in prompts],
+            max_tokens=self._width,
+            width=self._width,
+        )
+        extras = self._make_extras(prompts)
+        arrays: Any = (asked.tokens, asked.mask, asked.prefix, extras, self.tool)
+        return Batch(*arrays)
+
+    def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:
+        """One row per prompt of a step: its first sample, with the rewards."""
+        prompts = self.prompts_at(step)
+        samples, details = fetch((result.samples, result.score.details))
+        group = len(samples.tokens) // len(prompts)
+        rows = range(0, len(samples.tokens), group)
+        return [
+            {
+                "prompt": prompt.text,
+                "kind": prompt.kind,
+                "completion": self._tokenizer.decode(
+                    samples.tokens[row][samples.present[row]], skip_special_tokens=True
+                ),
+                **{name: np.asarray(value)[row].item() for name, value in details.items()},
+            }
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+
+
+def kind_indices(prompts: Sequence[Prompt]) -> np.ndarray:
+    """`[N]` int32 index of each prompt's kind in `KINDS`."""
+    return np.array([KINDS.index(prompt.kind) for prompt in prompts], np.int32)

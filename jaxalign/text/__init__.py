@@ -1,0 +1,1 @@
+"""Regular expressions and phrases as automata over what token ids spell."""

@@ -1,0 +1,392 @@
+"""Our models as a model of `lm-eval`, EleutherAI's lm-evaluation-harness; import needs the package.
+
+Text is turned into tokens, contexts are cut and answers are ended as its own class for transformers
+does (`lm_eval.models.huggingface.HFLM` of 0.4.13), so that numbers compare with published ones.
+What is computed is ours: a context that several continuations follow, the choices of a question, is
+computed once; batches are as wide as the next power of two, the longest first.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from jaxalign.answers.completing import check_sizes, fill, stop_tokens
+from jaxalign.data.templates import Tokenizer, pad
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import fetch
+from jaxalign.models.completion import completion_states, compute_params
+from jaxalign.models.heads import logits
+from jaxalign.models.sharding import to_devices
+from jaxalign.models.transformer import Params, Transformer, output_weight
+from jaxalign.sampling import Greedy, Method, Temperature, TopK, TopP, sample
+
+LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
+"""Contexts are padded to 32, 64, 128, … tokens, continuations to 8, 16, 32, …"""
+
+MAX_NEW_TOKENS = 256
+"""Where answers are cut off if the task does not say, as in HFLM."""
+
+# Logits held at once, over rows: 128 MB of float32.
+_LOGITS = 2**25
+
+Progress = Callable[[int, int], None]
+"""`(done, total)`, called after each batch; `total` counts the requests of one kind."""
+
+
+class _Context(NamedTuple):
+    """Tokens, and what follows them: the request's index and the continuation's tokens of each."""
+
+    tokens: tuple[int, ...]
+    followers: list[tuple[int, list[int]]]
+
+
+class JaxalignLM(TemplateLM):
+    """What tasks of `lm-eval` ask of a model: log-probabilities of texts, and answers.
+
+    Attributes:
+      tokenizer: as given.
+      cut_contexts: how many contexts lost their beginning because they did not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        params: Params,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 16,
+        seed: int = 0,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Casts the parameters to the model's compute dtype.
+
+        Args:
+          model: the decoder.
+          params: its parameters.
+          tokenizer: a fast Hugging Face tokenizer.
+          batch_size: rows at a time.
+          seed: of answers that are drawn.
+          progress: called after each batch.
+
+        Raises:
+          InputError: a batch size below 1.
+        """
+        check_sizes(batch_size=batch_size)
+        super().__init__()
+        self.tokenizer: Any = tokenizer
+        self.cut_contexts = 0
+        self._model, self._params = model, compute_params(params, model.dtype)
+        self._batch_size, self._progress = batch_size, progress
+        self._key = jax.random.key(seed)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model reads at most."""
+        return self._model.config.max_positions
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        end: int = self.tokenizer.eos_token_id
+        return end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token before a text that has no context: the one that begins texts, if any."""
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else begin
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the names of caches."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What `lm-eval` adds to the `config` of its results."""
+        dtype = jnp.dtype(self._model.dtype).name
+        return {"model_dtype": dtype, "cut_contexts": self.cut_contexts}
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Token ids of a text; special tokens that it spells out are taken as such.
+
+        Args:
+          string: the text.
+          add_special_tokens: whether the tokenizer adds its own, such as one that begins texts.
+            None: if it does so by default and the text does not start with it already.
+          **kwargs: of other models; not used.
+        """
+        if add_special_tokens is None:
+            begin = self.tokenizer.decode([self.prefix_token_id])
+            add_special_tokens = not string.startswith(begin)
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return ids
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a chat, with the opening of the answer or with an unfinished last message."""
+        if not self.tokenizer.chat_template:
+            raise InputError("the tokenizer has no chat template: use an instruct model")
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Of each pair log π(continuation | context), and whether greedy would say it."""
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return scores
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Of each whole text log π, in windows of the model's length, each token predicted once."""
+        windows, owners = [], []
+        for index, request in enumerate(requests):
+            for window in get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            ):
+                windows.append((("", ""), *make_disjoint_window(window)))
+                owners.append(index)
+        totals = np.zeros(len(requests))
+        for owner, (logp, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += logp
+        return [float(total) for total in totals]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        by_context: dict[tuple[int, ...], _Context] = {}
+        results = [(0.0, True)] * len(requests)  # what an empty continuation has
+        for index, (_, context, continuation) in enumerate(requests):
+            if continuation:
+                tokens = tuple(self._cut(context, self.max_length + 1 - len(continuation)))
+                group = by_context.setdefault(tokens, _Context(tokens, []))
+                group.followers.append((index, continuation))
+        contexts = sorted(by_context.values(), key=lambda c: (-len(c.followers), -len(c.tokens)))
+        total = sum(len(context.followers) for context in contexts)
+        done = first = 0
+        while first < len(contexts):
+            group_size = min(len(contexts[first].followers), self._batch_size)
+            size = min(self._batch_size // group_size, len(contexts))
+            batch = contexts[first : first + size]
+            for scores in self._score(batch, size, group_size):
+                done += len(scores)
+                for index, score in scores.items():
+                    results[index] = score
+                self._progress(done, total)
+            first += size
+        return results
+
+    def _score(
+        self, batch: Sequence[_Context], size: int, group_size: int
+    ) -> Iterable[dict[int, tuple[float, bool]]]:
+        """Scores by the request's index: up to `group_size` followers of each context at a time."""
+        contexts = fill([context.tokens for context in batch], size)
+        prompts = pad(contexts, _width(contexts, LEAST_CONTEXT, self.max_length))
+        for start in range(0, max(len(context.followers) for context in batch), group_size):
+            parts = [context.followers[start : start + group_size] for context in batch]
+            rows: list[list[int]] = [[] for _ in range(size * group_size)]
+            indices = {}
+            for place, part in enumerate(parts):
+                for row, (index, continuation) in enumerate(part, place * group_size):
+                    rows[row], indices[row] = continuation, index
+            tokens = pad(rows, _width(rows, LEAST_CONTINUATION, self.max_length))
+            arrays = to_devices((*prompts, *tokens), self._model.mesh, rows=True)
+            logps, greedy = fetch(_sums(self._model, self._params, *arrays))
+            yield {i: (float(logps[row]), bool(greedy[row])) for row, i in indices.items()}
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The answer to each context, up to the first of the texts that end it.
+
+        Greedy, unless a request asks for `do_sample` with a `temperature`, perhaps with `top_p` or
+        `top_k`. Rows stop at a token in which one of the ending texts is whole; an ending that
+        takes several tokens is cut off afterwards.
+
+        Args:
+          requests: context, and a dictionary with `until`, `max_gen_toks` and so on.
+          disable_tqdm: not used; see `progress`.
+
+        Raises:
+          InputError: no room for a context, or a setting of sampling that is not known here.
+        """
+        answers = [""] * len(requests)
+        alike: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            alike.setdefault(repr(sorted(request.args[1].items())), []).append(index)
+        done = 0
+        for indices in alike.values():
+            settings = _Settings.of(requests[indices[0]].args[1], self._end)
+            room = self.max_length - settings.new_tokens
+            encoded = {i: self._cut(self.tok_encode(requests[i].args[0]), room) for i in indices}
+            order = sorted(indices, key=lambda index: -len(encoded[index]))
+            stop = self._stop_tokens(tuple(settings.until))
+            size = min(self._batch_size, len(order))
+            for first in range(0, len(order), size):
+                batch = order[first : first + size]
+                texts = self._answer([encoded[i] for i in batch], size, room, settings, stop)
+                for index, text in zip(batch, texts, strict=True):
+                    answers[index] = text
+                done += len(batch)
+                self._progress(done, len(requests))
+        return answers
+
+    def _answer(
+        self,
+        contexts: Sequence[Sequence[int]],
+        size: int,
+        room: int,
+        settings: "_Settings",
+        stop: tuple[int, ...],
+    ) -> list[str]:
+        arrays = pad(fill(contexts, size), _width(contexts, LEAST_CONTEXT, room))
+        tokens, mask = to_devices(arrays, self._model.mesh, rows=True)
+        self._key, key = jax.random.split(self._key)
+        rollout = sample(
+            self._model,
+            self._params,
+            tokens,
+            mask,
+            key,
+            samples_per_prompt=1,
+            max_new_tokens=settings.new_tokens,
+            method=settings.method,
+            stop=stop,
+        )
+        made, present = fetch((rollout.tokens, rollout.present))
+        texts = [
+            self.tokenizer.decode(made[row][present[row]], skip_special_tokens=True)
+            for row in range(len(contexts))
+        ]
+        return [postprocess_generated_text(text, settings.until, None) for text in texts]
+
+    def _cut(self, context: list[int], room: int) -> list[int]:
+        """The end of a context; at least one token of it is needed."""
+        if room < 1:
+            raise InputError(
+                f"the model reads {self.max_length} tokens, which leaves no room for the context "
+                "of a request; take a model with more, or ask for fewer new tokens"
+            )
+        self.cut_contexts += len(context) > room
+        return context[-room:]
+
+    @functools.cached_property
+    def _end(self) -> str:
+        return str(self.tokenizer.decode([self.eot_token_id]))
+
+    @functools.cached_property
+    def _words(self) -> list[str]:
+        return [self.tokenizer.decode([i]) for i in range(len(self.tokenizer))]
+
+    def _stop_tokens(self, until: tuple[str, ...]) -> tuple[int, ...]:
+        """Ids that end a row: the end tokens, and those in which an ending text is whole."""
+        endings = [text for text in until if text]
+        found = {i for i, word in enumerate(self._words) if any(text in word for text in endings)}
+        return tuple(sorted(found.union(stop_tokens(self._model, self.tokenizer))))
+
+
+class _Settings(NamedTuple):
+    """How answers are made."""
+
+    until: list[str]
+    new_tokens: int
+    method: Method
+
+    @classmethod
+    def of(cls, given: dict[str, Any], end: str) -> "_Settings":
+        """Those that a request gives."""
+        known: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
+        until = handle_stop_sequences(known.pop("until"), end)
+        new_tokens = known.pop("max_gen_toks")
+        if new_tokens < 1:
+            raise InputError(f"generation_kwargs: max_gen_toks is {new_tokens}; use 1 or more")
+        draws, temperature = known.pop("do_sample"), float(known.pop("temperature", 0))
+        top_p, top_k = known.pop("top_p", None), known.pop("top_k", None)
+        if known:
+            raise InputError(
+                f"generation_kwargs: {', '.join(sorted(known))} is not known here; leave it out "
+                "(until, max_gen_toks, do_sample, temperature, top_p and top_k are)"
+            )
+        if not draws or not temperature:
+            return cls(until, new_tokens, Greedy())
+        if top_p is not None and top_k is not None:
+            raise InputError("generation_kwargs: give top_p or top_k, not both")
+        try:
+            if top_p is not None:
+                return cls(until, new_tokens, TopP(float(top_p), temperature))
+            if top_k is not None:
+                return cls(until, new_tokens, TopK(int(top_k), temperature))
+            return cls(until, new_tokens, Temperature(temperature))
+        except ValueError as error:
+            raise InputError(f"generation_kwargs: {error}") from error
+
+
+def _width(rows: Sequence[Sequence[int]], least: int, most: int) -> int:
+    needed = max(map(len, rows))
+    return min(most, max(least, 1 << (needed - 1).bit_length()))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(
+    model: Transformer,
+    params: Params,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_t log π(y_t | prompt, y_<t), and whether every y_t is the most probable token.
+
+    The logits of a few rows of B·T are held at once, 128 MB in all.
+
+    Args:
+      model: the decoder; static.
+      params: its parameters in the compute dtype.
+      prompts: `[N, P]` int32.
+      prompt_mask: `[N, P]` bool.
+      tokens: `[B, T]` int32, B = N·G, the G of one prompt next to each other.
+      mask: `[B, T]` bool.
+
+    Returns:
+      `[B]` float32 and `[B]` bool.
+    """
+    chex.assert_rank([prompts, prompt_mask, tokens, mask], 2)
+    chex.assert_equal_shape([tokens, mask])
+    hidden = completion_states(model, params, prompts, prompt_mask, tokens, mask)
+    weight = output_weight(params)
+
+    def one(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        state, token = row
+        z = logits(state, weight)
+        return z[token] - jax.nn.logsumexp(z), jnp.argmax(z) == token
+
+    rows = hidden.reshape(tokens.size, -1), tokens.reshape(-1)
+    at_once = max(1, _LOGITS // weight.shape[0])
+    logps, best = (
+        x.reshape(tokens.shape)
+        for x in jax.lax.map(one, rows, batch_size=min(at_once, tokens.size))
+    )
+    return jnp.where(mask, logps, 0.0).sum(axis=1), jnp.all(best | ~mask, axis=1)

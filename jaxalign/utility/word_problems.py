@@ -1,0 +1,105 @@
+"""Sums in words (GSM8K): whether a model's answer comes to the right number."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxalign.answers.greedy import Progress, greedy_answers
+from jaxalign.data.sources import read_json_lines
+from jaxalign.data.templates import Template, Tokenizer, bare_messages
+from jaxalign.host.errors import InputError
+from jaxalign.models.transformer import Params, Transformer
+from jaxalign.rewards import answer_span
+
+# A hyphen behind a letter or a digit, as in 10-12, is no minus.
+_NUMBER = re.compile(r"(?:(?<![\w.])-)?\d[\d,]*(?:\.\d+)?")
+_SOLUTION = re.compile(rf"####\s*({_NUMBER.pattern})\s*\Z")
+
+
+@dataclasses.dataclass(frozen=True)
+class WordProblem:
+    """A question whose answer is a number.
+
+    Attributes:
+      question: the text.
+      answer: the number.
+    """
+
+    question: str
+    answer: float
+
+
+def load_word_problems(path: str | Path, *, limit: int | None = None) -> list[WordProblem]:
+    """Reads GSM8K's form: JSON lines with `question`, and `answer` that ends in `#### NUMBER`.
+
+    Args:
+      path: of the file.
+      limit: take only the first so many.
+
+    Raises:
+      InputError: no such file, no rows, a row of another form (names the line), or a limit below
+        1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; use 1 or more")
+    problems = []
+    for number, row in itertools.islice(read_json_lines(path), limit):
+        question, answer = row.get("question"), row.get("answer")
+        solution = _SOLUTION.search(answer) if isinstance(answer, str) else None
+        if not isinstance(question, str) or not question.strip() or solution is None:
+            raise InputError(
+                f"{path} line {number}: needs a question, and an answer that ends in #### NUMBER"
+            )
+        problems.append(WordProblem(question, float(solution[1].replace(",", ""))))
+    if not problems:
+        raise InputError(f"{path}: no rows; give a file with questions")
+    return problems
+
+
+def last_number(text: str) -> float | None:
+    """The last number in an answer, which is what it comes to; None where there is none.
+
+    Of a completion with answer tags only the span between them counts.
+    """
+    found = _NUMBER.findall(answer_span(text))
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def solve(
+    model: Transformer,
+    params: Params,
+    tokenizer: Tokenizer,
+    problems: Sequence[WordProblem],
+    *,
+    template: Template = bare_messages,
+    max_new_tokens: int = 192,
+    batch_size: int = 32,
+    progress: Progress = lambda done, total: None,
+) -> float:
+    """Share of problems whose last number, decoded greedily, is the right one.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      problems: at least one.
+      template: how they are asked.
+      max_new_tokens: where answers are cut off.
+      batch_size: problems at a time.
+      progress: called after each batch with how many are done, and of how many.
+    """
+    answers = greedy_answers(
+        model,
+        params,
+        tokenizer,
+        [problem.question for problem in problems],
+        template=template,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+    right = [last_number(text) == p.answer for text, p in zip(texts, problems, strict=True)]
+    return sum(right) / len(right)

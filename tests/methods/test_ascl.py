@@ -1,0 +1,377 @@
+"""ASCL: a tool, modes and IFPO inside the one compiled step; the cold start's filter and tuning."""
+
+import dataclasses
+import functools
+
+import calling_model
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from calling_model import RULES, STOP, tokenizer, tool
+from tiny_model import random_params
+
+from jaxalign.data import Prompt
+from jaxalign.engine.state import init_state
+from jaxalign.engine.step import Algorithm, InverseFrequency, make_step, rollout, score, update
+from jaxalign.host.errors import InputError
+from jaxalign.methods.alphaalign.reward import PromptFacts, alphaalign_reward, make_reward_params
+from jaxalign.methods.ascl.cold_start import (
+    Traces,
+    balance_traces,
+    collect_traces,
+    fine_tune,
+)
+from jaxalign.methods.ascl.consulting import ascl_reward, consulting_metrics
+from jaxalign.methods.ascl.openings import Opening, Openings, encode_openings, guided_rollout
+from jaxalign.models import Transformer, completion_logps
+from jaxalign.records import Batch, Rollout
+from jaxalign.rewards import safety_verifiers
+from jaxalign.runs.loop import DivergedError
+from jaxalign.sampling import Temperature
+from jaxalign.sampling.tools import encode_answers
+
+# More letters, so that not every row calls.
+LETTERS = "ABDEFGHIJKLMOPQRSUVWXYZfjlmpqvw0123456789+-*/=!?"
+TOKENIZER = tokenizer(LETTERS)
+CONFIG = dataclasses.replace(calling_model.CONFIG, vocab_size=len(TOKENIZER))
+MODEL = Transformer(CONFIG, dtype=jnp.float32)
+ALGORITHM = Algorithm(
+    samples_per_prompt=4,
+    max_new_tokens=24,
+    stop=(STOP,),
+    method=Temperature(0.7),
+    baseline="shrinkage",
+    inverse_frequency=InverseFrequency(max_weight=4.0),
+)
+KEY = jax.random.key(3)
+KIND = np.array([0, 0, 1, 2], np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG, scale=0.6)
+
+
+@functools.cache
+def reward_params():
+    """Well-formed is here whatever has a letter of the tool's."""
+    return make_reward_params(safety_verifiers(TOKENIZER, pattern="[ab]"), None, jnp.float32)
+
+
+def batch(seed=0, with_tool=True):
+    rng = np.random.default_rng(seed)
+    none = jnp.zeros((0, 0), jnp.int32)
+    return Batch(
+        prompts=jnp.asarray(rng.integers(0, len(TOKENIZER), (4, 5)), jnp.int32),
+        prompt_mask=jnp.asarray(np.arange(5) < np.array([5, 2, 4, 3])[:, None]),
+        prefix=jnp.asarray([3, 1], jnp.int32),
+        extras=PromptFacts(jnp.asarray(KIND), none, none.astype(bool)),
+        tool=tool(3, LETTERS) if with_tool else None,
+    )
+
+
+def largest_difference(left, right):
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
+
+
+def test_the_step_with_a_tool_compiles_once_and_equals_the_split_path(params):
+    """The split path takes two micro-batches: IFPO's frequencies are the whole batch's."""
+    optimizer = optax.adam(1e-3)
+    reward = ascl_reward(MODEL, balance=True)
+    fused = make_step(MODEL, optimizer, ALGORITHM, reward)
+    halved = dataclasses.replace(ALGORITHM, micro_batches=2)
+    split_update = jax.jit(functools.partial(update, MODEL, optimizer, halved))
+    state, split_state = init_state(params, optimizer), init_state(params, optimizer)
+    for step in range(3):
+        state, result = fused(state, batch(step), KEY, reward_params())
+
+        key = jax.random.fold_in(KEY, split_state.step)
+        samples = rollout(MODEL, ALGORITHM, split_state.params, batch(step), key)
+        _, advantage = score(reward, ALGORITHM, reward_params(), batch(step), samples)
+        split_state, _ = split_update(split_state, batch(step), samples, advantage)
+        np.testing.assert_array_equal(result.samples.tokens, samples.tokens)
+        consulted = np.asarray(samples.mode) > 0
+        assert 0 < consulted.mean() < 1
+        np.testing.assert_allclose(result.metrics["consulted"], consulted.mean(), rtol=1e-6)
+        np.testing.assert_array_equal(result.score.details["consulted"], consulted)
+        assert float(result.metrics["logp_gap"]) < 1e-4
+    assert fused._cache_size() == 1
+    assert largest_difference(state.params, split_state.params) < 1e-6
+    assert largest_difference(state.params, params) > 1e-3
+
+
+def test_ifpo_changes_the_advantages_where_both_modes_occur_and_only_there(params):
+    plain = dataclasses.replace(ALGORITHM, inverse_frequency=None)
+    for with_tool in (True, False):
+        given = batch(with_tool=with_tool)
+        samples = rollout(MODEL, ALGORITHM, params, given, KEY)
+        ifpo, grpo = (
+            np.asarray(score(ascl_reward(MODEL), algorithm, reward_params(), given, samples)[1])
+            for algorithm in (ALGORITHM, plain)
+        )
+        share = np.asarray(samples.mode).reshape(4, 4).mean(axis=1)
+        mixed = (share > 0) & (share < 1) & (share != 0.5)  # at one half all weights are 1
+        assert mixed.any() == with_tool
+        changed = (ifpo != grpo).reshape(4, 4).any(axis=1)
+        np.testing.assert_array_equal(changed, mixed & (grpo.reshape(4, 4) != 0).any(axis=1))
+
+
+def test_nothing_is_paid_for_consulting(params):
+    """The reward is AlphaAlign's without helpfulness, whatever the mode says."""
+    samples = rollout(MODEL, ALGORITHM, params, batch(), KEY)
+    other = dataclasses.replace(samples, mode=1 - samples.mode)
+    reward = ascl_reward(MODEL, format_weight=0.5, refusal_weight=2.0)
+    plain = alphaalign_reward(MODEL, format_weight=0.5, refusal_weight=2.0, helpfulness_weight=0.0)
+    expected = plain(reward_params(), batch(), samples).rewards
+    for given in (samples, other):
+        np.testing.assert_array_equal(reward(reward_params(), batch(), given).rewards, expected)
+
+
+def test_consulting_rates_by_hand():
+    """Two harmful prompts, a benign one and no look-alike; two samples each."""
+    nothing = jnp.zeros((6, 1))
+    samples = Rollout(
+        tokens=nothing,
+        mask=nothing,
+        present=nothing,
+        logps=nothing,
+        mode=jnp.array([1, 1, 1, 0, 0, 0]),
+        finished=jnp.ones(6, bool),
+        cut=jnp.array([True, False, False, False, False, False]),
+    )
+    metrics = consulting_metrics(jnp.array([0, 0, 1]), samples)
+    assert float(metrics["consulted"]) == 0.5
+    assert float(metrics["harmful_consulted"]) == 0.75
+    assert float(metrics["benign_consulted"]) == 0.0
+    assert np.isnan(metrics["lookalike_consulted"])
+    np.testing.assert_allclose(metrics["cut"], 1 / 6, rtol=1e-6)
+
+
+# --- the cold start ------------------------------------------------------------------------------
+
+
+# Two calls of the tests' tool and a letter, as `encode_openings` makes them of tags.
+OPENINGS = Openings(
+    {
+        category: Opening(*encode_answers(TOKENIZER, [f"[{category}]", f"\n({text})\n"]))
+        for category, text in RULES.items()
+    },
+    Opening(encode_answers(TOKENIZER, ["A"])[0], []),
+)
+
+
+# Letters that stand for another call.
+AGAIN = "GHIJKLMOPQRSTUVW0123456789"
+CALLING = dict.fromkeys(map(ord, AGAIN), "<consult>")
+
+
+class OneBatch:
+    """Stands in for `Batches`: the same four prompts in every step."""
+
+    prompts = [
+        Prompt("h1", "one", "harmful", "hate"),
+        Prompt("h2", "two", "harmful", "hate"),
+        Prompt("b", "three", "benign", "general"),
+        Prompt("l", "four", "lookalike", "general"),
+    ]
+
+    def prompts_at(self, step):
+        return self.prompts
+
+    def __call__(self, step):
+        return batch()
+
+    def encode(self, prompts):
+        rows = jnp.array([[p.id for p in self.prompts].index(prompt.id) for prompt in prompts])
+        whole = batch()
+        return dataclasses.replace(
+            whole, prompts=whole.prompts[rows], prompt_mask=whole.prompt_mask[rows]
+        )
+
+
+@pytest.fixture(scope="module")
+def collected(params):
+    return collect_traces(
+        MODEL,
+        params,
+        dataclasses.replace(ALGORITHM, max_new_tokens=48),
+        OneBatch(),
+        safety_verifiers(TOKENIZER, pattern="[BDEFXYZfjlmpqvw]"),
+        rounds=8,
+        key=KEY,
+        openings=OPENINGS,
+        decode=lambda ids: TOKENIZER.decode(ids).translate(CALLING),
+    )
+
+
+def test_the_filter_keeps_what_turned_out_right(collected):
+    """Nothing refuses here, so no trace of a harmful prompt is right."""
+    right, every = collected
+    assert len(every.prompts) == 8 * 4 * 4
+    expected, repeating = [], []
+    for row, prompt in enumerate(every.prompts):
+        spoken = TOKENIZER.decode(every.tokens[row][every.mask[row]])
+        ended = STOP in every.tokens[row][every.mask[row]]
+        formed = any(letter in "BDEFXYZfjlmpqvw" for letter in spoken)
+        if not prompt.is_harmful and formed and ended:
+            again = sum(letter in AGAIN for letter in spoken) > 1
+            (repeating if again else expected).append(row)
+    assert expected and repeating
+    np.testing.assert_array_equal(right.tokens, every.tokens[expected])
+    assert [p.id for p in right.prompts] == [every.prompts[row].id for row in expected]
+    assert right.counts()["harmful, consulted"] == right.counts()["harmful, alone"] == 0
+
+
+def test_a_guided_trace_is_its_opening_and_what_the_model_makes_of_it(params):
+    """Its log-probabilities are those of the training pass behind the original prompt."""
+    calls = OPENINGS.calls
+    chosen = [calls["a"], OPENINGS.alone, calls["bb"], calls["a"]]
+    width = OPENINGS.size
+    samples = guided_rollout(MODEL, ALGORITHM, params, batch(), chosen, KEY, width=width)
+    assert samples.tokens.shape == (16, ALGORITHM.max_new_tokens)
+    given = batch()
+    logps = completion_logps(
+        MODEL,
+        params,
+        given.prompts,
+        given.prompt_mask,
+        samples.tokens,
+        samples.present,
+        prefix=given.prefix,
+        temperature=0.7,
+    )
+    for row in range(16):
+        opening = chosen[row // 4]
+        asked, start = len(opening.asked), len(opening.asked) + len(opening.answered)
+        tokens, mask = np.asarray(samples.tokens[row]), np.asarray(samples.mask[row])
+        assert tokens[:start].tolist() == [*opening.asked, *opening.answered]
+        assert mask[:asked].all() and not mask[asked:start].any() and mask[start]
+        drawn = mask & (np.arange(len(mask)) >= start)
+        np.testing.assert_array_equal(
+            np.asarray(samples.present[row]), drawn | (np.arange(len(mask)) < start)
+        )
+        np.testing.assert_allclose(samples.logps[row][drawn], logps[row][drawn], atol=1e-4)
+    np.testing.assert_array_equal(samples.mode, np.repeat([1, 0, 1, 1], 4))
+    short = dataclasses.replace(ALGORITHM, max_new_tokens=width)
+    with pytest.raises(InputError, match="leaves no room behind a consultation"):
+        guided_rollout(MODEL, short, params, batch(), chosen, KEY, width=width)
+
+
+def test_a_call_is_of_the_prompts_hazard_or_the_general_one(smollm2_tokenizer):
+    rules = {"hate": "No slurs.", "general": "Judge."}
+    openings = encode_openings(rules, smollm2_tokenizer)
+    hate, general = openings.calls["hate"], openings.calls["general"]
+    assert smollm2_tokenizer.decode(hate.asked) == "<consult>hate</consult>"
+    assert smollm2_tokenizer.decode(hate.answered) == "\n<rules>No slurs.</rules>\n"
+    hateful, other = (Prompt("x", "y", "harmful", c) for c in ("hate", "privacy"))
+    assert openings.of(hateful, consults=True) == hate
+    assert openings.of(other, consults=True) == general
+    assert Openings({"hate": hate}, openings.alone).of(other, consults=True) == hate
+    alone = openings.of(hateful, consults=False)
+    assert smollm2_tokenizer.decode(alone.asked) == "<safety_reasoning>" and not alone.answered
+    assert openings.size == max(len(hate.tokens), len(general.tokens))
+
+
+def traces(*rows):
+    """(kind, consulted, token) each."""
+    tokens = np.array([[token, STOP] for _, _, token in rows], np.int32)
+    return Traces(
+        [Prompt("x", "same", kind, "general") for kind, _, _ in rows],
+        tokens,
+        np.ones(tokens.shape, bool),
+        np.ones(tokens.shape, bool),
+        np.array([consulted for _, consulted, _ in rows]),
+    )
+
+
+def kept_tokens(given, cap):
+    return balance_traces(given, cap=cap).tokens[:, 0].tolist()
+
+
+def test_both_choices_are_kept_alike_and_no_text_twice():
+    given = traces(
+        ("harmful", True, 1),
+        ("harmful", True, 1),  # again
+        ("harmful", True, 2),
+        ("harmful", False, 4),
+        ("benign", True, 5),  # never right alone
+        ("benign", True, 6),
+        ("benign", True, 7),  # past the cap
+    )
+    assert kept_tokens(given, cap=1) == [1, 4, 5]
+    # Two of each kind at most; the harmful ones, one of each choice, allow for one harmless.
+    assert kept_tokens(given, cap=2) == [1, 4, 5]
+    harmless = given.take(np.arange(4, 7))
+    assert kept_tokens(harmless, cap=2) == [5, 6]  # nothing to balance them with
+    with pytest.raises(InputError, match="no sampled trace was well-formed and right"):
+        balance_traces(given.take(np.array([], int)), cap=2)
+
+
+def test_there_are_as_many_refusals_as_answers():
+    """Of four, one and five traces for each choice; benign has least and leaves its rest."""
+    numbers = iter(range(100))
+    given = traces(
+        *(
+            (kind, choice, next(numbers))
+            for kind, count in (("harmful", 4), ("benign", 1), ("lookalike", 5))
+            for choice in (True, False)
+            for _ in range(count)
+        )
+    )
+    counts = balance_traces(given, cap=24).counts()
+    assert list(counts.values()) == [4, 4, 1, 1, 3, 3]
+    few = given.take(np.array([0, 4, *range(8, 20)]))  # one harmful trace of each choice
+    assert list(balance_traces(few, cap=24).counts().values()) == [1, 1, 0, 0, 1, 1]
+
+
+def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, collected):
+    _, every = collected
+    kept = every.take(np.flatnonzero(every.consulted)[:8])
+    assert (kept.present & ~kept.mask).any()
+    asked = OneBatch().encode(kept.prompts)
+
+    @jax.jit
+    def logps_of(params):
+        prompts = asked.prompts, asked.prompt_mask
+        return completion_logps(
+            MODEL, params, *prompts, kept.tokens, kept.present, prefix=asked.prefix
+        )
+
+    def likelihood(params):
+        return np.asarray(logps_of(params))[kept.mask].mean()
+
+    losses = []
+    after = fine_tune(
+        MODEL,
+        params,
+        kept,
+        OneBatch(),
+        optax.adam(3e-3),
+        epochs=12,
+        batch_size=8,
+        row_length=80,
+        seed=0,
+        progress=lambda done, loss: losses.append(loss),
+    )
+    np.testing.assert_allclose(losses[0], -likelihood(params), rtol=1e-5)
+    assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]
+    assert likelihood(after) > likelihood(params)
+
+
+def test_tuning_that_diverges_is_named(params, collected):
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+    with pytest.raises(DivergedError, match="lower cold_start_learning_rate"):
+        fine_tune(
+            MODEL,
+            broken,
+            collected[1],
+            OneBatch(),
+            optax.adam(1e-3),
+            epochs=1,
+            batch_size=8,
+            row_length=80,
+            seed=0,
+        )
