@@ -3,8 +3,11 @@
     python experiments/alphaalign.py demo
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5 --resume
-    python experiments/alphaalign.py demo --run runs/ppo --baseline critic --epochs 2    # PPO
+    python experiments/alphaalign.py demo --run runs/ppo --objective ppo --epochs 2    # PPO
+    python experiments/alphaalign.py demo --run runs/gspo --objective.surrogate.ratio sequence \
+        --objective.aggregation sequence-mean                                              # GSPO
     python experiments/alphaalign.py demo --run runs/judged --helpfulness mine.py:score
+    python experiments/alphaalign.py demo --run runs/short --add-reward mine.py:short=0.1
 
 The paper trains by PPO; the presets' baseline needs no critic, which is a second model in memory
 and a second gradient.
@@ -18,45 +21,32 @@ PNG plots and report.html.
 """
 
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.answers.completing import stop_tokens
-from jaxalign.data import KINDS, Prompt, load_all
+from jaxalign.data import Prompt, load_all
 from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.host.errors import InputError
-from jaxalign.methods.alphaalign.reward import (
-    PromptFacts,
-    alphaalign_reward,
-    kinds_alone,
-    make_reward_params,
-)
-from jaxalign.methods.alphaalign.scorers import (
-    LIKELIHOOD,
-    Helpfulness,
-    load_helpfulness,
-    score_on_host,
-    start_likelihood,
-)
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.methods.alphaalign.reward import alphaalign_reward
+from jaxalign.methods.alphaalign.scorers import LIKELIHOOD, Scoring, load_scoring, start_likelihood
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 from jaxalign.rewards import (
     FIRST_SENTENCE_REFUSAL_PATTERN,
     FORMAT_PATTERN,
     REFUSAL_PATTERN,
     STRICT_FORMAT_PATTERN,
+    Reward,
     safety_verifiers,
 )
-from jaxalign.runs.batches import Batches, kind_indices
 from jaxalign.runs.experiment import (
     Experiment,
     Reinforcement,
     load_start,
-    make_algorithm,
     make_reinforcement,
 )
 from jaxalign.runs.loop import Interruption
@@ -152,9 +142,9 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
     prompts = mislabel(prompts, settings.label_noise, seed=settings.seed)
     heldout = load_all(settings.heldout, settings.text_field)
     model, params, tokenizer = load_start(settings)
-    helpfulness = None
+    scoring = None
     if settings.helpfulness_weight:
-        helpfulness = load_helpfulness(
+        scoring = load_scoring(
             settings.helpfulness,
             model,
             tokenizer,
@@ -162,7 +152,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
             max_prompt_tokens=settings.max_prompt_tokens,
             max_new_tokens=settings.max_new_tokens,
         )
-    work = prepare(settings, model, tokenizer, prompts, helpfulness)
+    work = prepare(settings, model, tokenizer, prompts, scoring)
     experiment = Experiment(
         settings,
         interruption,
@@ -180,8 +170,8 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
         step, state, work.batches, describe=work.batches.transcripts
     )
     if not interrupted:
-        after = experiment.assess("after", state.params)
-        speed = work.speed(model, state.params)
+        after = experiment.assess("after", state.policy)
+        speed = work.speed(model, state.policy)
         experiment.finish(state, {"before": before, "after": after}, speed)
 
 
@@ -197,14 +187,14 @@ def prepare(
     model: Transformer,
     tokenizer: Any,
     prompts: list[Prompt],
-    helpfulness: Helpfulness | None = None,
+    scoring: Scoring | None = None,
 ) -> Reinforcement:
     """The step, its reward and its batches; `jaxalign plan` compiles it too, without a scorer."""
     if not settings.helpfulness_weight:
-        helpfulness = Helpfulness()
-    elif helpfulness is None and settings.helpfulness == LIKELIHOOD:
-        helpfulness = start_likelihood(tokenizer, settings.max_prompt_tokens)
-    elif helpfulness is None:
+        scoring = None
+    elif scoring is None and settings.helpfulness == LIKELIHOOD:
+        scoring = start_likelihood(model, tokenizer, settings.max_prompt_tokens)
+    elif scoring is None:
         raise InputError(
             f"helpfulness={settings.helpfulness}: only the start model's likelihood can be "
             "planned: leave --helpfulness out"
@@ -217,56 +207,28 @@ def prepare(
         )
     except ValueError as error:
         raise InputError(f"{settings.model}: {error}") from error
-    template = alphaalign_messages if settings.template == "examples" else bare_messages
-    batches = Batches(
-        prompts,
-        tokenizer,
-        template,
-        counts={kind: getattr(settings, kind) for kind in KINDS},
-        max_prompt_tokens=settings.max_prompt_tokens,
-        seed=settings.seed,
-        make_extras=functools.partial(prompt_facts, helpfulness),
-        mesh=model.mesh,
-    )
-    batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
-    algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
-    reward = alphaalign_reward(
-        model,
-        format_weight=settings.format_weight,
-        refusal_weight=settings.refusal_weight,
-        helpfulness_weight=settings.helpfulness_weight,
-        normalise=settings.normalise,
-        balance=settings.balance,
-        score_answers=helpfulness.score_tokens,
-    )
-    complete = None
-    if helpfulness.score_texts is not None:
-        complete = score_on_host(helpfulness.score_texts, tokenizer, batches.prompts_at, model.mesh)
 
-    def reward_params(start: Params) -> Any:
-        scorer = None if helpfulness.encode is None else helpfulness.params or start
-        return make_reward_params(verifiers, scorer, model.dtype)
+    def reward(start: Params) -> Reward:
+        return alphaalign_reward(
+            verifiers,
+            None if scoring is None else scoring.scorer(start),
+            format_weight=settings.format_weight,
+            refusal_weight=settings.refusal_weight,
+            balance=settings.balance,
+            helpfulness_weight=settings.helpfulness_weight,
+            normalise=settings.normalise,
+        )
 
     return make_reinforcement(
         settings,
         model,
-        algorithm,
-        reward,
-        batches=batches,
+        tokenizer,
+        prompts,
         verifiers=verifiers,
-        template=template,
-        reward_params=reward_params,
-        complete=complete,
+        template=alphaalign_messages if settings.template == "examples" else bare_messages,
+        reward=reward,
+        encode=None if scoring is None else scoring.encode,
     )
-
-
-def prompt_facts(helpfulness: Helpfulness, prompts: Sequence[Prompt]) -> PromptFacts:
-    """What the reward needs to know of a batch's prompts, the harmful ones first."""
-    harmless = [prompt.text for prompt in prompts if prompt.kind != "harmful"]
-    if helpfulness.encode is None or not harmless:
-        return kinds_alone(prompts)
-    arrays: Any = helpfulness.encode(harmless)
-    return PromptFacts(kind_indices(prompts), *arrays)
 
 
 if __name__ == "__main__":

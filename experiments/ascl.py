@@ -1,7 +1,7 @@
 """ASCL with IFPO (arXiv 2602.13562): the model decides when to consult the safety rules.
 
     python experiments/ascl.py smollm2
-    python experiments/ascl.py smollm2 --run runs/grpo --ifpo none
+    python experiments/ascl.py smollm2 --run runs/grpo --objective.adjust none
     python experiments/ascl.py smollm2 --run runs/zero --cold-start-rounds 0    # ASCL-ZS's start
     python experiments/ascl.py smollm2 --run runs/mine --rules mine.yaml
 
@@ -9,7 +9,7 @@ To consult, the model writes <consult>category</consult>; the rule's text follow
 read and not trained on. A cold start fine-tunes on its own traces that turned out right, half of
 which begin with a call that was given; then RL rewards outcome and format, and nothing for
 consulting as such. IFPO rebalances the advantages of samples that consulted and of samples that did
-not; `--ifpo none` is GRPO.
+not; `--objective.adjust none` is GRPO.
 
 Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
 `--help` after the preset lists them.
@@ -29,34 +29,31 @@ from typing import Any, Literal
 
 import jax
 
-from jaxalign.answers.completing import stop_tokens
-from jaxalign.data import KINDS, Prompt, RuleBook, builtin_rules, load_all, load_rules
+from jaxalign.data import Prompt, RuleBook, builtin_rules, load_all, load_rules
 from jaxalign.data.templates import consulting_messages
-from jaxalign.engine.optimizer import make_optimizer
-from jaxalign.engine.step import InverseFrequency
+from jaxalign.engine.baselines import Group, InverseFrequency, Shrinkage
+from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import all_of, is_first
 from jaxalign.host.progress import progress_bar
-from jaxalign.methods.alphaalign.reward import kinds_alone, make_reward_params
 from jaxalign.methods.ascl.cold_start import (
     balance_traces,
     collect_traces,
     fine_tune,
 )
-from jaxalign.methods.ascl.consulting import ascl_reward
+from jaxalign.methods.ascl.consulting import Consulting
 from jaxalign.methods.ascl.openings import encode_openings
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
-from jaxalign.models.transformer import Params
-from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, safety_verifiers
-from jaxalign.runs.batches import Batches
+from jaxalign.records import Params
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Safety, safety_verifiers
 from jaxalign.runs.experiment import (
     Experiment,
     Reinforcement,
     load_start,
-    make_algorithm,
     make_reinforcement,
 )
+from jaxalign.runs.flags import flag_name
 from jaxalign.runs.loop import Interruption
 from jaxalign.runs.presets import LARGE
 from jaxalign.runs.script import Interrupted, run_script
@@ -79,13 +76,8 @@ class Ascl(RLSettings):
     """Consultations that are answered in one completion; further ones are plain text."""
     max_new_tokens: int = 160
     """T, longest completion, rules included."""
-    ifpo: Literal["weight", "baseline", "none"] = "weight"
-    """Form of IFPO; none is the baseline alone."""
-    scope: Literal["group", "batch"] = "group"
-    """Whether IFPO counts how often a mode occurs in a prompt's samples or in the whole step."""
-    max_weight: float | None = None
-    """The most that IFPO lets a rare sample count; at least 1. Within a prompt's samples the
-    weights are at most G/2 by themselves."""
+    objective: Objective = GRPO(advantages=Shrinkage(), adjust=InverseFrequency())
+    """What is minimized; --objective.adjust none leaves IFPO out."""
     cold_start_rounds: int = 16
     """Steps' worth of prompts that the cold start samples, every other one behind a call; 0 leaves
     the cold start out."""
@@ -112,7 +104,7 @@ PRESETS |= {
         steps=200,
         decay_steps=150,
         learning_rate=1e-6,
-        baseline="group",
+        objective=GRPO(adjust=InverseFrequency()),
         balance=False,
         cold_start_rounds=64,
         cold_start_cap=200,
@@ -165,8 +157,8 @@ def run(settings: Ascl, interruption: Interruption) -> None:
     del params  # or the float32 start model would stay in memory
     state, interrupted = experiment.train(step, state, batches, describe=batches.transcripts)
     if not interrupted:
-        evaluations["after"] = experiment.assess("after", state.params)
-        experiment.finish(state, evaluations, work.speed(model, state.params))
+        evaluations["after"] = experiment.assess("after", state.policy)
+        experiment.finish(state, evaluations, work.speed(model, state.policy))
 
 
 def rules_of(settings: Ascl) -> RuleBook:
@@ -189,38 +181,18 @@ def prepare(
         functools.partial(rule_answer, book.rules),
         examples=settings.template == "examples",
     )
-    batches = Batches(
-        prompts,
-        tokenizer,
-        template,
-        counts={kind: getattr(settings, kind) for kind in KINDS},
-        max_prompt_tokens=settings.max_prompt_tokens,
-        seed=settings.seed,
-        make_extras=kinds_alone,
-        tool=tool,
-        mesh=model.mesh,
+    reward = Consulting(
+        Safety(verifiers, settings.format_weight, settings.refusal_weight, settings.balance)
     )
-    batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
-    ifpo = None
-    if settings.ifpo != "none":
-        ifpo = InverseFrequency(settings.ifpo, settings.scope, settings.max_weight)
-    algorithm = make_algorithm(settings, stop_tokens(model, tokenizer), ifpo)
-    reward = ascl_reward(
-        model,
-        format_weight=settings.format_weight,
-        refusal_weight=settings.refusal_weight,
-        balance=settings.balance,
-    )
-
     return make_reinforcement(
         settings,
         model,
-        algorithm,
-        reward,
-        batches=batches,
+        tokenizer,
+        prompts,
         verifiers=verifiers,
         template=template,
-        reward_params=lambda start: make_reward_params(verifiers, None, model.dtype),
+        reward=lambda start: reward,
+        tool=tool,
     )
 
 
@@ -238,18 +210,14 @@ def check_settings(settings: Ascl) -> None:
         },
         above_zero=["cold_start_learning_rate"],
     )
-    if settings.max_weight is not None and not settings.max_weight >= 1:
-        raise InputError(f"max_weight={settings.max_weight} must be at least 1, or None for no cap")
-    if settings.ifpo != "none" and settings.baseline == "critic":
-        raise InputError(
-            "baseline=critic has advantages of tokens, and IFPO rebalances those of samples: add "
-            "--ifpo none"
-        )
-    if settings.ifpo == "baseline" and settings.baseline != "group":
-        raise InputError(
-            f"ifpo=baseline is a baseline of its own: it goes with baseline=group, not with "
-            f"{settings.baseline}"
-        )
+    adjust = getattr(settings.objective, "adjust", None)
+    if isinstance(adjust, InverseFrequency) and adjust.form == "baseline":
+        held_to = settings.objective.advantages
+        if not isinstance(held_to, Group):
+            raise InputError(
+                "objective.adjust.form=baseline is a baseline of its own: it goes with "
+                f"--objective.advantages group, not with {flag_name(type(held_to))}"
+            )
 
 
 def cold_start(
@@ -282,7 +250,7 @@ def cold_start(
         right, every = collect_traces(
             model,
             params,
-            work.algorithm,
+            work.sampling,
             work.batches,
             work.verifiers,
             rounds=settings.cold_start_rounds,
@@ -305,7 +273,9 @@ def cold_start(
             params,
             kept,
             work.batches,
-            make_optimizer(settings.cold_start_learning_rate, max_grad_norm=settings.max_grad_norm),
+            settings.optimizer(
+                settings.cold_start_learning_rate, max_grad_norm=settings.max_grad_norm
+            ),
             epochs=settings.cold_start_epochs,
             batch_size=settings.cold_start_batch,
             row_length=2 * (settings.max_prompt_tokens + settings.max_new_tokens),

@@ -31,14 +31,14 @@ yield.md (what was kept, and dropped why); with rl samples.jsonl.
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.answers.completing import stop_tokens
-from jaxalign.data import KINDS, Prompt, context_text, load_all
+from jaxalign.data import Prompt, context_text, load_all
 from jaxalign.data.casebook import ContextName
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.order import first_of_each
@@ -48,14 +48,14 @@ from jaxalign.data.templates import (
     bare_messages,
     coded_messages,
 )
-from jaxalign.engine.algorithm import Baseline
 from jaxalign.engine.dpo import PairBatches, make_preference_step
+from jaxalign.engine.objective import GRPO, Objective
+from jaxalign.engine.penalties import K2
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
-from jaxalign.engine.state import init_state
+from jaxalign.engine.state import TrainState, init_state
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import is_first
 from jaxalign.host.progress import progress_bar
-from jaxalign.methods.alphaalign.reward import alphaalign_reward, kinds_alone, make_reward_params
 from jaxalign.methods.cada.selection import (
     choose,
     make_pairs,
@@ -64,15 +64,12 @@ from jaxalign.methods.cada.selection import (
 )
 from jaxalign.methods.cada.self_generation import Generated, self_generate
 from jaxalign.models import Transformer
-from jaxalign.models.transformer import Params
-from jaxalign.rewards import safety_verifiers
-from jaxalign.runs.batches import Batches
+from jaxalign.records import Params
+from jaxalign.rewards import Safety, safety_verifiers
 from jaxalign.runs.experiment import (
     Experiment,
     Reinforcement,
     load_start,
-    make_algorithm,
-    make_critic_optimizer,
     make_reinforcement,
     make_run_optimizer,
 )
@@ -129,12 +126,9 @@ class Cada(RLSettings):
     decay_steps: int = 20
     """Last steps, over which the learning rate falls linearly to zero."""
     learning_rate: float = 2e-5
-    """AdamW's highest."""
-    baseline: Baseline = "group"
-    """rl: what rewards are held to: the prompt's own samples (group: GRPO; leave_one_out: RLOO),
-    the whole batch (batch: REINFORCE++), halfway (shrinkage), or a learned value (critic: PPO)."""
-    kl_coefficient: float = 0.02
-    """rl: weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
+    """Peak learning rate (AdamW)."""
+    objective: Objective = GRPO(kl=K2(0.02))
+    """rl: what is minimized; --objective.kl none runs no reference model."""
     balance: bool = False
     """rl: weigh refusals more on the side that goes wrong more often; for runs with both sides."""
 
@@ -156,7 +150,7 @@ PRESETS |= {
         steps=100,
         decay_steps=80,
         learning_rate=2e-6,
-        kl_coefficient=0.05,
+        objective=GRPO(kl=K2(0.05)),
         **common,
     )
     for name, common in LARGE.items()
@@ -204,15 +198,14 @@ def run(settings: Cada, interruption: Interruption) -> None:
     given = Given(settings, interruption, model, params, tokenizer, prompts, template, context)
     arm = {"rl": reinforcement, "preference": preference}.get(settings.arm, supervision)
     training = arm(given)
-    critic_optimizer = make_critic_optimizer(settings) if settings.arm == "rl" else None
-    state = init_state(params, make_run_optimizer(settings), critic_optimizer)
+    state = training.start(params)
     del params, given  # or the float32 start model would stay in memory
     state, interrupted = experiment.train(
         training.step, state, training.batch_at, describe=training.describe
     )
     if not interrupted:
-        after = experiment.assess("after", state.params)
-        speed = None if training.speed is None else training.speed(state.params)
+        after = experiment.assess("after", state.policy)
+        speed = None if training.speed is None else training.speed(state.policy)
         experiment.finish(state, {"before": before, "after": after}, speed)
 
 
@@ -262,6 +255,7 @@ class Training:
     """What an arm trains with: its step, its batches, its transcripts, its sampling speed."""
 
     step: LoopStep
+    start: Callable[[Params], TrainState]
     batch_at: Callable[[int], Any]
     describe: Callable[[int, Any], list[dict[str, Any]]] = lambda step, result: []
     speed: Callable[[Params], float] | None = None
@@ -286,10 +280,10 @@ def supervision(given: Given) -> Training:
         micro_batches=settings.micro_batches,
         mesh=given.model.mesh,
     )
-    step = make_supervised_step(
-        given.model, make_run_optimizer(settings), micro_batches=settings.micro_batches
-    )
-    return Training(lambda state, batch, key: step(state, batch), batches)
+    optimizer = make_run_optimizer(settings)
+    step = make_supervised_step(given.model, optimizer, micro_batches=settings.micro_batches)
+    start = functools.partial(init_state, optimizer=optimizer)
+    return Training(lambda state, batch, key: step(state, batch), start, batches)
 
 
 def preference(given: Given) -> Training:
@@ -312,13 +306,15 @@ def preference(given: Given) -> Training:
             micro_batches=settings.micro_batches,
             progress=heed,
         )
+    optimizer = make_run_optimizer(settings)
     step = make_preference_step(
         given.model,
-        make_run_optimizer(settings),
+        optimizer,
         beta=settings.beta,
         micro_batches=settings.micro_batches,
     )
-    return Training(lambda state, batch, key: step(state, batch), batches)
+    start = functools.partial(init_state, optimizer=optimizer)
+    return Training(lambda state, batch, key: step(state, batch), start, batches)
 
 
 def harmful_of(given: Given) -> list[Prompt]:
@@ -391,6 +387,7 @@ def reinforcement(given: Given) -> Training:
     work = prepare(given.settings, model, given.tokenizer, given.prompts)
     return Training(
         work.bind(given.params),
+        work.start,
         work.batches,
         work.batches.transcripts,
         lambda params: work.speed(model, params),
@@ -407,36 +404,15 @@ def prepare(
         verifiers = safety_verifiers(tokenizer)
     except ValueError as error:
         raise InputError(f"{settings.model}: {error}") from error
-    template = template_of(settings)
-    batches = Batches(
-        prompts,
-        tokenizer,
-        template,
-        counts={kind: getattr(settings, kind) for kind in KINDS},
-        max_prompt_tokens=settings.max_prompt_tokens,
-        seed=settings.seed,
-        make_extras=kinds_alone,
-        mesh=model.mesh,
-    )
-    batches.check(max_positions=model.config.max_positions, max_new_tokens=settings.max_new_tokens)
-    algorithm = make_algorithm(settings, stop_tokens(model, tokenizer))
-    reward = alphaalign_reward(
-        model,
-        format_weight=settings.format_weight,
-        refusal_weight=settings.refusal_weight,
-        helpfulness_weight=0.0,
-        balance=settings.balance,
-    )
-
+    reward = Safety(verifiers, settings.format_weight, settings.refusal_weight, settings.balance)
     return make_reinforcement(
         settings,
         model,
-        algorithm,
-        reward,
-        batches=batches,
+        tokenizer,
+        prompts,
         verifiers=verifiers,
-        template=template,
-        reward_params=lambda start: make_reward_params(verifiers, None, model.dtype),
+        template=template_of(settings),
+        reward=lambda start: reward,
     )
 
 

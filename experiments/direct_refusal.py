@@ -29,7 +29,8 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.progress import progress_bar
 from jaxalign.methods.cada.selection import refusal_tokens
 from jaxalign.methods.cada.self_generation import self_generate
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 from jaxalign.runs.experiment import Experiment, load_start, make_run_optimizer
 from jaxalign.runs.loop import Interruption
 from jaxalign.runs.script import Interrupted, run_script
@@ -54,7 +55,7 @@ class DirectRefusal(Settings):
     row_length: int = 256
     """Tokens of a row that answers share, with their requests."""
     learning_rate: float = 2e-5
-    """AdamW's highest."""
+    """Peak learning rate (AdamW)."""
 
 
 PRESETS = {
@@ -117,7 +118,7 @@ def run(settings: DirectRefusal, interruption: Interruption) -> None:
         lambda state, batch, key: step(state, batch), state, batches
     )
     if not interrupted:
-        after = experiment.assess("after", state.params)
+        after = experiment.assess("after", state.policy)
         experiment.finish(state, {"before": before, "after": after})
 
 

@@ -1,30 +1,56 @@
-"""What passes between the floors: prompts, completions, scores. Knows jax alone."""
+"""What passes between the floors: prompts, completions, scores. Knows jax alone.
 
-from typing import Any, NamedTuple
+N prompts, G samples of each, B = N·G rows, T completion tokens. What has a row of each prompt or
+completion (`Prompts`, `Rollout`) and what a batch shares (its prefix, its tool) are different
+types, so that micro-batches split the one and keep the other.
+"""
+
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
+
+Params = Any
+"""A pytree of arrays, as the network has it."""
 
 Metrics = dict[str, jax.Array]
 """Scalars to log, by name."""
 
+KINDS: tuple[Literal["harmful", "benign", "lookalike"], ...] = ("harmful", "benign", "lookalike")
+"""Every kind of prompt, in the order of a batch. A look-alike is safe and reads like a harmful one.
+"""
+
+
+@struct.dataclass
+class Prompts:
+    """N prompts, a row of each.
+
+    Attributes:
+      tokens: `[N, P]` int32, padded on either side.
+      mask: `[N, P]` bool, at least one True in each row.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+
 
 @struct.dataclass
 class Batch:
-    """N prompts as arrays.
+    """N prompts, what the reward knows of them, and what they share.
 
     Attributes:
-      prompts: `[N, P]` int32.
-      prompt_mask: `[N, P]` bool.
+      prompts: the rows that the policy reads.
+      kind: `[N]` int32 index into `KINDS`; None where prompts have no kinds.
+      facts: whatever else the reward needs to know of the prompts, or None.
       prefix: `[P0]` int32, the tokens that open every prompt; may be empty, or None for none.
-      extras: whatever the reward function needs to know of the prompts.
       tool: what a completion may call, a `jaxalign.sampling.Tool`; None for nothing.
     """
 
-    prompts: jax.Array
-    prompt_mask: jax.Array
+    prompts: Prompts
+    kind: jax.Array | None = None
+    facts: Any = None
     prefix: jax.Array | None = None
-    extras: Any = None
     tool: Any = None
 
 
@@ -40,6 +66,9 @@ class Rollout:
       mode: `[B]` int32, which kind of action the row took: 1 if it called a tool, else 0.
       finished: `[B]` bool, whether the row ended with a stop token.
       cut: `[B]` bool, whether a tool's answer did not fit into T tokens, in part or at all.
+      prompt_of_row: `[B]` int32, which of the N prompts each row answers; None: equally many rows
+        each, in order.
+      temperature: of `logps`; static.
     """
 
     tokens: jax.Array
@@ -49,17 +78,31 @@ class Rollout:
     mode: jax.Array
     finished: jax.Array
     cut: jax.Array
+    prompt_of_row: jax.Array | None = None
+    temperature: float = struct.field(pytree_node=False, default=1.0)
+
+
+def of_rows(per_prompt: jax.Array, samples: Rollout) -> jax.Array:
+    """What `[N, …]` says of each row's prompt, `[B, …]`."""
+    if samples.prompt_of_row is not None:
+        return per_prompt[samples.prompt_of_row]
+    return jnp.repeat(per_prompt, samples.tokens.shape[0] // per_prompt.shape[0], axis=0)
 
 
 class Score(NamedTuple):
-    """What a reward function returns.
+    """What a reward makes of a rollout.
 
     Attributes:
-      rewards: `[N, G]` float32.
-      metrics: scalars to log.
+      rewards: `[N, G]` float32, what the policy learns from.
+      outcome: `[N, G]` float32, what came out before weights and shaping, such as whether the
+        verdict was right; None: the rewards themselves.
+      terms: name to the `[N, G]` value of each part of a sum, before its weight.
       details: arrays `[B]` to write beside the transcripts.
+      metrics: scalars to log.
     """
 
     rewards: jax.Array
-    metrics: Metrics
-    details: dict[str, jax.Array]
+    outcome: jax.Array | None = None
+    terms: dict[str, jax.Array] = {}
+    details: dict[str, jax.Array] = {}
+    metrics: Metrics = {}

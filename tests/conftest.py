@@ -4,7 +4,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
+# Most of the suite's time is XLA compiling tiny programs: machine code that is made in less time
+# runs them as well. Processes that tests start take it over.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import jax  # noqa: E402
 import pytest
 from tiny_model import TINY, random_params
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -62,10 +62,10 @@ TUNED: dict[str, list[str]] = {
 
 REINFORCED: dict[str, list[str]] = {
     "alphaalign": [],
-    "grpo": ["--baseline", "group"],
-    "reinforce++": ["--baseline", "batch"],
-    "ppo": ["--baseline", "critic"],
-    "ppo-2-epochs": ["--baseline", "critic", "--epochs", "2", "--minibatches", "2"],
+    "grpo": ["--objective.advantages", "group"],
+    "reinforce++": ["--objective.advantages", "whole-batch"],
+    "ppo": ["--objective", "ppo"],
+    "ppo-2-epochs": ["--objective", "ppo", "--epochs", "2", "--minibatches", "2"],
     "zero": ["--helpfulness-weight", "0"],
     "no-normalisation": ["--no-normalise"],
     "no-format": ["--format-weight", "0"],
@@ -85,7 +85,7 @@ ARMS = (*UNTRAINED, *TUNED, *REINFORCED)
 
 OURS = (
     *("--model", "--run", "--resume", "--heldout", "--seed", "--learning-rate", "--dtype"),
-    *("--template", "--baseline", "--helpfulness-weight", "--normalise", "--no-normalise"),
+    *("--template", "--objective", "--helpfulness-weight", "--normalise", "--no-normalise"),
     "--label-noise",
     *("--format", "--refusal", "--harmless", "--own-answers", "--samples-per-prompt"),
     *("--harmful", "--benign", "--lookalike"),

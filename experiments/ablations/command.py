@@ -42,14 +42,21 @@ def run_command(
 
 
 def refuse(flags: Sequence[str], ours: Sequence[str]) -> None:
-    """Refuses flags behind `--` that the comparison sets itself.
+    """Refuses flags behind `--` that the comparison sets itself, and flags of their fields.
 
     Raises:
       InputError: names the flag.
     """
-    for flag in ours:
-        if any(given.partition("=")[0].replace("_", "-") == flag for given in flags):
-            raise InputError(f"{flag} is the comparison's to set: leave it out behind --")
+    for given in flags:
+        name = given.partition("=")[0].replace("_", "-")
+        for flag in ours:
+            if name == flag:
+                raise InputError(f"{flag} is the comparison's to set: leave it out behind --")
+            if name.startswith(f"{flag}."):
+                raise InputError(
+                    f"{name}: flags that begin with {flag} are the comparison's to set: leave it "
+                    "out behind --"
+                )
 
 
 def run_once(script: Callable[[Sequence[str]], int], arguments: Sequence[str], run: Path) -> bool:

@@ -31,13 +31,20 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import read_metrics
 
+
+def _ifpo(form: str, scope: str) -> list[str]:
+    """The flags of experiments/ascl.py for IFPO."""
+    chosen = ["--objective.adjust", "inverse-frequency"]
+    return [*chosen, "--objective.adjust.form", form, "--objective.adjust.scope", scope]
+
+
 ARMS: dict[str, list[str]] = {
-    "grpo": ["--ifpo", "none"],
-    "weight-group": ["--ifpo", "weight", "--scope", "group"],
-    "weight-group-capped": ["--ifpo", "weight", "--scope", "group", "--max-weight", "1.5"],
-    "weight-batch": ["--ifpo", "weight", "--scope", "batch"],
-    "baseline-group": ["--ifpo", "baseline", "--scope", "group"],
-    "baseline-batch": ["--ifpo", "baseline", "--scope", "batch"],
+    "grpo": ["--objective.adjust", "none"],
+    "weight-group": _ifpo("weight", "group"),
+    "weight-group-capped": [*_ifpo("weight", "group"), "--objective.adjust.max-weight", "1.5"],
+    "weight-batch": _ifpo("weight", "batch"),
+    "baseline-group": _ifpo("baseline", "group"),
+    "baseline-batch": _ifpo("baseline", "batch"),
 }
 
 
@@ -57,12 +64,9 @@ class Settings:
     """Steps at the end of a run that the table averages over."""
 
 
-OURS = (
-    *("--run", "--resume", "--seed", "--baseline", "--ifpo", "--scope", "--max-weight"),
-    "--heldout",
-)
+OURS = ("--run", "--resume", "--seed", "--objective", "--heldout")
 """Flags of experiments/ascl.py that the comparison sets itself; IFPO's baseline form excludes other
-baselines than the group's."""
+advantages than the group's."""
 
 
 def main(settings: Settings, flags: Sequence[str]) -> None:
@@ -89,7 +93,7 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
         )
     )
     rules = Path(__file__).with_name("short_rules.yaml")
-    common = ["--baseline", "group", "--rules", str(rules), *flags, "--heldout", str(heldout)]
+    common = ["--objective.advantages=group", f"--rules={rules}", *flags, f"--heldout={heldout}"]
     start = settings.out / "start"
     if not (start / "cold_start").exists():
         perform(start, [*common, "--steps", "1"])

@@ -34,19 +34,21 @@ from timing import PEAKS, best, product_rate
 
 from jaxalign.data import KINDS, batch_at, builtin_prompts, context_text
 from jaxalign.data.templates import bare_messages, coded_messages, encode_prompts
+from jaxalign.engine.experience import experience_of
+from jaxalign.engine.objective import GRPO
+from jaxalign.engine.optimizer import skip_nonfinite
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, make_step, rollout, update
+from jaxalign.engine.step import Frozen, Sampling, Updates, draw, make_step, update_once
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
-from jaxalign.methods.alphaalign.reward import PromptFacts, alphaalign_reward, make_reward_params
+from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.models import Transformer, load_pretrained
 from jaxalign.models.files.architectures import read_architecture
 from jaxalign.models.fused_attention import attention_path
 from jaxalign.models.precision import fastest_dtype
-from jaxalign.models.transformer import Params
 from jaxalign.planning.stand_in import stand_in_tokenizer
-from jaxalign.records import Batch, Rollout
-from jaxalign.rewards import safety_verifiers
+from jaxalign.records import Batch, Params, Prompts, Rollout
+from jaxalign.rewards import Likelihood, PromptFacts, safety_verifiers
 from jaxalign.sampling import Temperature
 
 
@@ -95,35 +97,43 @@ def main(settings: Settings) -> None:
     width = settings.max_prompt_tokens
     sizes = {"max_tokens": width, "width": width}
     encoded = encode_prompts(tokenizer, coded_messages(context), texts, **sizes)
-    batch = jax.tree.map(jnp.asarray, Batch(encoded.tokens, encoded.mask, encoded.prefix))
-    algorithm = Algorithm(
+    asked = Prompts(encoded.tokens, encoded.mask)
+    batch = jax.tree.map(jnp.asarray, Batch(asked, prefix=encoded.prefix))
+    sampling = Sampling(
         samples_per_prompt=settings.samples_per_prompt,
         max_new_tokens=settings.max_new_tokens,
         stop=(-1,),  # never met, so that every run does the same work
         method=Temperature(0.7),
-        micro_batches=settings.micro_batches,
     )
+    objective = GRPO()
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5))
+    optimizer = skip_nonfinite(optimizer)
     key = jax.random.key(0)
-    reward_params = make_reward_params(safety_verifiers(tokenizer), params, dtype)
+    reward = alphaalign_reward(safety_verifiers(tokenizer), Likelihood.of(model, params))
     held = [init_state(params, optimizer)]
     del params  # every update takes the place of the state before
 
-    sample = jax.jit(lambda params: rollout(model, algorithm, params, batch, key))
-    sampling, samples = best(lambda: sample(held[0].params), settings.repeats)
+    sample = jax.jit(lambda params: draw(model, sampling, params, batch, key))
+    drawing, samples = best(lambda: sample(held[0].params), settings.repeats)
     rows = samples.tokens.shape[0]
     advantage = jnp.asarray(np.random.default_rng(0).normal(size=rows), jnp.float32)
 
     def updater(batch: Batch, model: Transformer = model) -> Callable[[], Any]:
         step = jax.jit(
-            lambda state, samples: update(
-                model, optimizer, algorithm, state, batch, samples, advantage
+            lambda state, experience: update_once(
+                model,
+                optimizer,
+                objective,
+                state,
+                experience,
+                micro_batches=settings.micro_batches,
             ),
             donate_argnums=0,
         )
+        experience = experience_of(batch, samples, advantage)
 
         def run() -> Any:
-            held[0], metrics = step(held[0], samples)
+            held[0], metrics = step(held[0], experience)
             return metrics
 
         return run
@@ -133,14 +143,21 @@ def main(settings: Settings) -> None:
     blocks = None
     if model.attention == "cudnn":
         blocks, _ = best(updater(batch, model.clone(attention="blocks")), settings.repeats)
-    step = make_step(model, optimizer, algorithm, alphaalign_reward(model))
+    step = make_step(
+        model,
+        optimizer,
+        sampling=sampling,
+        objective=objective,
+        updates=Updates(micro_batches=settings.micro_batches),
+    )
     bare = encode_prompts(tokenizer, bare_messages, texts[2 * quarter :], **sizes)
     kinds = jnp.array([KINDS.index(prompt.kind) for prompt in prompts])
-    facts = PromptFacts(kinds, bare.tokens, bare.mask)
-    whole_batch = jax.tree.map(jnp.asarray, dataclasses.replace(batch, extras=facts))
+    facts = PromptFacts(np.arange(len(prompts)), bare.tokens, bare.mask)
+    facts = jax.tree.map(jnp.asarray, facts)
+    whole_batch = dataclasses.replace(batch, kind=kinds, facts=facts)
 
     def whole() -> Any:
-        held[0], result = step(held[0], whole_batch, key, reward_params)
+        held[0], result = step(held[0], whole_batch, key, Frozen(reward))
         return result.metrics
 
     whole_step, _ = best(whole, settings.repeats)
@@ -150,18 +167,18 @@ def main(settings: Settings) -> None:
     weights = config.num_layers * (layer + 3 * config.mlp_dim * config.model_dim)
     head = config.vocab_size * config.model_dim
     new = samples.tokens.size
-    seen = new + batch.prompts.size + batch.prefix.size
+    seen = new + asked.tokens.size + encoded.prefix.size
     model_flops = 2 * (seen * weights + new * head)  # forwards
     update_flops = 2 * (3 * seen * weights + 4 * new * head)
     device = jax.devices()[0]
     peak = PEAKS.get(device.device_kind)
     print(f"{device.device_kind}, jax {jax.__version__}, {jnp.dtype(dtype).name}, {settings}")
-    print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {batch.prefix.size}")
+    print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {encoded.prefix.size}")
     print(f"{'part':28}{'seconds':>9}{'GFLOP':>9}{'floor s':>9}{'of floor':>9}{'of peak':>9}")
     for name, seconds, flops, useful in (
-        ("sample", sampling, model_flops, model_flops),
+        ("sample", drawing, model_flops, model_flops),
         ("update, shared context", shared, update_flops, 3 * model_flops),
-        ("both", sampling + shared, model_flops + update_flops, 4 * model_flops),
+        ("both", drawing + shared, model_flops + update_flops, 4 * model_flops),
         ("whole step", whole_step, None, 4 * model_flops),
         ("update, attention by blocks", blocks, None, 3 * model_flops),
         ("update, plain", plain, None, None),
@@ -175,8 +192,8 @@ def main(settings: Settings) -> None:
         if peak and useful:
             line = f"{line:64}{useful / seconds / peak:9.1%}"
         print(line)
-    print(f"sampling: {new / sampling:.0f} tokens/s")
-    unshared = samples.tokens.shape[0] * (batch.prefix.size + batch.prompts.shape[1]) + new
+    print(f"sampling: {new / drawing:.0f} tokens/s")
+    unshared = rows * (encoded.prefix.size + asked.tokens.shape[1]) + new
     print(f"tokens in the update: {seen} shared, {unshared} without: {unshared / seen:.1f} times")
     print(f"shared context: the update is {plain / shared:.2f} times as fast")
     if memory := device.memory_stats():
@@ -198,11 +215,12 @@ def load(settings: Settings, dtype: Any) -> tuple[Transformer, Params, Any]:
 
 def unshare(batch: Batch, samples: Rollout) -> Batch:
     """The same batch with prefix and prompt written out for every sample."""
-    group = samples.tokens.shape[0] // batch.prompts.shape[0]
-    opening = jnp.broadcast_to(batch.prefix, (batch.prompts.shape[0], batch.prefix.size))
-    whole = jnp.concatenate([opening, batch.prompts], axis=1)
-    mask = jnp.concatenate([jnp.ones(opening.shape, bool), batch.prompt_mask], axis=1)
-    return Batch(jnp.repeat(whole, group, 0), jnp.repeat(mask, group, 0), batch.prefix[:0])
+    prompts, prefix = batch.prompts, batch.prefix
+    opening = jnp.broadcast_to(prefix, (prompts.tokens.shape[0], prefix.size))
+    whole = jnp.concatenate([opening, prompts.tokens], axis=1)
+    mask = jnp.concatenate([jnp.ones(opening.shape, bool), prompts.mask], axis=1)
+    group = samples.tokens.shape[0] // whole.shape[0]
+    return Batch(Prompts(jnp.repeat(whole, group, 0), jnp.repeat(mask, group, 0)))
 
 
 if __name__ == "__main__":

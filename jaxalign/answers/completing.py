@@ -10,8 +10,8 @@ from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import Template, Tokenizer, encode_prompts, encode_requests, pad
 from jaxalign.host.errors import InputError
 from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Rollout
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params, Rollout
 from jaxalign.sampling import Method, Tool, sample
 
 T = TypeVar("T")

@@ -21,9 +21,11 @@ from jaxalign.answers.completing import check_sizes, fill
 from jaxalign.data.templates import Message, Tokenizer, encode_chat, pad
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
-from jaxalign.models.completion import completion_states, compute_params
+from jaxalign.models.completion import compute_params
+from jaxalign.models.heads import output_weight
 from jaxalign.models.precision import fastest_dtype
-from jaxalign.models.transformer import Params, Transformer, output_weight
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 
 LEAST_WIDTH = 64
 """Chats of a batch are padded to 64, 128, 256, … tokens, and as many of what all share are read
@@ -208,8 +210,7 @@ def _word_logits(
     chex.assert_equal_shape_prefix([leads, lengths, words], 1)
     count = prompts.shape[0]
     present = jnp.arange(leads.shape[1]) <= lengths[:, None]
-    hidden = completion_states(
-        decoder,
+    hidden = decoder.states(
         params,
         prompts,
         mask,

@@ -30,8 +30,8 @@ from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.models.completion import compute_params
 from jaxalign.models.files.weights import weights_digest
 from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Rollout
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params, Rollout
 from jaxalign.rewards import ANSWER_TAGS
 from jaxalign.sampling import Greedy, Method, Tool, sample
 

@@ -10,7 +10,8 @@ from jaxalign.data.templates import Template, Tokenizer, encode_chat
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.models.completion import compute_params
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 from jaxalign.sampling import Greedy
 
 Progress = Callable[[int, int], None]

@@ -13,7 +13,8 @@ import tyro
 from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxalign.models.transformer import Params, Transformer
+    from jaxalign.models.transformer import Transformer
+    from jaxalign.records import Params
 
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 # A plain string with the choices in the help: `load_model` answers a wrong one in one line.

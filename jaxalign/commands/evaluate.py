@@ -164,7 +164,7 @@ class Eval:
                 tokenizer,
                 suites,
                 attacks,
-                folder,
+                folder=folder,
                 template=template,
                 tool=tool_of(book, tokenizer),
                 method=self._method(),

@@ -10,11 +10,9 @@ from typing import Literal
 
 from jaxalign.data.order import walk
 from jaxalign.host.errors import InputError
+from jaxalign.records import KINDS
 
 Kind = Literal["harmful", "benign", "lookalike"]
-
-#: Every kind, in the order of a batch. A look-alike is a safe prompt that reads like a harmful one.
-KINDS: tuple[Kind, ...] = ("harmful", "benign", "lookalike")
 
 #: Twelve hazard categories, and "general" for a benign prompt that is close to none of them.
 CATEGORIES: tuple[str, ...] = (

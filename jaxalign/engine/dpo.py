@@ -22,10 +22,9 @@ from jaxalign.engine.state import TrainState
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.losses import preference_loss
-from jaxalign.models.completion import completion_logps
 from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Metrics
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,7 @@ class PairBatch:
 def pair_logps(model: Transformer, params: Params, batch: PairBatch) -> jax.Array:
     """Both answers' log π(answer | prompt), `[N, 2]` float32, sums over their tokens."""
     chex.assert_rank([batch.prompts, batch.prompt_mask, batch.tokens, batch.mask], 2)
-    logps = completion_logps(
-        model,
+    logps = model.logps(
         params,
         batch.prompts,
         batch.prompt_mask,

@@ -1,18 +1,16 @@
-"""From a batch to the next state: gradients in parts, one update, nothing that is not finite."""
+"""From a batch to the next state: gradients in parts, one update, how arrays lie after it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
-from jaxalign.engine.state import CriticState, TrainState
-from jaxalign.models.layout import lay_out, parameter_shardings
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.models.values import critic_of
-from jaxalign.records import Metrics
+from jaxalign.engine.optimizer import skipped_updates
+from jaxalign.engine.state import TrainState, has_critic, policy_of
+from jaxalign.models.layout import lay_out, tree_shardings
+from jaxalign.records import Metrics, Params
 
 Part = TypeVar("Part")
 Gradients = TypeVar("Gradients")
@@ -73,92 +71,41 @@ def _split(batch: Part, parts: int) -> Part:
 
 
 def apply_gradients(
-    model: Transformer,
+    model: Any,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     gradients: Params,
-    critic_optimizer: optax.GradientTransformation | None = None,
-    critic_gradients: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer update. A gradient or a change that is not finite only counts as skipped.
-
-    With a critic one that is not finite, of the policy or of the critic, holds both back.
+    """One optimizer update.
 
     Args:
       model: with a mesh, what it keeps in parts stays so: gradients, parameters, moments.
-      optimizer: an optax transformation.
+      optimizer: an optax transformation; `skip_nonfinite` leaves out what is not finite.
       state: before the update.
       gradients: of the whole batch's loss.
-      critic_optimizer: the critic's, where it is updated too.
-      critic_gradients: of the critic's loss.
 
     Returns:
       the next state, and `grad_norm`, `skipped_updates` and with a critic `critic_grad_norm` to
       log.
     """
-    change = _propose(model, optimizer, state.params, state.opt_state, gradients)
-    finite, metrics, critic = change.finite, {"grad_norm": change.norm}, state.critic
-    if critic is not None and critic_optimizer is not None and critic_gradients is not None:
-        theirs, their_model = (critic.params, critic.opt_state), critic_of(model)
-        proposed = _propose(their_model, critic_optimizer, *theirs, critic_gradients)
-        finite = finite & proposed.finite
-        critic = CriticState(*_choose(their_model, critic_optimizer, finite, proposed, *theirs))
-        metrics["critic_grad_norm"] = proposed.norm
-    params, opt_state = _choose(model, optimizer, finite, change, state.params, state.opt_state)
-    state = TrainState(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        skipped=state.skipped + ~finite,
-        critic=critic,
-    )
-    return state, metrics | {"skipped_updates": state.skipped}
-
-
-class _Change(NamedTuple):
-    """Parameters and moments after an update, the gradient's norm, and whether all is finite."""
-
-    params: Params
-    opt_state: Any
-    norm: jax.Array
-    finite: jax.Array
-
-
-def _propose(
-    model: Transformer,
-    optimizer: optax.GradientTransformation,
-    params: Params,
-    opt_state: Any,
-    gradients: Params,
-) -> _Change:
     gradients = lay_out(model, gradients)
-    norm = optax.tree.norm(gradients)
-    changes, opt_state = optimizer.update(gradients, opt_state, params)
-    finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(changes))
-    return _Change(optax.apply_updates(params, changes), opt_state, norm, finite)
-
-
-def _choose(
-    model: Transformer,
-    optimizer: optax.GradientTransformation,
-    finite: jax.Array,
-    change: _Change,
-    params: Params,
-    opt_state: Any,
-) -> tuple[Params, Any]:
-    """Parameters and moments after the change where it is finite, else as they were."""
-    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-    return (
-        lay_out(model, jax.tree.map(keep, change.params, params)),
-        _lay_out_moments(model, optimizer, jax.tree.map(keep, change.opt_state, opt_state)),
-    )
+    metrics = {"grad_norm": optax.tree.norm(policy_of(gradients))}
+    if has_critic(gradients):
+        metrics["critic_grad_norm"] = optax.tree.norm(gradients["critic"])
+    changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = lay_out(model, optax.apply_updates(state.params, changes))
+    opt_state = _lay_out_moments(model, optimizer, opt_state, params)
+    metrics["skipped_updates"] = skipped_updates(opt_state)
+    return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def _lay_out_moments(
-    model: Transformer, optimizer: optax.GradientTransformation, opt_state: Any
+    model: Any, optimizer: optax.GradientTransformation, opt_state: Any, params: Params
 ) -> Any:
     """The optimizer's state, with whatever is like a parameter where that lives."""
-    if model.mesh is None:
+    shardings = tree_shardings(model, params)
+    if shardings is None:
         return opt_state
-    shardings = traverse_util.unflatten_dict(parameter_shardings(model.config, model.mesh), sep="/")
-    return optax.tree.map_params(optimizer, jax.lax.with_sharding_constraint, opt_state, shardings)
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731  of optax.partition
+    put = lambda x, place: x if masked(x) else jax.lax.with_sharding_constraint(x, place)  # noqa: E731
+    return optax.tree.map_params(optimizer, put, opt_state, shardings, is_leaf=masked)

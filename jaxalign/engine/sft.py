@@ -16,8 +16,8 @@ from jaxalign.host.errors import InputError
 from jaxalign.losses import aggregate, denominator
 from jaxalign.models.packing import Document, PackedBatch, pack, packed_logps, place
 from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Metrics
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Metrics, Params
 
 
 class TuningResult(NamedTuple):
@@ -94,7 +94,7 @@ def make_supervised_step(
 
         L = − Σ_t m_t log π(token_t) / Σ_t m_t      over the tokens to be learned of all documents
 
-    An update that is not finite is skipped and counted.
+    With `skip_nonfinite` an update that is not finite is skipped and counted.
 
     Args:
       model: the decoder.

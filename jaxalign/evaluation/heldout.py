@@ -15,7 +15,8 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.host.statistics import wilson_interval
 from jaxalign.models.completion import compute_params
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 from jaxalign.rewards import (
     CONSULTING_FORMAT_PATTERN,
     STRICT_FORMAT_PATTERN,

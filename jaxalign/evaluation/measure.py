@@ -25,7 +25,8 @@ from jaxalign.evaluation.rates import (
 )
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
 from jaxalign.sampling import Greedy, Method, Tool
 
@@ -41,8 +42,8 @@ def answer_all(
     tokenizer: Tokenizer,
     suites: Mapping[str, Sequence[Prompt]],
     attacks: Sequence[Attack],
-    folder: Path,
     *,
+    folder: Path,
     template: Template,
     tool: Tool | None = None,
     method: Method = Greedy(),  # noqa: B008  (frozen)

@@ -7,9 +7,9 @@ and a part such as `jaxalign.models.sharding` must stay light.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxalign.models.completion import completion_logps
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.heads import hidden_token_logps
+from jaxalign.models.decoder import Decoder, plain_decoder
+from jaxalign.models.heads import hidden_entropies, hidden_token_logps
 from jaxalign.models.scores import sequence_scores
 from jaxalign.models.transformer import Transformer
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLAIN_TEMPLATE",
+    "Decoder",
     "ModelConfig",
     "Transformer",
-    "completion_logps",
+    "hidden_entropies",
     "hidden_token_logps",
     "load_pretrained",
+    "plain_decoder",
     "save_pretrained",
     "sequence_scores",
     "smollm2_path",

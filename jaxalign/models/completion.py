@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.models.attention import KeyValues
-from jaxalign.models.heads import hidden_token_logps
-from jaxalign.models.transformer import Params, Transformer, output_weight
+from jaxalign.models.network import Network
+from jaxalign.records import Params
 
 
 @struct.dataclass
@@ -42,8 +42,8 @@ def compute_params(params: Params, dtype: Any) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def run_block(model: Transformer, params: Params, *arguments: Any) -> tuple[jax.Array, KeyValues]:
-    """`Transformer.__call__` with its types."""
+def run_block(model: Network, params: Params, *arguments: Any) -> tuple[jax.Array, KeyValues]:
+    """`Network.__call__` with its types."""
     output: Any = model.apply({"params": params}, *arguments)
     return output
 
@@ -54,7 +54,7 @@ def last_place(mask: jax.Array) -> jax.Array:
 
 
 def encode_prefix(
-    model: Transformer, params: Params, prefix: jax.Array | None
+    model: Network, params: Params, prefix: jax.Array | None
 ) -> tuple[KeyValues, ...]:
     """Runs the tokens that open every row, once; positions 0..P0−1.
 
@@ -75,7 +75,7 @@ def encode_prefix(
 
 
 def prompt_context(
-    model: Transformer,
+    model: Network,
     params: Params,
     prompts: jax.Array,
     prompt_mask: jax.Array,
@@ -104,77 +104,3 @@ def prompt_context(
     _, block = run_block(model, params, prompts, positions, body, blocks)
     take = lambda x: jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]  # noqa: E731
     return PromptContext((*blocks, block), take(prompts), take(positions).astype(jnp.int32))
-
-
-def completion_states(
-    model: Transformer,
-    params: Params,
-    prompts: jax.Array,
-    prompt_mask: jax.Array,
-    tokens: jax.Array,
-    mask: jax.Array,
-    *,
-    prefix: jax.Array | None = None,
-) -> jax.Array:
-    """Last hidden states before each completion token, every prompt computed once.
-
-    Args:
-      model: the decoder.
-      params: its parameters in the compute dtype.
-      prompts: `[N, P]` int32.
-      prompt_mask: `[N, P]` bool.
-      tokens: `[B, T]` int32 completions, B = N·G, the G of one prompt next to each other.
-      mask: `[B, T]` bool, a prefix of each row: which tokens exist.
-      prefix: `[P0]` int32 shared opening, or None.
-
-    Returns:
-      `[B, T, D]` in the compute dtype; state t has seen the prompt and the tokens before t.
-    """
-    chex.assert_equal_shape([tokens, mask])
-    context = prompt_context(model, params, prompts, prompt_mask, prefix)
-    batch, length = tokens.shape
-    group = batch // prompts.shape[0]
-    first = jnp.repeat(context.last_tokens, group)
-    inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
-    positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
-    return run_block(model, params, inputs, positions, mask, context.blocks)[0]
-
-
-def completion_logps(
-    model: Transformer,
-    params: Params,
-    prompts: jax.Array,
-    prompt_mask: jax.Array,
-    tokens: jax.Array,
-    mask: jax.Array,
-    *,
-    prefix: jax.Array | None = None,
-    temperature: float = 1.0,
-    tile: int | None = None,
-) -> jax.Array:
-    """Log-probabilities of completions given their prompts, differentiable in `params`.
-
-    Args:
-      model: the decoder.
-      params: its parameters; matrices are cast to the model's compute dtype first.
-      prompts: `[N, P]` int32.
-      prompt_mask: `[N, P]` bool.
-      tokens: `[B, T]` int32 completions, B = N·G, the G of one prompt next to each other.
-      mask: `[B, T]` bool, a prefix of each row: which tokens exist.
-      prefix: `[P0]` int32 shared opening, or None.
-      temperature: of the policy, as it sampled.
-      tile: words of the vocabulary whose logits are held at once; see `hidden_token_logps`.
-
-    Returns:
-      `[B, T]` float32 log π(tokens); values where `mask` is False mean nothing.
-    """
-    params = compute_params(params, model.dtype)
-    hidden = completion_states(model, params, prompts, prompt_mask, tokens, mask, prefix=prefix)
-    return hidden_token_logps(
-        hidden,
-        output_weight(params),
-        tokens,
-        temperature=temperature,
-        tile=tile,
-        mesh=model.mesh,
-    )

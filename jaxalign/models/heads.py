@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxalign.losses import token_entropies
 from jaxalign.models.sharding import spec_of
+from jaxalign.records import Params
 
 # Logits that a device holds at once, over all its rows: 128 MB of float32.
 _LOGITS = 2**25
@@ -32,6 +34,47 @@ def logits(hidden: jax.Array, weight: jax.Array) -> jax.Array:
         (((hidden.ndim - 1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
+
+
+def output_weight(params: Params) -> jax.Array:
+    """The output projection `[V, D]`: `lm_head` where there is one, else the tied embedding.
+
+    Raises:
+      ValueError: the model gives scores and no tokens.
+    """
+    if "score" in params:
+        raise ValueError("a model with a score head has no output projection")
+    if "lm_head" in params:
+        return params["lm_head"]["kernel"]
+    return params["embed"]["embedding"]
+
+
+def hidden_entropies(
+    hidden: jax.Array, weight: jax.Array, *, temperature: float = 1.0, rows: int | None = None
+) -> jax.Array:
+    """Entropies in nats of softmax(W h / temperature), the logits of some rows at a time.
+
+    The sum is over the whole vocabulary, so the gradient is the entropy's own. The backward pass
+    computes each tile's logits again: no more than `[rows, V]` exists at any time.
+
+    Args:
+      hidden: `[B, T, D]` states.
+      weight: `[V, D]` output projection.
+      temperature: above 0, static; the sampler's.
+      rows: of the B·T whose logits are held at once; None: as many as 128 MB hold.
+
+    Returns:
+      `[B, T]` float32, differentiable (in reverse mode) in `hidden` and `weight`.
+    """
+    chex.assert_rank([hidden, weight], [3, 2])
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    rows = min(len(flat), rows or max(1, _LOGITS // weight.shape[0]))
+
+    @jax.checkpoint
+    def entropy(state: jax.Array) -> jax.Array:
+        return token_entropies(logits(state, weight)[None, None], temperature=temperature)[0, 0]
+
+    return jax.lax.map(entropy, flat, batch_size=rows).reshape(hidden.shape[:2])
 
 
 def hidden_token_logps(

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.network import Network
 from jaxalign.models.sharding import DECODING, RULES, spec_of
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.records import Params
 
 
 def parameter_shardings(
@@ -57,20 +58,41 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def lay_out(model: Transformer, params: Params, *, decoding: bool = False) -> Params:
+def lay_out(model: Any, params: Params, *, decoding: bool = False) -> Params:
     """Tells XLA, inside a compiled program, where a tree like the parameters lives.
 
     Args:
-      model: the decoder; without a mesh nothing changes.
-      params: parameters, gradients, or an optimizer's moments.
+      model: the decoder; one without a mesh, or not of ours, changes nothing.
+      params: parameters or gradients, of a policy or of a critic beside it.
       decoding: as in `parameter_shardings`.
     """
-    if model.mesh is None:
+    shardings = tree_shardings(model, params, decoding=decoding)
+    if shardings is None:
         return params
-    shardings = parameter_shardings(model.config, model.mesh, decoding=decoding)
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, shardings)
+
+
+def tree_shardings(model: Any, params: Params, *, decoding: bool = False) -> Params | None:
+    """Where each leaf of a tree like `lay_out`'s lives; None without a mesh.
+
+    What ends in a parameter's path lies as that does, the rest on every device.
+    """
+    mesh = mesh_of(model)
+    if mesh is None:
+        return None
+    places = parameter_shardings(model.config, mesh, decoding=decoding)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: str) -> NamedSharding:
+        return next((its for name, its in places.items() if f"/{path}".endswith(f"/{name}")), whole)
+
     leaves = traverse_util.flatten_dict(params, sep="/")
-    laid = {k: jax.lax.with_sharding_constraint(v, shardings[k]) for k, v in leaves.items()}
-    return traverse_util.unflatten_dict(laid, sep="/")
+    return traverse_util.unflatten_dict({path: place(path) for path in leaves}, sep="/")
+
+
+def mesh_of(model: Any) -> Mesh | None:
+    """The devices that share a decoder of ours; None for one device, or another's decoder."""
+    return model.mesh if isinstance(model, Network) else None
 
 
 @functools.cache
@@ -78,6 +100,6 @@ def _logical_axes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple
     """Path of each parameter to its shape and its axes' names."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-    boxed: Any = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens, mask)
+    boxed: Any = jax.eval_shape(Network(config).init, jax.random.key(0), tokens, tokens, mask)
     boxes = traverse_util.flatten_dict(boxed["params"], sep="/")
     return {path: (nn.unbox(box).shape, tuple(box.names)) for path, box in boxes.items()}

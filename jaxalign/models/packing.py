@@ -20,8 +20,9 @@ from flax import struct
 
 from jaxalign.host.errors import InputError
 from jaxalign.models.completion import compute_params, encode_prefix, run_block
-from jaxalign.models.heads import hidden_token_logps
-from jaxalign.models.transformer import Params, Transformer, output_weight
+from jaxalign.models.heads import hidden_token_logps, output_weight
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from jaxalign.models.completion import compute_params, last_place, run_block
 from jaxalign.models.heads import logits
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 
 
 def sequence_scores(

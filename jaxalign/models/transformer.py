@@ -1,267 +1,165 @@
-"""The decoder: RMSNorm, rotary grouped-query attention, SwiGLU; layers stacked and scanned.
-
-Every matrix is kept `[out, in]` and contracted over its last axis, the layout that the matrix units
-of CPUs and accelerators read directly, and the one of Hugging Face's files.
-"""
-
-from typing import Any, Literal
+"""The decoder of Llama 3, Mistral, Qwen2.5, Qwen3 and SmolLM2: `Network` as a `Decoder`."""
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import Mesh
+from flax import struct
 
-from jaxalign.models.attention import (
-    SAVED,
-    KeyValues,
-    attend,
-    rotary_frequencies,
-    rotary_tables,
-    rotate,
+from jaxalign.models.attention import KeyValues
+from jaxalign.models.completion import (
+    PromptContext,
+    compute_params,
+    prompt_context,
+    run_block,
 )
-from jaxalign.models.config import ModelConfig
-from jaxalign.models.fused_attention import AttentionPath, attend_fused
+from jaxalign.models.heads import hidden_token_logps, logits, output_weight
+from jaxalign.models.layout import lay_out
+from jaxalign.models.network import Network
 from jaxalign.models.sharding import constrain
-
-Params = dict[str, Any]
-Remat = Literal["none", "dots", "full"]
-
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED),
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from jaxalign.records import Params
 
 
-def project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x·Wᵀ for `x` `[..., in]` and `weight` `[out, in]`, computed in the dtype of `x`."""
-    return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
-
-
-def _named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
-    return nn.with_logical_partitioning(init, axes)
-
-
-def _matrix(axes: tuple[str, str]) -> nn.initializers.Initializer:
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
-    return _named(init, *axes)
-
-
-class RMSNorm(nn.Module):
-    """x / √(mean x² + ε) · scale, in float32; `[..., D]` → `[..., D]`, dtype kept."""
-
-    eps: float
-    axis: str = "embed"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
-        scale = self.param("scale", _named(nn.initializers.ones, self.axis), (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with rotary positions over the block and its contexts."""
-
-    config: ModelConfig
-    mesh: Mesh | None = None
-    path: AttentionPath = "blocks"
-
-    @nn.compact
-    def __call__(  # noqa: D102
-        self,
-        x: jax.Array,
-        rotary: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
-        contexts: tuple[KeyValues, ...],
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        config = self.config
-        batch, length, width = x.shape
-        q_width = config.num_heads * config.head_dim
-        kv_width = config.num_kv_heads * config.head_dim
-        query_weight = self.param("query", _matrix(("heads", "embed")), (q_width, width))
-        key_weight = self.param("key", _matrix(("kv_heads", "embed")), (kv_width, width))
-        value_weight = self.param("value", _matrix(("kv_heads", "embed")), (kv_width, width))
-        output_weight = self.param("output", _matrix(("embed", "heads")), (width, q_width))
-
-        def heads(weight: jax.Array, name: str, axis: str) -> jax.Array:
-            out = project(x, weight)
-            if config.qkv_bias:
-                bias = self.param(
-                    f"{name}_bias", _named(nn.initializers.zeros, axis), out.shape[-1:]
-                )
-                out = out + bias.astype(out.dtype)
-            return out.reshape(batch, length, -1, config.head_dim)
-
-        query = heads(query_weight, "query", "heads")
-        keys = heads(key_weight, "key", "kv_heads")
-        values = heads(value_weight, "value", "kv_heads").transpose(0, 2, 1, 3)
-        if config.qk_norm:
-            query = RMSNorm(config.norm_eps, axis="head", name="query_norm")(query)
-            keys = RMSNorm(config.norm_eps, axis="head", name="key_norm")(keys)
-        query = constrain(rotate(query, rotary), self.mesh, "batch", "length", "heads", None)
-        keys = rotate(keys, rotary).transpose(0, 2, 1, 3)
-        keys = constrain(keys, self.mesh, "batch", "kv_heads", "length", None)
-        values = constrain(values, self.mesh, "batch", "kv_heads", "length", None)
-        fused = self.path == "cudnn" and length > 1 and x.dtype != jnp.float32
-        out = (attend_fused if fused else attend)(query, keys, values, mask, contexts)
-        out = out.reshape(batch, length, q_width)
-        return project(out, output_weight), (keys, values)
-
-
-class MLP(nn.Module):
-    """SwiGLU: W_down (silu(W_gate x) ⊙ W_up x)."""
-
-    config: ModelConfig
-    mesh: Mesh | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
-        width, hidden = x.shape[-1], self.config.mlp_dim
-        gate = self.param("gate", _matrix(("mlp", "embed")), (hidden, width))
-        up = self.param("up", _matrix(("mlp", "embed")), (hidden, width))
-        down = self.param("down", _matrix(("embed", "mlp")), (width, hidden))
-        inner = nn.silu(project(x, gate)) * project(x, up)
-        return project(constrain(inner, self.mesh, "batch", "length", "mlp"), down)
-
-
-class Table(nn.Module):
-    """One `[rows, width]` parameter: the embedding, the output projection, or a score head."""
-
-    entry: str
-    rows: int
-    width: int
-    axis: str = "vocab"
-
-    @nn.compact
-    def __call__(self) -> jax.Array:  # noqa: D102
-        init = _named(nn.initializers.normal(0.02), self.axis, "embed")
-        return self.param(self.entry, init, (self.rows, self.width))
-
-
-class Layer(nn.Module):
-    """One pre-norm residual layer; also returns the keys and values it made."""
-
-    config: ModelConfig
-    mesh: Mesh | None = None
-    path: AttentionPath = "blocks"
-
-    @nn.compact
-    def __call__(  # noqa: D102
-        self,
-        x: jax.Array,
-        context_keys_values: tuple[tuple[jax.Array, jax.Array], ...],
-        rotary: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
-        context_masks: tuple[jax.Array, ...],
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        contexts = tuple(
-            KeyValues(keys, values, context_mask)
-            for (keys, values), context_mask in zip(context_keys_values, context_masks, strict=True)
-        )
-        normed = RMSNorm(self.config.norm_eps, name="attention_norm")(x)
-        attended, keys_values = Attention(self.config, self.mesh, self.path, name="attention")(
-            normed, rotary, mask, contexts
-        )
-        x = x + attended
-        normed = RMSNorm(self.config.norm_eps, name="mlp_norm")(x)
-        x = x + MLP(self.config, self.mesh, name="mlp")(normed)
-        return constrain(x, self.mesh, "batch", "length", None), keys_values
-
-
-class Transformer(nn.Module):
-    """A Llama-family decoder.
-
-    `model.apply({"params": params}, tokens, positions, mask, contexts)` runs a block of new tokens
-    on top of zero or more context blocks and returns its last hidden states and its own keys and
-    values, which serve as a context of the next block.
+@struct.dataclass
+class Context:
+    """Prompts as sampling needs them.
 
     Attributes:
-      config: the architecture.
-      dtype: compute dtype; parameters keep theirs (float32 in training).
-      remat: what the backward pass recomputes inside a layer: "none" keeps all activations, "dots"
-        keeps the products with weights, "full" keeps only the layer's input.
-      mesh: devices that share the work, with the axes `jaxalign.models.sharding.AXES`; None for the
-        one that the parameters are on.
-      attention: "blocks", which runs everywhere and never repeats a context; "cudnn", one kernel
-        for blocks of more than one token, on NVIDIA GPUs (`jaxalign.models.fused_attention`). It
-        knows no float32, which takes "blocks".
+      prompts: their keys and values, each once.
+      weights: the parameters, cast and laid out for decoding once, before the loop of tokens.
     """
 
-    config: ModelConfig
-    dtype: Any = jnp.bfloat16
-    remat: Remat = "none"
-    mesh: Mesh | None = None
-    attention: AttentionPath = "blocks"
+    prompts: PromptContext
+    weights: Params
 
-    @nn.compact
-    def __call__(
+
+@struct.dataclass
+class Cache:
+    """Keys and values of completions.
+
+    Attributes:
+      keys: `[L, B, K, T, d]`, compute dtype.
+      values: as keys.
+      positions: `[B]` int32, the position of each row's first input, its prompt's last token.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+
+
+class Transformer(Network):
+    """A Llama-family decoder: `Network` with the functions of `jaxalign.models.decoder.Decoder`.
+
+    Its attributes are `Network`'s; parameters are arguments of every method.
+    """
+
+    @property
+    def max_positions(self) -> int:
+        """The longest row, prefix, prompt and completion together."""
+        return self.config.max_positions
+
+    @nn.nowrap
+    def prefill(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array,
-        contexts: tuple[KeyValues, ...] = (),
-    ) -> tuple[jax.Array, KeyValues]:
-        """Runs a block.
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        prefix: jax.Array | None = None,
+    ) -> Context:
+        """See `Decoder.prefill`; the parameters are cast to the compute dtype once, here."""
+        weights = lay_out(self, compute_params(params, self.dtype), decoding=True)
+        return Context(prompt_context(self, weights, prompts, prompt_mask, prefix), weights)
 
-        Args:
-          tokens: `[B, T]` int32.
-          positions: `[B, T]` int32 absolute positions for the rotary embedding.
-          mask: `[B, T]` bool, which positions exist; the others are attended by none. Or int32,
-            the document of each, 0 for none: documents of a row do not see each other.
-          contexts: earlier blocks, leading size dividing B.
-
-        Returns:
-          hidden states after the final norm `[B, T, D]` (compute dtype), and the block's keys and
-          values `[L, B, K, T, d]`.
-        """
-        chex.assert_rank([tokens, positions, mask], 2)
-        chex.assert_equal_shape([tokens, positions, mask])
+    @nn.nowrap
+    def start(
+        self, params: Params, context: Context, samples_per_prompt: int, max_new_tokens: int
+    ) -> Cache:
+        """See `Decoder.start`."""
         config = self.config
-        table = Table("embedding", config.vocab_size, config.model_dim, name="embed")()
-        if config.num_labels:
-            Table("kernel", config.num_labels, config.model_dim, "label", name="score")()
-        elif not config.tie_embeddings:
-            Table("kernel", config.vocab_size, config.model_dim, name="lm_head")()
-        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
-        x = constrain(x, self.mesh, "batch", "length", None)
-        layer = Layer
-        if self.remat != "none":
-            layer = nn.remat(Layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.mesh, self.attention, name="layers")
-        x, (keys, values) = layers(
-            x,
-            tuple((context.keys, context.values) for context in contexts),
-            rotary_tables(
-                positions,
-                rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling),
-            ),
-            mask,
-            tuple(context.mask for context in contexts),
+        positions = jnp.repeat(context.prompts.last_positions, samples_per_prompt)
+        shape = (
+            config.num_layers,
+            positions.shape[0],
+            config.num_kv_heads,
+            max_new_tokens,
+            config.head_dim,
         )
-        x = RMSNorm(config.norm_eps, name="final_norm")(x)
-        return x, KeyValues(keys, values, mask != 0)
+        empty = constrain(
+            jnp.zeros(shape, self.dtype), self.mesh, None, "batch", "kv_heads", None, None
+        )
+        return Cache(empty, empty, positions)
 
+    @nn.nowrap
+    def next_logits(
+        self, params: Params, context: Context, cache: Cache, token: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """See `Decoder.next_logits`."""
+        batch, length = token.shape[0], cache.keys.shape[3]
+        written = jnp.broadcast_to(jnp.arange(length) < step, (batch, length))
+        hidden, block = run_block(
+            self,
+            context.weights,
+            token[:, None],
+            (cache.positions + step)[:, None],
+            jnp.ones((batch, 1), bool),
+            (*context.prompts.blocks, KeyValues(cache.keys, cache.values, written)),
+        )
+        put = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, 0, 0, step, 0))  # noqa: E731
+        cache = Cache(put(cache.keys, block.keys), put(cache.values, block.values), cache.positions)
+        scores = logits(hidden[:, 0], output_weight(context.weights))
+        return constrain(scores, self.mesh, "batch", "vocab"), cache
 
-def output_weight(params: Params) -> jax.Array:
-    """The output projection `[V, D]`: `lm_head` where there is one, else the tied embedding.
+    @nn.nowrap
+    def states(
+        self,
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        tokens: jax.Array,
+        mask: jax.Array,
+        *,
+        prefix: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `Decoder.states`; in the compute dtype, every prompt computed once."""
+        chex.assert_equal_shape([tokens, mask])
+        params = compute_params(params, self.dtype)
+        context = prompt_context(self, params, prompts, prompt_mask, prefix)
+        batch, length = tokens.shape
+        group = batch // prompts.shape[0]
+        first = jnp.repeat(context.last_tokens, group)
+        inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
+        positions = jnp.repeat(context.last_positions, group)[:, None] + jnp.arange(length)
+        return run_block(self, params, inputs, positions, mask, context.blocks)[0]
 
-    Raises:
-      ValueError: the model gives scores and no tokens.
-    """
-    if "score" in params:
-        raise ValueError("a model with a score head has no output projection")
-    if "lm_head" in params:
-        return params["lm_head"]["kernel"]
-    return params["embed"]["embedding"]
+    @nn.nowrap
+    def output_weight(self, params: Params) -> jax.Array:
+        """See `Decoder.output_weight`: `lm_head` where there is one, else the tied embedding."""
+        return output_weight(params)
+
+    @nn.nowrap
+    def logps(
+        self,
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        tokens: jax.Array,
+        mask: jax.Array,
+        *,
+        prefix: jax.Array | None = None,
+        temperature: float = 1.0,
+        tile: int | None = None,
+    ) -> jax.Array:
+        """See `Decoder.logps`; no more than a tile of the vocabulary's logits is held at once.
+
+        `tile` is the words of one, by default as many as `hidden_token_logps` says.
+        """
+        params = compute_params(params, self.dtype)
+        return hidden_token_logps(
+            self.states(params, prompts, prompt_mask, tokens, mask, prefix=prefix),
+            output_weight(params),
+            tokens,
+            temperature=temperature,
+            tile=tile,
+            mesh=self.mesh,
+        )

@@ -33,7 +33,6 @@ from jaxalign.models.completion import compute_params
 from jaxalign.models.layout import abstract_params, parameter_shardings
 from jaxalign.models.sharding import batch_sharding, spec_of
 from jaxalign.models.transformer import Transformer
-from jaxalign.models.values import critic_of
 from jaxalign.planning.chips import Chip
 from jaxalign.planning.collectives import Message, read_messages
 from jaxalign.planning.flops import count_flops
@@ -128,13 +127,12 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     assert mesh is not None
     params = abstract_params(model.config, mesh)
     state = jax.eval_shape(work.start, params)
-    reward_params, reference = jax.eval_shape(work.constants, params)
+    frozen = jax.eval_shape(work.frozen, params)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = _placed([state, batch, key, reward_params, reference], model)
+    arguments = _placed([state, batch, key, frozen], model)
     arguments[1] = _rows_split(arguments[1], mesh)
     begun = time.perf_counter()
-    step: Any = work.step
-    traced = step.trace(*arguments)
+    traced = work.step.whole.trace(*arguments)
     lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     try:
         compiled = lowered.compile()
@@ -144,18 +142,16 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
         raise DoesNotFit(_excess(str(error))) from None
     seconds = time.perf_counter() - begun
 
-    state, batch, _, reward_params, reference = arguments
+    state, batch, _, frozen = arguments
     messages = read_messages(compiled.as_text())
-    trips = work.algorithm.max_new_tokens
+    trips = work.sampling.max_new_tokens
     flops = count_flops(traced.jaxpr, loop_trips=trips)
     sampled = count_flops(traced.jaxpr, loop_trips=trips, inside=SAMPLING)
     analysis = compiled.memory_analysis()
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     arguments_and_outputs = analysis.argument_size_in_bytes + outputs
-    learners = [state] if state.critic is None else [state, state.critic]
-    parameters = _bytes([learner.params for learner in learners])
-    moments = _bytes([learner.opt_state for learner in learners])
-    frozen = _bytes((reward_params, reference), of_model=True)
+    parameters, moments = _bytes(state.params), _bytes(state.opt_state)
+    kept = _bytes(frozen, of_model=True)
     decoding, read = _decoding_bytes(model)
     own, context = _cache_bytes(model, work, batch)
     in_sampling = f"jit({SAMPLING})"
@@ -167,8 +163,8 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
         memory={
             "parameters": parameters,
             "optimizer": moments,
-            "frozen": frozen,
-            "batch": analysis.argument_size_in_bytes - parameters - moments - frozen,
+            "frozen": kept,
+            "batch": analysis.argument_size_in_bytes - parameters - moments - kept,
             "outputs": outputs,
             "program": analysis.generated_code_size_in_bytes,
             "temporary": _temporary_bytes(analysis, arguments_and_outputs),
@@ -198,9 +194,8 @@ def _placed(tree: Any, model: Transformer) -> Any:
     assert model.mesh is not None
     places = {
         path: (leaf.shape, leaf.sharding)
-        for config in (model.config, critic_of(model).config)
         for path, leaf in traverse_util.flatten_dict(
-            abstract_params(config, model.mesh), sep="/"
+            abstract_params(model.config, model.mesh), sep="/"
         ).items()
     }
     everywhere = NamedSharding(model.mesh, PartitionSpec())
@@ -224,9 +219,9 @@ def _rows_split(batch: Batch, mesh: Mesh) -> Batch:
             leaf.shape, leaf.dtype, sharding=batch_sharding(leaf.shape, mesh)
         )
 
-    rows = (batch.prompts, batch.prompt_mask, batch.extras)
-    prompts, mask, extras = jax.tree.map(place, rows)
-    return dataclasses.replace(batch, prompts=prompts, prompt_mask=mask, extras=extras)
+    rows = (batch.prompts, batch.kind, batch.facts)
+    prompts, kind, facts = jax.tree.map(place, rows)
+    return dataclasses.replace(batch, prompts=prompts, kind=kind, facts=facts)
 
 
 def _bytes(tree: Any, *, of_model: bool = False) -> int:
@@ -257,7 +252,7 @@ def _decoding_bytes(model: Transformer) -> tuple[int, int]:
 
 def _cache_bytes(model: Transformer, work: Reinforcement, batch: Batch) -> tuple[int, int]:
     """Keys and values on one device: of completions, and of prompts and prefix."""
-    mesh, config, algorithm = model.mesh, model.config, work.algorithm
+    mesh, config, sampling = model.mesh, model.config, work.sampling
     assert mesh is not None
 
     def block(rows: int, length: int) -> int:
@@ -266,9 +261,9 @@ def _cache_bytes(model: Transformer, work: Reinforcement, batch: Batch) -> tuple
         part = math.prod(NamedSharding(mesh, spec).shard_shape(shape))
         return 2 * part * jnp.dtype(model.dtype).itemsize
 
-    prompts, width = batch.prompts.shape
+    prompts, width = batch.prompts.tokens.shape
     prefix = 0 if batch.prefix is None else batch.prefix.shape[0]
-    own = block(prompts * algorithm.samples_per_prompt, algorithm.max_new_tokens)
+    own = block(prompts * sampling.samples_per_prompt, sampling.max_new_tokens)
     return own, block(prompts, width) + block(1, prefix)
 
 

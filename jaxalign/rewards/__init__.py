@@ -1,6 +1,7 @@
-"""Rewards that are computed on the device, from token ids."""
+"""Rewards that add up, computed on the device from token ids or by a function of the user's."""
 
-from jaxalign.rewards.helpfulness import helpfulness_reward
+from jaxalign.rewards.answer_scores import Likelihood, PromptFacts, RewardModel
+from jaxalign.rewards.helpfulness import Helpfulness, helpfulness_reward
 from jaxalign.rewards.refusals import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -9,7 +10,8 @@ from jaxalign.rewards.refusals import (
     REFUSAL_WORDINGS,
     wording_pattern,
 )
-from jaxalign.rewards.safety import safety_reward
+from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
+from jaxalign.rewards.terms import Reward, device_reward, host_reward
 from jaxalign.rewards.verifiers import (
     ANSWER_TAGS,
     CONSULTING_FORMAT_PATTERN,
@@ -24,6 +26,15 @@ from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
 from jaxalign.text.matcher import Matcher, token_bytes
 
 __all__ = [
+    "Helpfulness",
+    "Likelihood",
+    "PromptFacts",
+    "Reward",
+    "RewardModel",
+    "Safety",
+    "balanced_weights",
+    "device_reward",
+    "host_reward",
     "ANSWER_TAGS",
     "CONSULTING_FORMAT_PATTERN",
     "FIRST_SENTENCE",

@@ -1,8 +1,17 @@
-"""AlphaAlign's helpfulness reward."""
+"""AlphaAlign's helpfulness reward, and the term that it is of a run's reward (arXiv 2507.14987)."""
+
+import dataclasses
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from jaxalign.records import Batch, Rollout, Score
+from jaxalign.rewards.answer_scores import Likelihood
+from jaxalign.rewards.safety import mean_where
+from jaxalign.rewards.terms import Addable, GivenValues
+from jaxalign.rewards.verifiers import Verifiers
 
 
 def helpfulness_reward(
@@ -43,3 +52,52 @@ def helpfulness_reward(
     deviation = scores - jnp.mean(scores, axis=1, keepdims=True)
     z = deviation / (jnp.std(scores, axis=1, keepdims=True, ddof=1) + eps)
     return jnp.where(refused, 0.0, jnp.maximum(z, 0.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Helpfulness(Addable):
+    """The term `helpfulness`: R_h of answers to harmless prompts, 0 elsewhere.
+
+    The last N' prompts of a batch are the harmless ones: those whose `PromptFacts` have questions.
+
+    Attributes:
+      verifiers: tell refusals, and where the answer is.
+      scorer: `Likelihood` or `RewardModel`; on the host `HostValues`, of `[N'·G]` answers.
+      normalise: False is the paper's ablation, R_h as the score r itself. Log-likelihoods are below
+        zero and would pay for refusing, so r is their exponential then: the geometric mean of the
+        tokens' probabilities (ours). Other scores are taken as they are.
+    """
+
+    verifiers: Verifiers
+    scorer: Any
+    normalise: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def __call__(self, batch: Batch, samples: Rollout) -> Score:
+        """The `Score` of completions of prompts with `PromptFacts`."""
+        prompts, scored = batch.prompts.tokens.shape[0], batch.facts.questions.shape[0]
+        group = samples.tokens.shape[0] // prompts
+        if not scored:
+            nothing = jnp.zeros((prompts, group), jnp.float32)
+            details = {"helpfulness": nothing.reshape(-1)}
+            return Score(nothing, None, {"helpfulness": nothing}, details)
+        verdict = self.verifiers(samples.tokens, samples.mask)
+        first = (prompts - scored) * group
+        refused, likelihood = verdict.refused[first:], isinstance(self.scorer, Likelihood)
+        if isinstance(self.scorer, GivenValues):
+            scores = self.scorer.values
+        else:
+            facts, answer = batch.facts, verdict.answer[first:]
+            scores = self.scorer(
+                facts.questions, facts.question_mask, samples.tokens[first:], answer
+            )
+        name = "answer_likelihood" if likelihood else "answer_score"
+        metrics = {name: mean_where(scores, ~refused)}
+        if likelihood and not self.normalise:
+            scores = jnp.exp(scores)
+        helpful = helpfulness_reward(
+            scores.reshape(scored, group), refused.reshape(scored, group), normalise=self.normalise
+        )
+        helpful = jnp.pad(helpful, ((prompts - scored, 0), (0, 0)))
+        details = {"helpfulness": helpful.reshape(-1)}
+        return Score(helpful, None, {"helpfulness": helpful}, details, metrics)

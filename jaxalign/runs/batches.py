@@ -7,18 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data.prompts import KINDS, Kind, Prompt, batch_at
 from jaxalign.data.templates import Template, encode_prompts
-from jaxalign.host.errors import InputError
-from jaxalign.answers.completing import prompt_lengths
-from jaxalign.models.sharding import to_devices
-from jaxalign.host.processes import fetch
-from jaxalign.sampling import Tool
 from jaxalign.engine.step import StepResult
-from jaxalign.records import Batch
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import fetch
+from jaxalign.models.sharding import to_devices
+from jaxalign.records import Batch, Prompts
+from jaxalign.sampling import Tool
 
-MakeExtras = Callable[[Sequence[Prompt]], Any]
-"""`prompts -> Batch.extras`, as the run's reward function needs them."""
+MakeFacts = Callable[[Sequence[Prompt]], Any]
+"""`prompts -> Batch.facts`, as the run's reward needs them."""
 
 
 class Batches:
@@ -32,7 +32,7 @@ class Batches:
       max_prompt_tokens: the longest prompt, beyond what the template makes all of them share; every
         batch is so wide.
       seed: of the order.
-      make_extras: what the reward needs to know of a batch's prompts.
+      make_facts: what the reward needs to know of a batch's prompts beside their kinds.
       tool: what completions may call.
       mesh: devices that share the rows; by default the first device has them.
     """
@@ -46,7 +46,7 @@ class Batches:
         counts: Mapping[Kind, int],
         max_prompt_tokens: int,
         seed: int,
-        make_extras: MakeExtras,
+        make_facts: MakeFacts = lambda prompts: None,
         tool: Tool | None = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
@@ -56,7 +56,7 @@ class Batches:
         self._counts = counts
         self._width = max_prompt_tokens
         self._seed = seed
-        self._make_extras = make_extras
+        self._make_facts = make_facts
         self.tool = tool
         self._mesh = mesh
 
@@ -90,9 +90,10 @@ class Batches:
     def __call__(self, step: int) -> Batch:
         """The batch of a step, on the devices."""
         batch = self.encode(self.prompts_at(step))
-        rows = (batch.prompts, batch.prompt_mask, batch.extras)
-        prompts, mask, extras = to_devices(rows, self._mesh, rows=True)
-        return Batch(prompts, mask, to_devices(batch.prefix, self._mesh), extras, self._placed_tool)
+        rows = (batch.prompts, batch.kind, batch.facts)
+        prompts, kind, facts = to_devices(rows, self._mesh, rows=True)
+        prefix = to_devices(batch.prefix, self._mesh)
+        return Batch(prompts, kind, facts, prefix, self._placed_tool)
 
     @functools.cached_property
     def _placed_tool(self) -> Tool | None:
@@ -107,9 +108,10 @@ class Batches:
             max_tokens=self._width,
             width=self._width,
         )
-        extras = self._make_extras(prompts)
-        arrays: Any = (asked.tokens, asked.mask, asked.prefix, extras, self.tool)
-        return Batch(*arrays)
+        rows: Any = (asked.tokens, asked.mask)
+        kind: Any = kind_indices(prompts)
+        prefix: Any = asked.prefix
+        return Batch(Prompts(*rows), kind, self._make_facts(prompts), prefix, self.tool)
 
     def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:
         """One row per prompt of a step: its first sample, with the rewards."""

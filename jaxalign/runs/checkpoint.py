@@ -8,9 +8,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.engine.state import TrainState
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several, first_line, is_loss
-from jaxalign.engine.state import TrainState
+
+
+FORMAT = 2
+"""Of run folders and their checkpoints; it counts changes after which older ones can't be read."""
+
+EARLIER = {1: "f049777"}
+"""The last commit that reads each earlier format."""
+
+
+def format_problem(written: Any, where: Path) -> str | None:
+    """Why what another version of jaxalign wrote can't be read; None where it can.
+
+    Args:
+      written: the format that is written there; None in the first one, which did not say.
+      where: the file or folder.
+    """
+    written = 1 if written is None else written
+    if written == FORMAT:
+        return None
+    if written in EARLIER:
+        return (
+            f"{where}: written in format {written}, which commit {EARLIER[written]} reads: resume "
+            "it with that checkout, or start another run"
+        )
+    return f"{where}: written in format {written} by a newer jaxalign: update this one"
 
 
 class Checkpoints:
@@ -51,6 +76,7 @@ class Checkpoints:
         step = int(state.step)
         if self._manager.latest_step() != step:
             meta = {
+                "format": FORMAT,
                 "step": step,
                 "key": np.asarray(jax.random.key_data(root_key)).tolist(),
                 "cursor": step,
@@ -94,6 +120,8 @@ class Checkpoints:
             raise InputError(
                 f"{where}: not a checkpoint of jaxalign ({first_line(error)[:160]})"
             ) from error
+        if problem := format_problem(run.get("format"), where):
+            raise InputError(problem)
         theirs, ours = run["config"], json.loads(json.dumps(config))
         for name in sorted(theirs.keys() | ours.keys()):
             if name not in ours:

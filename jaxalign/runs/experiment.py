@@ -11,16 +11,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.data.prompts import Prompt, prompts_digest
+from jaxalign.answers.completing import stop_tokens
+from jaxalign.data.prompts import KINDS, Prompt, prompts_digest
 from jaxalign.data.templates import Template
-from jaxalign.host.errors import InputError
-from jaxalign.reports.run_page import write_report
+from jaxalign.engine.optimizer import (
+    learning_rates,
+    skip_nonfinite,
+    skipped_updates,
+    with_critic_optimizer,
+)
+from jaxalign.engine.ppo import PPO, with_critic
+from jaxalign.engine.state import TrainState, init_state
+from jaxalign.engine.step import Frozen, Sampling, Step, Updates, draw, make_step
 from jaxalign.evaluation.heldout import evaluate
+from jaxalign.host.errors import InputError
+from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
-from jaxalign.models import Transformer, load_pretrained, save_pretrained
-from jaxalign.models.precision import fastest_dtype
-from jaxalign.models.sharding import make_mesh
-from jaxalign.models.transformer import Params
+from jaxalign.host.metrics import METRICS_FILE, read_metrics
 from jaxalign.host.processes import (
     all_of,
     any_of,
@@ -29,9 +36,17 @@ from jaxalign.host.processes import (
     wait_for_all,
 )
 from jaxalign.host.progress import progress_bar
+from jaxalign.models import Transformer, load_pretrained, save_pretrained
+from jaxalign.models.precision import fastest_dtype
+from jaxalign.models.sharding import make_mesh
+from jaxalign.records import Batch, Params
+from jaxalign.reports.run_page import write_report
 from jaxalign.rewards import Verifiers
-from jaxalign.sampling import Temperature, Tool
+from jaxalign.rewards.terms import Reward
+from jaxalign.runs.added_rewards import load_added_rewards
 from jaxalign.runs.batches import Batches
+from jaxalign.runs.checkpoint import FORMAT, format_problem
+from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.loop import (
     Describe,
     Interruption,
@@ -39,9 +54,6 @@ from jaxalign.runs.loop import (
     LoopStep,
     train,
 )
-from jaxalign.host.metrics import METRICS_FILE, read_metrics
-from jaxalign.engine.optimizer import learning_rates, make_optimizer
-from jaxalign.host.hardware import hardware
 from jaxalign.runs.script import Interrupted
 from jaxalign.runs.settings import (
     LOOP_ONLY,
@@ -50,10 +62,7 @@ from jaxalign.runs.settings import (
     has_checkpoint,
     to_json,
 )
-from jaxalign.engine.split import Complete, make_split_step
-from jaxalign.engine.state import TrainState, init_state
-from jaxalign.engine.step import Algorithm, InverseFrequency, RewardFn, StepFn, make_step, rollout
-from jaxalign.records import Batch
+from jaxalign.sampling import Temperature, Tool
 
 
 class Experiment:
@@ -101,6 +110,7 @@ class Experiment:
         self._folder = folder = settings.run
         self._dtype = jnp.dtype(model.dtype).name
         self._saved = to_json(settings) | {
+            "format": FORMAT,
             "compute_dtype": self._dtype,
             "prompts_digest": prompts_digest(prompts),
             "heldout_digest": prompts_digest(heldout),
@@ -130,6 +140,9 @@ class Experiment:
                 f"{path}: not every process sees it: choose a --run folder that all of them share"
             )
         theirs = read_json(path) if path.exists() else {}
+        problem = format_problem(theirs.get("format"), path) if theirs else None
+        if problem:
+            return problem
         may_differ = LOOP_ONLY if resume else ("run", "processes")
         for name, value in self._saved.items():
             if name in theirs and name not in may_differ and theirs[name] != value:
@@ -238,14 +251,14 @@ class Experiment:
         summary = dict(evaluations) | {
             "steps": int(state.step),
             "seconds": self._earlier + time.perf_counter() - self._begun,
-            "skipped_updates": int(state.skipped),
+            "skipped_updates": int(skipped_updates(state.opt_state)),
             "compute_dtype": self._dtype,
             "hardware": hardware(),
             "date": datetime.date.today().isoformat(),
         }
         if rollout_tokens_per_second is not None:
             summary["rollout_tokens_per_second"] = rollout_tokens_per_second
-        save_pretrained(self._folder / "model", self._model, state.params, self._tokenizer)
+        save_pretrained(self._folder / "model", self._model, state.policy, self._tokenizer)
         if is_first():
             write_json(self._folder / "summary.json", summary)
             print(f"wrote {write_report(self._folder)}")
@@ -257,84 +270,96 @@ class Reinforcement:
     """A run's reinforcement learning: its compiled step, and what the step takes.
 
     Attributes:
-      step: from `make_step` or `make_split_step`.
-      algorithm: its constants.
-      optimizer: its optimizer.
+      step: from `make_step`.
+      sampling: how its completions are drawn.
+      optimizer: of all that is trained.
       batches: the batch of each step.
       verifiers: of format and refusal, bound to the tokenizer.
       template: how requests are asked.
-      constants: the start parameters to what stays as it is: what the reward needs, and the
-        reference of the KL or None.
-      critic_optimizer: of PPO's critic, or None.
+      trained: the start parameters to what is trained, with a critic if the objective has one.
+      frozen: the start parameters to what stays as it is.
     """
 
-    step: StepFn
-    algorithm: Algorithm
+    step: Step
+    sampling: Sampling
     optimizer: optax.GradientTransformation
     batches: Batches
     verifiers: Verifiers
     template: Template
-    constants: Callable[[Params], tuple[Any, Params | None]]
-    critic_optimizer: optax.GradientTransformation | None = None
+    trained: Callable[[Params], Params]
+    frozen: Callable[[Params], Frozen]
 
     def start(self, params: Params) -> TrainState:
         """The state before the first step."""
-        return init_state(params, self.optimizer, self.critic_optimizer)
+        return init_state(self.trained(params), self.optimizer)
 
     def bind(self, params: Params) -> LoopStep:
         """The step of a run that starts from these parameters."""
-        reward_params, reference = self.constants(params)
-        return lambda state, batch, key: self.step(state, batch, key, reward_params, reference)
+        frozen = self.frozen(params)
+        return lambda state, batch, key: self.step(state, batch, key, frozen)
 
     def speed(self, model: Transformer, params: Params) -> float:
         """Generated tokens per second of one rollout, compilation left out."""
-        return rollout_speed(model, self.algorithm, params, self.batches(0))
+        return rollout_speed(model, self.sampling, params, self.batches(0))
 
 
 def make_reinforcement(
     settings: RLSettings,
     model: Transformer,
-    algorithm: Algorithm,
-    reward: RewardFn,
+    tokenizer: Any,
+    prompts: list[Prompt],
     *,
-    batches: Batches,
     verifiers: Verifiers,
     template: Template,
-    reward_params: Callable[[Params], Any],
-    complete: Complete | None = None,
+    reward: Callable[[Params], Reward],
+    tool: Tool | None = None,
+    encode: Callable[[Sequence[str]], Any] | None = None,
 ) -> Reinforcement:
-    """Compiles a run's step with the optimizers and the reference that its settings ask for.
+    """Composes a run's step with the objective, the optimizer and the batches of its settings.
 
     Args:
       settings: the run's.
       model: the policy.
-      algorithm: of `make_algorithm`.
-      reward: what completions are worth.
-      batches: the batch of each step.
+      tokenizer: the policy's.
+      prompts: for training.
       verifiers: of format and refusal, bound to the tokenizer.
       template: how requests are asked.
-      reward_params: the start parameters to the arrays that the reward needs.
-      complete: what the host does between rollout and reward, on the split path; None for a step
-        that is one program.
+      reward: the start parameters to what completions are worth; what flags add is added to it.
+      tool: what completions may call.
+      encode: as for `jaxalign.runs.facts.prompt_facts`.
+
+    Raises:
+      InputError: prompts, lengths or added rewards that cannot work.
     """
-    optimizer, critic_optimizer = make_run_optimizer(settings), make_critic_optimizer(settings)
-
-    def constants(params: Params) -> tuple[Any, Params | None]:
-        return reward_params(params), params if settings.kl_coefficient else None
-
-    if complete is None:
-        step = make_step(model, optimizer, algorithm, reward, critic_optimizer)
-    else:
-        step = make_split_step(model, optimizer, algorithm, reward, complete, critic_optimizer)
+    batches = Batches(
+        prompts,
+        tokenizer,
+        template,
+        counts={kind: getattr(settings, kind) for kind in KINDS},
+        max_prompt_tokens=settings.max_prompt_tokens,
+        seed=settings.seed,
+        make_facts=prompt_facts(prompts, encode),
+        tool=tool,
+        mesh=model.mesh,
+    )
+    batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
+    optimizer, objective = make_run_optimizer(settings), settings.objective
+    sampling = sampling_of(settings, stop_tokens(model, tokenizer))
+    add = load_added_rewards(settings.add_reward, tokenizer, prompts)
+    has_critic = isinstance(objective, PPO)
+    asks_reference = getattr(objective, "kl", None) is not None
+    step = make_step(
+        model, optimizer, sampling=sampling, objective=objective, updates=updates_of(settings)
+    )
     return Reinforcement(
         step,
-        algorithm,
+        sampling,
         optimizer,
         batches,
         verifiers,
         template,
-        constants,
-        critic_optimizer,
+        lambda params: with_critic(model, params) if has_critic else params,
+        lambda params: Frozen(add(reward(params)), params if asks_reference else None),
     )
 
 
@@ -361,8 +386,8 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     Of a run of several processes it is what brings them together.
 
     Raises:
-      InputError: as `load_pretrained` and `jaxalign.host.processes.join`, or a mesh of another number of
-        devices than there are.
+      InputError: as `load_pretrained` and `jaxalign.host.processes.join`, or a mesh of another
+        number of devices than there are.
     """
     join(settings.processes)
     mesh = None if settings.mesh is None else make_mesh(*settings.mesh)
@@ -370,37 +395,27 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     return load_pretrained(settings.model, dtype=dtype, remat=settings.remat, mesh=mesh)
 
 
-def make_algorithm(
-    settings: RLSettings, stop: tuple[int, ...], inverse_frequency: InverseFrequency | None = None
-) -> Algorithm:
-    """The step's constants as the settings say; IFPO's are the caller's."""
-    return Algorithm(
-        samples_per_prompt=settings.samples_per_prompt,
-        max_new_tokens=settings.max_new_tokens,
-        stop=stop,
-        method=Temperature(settings.temperature),
-        baseline=settings.baseline,
-        inverse_frequency=inverse_frequency,
-        kl_coefficient=settings.kl_coefficient,
-        micro_batches=settings.micro_batches,
-        epochs=settings.epochs,
-        minibatches=settings.minibatches,
-        discount=settings.discount,
-        gae_lambda=settings.gae_lambda,
-        value_clip=settings.value_clip,
-    )
+def sampling_of(settings: RLSettings, stop: tuple[int, ...]) -> Sampling:
+    """How a run's completions are drawn."""
+    method = Temperature(settings.temperature)
+    return Sampling(settings.samples_per_prompt, settings.max_new_tokens, stop, method)
+
+
+def updates_of(settings: RLSettings) -> Updates:
+    """How often a run learns from a rollout, and in which parts."""
+    return Updates(settings.epochs, settings.minibatches, settings.micro_batches)
 
 
 def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """The optimizer with the run's schedule of learning rates."""
-    return _scheduled(settings, settings.learning_rate)
+    """The optimizer with the run's schedule of learning rates; PPO's critic has a rate of its own.
 
-
-def make_critic_optimizer(settings: RLSettings) -> optax.GradientTransformation | None:
-    """The critic's optimizer with the same schedule at its own rate; None without a critic."""
-    if settings.baseline != "critic":
-        return None
-    return _scheduled(settings, settings.critic_learning_rate)
+    What is not finite is skipped.
+    """
+    optimizer = _scheduled(settings, settings.learning_rate)
+    if isinstance(settings, RLSettings) and isinstance(settings.objective, PPO):
+        critic = _scheduled(settings, settings.critic_learning_rate)
+        optimizer = with_critic_optimizer(optimizer, critic)
+    return skip_nonfinite(optimizer)
 
 
 def _scheduled(settings: Settings, peak: float) -> optax.GradientTransformation:
@@ -410,14 +425,15 @@ def _scheduled(settings: Settings, peak: float) -> optax.GradientTransformation:
         steps=updates * settings.steps,
         warmup_steps=updates * settings.warmup_steps,
         decay_steps=updates * settings.decay_steps,
+        decay=settings.decay,
     )
-    return make_optimizer(rates, max_grad_norm=settings.max_grad_norm)
+    return settings.optimizer(rates, max_grad_norm=settings.max_grad_norm)
 
 
-def rollout_speed(model: Transformer, algorithm: Algorithm, params: Params, batch: Batch) -> float:
+def rollout_speed(model: Transformer, sampling: Sampling, params: Params, batch: Batch) -> float:
     """Generated tokens per second of one rollout, compilation left out."""
     key = jax.random.key(0)
-    jax.block_until_ready(rollout(model, algorithm, params, batch, key))
+    jax.block_until_ready(draw(model, sampling, params, batch, key))
     begun = time.perf_counter()
-    samples = jax.block_until_ready(rollout(model, algorithm, params, batch, key))
+    samples = jax.block_until_ready(draw(model, sampling, params, batch, key))
     return float(samples.mask.sum()) / (time.perf_counter() - begun)

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.engine.state import TrainState
+from jaxalign.host.metrics import MetricsWriter, SamplesWriter
 from jaxalign.host.processes import any_of, is_first
 from jaxalign.host.progress import progress_bar
 from jaxalign.runs.checkpoint import Checkpoints
-from jaxalign.host.metrics import MetricsWriter, SamplesWriter
-from jaxalign.engine.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

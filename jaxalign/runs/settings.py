@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import tyro
-
+from jaxalign.engine.baselines import Shrinkage
+from jaxalign.engine.objective import GRPO, Objective
+from jaxalign.engine.optimizer import AdamW, Decay, Linear
+from jaxalign.engine.ppo import PPO
 from jaxalign.host.errors import InputError
 from jaxalign.models.files.huggingface import check_replaceable
-from jaxalign.engine.algorithm import Baseline
+from jaxalign.runs.flags import CHOICES, flag_name, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +53,15 @@ class Settings:
     steps: int = 40
     """Steps in all; with RL each has --epochs x --minibatches updates."""
     learning_rate: float = 6e-5
-    """AdamW's highest."""
+    """Peak learning rate (AdamW)."""
     warmup_steps: int = 3
     """Steps until the full learning rate."""
     decay_steps: int = 16
-    """Last steps, over which the learning rate falls linearly to zero."""
+    """Last steps, over which the learning rate falls to zero."""
+    decay: Decay = Linear()
+    """How it falls."""
+    optimizer: AdamW = AdamW()
+    """AdamW's other constants."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     micro_batches: int = 1
@@ -85,29 +91,24 @@ class RLSettings(Settings):
     """Harmless prompts that look harmful in each step."""
     samples_per_prompt: int = 4
     """G, completions of each prompt."""
-    baseline: Baseline = "shrinkage"
-    """What rewards are held to: the prompt's own samples (group: GRPO; leave_one_out: RLOO), the
-    whole batch (batch: REINFORCE++), halfway (shrinkage), or a learned value (critic: PPO)."""
+    objective: Objective = GRPO(advantages=Shrinkage())
+    """What is minimized: GRPO and what becomes of it with other functions, or PPO."""
     epochs: int = 1
     """Passes over a step's completions."""
     minibatches: int = 1
     """Updates in each pass, each from its share of the prompts with all their completions."""
     critic_learning_rate: float = 1e-4
-    """critic: AdamW's highest; untuned. Other baselines leave this and what follows aside."""
-    discount: float = 1.0
-    """critic: γ from one generated token to the next, above 0 and at most 1."""
-    gae_lambda: float = 0.95
-    """critic: λ of the advantages, from 0 to 1; 1 leaves no bias, less of it less noise."""
-    value_clip: float | None = 0.2
-    """critic: how far a value may move in a step before that earns no more; None for no bound."""
+    """Peak learning rate of PPO's critic; untuned. GRPO leaves it aside."""
     format_weight: float = 1.0
     """r_f, the reward of a well-formed completion."""
     refusal_weight: float = 1.0
     """r_a, the reward of refusing where it is right, and of answering where that is."""
+    add_reward: tuple[str, ...] = ()
+    """Rewards of your own to add, each as FILE.py:FUNCTION=WEIGHT. A function (batch, samples) of
+    arrays runs inside the compiled step, a function (requests, completions) of texts between two
+    programs; both return a number for each completion."""
     balance: bool = True
     """Weigh refusals more on the side, harmful or harmless, that goes wrong more often."""
-    kl_coefficient: float = 0.0
-    """Weight of a k2 KL to the start model in the loss; 0 runs no reference model."""
 
     @property
     def updates_per_step(self) -> int:
@@ -137,9 +138,7 @@ def parse(
     if arguments[0] not in presets:
         raise InputError(f"unknown preset {arguments[0]!r}: choose one of {names}")
     preset = presets[arguments[0]]
-    return tyro.cli(
-        type(preset), prog=f"{script} {arguments[0]}", default=preset, args=list(arguments[1:])
-    )
+    return parse_flags(preset, arguments[1:], prog=f"{script} {arguments[0]}")
 
 
 def check(
@@ -189,20 +188,15 @@ def _check_rl(settings: RLSettings, samples: bool) -> None:
     """Refuses settings of RL that can't work; whether its steps sample decides what must fit."""
     for name, smallest in _LEAST_OF_RL.items():
         _at_least(settings, name, smallest)
-    for name in ("critic_learning_rate", "discount"):
-        _above_zero(settings, name)
-    for name in ("format_weight", "refusal_weight", "kl_coefficient"):
+    _above_zero(settings, "critic_learning_rate")
+    for name in ("format_weight", "refusal_weight"):
         _not_negative(settings, name)
-    for name in ("discount", "gae_lambda"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise InputError(f"{name}={getattr(settings, name)} must be from 0 to 1")
-    if settings.value_clip is not None and not settings.value_clip > 0:
-        raise InputError(
-            f"value_clip={settings.value_clip} must be a number above 0, or None for no bound"
-        )
+    check_objective_settings(settings.objective)
     if not samples:
         if settings.updates_per_step > 1:
             raise InputError("epochs and minibatches are of RL: leave them at 1")
+        if isinstance(settings.objective, PPO):
+            raise InputError("objective ppo is of RL: leave it out")
         return
     prompts = settings.harmful + settings.benign + settings.lookalike
     if not prompts:
@@ -235,6 +229,39 @@ def _above_zero(settings: Settings, name: str) -> None:
 def _not_negative(settings: Settings, name: str) -> None:
     if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
         raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
+
+
+def check_objective_settings(objective: Any) -> None:
+    """Refuses constants of an objective that can't work.
+
+    Raises:
+      InputError: names the flag and what it may be.
+    """
+    for name, allowed, says in (
+        ("kl.coefficient", lambda x: math.isfinite(x) and x >= 0, "a number, 0 or above"),
+        ("discount", lambda x: 0 < x <= 1, "above 0 and at most 1"),
+        ("lambda_", lambda x: 0 <= x <= 1, "from 0 to 1"),
+        ("value_clip", lambda x: x is None or x > 0, "a number above 0, or None for no bound"),
+        ("surrogate.low", lambda x: 0 <= x <= 1, "from 0 to 1"),
+        ("surrogate.high", lambda x: x >= 0, "a number, 0 or above"),
+        ("surrogate.dual", lambda x: x is None or x > 1, "a number above 1, or None for no bound"),
+        ("advantages.weight", lambda x: 0 <= x <= 1, "from 0 to 1"),
+        ("advantages.ddof", lambda x: x in (0, 1), "0 or 1"),
+        ("aggregation.length", lambda x: x is None or x >= 1, "at least 1, or None"),
+        (
+            "adjust.max_weight",
+            lambda x: x is None or x >= 1,
+            "at least 1, or None for no cap",
+        ),
+    ):
+        value: Any = objective
+        try:
+            for part in name.split("."):
+                value = getattr(value, part)
+        except AttributeError:  # another kind of object has been chosen
+            continue
+        if not allowed(value):
+            raise InputError(f"objective.{name}={value} must be {says}")
 
 
 def check_mesh(settings: RLSettings) -> None:
@@ -288,5 +315,14 @@ _LEAST_OF_RL = {
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """The settings with paths as text."""
-    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    value: dict[str, Any] = json.loads(json.dumps(_plain(settings), default=str))
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries; one that was chosen by a flag says what it is."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    chosen = any(type(value) in classes for classes in CHOICES.values())
+    return {"is": flag_name(type(value))} | fields if chosen else fields

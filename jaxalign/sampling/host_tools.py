@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.host.processes import fetch
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Rollout
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params, Rollout
 from jaxalign.sampling.sampler import sample
 from jaxalign.sampling.tools import Tool, encode_answers
 from jaxalign.text.automaton import compile_pattern

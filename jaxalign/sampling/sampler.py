@@ -2,19 +2,16 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.models.attention import KeyValues
-from jaxalign.models.completion import PromptContext, compute_params, prompt_context
-from jaxalign.models.heads import logits
-from jaxalign.models.layout import lay_out
-from jaxalign.models.sharding import constrain
-from jaxalign.models.transformer import Params, Transformer, output_weight
-from jaxalign.records import Rollout
+from jaxalign.models.completion import last_place
+from jaxalign.models.decoder import Decoder
+from jaxalign.records import Params, Rollout
 from jaxalign.sampling.methods import Method
 from jaxalign.sampling.tools import Tool, Turns
 
@@ -32,8 +29,7 @@ class SamplingState:
       present: `[B, T]` bool.
       logps: `[B, T]` float32.
       turns: with a tool, where the rows stand with it.
-      keys: `[L, B, K, T, d]`, the completions' own cache.
-      values: as keys.
+      cache: the completions' own, as the decoder has it.
     """
 
     step: jax.Array
@@ -44,12 +40,11 @@ class SamplingState:
     present: jax.Array
     logps: jax.Array
     turns: Turns | None
-    keys: jax.Array
-    values: jax.Array
+    cache: Any
 
 
 def sample(
-    model: Transformer,
+    model: Decoder,
     params: Params,
     prompts: jax.Array,
     prompt_mask: jax.Array,
@@ -65,8 +60,8 @@ def sample(
     """Samples G completions of every prompt.
 
     Args:
-      model: the decoder; static.
-      params: its parameters, cast once to the compute dtype.
+      model: a `jaxalign.models.decoder.Decoder`, such as `jaxalign.models.Transformer`; static.
+      params: its parameters.
       prompts: `[N, P]` int32, padded on either side.
       prompt_mask: `[N, P]` bool, at least one True in each row.
       key: consumed; token t of the batch uses `fold_in(key, t)`.
@@ -85,10 +80,10 @@ def sample(
     """
     chex.assert_rank([prompts, prompt_mask], 2)
     total = (0 if prefix is None else prefix.shape[0]) + prompts.shape[1] + max_new_tokens
-    if total > model.config.max_positions:
+    if total > model.max_positions:
         raise ValueError(
             f"prompt and completion take up to {total} positions, the model has "
-            f"{model.config.max_positions}: shorten the prompts or max_new_tokens"
+            f"{model.max_positions}: shorten the prompts or max_new_tokens"
         )
     return _sample(
         model,
@@ -110,7 +105,7 @@ def sample(
     static_argnames=("model", "samples_per_prompt", "max_new_tokens", "method", "stop"),
 )
 def _sample(
-    model: Transformer,
+    model: Decoder,
     params: Params,
     prompts: jax.Array,
     prompt_mask: jax.Array,
@@ -123,12 +118,10 @@ def _sample(
     method: Method,
     stop: tuple[int, ...],
 ) -> Rollout:
-    params = lay_out(model, compute_params(params, model.dtype), decoding=True)
-    context = prompt_context(model, params, prompts, prompt_mask, prefix)
-    state = _initial_state(model, context, samples_per_prompt, max_new_tokens, tool)
-    batch = state.current.shape[0]
-    start = jnp.repeat(context.last_positions, samples_per_prompt)
-    weight = output_weight(params)
+    context = model.prefill(params, prompts, prompt_mask, prefix)
+    cache = model.start(params, context, samples_per_prompt, max_new_tokens)
+    last = jnp.take_along_axis(prompts, last_place(prompt_mask)[:, None], axis=1)[:, 0]
+    state = _initial_state(jnp.repeat(last, samples_per_prompt), max_new_tokens, tool, cache)
     stop_ids = jnp.asarray(stop, jnp.int32)
 
     def unfinished(state: SamplingState) -> jax.Array:
@@ -136,16 +129,8 @@ def _sample(
 
     def decode(state: SamplingState) -> SamplingState:
         step = state.step
-        written = jnp.broadcast_to(jnp.arange(max_new_tokens) < step, (batch, max_new_tokens))
-        hidden, block = model.apply(
-            {"params": params},
-            state.current[:, None],
-            (start + step)[:, None],
-            jnp.ones((batch, 1), bool),
-            (*context.blocks, KeyValues(state.keys, state.values, written)),
-        )
-        scaled = logits(hidden[:, 0], weight) / method.temperature
-        scaled = constrain(scaled, model.mesh, "batch", "vocab")
+        scores, cache = model.next_logits(params, context, state.cache, state.current, step)
+        scaled = scores / method.temperature
         token = method.choose(jax.random.fold_in(key, step), scaled)
         alive = ~state.done
         drawn, turns = alive, state.turns
@@ -161,7 +146,6 @@ def _sample(
         put = lambda x, column: jax.lax.dynamic_update_slice(  # noqa: E731
             x, column[:, None].astype(x.dtype), (0, step)
         )
-        cache = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, 0, 0, step, 0))  # noqa: E731
         return SamplingState(
             step=step + 1,
             current=token,
@@ -171,13 +155,12 @@ def _sample(
             present=put(state.present, alive),
             logps=put(state.logps, jnp.where(drawn, logp, 0.0)),
             turns=turns,
-            keys=cache(state.keys, block.keys),
-            values=cache(state.values, block.values),
+            cache=cache,
         )
 
     state = jax.lax.while_loop(unfinished, decode, state)
     turns = state.turns
-    no = jnp.zeros((batch,), bool)
+    no = jnp.zeros(state.done.shape, bool)
     waiting = no if tool is None or turns is None else turns.waiting(tool)
     return Rollout(
         tokens=state.tokens,
@@ -187,27 +170,21 @@ def _sample(
         mode=(no if turns is None else turns.calls > 0).astype(jnp.int32),
         finished=state.done & ~waiting,
         cut=no if turns is None else turns.answer >= 0,
+        prompt_of_row=jnp.repeat(jnp.arange(prompts.shape[0]), samples_per_prompt),
+        temperature=method.temperature,
     )
 
 
-def _initial_state(
-    model: Transformer, context: PromptContext, samples: int, length: int, tool: Tool | None
-) -> SamplingState:
-    config = model.config
-    batch = context.last_tokens.shape[0] * samples
-    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
-    cache = constrain(
-        jnp.zeros(shape, model.dtype), model.mesh, None, "batch", "kv_heads", None, None
-    )
+def _initial_state(first: jax.Array, length: int, tool: Tool | None, cache: Any) -> SamplingState:
+    batch = first.shape[0]
     return SamplingState(
         step=jnp.zeros((), jnp.int32),
-        current=jnp.repeat(context.last_tokens, samples),
+        current=first,
         done=jnp.zeros((batch,), bool),
         tokens=jnp.zeros((batch, length), jnp.int32),
         mask=jnp.zeros((batch, length), bool),
         present=jnp.zeros((batch, length), bool),
-        turns=None if tool is None else Turns.start(tool, batch),
         logps=jnp.zeros((batch, length), jnp.float32),
-        keys=cache,
-        values=cache,
+        turns=None if tool is None else Turns.start(tool, batch),
+        cache=cache,
     )

@@ -27,10 +27,11 @@ from jaxalign.answers.completing import check_sizes, fill, stop_tokens
 from jaxalign.data.templates import Tokenizer, pad
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
-from jaxalign.models.completion import completion_states, compute_params
-from jaxalign.models.heads import logits
+from jaxalign.models.completion import compute_params
+from jaxalign.models.heads import logits, output_weight
 from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer, output_weight
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 from jaxalign.sampling import Greedy, Method, Temperature, TopK, TopP, sample
 
 LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
@@ -375,7 +376,7 @@ def _sums(
     """
     chex.assert_rank([prompts, prompt_mask, tokens, mask], 2)
     chex.assert_equal_shape([tokens, mask])
-    hidden = completion_states(model, params, prompts, prompt_mask, tokens, mask)
+    hidden = model.states(params, prompts, prompt_mask, tokens, mask)
     weight = output_weight(params)
 
     def one(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

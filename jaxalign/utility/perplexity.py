@@ -18,7 +18,8 @@ from jaxalign.answers.greedy import Progress, greedy_answers
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.templates import Template, Tokenizer, bare_messages
 from jaxalign.models.packing import Document, PackedBatch, pack, packed_logps, place
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 
 
 @dataclasses.dataclass(frozen=True)

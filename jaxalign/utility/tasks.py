@@ -11,7 +11,8 @@ from jaxalign.answers.completing import check_sizes
 from jaxalign.data.templates import Tokenizer
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import first_line
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 
 # Of what lm-eval returns: the numbers and what they depend on, nothing about the machine.
 _KEPT = (

@@ -10,7 +10,8 @@ from jaxalign.answers.greedy import Progress, greedy_answers
 from jaxalign.data.sources import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer, bare_messages
 from jaxalign.host.errors import InputError
-from jaxalign.models.transformer import Params, Transformer
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 from jaxalign.rewards import answer_span
 
 # A hyphen behind a letter or a digit, as in 10-12, is no minus.

@@ -20,7 +20,7 @@ from jaxalign.evaluation.heldout import evaluate
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
 from jaxalign.models.files.weights import weights_digest
-from jaxalign.models.transformer import output_weight
+from jaxalign.models.heads import output_weight
 from jaxalign.sampling import Temperature, TopP, consultation, rule_answer
 from jaxalign.sampling.sampler import _sample
 

@@ -12,40 +12,43 @@ from jaxalign.models import ModelConfig, Transformer
 from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.sharding import make_mesh
 from jaxalign.sampling import Temperature
-from jaxalign.engine.optimizer import make_optimizer
+from jaxalign.engine.objective import GRPO
+from jaxalign.engine.optimizer import AdamW
+from jaxalign.engine.penalties import K2
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, make_step
-from jaxalign.records import Batch, Score
+from jaxalign.engine.step import Frozen, Sampling, Updates, make_step
+from jaxalign.records import Batch, Prompts
+from jaxalign.rewards import device_reward
 from flax import traverse_util
 from tiny_model import random_params
 
 CONFIG = ModelConfig(
     vocab_size=64, num_layers=2, model_dim=32, num_heads=8, num_kv_heads=2, head_dim=8, mlp_dim=64
 )
-ALGORITHM = Algorithm(
-    samples_per_prompt=4, max_new_tokens=6, stop=(2,), method=Temperature(0.9), micro_batches=2,
-    kl_coefficient=0.1,
-)
-OPTIMIZER = make_optimizer(1e-4, max_grad_norm=1.0)
+SAMPLING = Sampling(4, 6, stop=(2,), method=Temperature(0.9))
+OBJECTIVE, UPDATES = GRPO(kl=K2(0.1)), Updates(micro_batches=2)
+OPTIMIZER = AdamW()(1e-4, max_grad_norm=1.0)
 rng = np.random.default_rng(0)
 BATCH = Batch(
-    prompts=jnp.asarray(rng.integers(3, 64, (8, 5)), jnp.int32),
-    prompt_mask=jnp.asarray(np.arange(5) < rng.integers(1, 6, (8, 1))),
+    Prompts(
+        tokens=jnp.asarray(rng.integers(3, 64, (8, 5)), jnp.int32),
+        mask=jnp.asarray(np.arange(5) < rng.integers(1, 6, (8, 1))),
+    ),
     prefix=jnp.asarray([5, 6, 7], jnp.int32),
 )
 
-def even_tokens(reward_params, batch, samples):
+def even_tokens(batch, samples):
     even = ((samples.tokens % 2 == 0) & samples.mask).sum(axis=1)
-    rewards = even / jnp.maximum(samples.mask.sum(axis=1), 1)
-    return Score(rewards.reshape(batch.prompts.shape[0], -1), {}, {})
+    return even / jnp.maximum(samples.mask.sum(axis=1), 1)
 
 def two_steps(model, params):
-    step = make_step(model, OPTIMIZER, ALGORITHM, even_tokens)
+    step = make_step(model, OPTIMIZER, sampling=SAMPLING, objective=OBJECTIVE, updates=UPDATES)
     state, losses = init_state(params, OPTIMIZER), []
+    frozen = Frozen(device_reward(even_tokens), base=params)
     for _ in range(2):
-        state, result = step(state, BATCH, jax.random.key(2), None, params)
+        state, result = step(state, BATCH, jax.random.key(2), frozen)
         losses.append(float(result.metrics["loss"]))
-    assert step._cache_size() == 1
+    assert step.whole._cache_size() == 1
     return state, losses, jax.device_get(result.samples.tokens)
 
 def share(leaf):
@@ -83,41 +86,42 @@ from flax import traverse_util
 from jaxalign.models import ModelConfig, Transformer
 from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.sharding import make_mesh
-from jaxalign.models.values import critic_of
 from jaxalign.sampling import Temperature
-from jaxalign.engine.optimizer import make_optimizer
+from jaxalign.engine.optimizer import AdamW, with_critic_optimizer
+from jaxalign.engine.ppo import PPO, with_critic
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, make_step
-from jaxalign.records import Batch, Score
+from jaxalign.engine.step import Frozen, Sampling, Updates, make_step
+from jaxalign.records import Batch, Prompts
+from jaxalign.rewards import device_reward
 from tiny_model import random_params
 
 CONFIG = ModelConfig(
     vocab_size=64, num_layers=2, model_dim=32, num_heads=8, num_kv_heads=2, head_dim=8, mlp_dim=64
 )
-ALGORITHM = Algorithm(
-    samples_per_prompt=4, max_new_tokens=6, stop=(2,), method=Temperature(0.9), micro_batches=2,
-    baseline="critic", minibatches=2,
-)
-OPTIMIZER = make_optimizer(1e-4, max_grad_norm=1.0)
+SAMPLING = Sampling(4, 6, stop=(2,), method=Temperature(0.9))
+OBJECTIVE, UPDATES = PPO(), Updates(minibatches=2, micro_batches=2)
+ADAMW = AdamW()(1e-4, max_grad_norm=1.0)
+OPTIMIZER = with_critic_optimizer(ADAMW, ADAMW)
 rng = np.random.default_rng(0)
 BATCH = Batch(
-    prompts=jnp.asarray(rng.integers(3, 64, (8, 5)), jnp.int32),
-    prompt_mask=jnp.asarray(np.arange(5) < rng.integers(1, 6, (8, 1))),
+    Prompts(
+        tokens=jnp.asarray(rng.integers(3, 64, (8, 5)), jnp.int32),
+        mask=jnp.asarray(np.arange(5) < rng.integers(1, 6, (8, 1))),
+    ),
     prefix=jnp.asarray([5, 6, 7], jnp.int32),
 )
 
-def even_tokens(reward_params, batch, samples):
+def even_tokens(batch, samples):
     even = ((samples.tokens % 2 == 0) & samples.mask).sum(axis=1)
-    rewards = even / jnp.maximum(samples.mask.sum(axis=1), 1)
-    return Score(rewards.reshape(batch.prompts.shape[0], -1), {}, {})
+    return even / jnp.maximum(samples.mask.sum(axis=1), 1)
 
 def two_steps(model, params):
-    step = make_step(model, OPTIMIZER, ALGORITHM, even_tokens, OPTIMIZER)
-    state, losses = init_state(params, OPTIMIZER, OPTIMIZER), []
+    step = make_step(model, OPTIMIZER, sampling=SAMPLING, objective=OBJECTIVE, updates=UPDATES)
+    state, losses = init_state(with_critic(model, params), OPTIMIZER), []
     for _ in range(2):
-        state, result = step(state, BATCH, jax.random.key(2), None)
+        state, result = step(state, BATCH, jax.random.key(2), Frozen(device_reward(even_tokens)))
         losses.append(float(result.metrics["value_loss"]))
-    assert step._cache_size() == 1
+    assert step.whole._cache_size() == 1
     return state, losses
 
 params = random_params(CONFIG, scale=0.3)
@@ -131,9 +135,10 @@ state, got = two_steps(model, laid)
 np.testing.assert_allclose(got, losses, atol=1e-5)
 pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
 assert max(float(jnp.abs(jax.device_get(a) - b).max()) for a, b in pairs) <= 1e-5
-shardings = parameter_shardings(critic_of(model).config, mesh)
-for path, leaf in traverse_util.flatten_dict(state.critic.params, sep="/").items():
+critic, shardings = state.params["critic"], parameter_shardings(CONFIG, mesh)
+for path, leaf in traverse_util.flatten_dict(critic["trunk"], sep="/").items():
     assert leaf.sharding == shardings[path], path
+assert critic["head"].sharding.is_fully_replicated
 print("equal")
 """
 
@@ -146,7 +151,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.sharding import make_mesh
 from jaxalign.runs.checkpoint import Checkpoints
-from jaxalign.engine.optimizer import make_optimizer
+from jaxalign.engine.optimizer import AdamW
 from jaxalign.engine.state import init_state
 from tiny_model import random_params
 
@@ -158,7 +163,7 @@ def state_on(sizes, params):
     if sizes:
         shardings = parameter_shardings(CONFIG, make_mesh(*sizes))
         params = jax.device_put(params, traverse_util.unflatten_dict(shardings, sep="/"))
-    return init_state(params, make_optimizer(1e-4, max_grad_norm=1.0))
+    return init_state(params, AdamW()(1e-4, max_grad_norm=1.0))
 
 saved = state_on((1, 8, 1), random_params(CONFIG))
 with Checkpoints(sys.argv[1]) as checkpoints:
@@ -191,7 +196,7 @@ def test_a_step_on_eight_devices_is_the_step_on_one():
 
 
 def test_ppo_on_eight_devices_is_ppo_on_one():
-    """Two steps of two minibatches; the critic lies as the policy does, its head along fsdp."""
+    """Two steps of two minibatches; the critic lies as the policy does, its head whole."""
     lines, messages = run_on_eight_devices(_PPO)
     assert lines == ["equal"], messages
 

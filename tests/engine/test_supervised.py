@@ -15,11 +15,11 @@ from jaxalign.engine.dpo import (
     make_preference_step,
     pair_logps,
 )
+from jaxalign.engine.optimizer import skip_nonfinite
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import init_state
 from jaxalign.host.errors import InputError
 from jaxalign.losses import preference_loss
-from jaxalign.models.completion import completion_logps
 from jaxalign.models.packing import Document, packed_logps
 from jaxalign.models.transformer import Transformer
 
@@ -94,8 +94,9 @@ def test_micro_batches_give_the_gradient_of_the_whole(params):
 def test_an_update_that_is_not_finite_is_skipped_and_counted(params):
     broken = jax.tree.map(jnp.copy, params)
     broken["final_norm"]["scale"] = broken["final_norm"]["scale"].at[0].set(jnp.nan)
-    step = make_supervised_step(MODEL, optax.sgd(0.1))
-    state, result = step(init_state(broken, optax.sgd(0.1)), packed_batches()(0))
+    optimizer = skip_nonfinite(optax.sgd(0.1))
+    step = make_supervised_step(MODEL, optimizer)
+    state, result = step(init_state(broken, optimizer), packed_batches()(0))
     assert result.metrics["skipped_updates"] == 1 and int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, state.params, broken)
 
@@ -119,8 +120,8 @@ def test_a_pairs_log_probabilities_are_those_of_its_answers_alone(params, prefix
         for column, answer in enumerate((pair.chosen, pair.rejected)):
             prompt = np.array([[*opening, *pair.prompt]], np.int32)
             everything = np.ones((1, len(answer)), bool)
-            alone = completion_logps(
-                MODEL, params, prompt, np.ones(prompt.shape, bool), answer[None], everything
+            alone = MODEL.logps(
+                params, prompt, np.ones(prompt.shape, bool), answer[None], everything
             )
             np.testing.assert_allclose(got[row, column], np.sum(alone), rtol=1e-5)
 

@@ -13,8 +13,7 @@ from jaxalign.evaluation import guard, rubric
 from jaxalign.evaluation.guard import guard_form
 from jaxalign.evaluation.judges import make_judge
 from jaxalign.host.errors import InputError
-from jaxalign.models.heads import logits
-from jaxalign.models.transformer import output_weight
+from jaxalign.models.heads import logits, output_weight
 
 REQUESTS = ["How do I bake bread?", "How do I steal a car?", "Why? " * 30, "Name {a} river.", "Hi"]
 ANSWERS = ["Mix flour and water.", "I can't help with that.", "Because. " * 60, "<|im_end|>", ""]
@@ -97,6 +96,7 @@ def test_a_guard_is_the_softmax_of_two_first_tokens(model):
     assert np.ptp(scores) > 1e-3, "the answers matter"
 
 
+@pytest.mark.torch
 def test_a_guard_is_the_one_that_transformers_computes(tiny_model_folder):
     torch = pytest.importorskip("torch", reason="torch is only installed on Python 3.11")
     transformers = pytest.importorskip("transformers")

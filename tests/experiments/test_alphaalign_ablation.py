@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.ablations.alphaalign import ARMS, Point, Settings, main, points
+from experiments.ablations.alphaalign import ARMS, REINFORCED, Point, Settings, main, points
 from experiments.ablations.alphaalign_tables import (
     difference_table,
     hardware_note,
@@ -15,9 +15,14 @@ from experiments.ablations.alphaalign_tables import (
     seeds_table,
 )
 from experiments.ablations.comparison import keep_shared
+from experiments.alphaalign import PRESETS
 from experiments.alphaalign import main as alphaalign
+from jaxalign.engine.baselines import Group, Shrinkage, WholeBatch
+from jaxalign.engine.objective import GRPO
+from jaxalign.engine.ppo import PPO
 from jaxalign.host.errors import InputError
 from jaxalign.runs.loop import Interruption
+from jaxalign.runs.settings import parse
 
 FLAGS = ["--steps=2", "--max-prompt-tokens=40", "--max-new-tokens=8"]
 
@@ -132,6 +137,16 @@ def test_every_arm_is_a_point_for_each_seed_with_seeds_outermost():
     assert Point("ppo", None, 0).name == "ppo-0"
 
 
+def test_the_arms_that_change_the_objective():
+    def objective(arm):
+        return parse(["demo", *REINFORCED[arm]], PRESETS, script="alphaalign.py", doc="").objective
+
+    usual = GRPO(Shrinkage())
+    others = {"grpo": GRPO(Group()), "reinforce++": GRPO(WholeBatch())}
+    others |= {"ppo": PPO(), "ppo-2-epochs": PPO()}
+    assert {arm: objective(arm) for arm in REINFORCED} == dict.fromkeys(REINFORCED, usual) | others
+
+
 def test_intervals_hold_what_differs_among_prompts_and_among_seeds():
     def evaluation(refused):
         rows = [{"kind": "harmful", "refused": bool(x)} for x in refused]
@@ -211,7 +226,18 @@ def test_a_comparison_without_a_point_that_began_may_become_another(tmp_path):
             [],
             "suites: prefill-5 is what attacks are called: give it another name",
         ),
-        ({}, ["--baseline=batch"], "--baseline is the comparison's to set"),
+        ({}, ["--objective=ppo"], "--objective is the comparison's to set"),
+        ({}, ["--objective", "ppo"], "--objective is the comparison's to set"),
+        (
+            {},
+            ["--objective.advantages=whole-batch"],
+            "--objective.advantages: flags that begin with --objective are the comparison's to set",
+        ),
+        (
+            {},
+            ["--steps=3", "--objective.value_clip", "None"],
+            "--objective.value-clip: flags that begin with --objective are the comparison's to set",
+        ),
         ({}, ["--template", "bare"], "--template is the comparison's to set"),
     ],
 )

@@ -18,6 +18,7 @@ from jaxalign.engine.optimizer import learning_rates
 from jaxalign.runs.loop import Interruption
 
 ROOT = Path(__file__).parents[2]
+PPO = ["--objective=ppo"]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_kill_dash_nine_and_resume_ends_with_the_same_bits(whole_run, arguments,
 
 def test_ppo_interrupted_and_resumed_ends_with_the_same_bits(arguments, tmp_path, monkeypatch):
     """The critic and its moments are in the checkpoint, and the report shows what it learned."""
-    ppo = ["--steps=4", "--baseline=critic", "--epochs=2", "--minibatches=2"]
+    ppo = [*PPO, "--steps=4", "--epochs=2", "--minibatches=2"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert main([*arguments, *ppo, f"--run={whole}"]) == 0
     with monkeypatch.context() as patch:
@@ -198,16 +199,22 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
             "micro_batches=2 does not divide the 1 prompts of a minibatch",
         ),
         (["--critic-learning-rate=0"], "critic_learning_rate=0.0 must be a number above 0"),
-        (["--discount=0"], "discount=0.0 must be a number above 0"),
-        (["--discount=1.5"], "discount=1.5 must be from 0 to 1"),
-        (["--gae-lambda=-0.1"], "gae_lambda=-0.1 must be from 0 to 1"),
-        (["--value-clip=0"], "value_clip=0.0 must be a number above 0, or None"),
+        ([*PPO, "--objective.discount=0"], "objective.discount=0.0 must be above 0 and at most 1"),
+        ([*PPO, "--objective.discount=1.5"], "objective.discount=1.5 must be above 0 and at most"),
+        ([*PPO, "--objective.lambda_=-0.1"], "objective.lambda_=-0.1 must be from 0 to 1"),
+        (
+            [*PPO, "--objective.value-clip=0"],
+            "objective.value_clip=0.0 must be a number above 0, or None",
+        ),
         (["--checkpoint-every=0"], "checkpoint_every=0 is too small"),
         (["--seed=-1"], "seed=-1 is too small"),
         (["--temperature=0"], "temperature=0.0 must be a number above 0"),
         (["--learning-rate=nan"], "learning_rate=nan must be a number above 0"),
         (["--max-grad-norm=0"], "max_grad_norm=0.0 must be a number above 0"),
-        (["--kl-coefficient=-1"], "kl_coefficient=-1.0 must be a number, 0 or above"),
+        (
+            ["--objective.kl=k2", "--objective.kl.coefficient=-1"],
+            "objective.kl.coefficient=-1.0 must be a number, 0 or above",
+        ),
         (["--prompts", "harmfull=my.csv"], "unknown kind 'harmfull'; use harmful, benign"),
         (["--max-new-tokens=5000"], "positions, the model has 512"),
         (["--harmful=0", "--benign=0"], "a step needs prompts"),

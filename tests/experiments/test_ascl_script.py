@@ -73,9 +73,11 @@ def test_a_finished_run_can_be_resumed_and_writes_its_model_again(whole_run, arg
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--max-weight=0.5"], "max_weight=0.5 must be at least 1, or None"),
-        (["--ifpo=baseline"], "it goes with baseline=group, not with shrinkage"),
-        (["--baseline=critic"], "IFPO rebalances those of samples: add --ifpo none"),
+        (["--objective.adjust.max-weight=0.5"], "max_weight=0.5 must be at least 1, or None"),
+        (
+            ["--objective.adjust.form=baseline"],
+            "it goes with --objective.advantages group, not with shrinkage",
+        ),
         (["--max-calls=0"], "max_calls=0 is too small: at least 1"),
         (["--cold-start-learning-rate=0"], "cold_start_learning_rate=0.0 must be a number above 0"),
         (["--rules=missing.yaml"], "missing.yaml: cannot be read"),
@@ -91,6 +93,14 @@ def test_bad_settings_give_one_line_and_exit_code_two(
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("ascl: error: ")
     assert "\n" not in error
+
+
+def test_ppo_has_no_ifpo(arguments, tmp_path, capsys):
+    """Its advantages are of tokens, and IFPO rebalances those of samples."""
+    ppo = ["--objective=ppo", "--objective.adjust=inverse-frequency"]
+    with pytest.raises(SystemExit):
+        main([*arguments, f"--run={tmp_path / 'run'}", *ppo])
+    assert "--objective.adjust" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

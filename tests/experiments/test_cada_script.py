@@ -117,7 +117,10 @@ def test_no_arm_has_code_or_cases_in_context_while_it_learns(arm, arguments, gen
         )
     )
     batch = training.batch_at(0)
-    rows = batch.tokens if hasattr(batch, "documents") else batch.prompts
+    if arm == "rl":
+        rows = batch.prompts.tokens
+    else:
+        rows = batch.tokens if hasattr(batch, "documents") else batch.prompts
     text = tokenizer.decode([*np.asarray(batch.prefix), *np.asarray(rows).ravel()])
     assert "How do I forge a passport?" in text and "How do I rig a vote?" in text
     assert "Safety code" not in text and "safety_reasoning" not in text.split("forge")[0]
@@ -170,7 +173,7 @@ def test_a_run_folder_is_no_model(arguments, generated, tmp_path, capsys):
 
 def test_rl_without_code_or_cases(arguments, tmp_path):
     folder = tmp_path / "rl"
-    given = ["--arm=rl", "--kl-coefficient=0.1", f"--run={folder}"]
+    given = ["--arm=rl", "--objective.kl.coefficient=0.1", f"--run={folder}"]
     assert main([*arguments, *given]) == 0
     rows = metrics_of(folder)
     assert all({"reward", "kl", "harmful_refused", "well_formed"} <= row.keys() for row in rows)
@@ -218,6 +221,7 @@ def test_an_interrupted_tuning_run_ends_as_if_it_had_not_been(
         (["--arm=refusal", "--row-length=8"], "row_length=8 is too small for max_prompt_tokens"),
         (["--arm=rl", "--micro-batches=3"], "micro_batches=3 does not divide the 2 prompts"),
         (["--epochs=2"], "epochs and minibatches are of RL: leave them at 1"),
+        (["--objective=ppo"], "objective ppo is of RL: leave it out"),
     ],
 )
 def test_bad_settings_give_one_line_and_exit_code_two(

@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments.ablations.ifpo import Settings, main, report
+from experiments.ablations.ifpo import ARMS, Settings, main, report
+from experiments.ascl import PRESETS
+from jaxalign.engine.baselines import Group, InverseFrequency
+from jaxalign.engine.objective import GRPO
 from jaxalign.host.errors import InputError
+from jaxalign.runs.settings import parse
 
 KINDS = ("harmful", "benign", "lookalike")
 
@@ -74,8 +78,43 @@ def test_what_it_refuses(tmp_path):
     )
     with pytest.raises(InputError, match="comparison.json is of other flags"):
         main(Settings(out=tmp_path), ["--steps", "8"])
-    with pytest.raises(InputError, match="--baseline is the comparison's to set"):
-        main(Settings(out=tmp_path), ["--baseline=batch"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--objective=ppo"],
+        ["--objective", "ppo"],
+        ["--objective.advantages=whole-batch"],
+        ["--objective.adjust.max-weight", "2"],
+        ["--steps=3", "--objective.adjust.max_weight=2"],
+    ],
+)
+def test_the_objective_is_the_comparisons_to_set(flags, tmp_path):
+    with pytest.raises(
+        InputError, match="the comparison's to set: leave it out behind --"
+    ) as error:
+        main(Settings(out=tmp_path / "out"), flags)
+    assert "--objective" in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_the_arms_train_what_their_names_say():
+    """From the flags that every run has, `--objective.advantages=group`, and the arm's own."""
+
+    def objective(arm):
+        flags = ["smollm2", "--objective.advantages=group", *ARMS[arm]]
+        return parse(flags, PRESETS, script="ascl.py", doc="").objective
+
+    assert objective("grpo") == GRPO(Group(), adjust=None)
+    ifpo = {arm: objective(arm) for arm in ARMS if arm != "grpo"}
+    assert all(one.advantages == Group() for one in ifpo.values())
+    assert {arm: one.adjust for arm, one in ifpo.items()} == {
+        "weight-group": InverseFrequency(),
+        "weight-group-capped": InverseFrequency(max_weight=1.5),
+        "weight-batch": InverseFrequency(scope="batch"),
+        "baseline-group": InverseFrequency("baseline"),
+        "baseline-batch": InverseFrequency("baseline", "batch"),
+    }
 
 
 def test_flags_that_do_not_work_do_not_bind(tmp_path):

@@ -31,27 +31,28 @@ from jaxalign.answers.completing import stop_tokens
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.rewards import safety_verifiers
-from jaxalign.methods.alphaalign.reward import kinds_alone
 from jaxalign.runs.batches import Batches
+from jaxalign.runs.facts import prompt_facts
 from jaxalign.methods.ascl.cold_start import collect_traces, fine_tune
 from jaxalign.methods.ascl.openings import encode_openings
-from jaxalign.engine.optimizer import make_optimizer
-from jaxalign.engine.step import Algorithm
+from jaxalign.engine.optimizer import AdamW
+from jaxalign.engine.step import Sampling
 
 model, params, tokenizer = load_pretrained(sys.argv[2], dtype="float32", mesh=make_mesh(1, 2, 1))
+prompts = builtin_prompts("train")
 batches = Batches(
-    builtin_prompts("train"), tokenizer, bare_messages, counts={"harmful": 1, "benign": 1},
-    max_prompt_tokens=56, seed=0, make_extras=kinds_alone, mesh=model.mesh,
+    prompts, tokenizer, bare_messages, counts={"harmful": 1, "benign": 1},
+    max_prompt_tokens=56, seed=0, make_facts=prompt_facts(prompts), mesh=model.mesh,
 )
-algorithm = Algorithm(samples_per_prompt=2, max_new_tokens=64, stop=stop_tokens(model, tokenizer))
+sampling = Sampling(samples_per_prompt=2, max_new_tokens=64, stop=stop_tokens(model, tokenizer))
 right, every = collect_traces(
-    model, params, algorithm, batches, safety_verifiers(tokenizer), rounds=2,
+    model, params, sampling, batches, safety_verifiers(tokenizer), rounds=2,
     key=jax.random.key(0), openings=encode_openings({"fraud": "Refuse."}, tokenizer),
     decode=tokenizer.decode, progress=lambda done: None,
 )
 losses = []
 tuned = fine_tune(
-    model, params, every, batches, make_optimizer(1e-3, max_grad_norm=1.0), epochs=2, batch_size=4,
+    model, params, every, batches, AdamW()(1e-3, max_grad_norm=1.0), epochs=2, batch_size=4,
     row_length=256, seed=0, progress=lambda done, loss: losses.append(loss),
 )
 digest = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(fetch(tuned))))

@@ -150,6 +150,7 @@ def test_our_call_gives_the_value_of_verls_formula(row):
     assert_same(ours(row)[0], theirs(row, "")[0], "value")
 
 
+@pytest.mark.torch
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="torch for this comes on Python 3.11 only")
 @pytest.mark.parametrize("row", [r for r in ROWS if r.package != "verl"], ids=lambda r: r.name)
 def test_our_call_gives_what_the_library_gives(row, tmp_path):

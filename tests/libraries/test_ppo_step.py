@@ -11,15 +11,16 @@ import pytest
 from libraries import arrays
 from tiny_model import random_params
 
+from jaxalign.engine.experience import experience_of
+from jaxalign.engine.optimizer import with_critic_optimizer
+from jaxalign.engine.ppo import PPO, completion_values, with_critic
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, update
+from jaxalign.engine.step import Frozen, Sampling, Updates, make_step
 from jaxalign.losses import token_logps
 from jaxalign.models import ModelConfig, Transformer
-from jaxalign.models.completion import completion_states
-from jaxalign.models.heads import logits
-from jaxalign.models.transformer import output_weight
-from jaxalign.models.values import completion_values, critic_of
-from jaxalign.records import Batch, Rollout
+from jaxalign.models.heads import logits, output_weight
+from jaxalign.records import Batch, Prompts, Rollout
+from jaxalign.rewards import device_reward
 
 CONFIG = ModelConfig(
     vocab_size=4, num_layers=1, model_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32
@@ -28,6 +29,7 @@ MODEL = Transformer(CONFIG, dtype=jnp.float32)
 RATE = 0.1
 
 
+@pytest.mark.torch
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="torch for this comes on Python 3.11 only")
 def test_two_epochs_of_ppo_are_two_of_tunix():
     """A tool's answer in one row, a row without a token; in the second epoch values are clipped."""
@@ -41,41 +43,46 @@ def test_two_epochs_of_ppo_are_two_of_tunix():
     given = (prompts, prompt_mask, jnp.asarray(arrays.tokens), present)
 
     def logits_of(params):
-        return logits(completion_states(MODEL, params, *given), output_weight(params))
+        return logits(MODEL.states(params, *given), output_weight(params))
 
-    values_of = functools.partial(completion_values, critic_of(MODEL))
-    optimizer = optax.sgd(RATE)
-    state = init_state(random_params(CONFIG), optimizer, optimizer)
+    optimizer = with_critic_optimizer(optax.sgd(RATE), optax.sgd(RATE))
+    trained = with_critic(MODEL, random_params(CONFIG))
     head = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16)), jnp.float32)
-    theirs = state.critic.params | {"score": {"kernel": head}}
-    state = state.replace(critic=state.critic.replace(params=theirs))
+    trained["critic"]["head"] = head  # a critic that has learned
     noise = arrays.old_logp - arrays.logp
-    old_logps = token_logps(logits_of(state.params), given[2]) + jnp.asarray(noise)
+    old_logps = token_logps(logits_of(trained["policy"]), given[2]) + jnp.asarray(noise)
 
     none = jnp.zeros(arrays.B, bool)
     samples = Rollout(given[2], jnp.asarray(mask), present, old_logps, none, none, none)
-    algorithm = Algorithm(arrays.G, arrays.T, (), baseline="critic", epochs=2)
-    step = functools.partial(update, MODEL, optimizer, algorithm, critic_optimizer=optimizer)
     rewards = jnp.asarray(arrays.rewards.reshape(-1))
-    after, metrics = jax.jit(step)(state, Batch(prompts, prompt_mask), samples, rewards)
+    batch, updates = Batch(Prompts(prompts, prompt_mask)), Updates(epochs=2)
+    frozen = Frozen(device_reward(lambda batch, samples: rewards, name="given"))
+    step = make_step(
+        MODEL, optimizer, sampling=Sampling(arrays.G, arrays.T), objective=PPO(), updates=updates
+    )
+    state = init_state(trained, optimizer)
+    after, result = step.learn(state, batch, samples, jax.random.key(0), frozen)
 
     on_tokens = np.zeros(mask.shape, np.float32)
     for row, reward in enumerate(arrays.rewards.reshape(-1)):
         if mask[row].any():
             on_tokens[row, np.flatnonzero(mask[row])[-1]] = reward
-    old_values = values_of(theirs, *given)
+    part = experience_of(batch, samples, rewards)
+    values_of = functools.partial(completion_values, MODEL, part=part)
+    ours, theirs = trained["policy"], trained["critic"]
+    old_values = values_of(theirs)
     advantages, returns = algo_core.compute_gae_advantages(
         on_tokens, old_values, jnp.asarray(arrays.mask), config.gamma, config.gae_lambda
     )
     example = examples(advantages=advantages, old_per_token_logps=old_logps)
     object.__setattr__(example, "old_values", old_values)
     object.__setattr__(example, "returns", returns)
-    ours, clipped, losses = state.params, [], []
-    for _ in range(algorithm.epochs):
+    clipped, losses = [], []
+    for _ in range(updates.epochs):
         z, of_policy = jax.vjp(logits_of, ours)
         loss = lambda m: algo_core.ppo_policy_loss_fn(m, example, config, 0, 1)  # noqa: E731
         policy_loss, to_logits = gradient_of(loss, np.asarray(z))
-        values, of_critic = jax.vjp(lambda p: values_of(p, *given), theirs)
+        values, of_critic = jax.vjp(values_of, theirs)
         error = lambda m: algo_core.ppo_value_loss_fn(  # noqa: E731
             m, example, config.clip_range_value, 0, 1
         )
@@ -88,8 +95,8 @@ def test_two_epochs_of_ppo_are_two_of_tunix():
         ours = jax.tree.map(descend, ours, of_policy)
         theirs = jax.tree.map(descend, theirs, of_critic)
     assert clipped == [False, True]
-    for got, want in ((after.params, ours), (after.critic.params, theirs)):
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
-    got = (metrics["loss"], metrics["value_loss"])
+    want = {"policy": ours, "critic": theirs}
+    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+    got = (result.metrics["loss"], result.metrics["value_loss"])
     np.testing.assert_allclose(got, np.mean(losses, axis=0), rtol=1e-5, atol=1e-6)

@@ -11,18 +11,21 @@ import optax
 import pytest
 from tiny_model import TINY, random_params
 
+from jaxalign.engine.baselines import WholeBatch
+from jaxalign.engine.experience import experience_of
+from jaxalign.engine.objective import GRPO
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, make_step, rollout, score, update
-from jaxalign.methods.alphaalign.reward import (
+from jaxalign.engine.step import Frozen, Sampling, Updates, draw, make_step, update_once
+from jaxalign.methods.alphaalign.reward import alphaalign_reward
+from jaxalign.models import Transformer
+from jaxalign.records import Batch, Prompts, Rollout
+from jaxalign.rewards import (
+    Likelihood,
     PromptFacts,
-    alphaalign_reward,
     balanced_weights,
-    make_reward_params,
+    safety_verifiers,
 )
-from jaxalign.models import Transformer, completion_logps
-from jaxalign.records import Batch, Rollout
-from jaxalign.rewards import safety_verifiers
-from jaxalign.rewards.answer_scores import answer_likelihood
+from jaxalign.rewards.terms import GivenValues
 from jaxalign.sampling import Temperature
 
 MODEL = Transformer(TINY, dtype=jnp.float32)
@@ -50,13 +53,13 @@ def arrays(tokenizer, texts, width):
 
 @pytest.fixture(scope="module")
 def scene(smollm2_tokenizer):
-    """Parameters of the reward, the batch and the rollout."""
+    """The verifiers, the batch and the rollout."""
     tokens, mask = arrays(smollm2_tokenizer, COMPLETIONS, 48)
     questions, question_mask = arrays(smollm2_tokenizer, QUESTIONS, 8)
     batch = Batch(
-        prompts=jnp.ones((3, 4), jnp.int32),
-        prompt_mask=jnp.ones((3, 4), bool),
-        extras=PromptFacts(jnp.arange(3), questions, question_mask),
+        Prompts(jnp.ones((3, 4), jnp.int32), jnp.ones((3, 4), bool)),
+        kind=jnp.arange(3),
+        facts=PromptFacts(jnp.arange(3), questions, question_mask),
     )
     nothing = jnp.zeros(tokens.shape, jnp.float32)
     samples = Rollout(
@@ -68,13 +71,18 @@ def scene(smollm2_tokenizer):
         finished=nothing[:, 0] == 0,
         cut=nothing[:, 0] > 0,
     )
-    verifiers = safety_verifiers(smollm2_tokenizer)
-    return make_reward_params(verifiers, random_params(TINY), jnp.float32), batch, samples
+    return safety_verifiers(smollm2_tokenizer), batch, samples
+
+
+@pytest.fixture(scope="module")
+def likelihood():
+    """What scores the answers: a start model."""
+    return Likelihood.of(MODEL, random_params(TINY))
 
 
 def test_without_helpfulness_it_is_the_safety_reward_with_equal_tops(scene):
-    reward = jax.jit(alphaalign_reward(MODEL, helpfulness_weight=0.0))
-    score = reward(*scene)
+    verifiers, batch, samples = scene
+    score = jax.jit(lambda *given: alphaalign_reward(verifiers)(*given))(batch, samples)
     np.testing.assert_array_equal(
         score.rewards,
         [
@@ -91,8 +99,9 @@ def test_without_helpfulness_it_is_the_safety_reward_with_equal_tops(scene):
 
 def test_balance_gives_the_side_with_more_errors_more_weight(scene):
     """Harmful: 2 of 4 wrong, e = 3/6. Harmless: 4 of 8 wrong, e = 5/10. Nothing to shift."""
-    even = alphaalign_reward(MODEL, helpfulness_weight=0.0, balance=True)(*scene)
-    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene)
+    verifiers, *rollout = scene
+    even = alphaalign_reward(verifiers, balance=True)(*rollout)
+    plain = alphaalign_reward(verifiers)(*rollout)
     np.testing.assert_array_equal(even.rewards, plain.rewards)
     # All refuse: harmful 0 of 4 wrong, e = 1/6; harmless 8 of 8 wrong, e = 9/10.
     harmful = jnp.arange(12) < 4
@@ -119,29 +128,24 @@ def test_balance_pulls_a_blind_policy_back_to_the_middle(share):
     assert slope > 1 if share < 0.5 else slope < -1
 
 
-def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene):
-    params, batch, samples = scene
-    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene).rewards
-    score = alphaalign_reward(MODEL, helpfulness_weight=0.5)(*scene)
-    answer = params.verifiers(samples.tokens, samples.mask).answer
-    facts = batch.extras
-    likelihood = np.asarray(
-        answer_likelihood(
-            MODEL,
-            params.scorer,
-            facts.questions,
-            facts.question_mask,
-            samples.tokens[4:],
-            answer[4:],
-        ),
-        np.float64,
-    ).reshape(2, 4)
-    z = (likelihood - likelihood.mean(1, keepdims=True)) / likelihood.std(1, ddof=1, keepdims=True)
+def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene, likelihood):
+    verifiers, batch, samples = scene
+    plain = alphaalign_reward(verifiers)(batch, samples).rewards
+    score = alphaalign_reward(verifiers, likelihood, helpfulness_weight=0.5)(batch, samples)
+    answer = verifiers(samples.tokens, samples.mask).answer
+    facts = batch.facts
+    scores = likelihood(facts.questions, facts.question_mask, samples.tokens[4:], answer[4:])
+    scores = np.asarray(scores, np.float64).reshape(2, 4)
+    z = (scores - scores.mean(1, keepdims=True)) / scores.std(1, ddof=1, keepdims=True)
     refused = np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)
     extra = 0.5 * np.where(refused, 0.0, np.maximum(z, 0.0))
     np.testing.assert_allclose(score.rewards[0], plain[0])
     np.testing.assert_allclose(score.rewards[1:], plain[1:] + extra, atol=1e-4)
     assert extra.max() > 0
+    # The sum's parts by name, before their weights; what comes out is whether the refusal is right.
+    np.testing.assert_array_equal(score.terms["safety"], plain)
+    np.testing.assert_allclose(score.terms["helpfulness"][1:], 2 * extra, atol=2e-4)
+    np.testing.assert_array_equal(score.outcome, [[1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 1]])
 
 
 def test_helpfulness_of_known_scores_by_hand(scene):
@@ -150,42 +154,40 @@ def test_helpfulness_of_known_scores_by_hand(scene):
     The first question's have mean 2 and deviation 2: z = 1.5, −0.5, −0.5, −0.5, and the best answer
     is a refusal. The second's have mean 2.5 and deviation 5; of three refusals one is not last.
     """
-    params, batch, samples = scene
-    scores = jnp.asarray([5.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 10.0])
-    facts = dataclasses.replace(batch.extras, scores=scores)
-    batch = dataclasses.replace(batch, extras=facts)
-    without = make_reward_params(params.verifiers, None, jnp.float32)  # nothing else need score
-    score = alphaalign_reward(MODEL, helpfulness_weight=0.5)(without, batch, samples)
+    verifiers, *rollout = scene
+    given = GivenValues(jnp.asarray([5.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 10.0]))
+    score = alphaalign_reward(verifiers, given, helpfulness_weight=0.5)(*rollout)
     expected = [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1.5]]
     np.testing.assert_allclose(score.details["helpfulness"], np.ravel(expected), atol=1e-5)
-    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene).rewards
+    plain = alphaalign_reward(verifiers)(*rollout).rewards
     np.testing.assert_allclose(score.rewards, plain + 0.5 * np.asarray(expected), atol=1e-5)
     assert float(score.metrics["answer_score"]) == pytest.approx((1 + 1 + 1 + 10) / 4)
     assert "answer_likelihood" not in score.metrics
     # The paper's ablation: the scores as they are, where the answer is no refusal.
-    bare = alphaalign_reward(MODEL, normalise=False)(without, batch, samples)
+    bare = alphaalign_reward(verifiers, given, normalise=False)(*rollout)
     np.testing.assert_array_equal(
         bare.details["helpfulness"], [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 10]
     )
 
 
-def test_helpfulness_needs_a_model_that_scores(scene):
-    params, batch, samples = scene
-    without = make_reward_params(params.verifiers, None, jnp.float32)
-    assert alphaalign_reward(MODEL, helpfulness_weight=0.0)(without, batch, samples)
-    with pytest.raises(ValueError, match="helpfulness needs a model that scores"):
-        alphaalign_reward(MODEL, helpfulness_weight=0.3)(without, batch, samples)
+def test_without_a_scorer_nothing_of_helpfulness_is_there(scene):
+    """And the kinds of the prompts must be."""
+    verifiers, batch, samples = scene
+    reward = alphaalign_reward(verifiers)
+    assert not any("help" in name for name in reward(batch, samples).terms)
+    with pytest.raises(ValueError, match="needs the kind of each prompt: set Batch.kind"):
+        reward(dataclasses.replace(batch, kind=None), samples)
 
 
-def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smollm2_tokenizer):
+def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(
+    scene, likelihood, smollm2_tokenizer
+):
     """The same number as running question and answer as plain text, without the tags."""
-    params, batch, samples = scene
-    facts = batch.extras
-    answer = params.verifiers(samples.tokens, samples.mask).answer
+    verifiers, batch, samples = scene
+    facts = batch.facts
+    answer = verifiers(samples.tokens, samples.mask).answer
     row = 6  # LONG, to the first question
-    got = answer_likelihood(
-        MODEL,
-        params.scorer,
+    got = likelihood(
         facts.questions[:1],
         facts.question_mask[:1],
         samples.tokens[row : row + 1],
@@ -193,9 +195,8 @@ def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smo
     )
     kept = samples.tokens[row][answer[row]][None]
     assert smollm2_tokenizer.decode(kept[0]) == "Bread needs flour, water and time."
-    logps = completion_logps(
-        MODEL,
-        params.scorer,
+    logps = MODEL.logps(
+        likelihood.params,
         facts.questions[:1],
         facts.question_mask[:1],
         kept,
@@ -204,49 +205,51 @@ def test_the_likelihood_is_that_of_the_answer_after_the_bare_question(scene, smo
     np.testing.assert_allclose(got, logps.mean(axis=1), rtol=1e-5)
 
 
-def test_an_empty_answer_scores_as_a_uniform_guess(scene):
-    params, batch, samples = scene
-    facts = batch.extras
+def test_an_empty_answer_scores_as_a_uniform_guess(scene, likelihood):
+    _, batch, samples = scene
+    facts = batch.facts
     nothing = jnp.zeros(samples.tokens[:1].shape, bool)
-    got = answer_likelihood(
-        MODEL,
-        params.scorer,
-        facts.questions[:1],
-        facts.question_mask[:1],
-        samples.tokens[:1],
-        nothing,
-    )
+    got = likelihood(facts.questions[:1], facts.question_mask[:1], samples.tokens[:1], nothing)
     np.testing.assert_allclose(got, -np.log(TINY.vocab_size), rtol=1e-6)
 
 
-def test_fused_and_split_paths_give_the_same_parameters_after_three_steps(scene):
+def test_fused_and_split_paths_give_the_same_parameters_after_three_steps(scene, likelihood):
     """The demo's whole step on a tiny model, against its parts run one by one."""
-    reward_params, batch, _ = scene
+    verifiers, batch, _ = scene
     batch = dataclasses.replace(batch, prefix=jnp.arange(3, 9, dtype=jnp.int32))
-    algorithm = Algorithm(4, 12, (2,), Temperature(0.7), baseline="batch", micro_batches=3)
+    sampling = Sampling(4, 12, (2,), Temperature(0.7))
+    objective = GRPO(advantages=WholeBatch())
     optimizer = optax.adamw(1e-3)
-    reward = alphaalign_reward(MODEL, helpfulness_weight=0.3)
+    reward = alphaalign_reward(verifiers, likelihood, helpfulness_weight=0.3)
     key = jax.random.key(5)
 
-    fused = make_step(MODEL, optimizer, algorithm, reward)
+    fused = make_step(
+        MODEL,
+        optimizer,
+        sampling=sampling,
+        objective=objective,
+        updates=Updates(micro_batches=3),
+    )
     state = split_state = init_state(random_params(TINY, seed=1), optimizer)
-    sample = jax.jit(functools.partial(rollout, MODEL, algorithm))
-    judge = jax.jit(functools.partial(score, reward, algorithm))
-    learn = jax.jit(functools.partial(update, MODEL, optimizer, algorithm))
+    sample = jax.jit(functools.partial(draw, MODEL, sampling))
+    judge = jax.jit(lambda reward, batch, samples: reward(batch, samples))
+    learn = jax.jit(functools.partial(update_once, MODEL, optimizer, objective, micro_batches=3))
     for step in range(3):
         samples = sample(split_state.params, batch, jax.random.fold_in(key, step))
-        scored, advantage = judge(reward_params, batch, samples)
-        split_state, _ = learn(split_state, batch, samples, advantage)
-        state, result = fused(jax.tree.map(jnp.copy, state), batch, key, reward_params)
+        scored = judge(reward, batch, samples)
+        advantages = objective.advantages(scored.rewards).reshape(-1)
+        split_state, _ = learn(split_state, experience_of(batch, samples, advantages))
+        state, result = fused(jax.tree.map(jnp.copy, state), batch, key, Frozen(reward))
         np.testing.assert_array_equal(result.samples.tokens, samples.tokens)
         np.testing.assert_allclose(result.score.rewards, scored.rewards, atol=1e-6)
     chex.assert_trees_all_close(state.params, split_state.params, atol=1e-6)
-    assert float(jnp.abs(advantage).max()) > 0.1  # there was something to learn
+    assert float(jnp.abs(advantages).max()) > 0.1  # there was something to learn
 
 
-def test_without_normalisation_an_answer_earns_its_mean_probability(scene):
-    bare = alphaalign_reward(MODEL, helpfulness_weight=1.0, normalise=False)(*scene)
-    plain = alphaalign_reward(MODEL, helpfulness_weight=0.0)(*scene)
+def test_without_normalisation_an_answer_earns_its_mean_probability(scene, likelihood):
+    verifiers, *rollout = scene
+    bare = alphaalign_reward(verifiers, likelihood, normalise=False)(*rollout)
+    plain = alphaalign_reward(verifiers)(*rollout)
     earned = np.asarray(bare.rewards - plain.rewards)
     assert np.all((earned >= 0) & (earned <= 1)) and earned.max() > 0
     np.testing.assert_allclose(earned.reshape(-1), bare.details["helpfulness"], atol=1e-6)

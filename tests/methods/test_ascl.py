@@ -13,21 +13,22 @@ from calling_model import RULES, STOP, tokenizer, tool
 from tiny_model import random_params
 
 from jaxalign.data import Prompt
+from jaxalign.engine.baselines import InverseFrequency, Shrinkage
+from jaxalign.engine.objective import GRPO
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, InverseFrequency, make_step, rollout, score, update
+from jaxalign.engine.step import Frozen, Sampling, draw, make_step, update_once
 from jaxalign.host.errors import InputError
-from jaxalign.methods.alphaalign.reward import PromptFacts, alphaalign_reward, make_reward_params
 from jaxalign.methods.ascl.cold_start import (
     Traces,
     balance_traces,
     collect_traces,
     fine_tune,
 )
-from jaxalign.methods.ascl.consulting import ascl_reward, consulting_metrics
+from jaxalign.methods.ascl.consulting import Consulting, consulting_metrics
 from jaxalign.methods.ascl.openings import Opening, Openings, encode_openings, guided_rollout
-from jaxalign.models import Transformer, completion_logps
-from jaxalign.records import Batch, Rollout
-from jaxalign.rewards import safety_verifiers
+from jaxalign.models import Transformer
+from jaxalign.records import Batch, Prompts, Rollout
+from jaxalign.rewards import Safety, safety_verifiers
 from jaxalign.runs.loop import DivergedError
 from jaxalign.sampling import Temperature
 from jaxalign.sampling.tools import encode_answers
@@ -37,14 +38,13 @@ LETTERS = "ABDEFGHIJKLMOPQRSUVWXYZfjlmpqvw0123456789+-*/=!?"
 TOKENIZER = tokenizer(LETTERS)
 CONFIG = dataclasses.replace(calling_model.CONFIG, vocab_size=len(TOKENIZER))
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
-ALGORITHM = Algorithm(
+SAMPLING = Sampling(
     samples_per_prompt=4,
     max_new_tokens=24,
     stop=(STOP,),
     method=Temperature(0.7),
-    baseline="shrinkage",
-    inverse_frequency=InverseFrequency(max_weight=4.0),
 )
+OBJECTIVE = GRPO(advantages=Shrinkage(), adjust=InverseFrequency(max_weight=4.0))
 KEY = jax.random.key(3)
 KIND = np.array([0, 0, 1, 2], np.int32)
 
@@ -55,19 +55,18 @@ def params():
 
 
 @functools.cache
-def reward_params():
+def verifiers():
     """Well-formed is here whatever has a letter of the tool's."""
-    return make_reward_params(safety_verifiers(TOKENIZER, pattern="[ab]"), None, jnp.float32)
+    return safety_verifiers(TOKENIZER, pattern="[ab]")
 
 
 def batch(seed=0, with_tool=True):
     rng = np.random.default_rng(seed)
-    none = jnp.zeros((0, 0), jnp.int32)
+    tokens = jnp.asarray(rng.integers(0, len(TOKENIZER), (4, 5)), jnp.int32)
     return Batch(
-        prompts=jnp.asarray(rng.integers(0, len(TOKENIZER), (4, 5)), jnp.int32),
-        prompt_mask=jnp.asarray(np.arange(5) < np.array([5, 2, 4, 3])[:, None]),
+        Prompts(tokens, jnp.asarray(np.arange(5) < np.array([5, 2, 4, 3])[:, None])),
+        kind=jnp.asarray(KIND),
         prefix=jnp.asarray([3, 1], jnp.int32),
-        extras=PromptFacts(jnp.asarray(KIND), none, none.astype(bool)),
         tool=tool(3, LETTERS) if with_tool else None,
     )
 
@@ -80,37 +79,43 @@ def largest_difference(left, right):
 def test_the_step_with_a_tool_compiles_once_and_equals_the_split_path(params):
     """The split path takes two micro-batches: IFPO's frequencies are the whole batch's."""
     optimizer = optax.adam(1e-3)
-    reward = ascl_reward(MODEL, balance=True)
-    fused = make_step(MODEL, optimizer, ALGORITHM, reward)
-    halved = dataclasses.replace(ALGORITHM, micro_batches=2)
-    split_update = jax.jit(functools.partial(update, MODEL, optimizer, halved))
+    reward = Consulting(Safety(verifiers(), balance=True))
+    fused = make_step(MODEL, optimizer, sampling=SAMPLING, objective=OBJECTIVE)
+    split_update = jax.jit(
+        functools.partial(update_once, MODEL, optimizer, OBJECTIVE, micro_batches=2)
+    )
     state, split_state = init_state(params, optimizer), init_state(params, optimizer)
     for step in range(3):
-        state, result = fused(state, batch(step), KEY, reward_params())
+        state, result = fused(state, batch(step), KEY, Frozen(reward))
 
         key = jax.random.fold_in(KEY, split_state.step)
-        samples = rollout(MODEL, ALGORITHM, split_state.params, batch(step), key)
-        _, advantage = score(reward, ALGORITHM, reward_params(), batch(step), samples)
-        split_state, _ = split_update(split_state, batch(step), samples, advantage)
+        samples = draw(MODEL, SAMPLING, split_state.params, batch(step), key)
+        given = experience(OBJECTIVE, batch(step), samples, reward(batch(step), samples))
+        split_state, _ = split_update(split_state, given)
         np.testing.assert_array_equal(result.samples.tokens, samples.tokens)
         consulted = np.asarray(samples.mode) > 0
         assert 0 < consulted.mean() < 1
         np.testing.assert_allclose(result.metrics["consulted"], consulted.mean(), rtol=1e-6)
         np.testing.assert_array_equal(result.score.details["consulted"], consulted)
         assert float(result.metrics["logp_gap"]) < 1e-4
-    assert fused._cache_size() == 1
+    assert fused.whole._cache_size() == 1
     assert largest_difference(state.params, split_state.params) < 1e-6
     assert largest_difference(state.params, params) > 1e-3
 
 
+def experience(objective, batch, samples, score):
+    return objective.experience(MODEL, None, batch, samples, score, base=None, parts=1)[0]
+
+
 def test_ifpo_changes_the_advantages_where_both_modes_occur_and_only_there(params):
-    plain = dataclasses.replace(ALGORITHM, inverse_frequency=None)
+    plain = dataclasses.replace(OBJECTIVE, adjust=None)
     for with_tool in (True, False):
         given = batch(with_tool=with_tool)
-        samples = rollout(MODEL, ALGORITHM, params, given, KEY)
+        samples = draw(MODEL, SAMPLING, params, given, KEY)
+        score = Consulting(Safety(verifiers()))(given, samples)
         ifpo, grpo = (
-            np.asarray(score(ascl_reward(MODEL), algorithm, reward_params(), given, samples)[1])
-            for algorithm in (ALGORITHM, plain)
+            np.asarray(experience(objective, given, samples, score).rows.advantages)
+            for objective in (OBJECTIVE, plain)
         )
         share = np.asarray(samples.mode).reshape(4, 4).mean(axis=1)
         mixed = (share > 0) & (share < 1) & (share != 0.5)  # at one half all weights are 1
@@ -120,14 +125,13 @@ def test_ifpo_changes_the_advantages_where_both_modes_occur_and_only_there(param
 
 
 def test_nothing_is_paid_for_consulting(params):
-    """The reward is AlphaAlign's without helpfulness, whatever the mode says."""
-    samples = rollout(MODEL, ALGORITHM, params, batch(), KEY)
+    """The reward is the safety reward, whatever the mode says."""
+    samples = draw(MODEL, SAMPLING, params, batch(), KEY)
     other = dataclasses.replace(samples, mode=1 - samples.mode)
-    reward = ascl_reward(MODEL, format_weight=0.5, refusal_weight=2.0)
-    plain = alphaalign_reward(MODEL, format_weight=0.5, refusal_weight=2.0, helpfulness_weight=0.0)
-    expected = plain(reward_params(), batch(), samples).rewards
+    plain = Safety(verifiers(), format_weight=0.5, refusal_weight=2.0)
+    expected = plain(batch(), samples).rewards
     for given in (samples, other):
-        np.testing.assert_array_equal(reward(reward_params(), batch(), given).rewards, expected)
+        np.testing.assert_array_equal(Consulting(plain)(batch(), given).rewards, expected)
 
 
 def test_consulting_rates_by_hand():
@@ -142,7 +146,7 @@ def test_consulting_rates_by_hand():
         finished=jnp.ones(6, bool),
         cut=jnp.array([True, False, False, False, False, False]),
     )
-    metrics = consulting_metrics(jnp.array([0, 0, 1]), samples)
+    metrics = consulting_metrics(jnp.array([0, 0, 0, 0, 1, 1]), samples)
     assert float(metrics["consulted"]) == 0.5
     assert float(metrics["harmful_consulted"]) == 0.75
     assert float(metrics["benign_consulted"]) == 0.0
@@ -187,9 +191,7 @@ class OneBatch:
     def encode(self, prompts):
         rows = jnp.array([[p.id for p in self.prompts].index(prompt.id) for prompt in prompts])
         whole = batch()
-        return dataclasses.replace(
-            whole, prompts=whole.prompts[rows], prompt_mask=whole.prompt_mask[rows]
-        )
+        return dataclasses.replace(whole, prompts=jax.tree.map(lambda x: x[rows], whole.prompts))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,7 @@ def collected(params):
     return collect_traces(
         MODEL,
         params,
-        dataclasses.replace(ALGORITHM, max_new_tokens=48),
+        dataclasses.replace(SAMPLING, max_new_tokens=48),
         OneBatch(),
         safety_verifiers(TOKENIZER, pattern="[BDEFXYZfjlmpqvw]"),
         rounds=8,
@@ -230,14 +232,13 @@ def test_a_guided_trace_is_its_opening_and_what_the_model_makes_of_it(params):
     calls = OPENINGS.calls
     chosen = [calls["a"], OPENINGS.alone, calls["bb"], calls["a"]]
     width = OPENINGS.size
-    samples = guided_rollout(MODEL, ALGORITHM, params, batch(), chosen, KEY, width=width)
-    assert samples.tokens.shape == (16, ALGORITHM.max_new_tokens)
+    samples = guided_rollout(MODEL, SAMPLING, params, batch(), chosen, key=KEY, width=width)
+    assert samples.tokens.shape == (16, SAMPLING.max_new_tokens)
     given = batch()
-    logps = completion_logps(
-        MODEL,
+    logps = MODEL.logps(
         params,
-        given.prompts,
-        given.prompt_mask,
+        given.prompts.tokens,
+        given.prompts.mask,
         samples.tokens,
         samples.present,
         prefix=given.prefix,
@@ -255,9 +256,9 @@ def test_a_guided_trace_is_its_opening_and_what_the_model_makes_of_it(params):
         )
         np.testing.assert_allclose(samples.logps[row][drawn], logps[row][drawn], atol=1e-4)
     np.testing.assert_array_equal(samples.mode, np.repeat([1, 0, 1, 1], 4))
-    short = dataclasses.replace(ALGORITHM, max_new_tokens=width)
+    short = dataclasses.replace(SAMPLING, max_new_tokens=width)
     with pytest.raises(InputError, match="leaves no room behind a consultation"):
-        guided_rollout(MODEL, short, params, batch(), chosen, KEY, width=width)
+        guided_rollout(MODEL, short, params, batch(), chosen, key=KEY, width=width)
 
 
 def test_a_call_is_of_the_prompts_hazard_or_the_general_one(smollm2_tokenizer):
@@ -335,10 +336,8 @@ def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, col
 
     @jax.jit
     def logps_of(params):
-        prompts = asked.prompts, asked.prompt_mask
-        return completion_logps(
-            MODEL, params, *prompts, kept.tokens, kept.present, prefix=asked.prefix
-        )
+        prompts = asked.prompts.tokens, asked.prompts.mask
+        return MODEL.logps(params, *prompts, kept.tokens, kept.present, prefix=asked.prefix)
 
     def likelihood(params):
         return np.asarray(logps_of(params))[kept.mask].mean()

@@ -27,7 +27,6 @@ from jaxalign.methods.cada.selection import (
 )
 from jaxalign.methods.cada.self_generation import Generated, read_generated, self_generate
 from jaxalign.models import Transformer, load_pretrained
-from jaxalign.models.completion import completion_logps
 from jaxalign.planning.flops import count_flops
 
 PROMPTS = [
@@ -154,9 +153,7 @@ def test_a_code_in_context_is_computed_once_with_the_same_loss_and_gradients(smo
     @jax.jit
     @jax.value_and_grad
     def loss(params, prompts, prompt_mask, prefix):
-        logps = completion_logps(
-            model, params, prompts, prompt_mask, tokens, mask, prefix=prefix, tile=8192
-        )
+        logps = model.logps(params, prompts, prompt_mask, tokens, mask, prefix=prefix, tile=8192)
         return -jnp.where(mask, logps, 0.0).mean()
 
     shared = loss(params, asked.tokens, asked.mask, jnp.asarray(asked.prefix))

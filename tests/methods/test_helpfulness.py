@@ -14,28 +14,29 @@ from eight_devices import run_on_eight_devices
 from safetensors.numpy import load_file
 from tiny_model import random_params
 
-from experiments.alphaalign import PRESETS, main, prepare, prompt_facts
+from experiments.alphaalign import PRESETS, main, prepare
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import encode_exchange
-from jaxalign.engine.split import make_split_step
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, make_step
+from jaxalign.engine.step import Frozen, Sampling, make_step
 from jaxalign.host.errors import InputError
 from jaxalign.methods.alphaalign import scorers
-from jaxalign.methods.alphaalign.reward import alphaalign_reward, make_reward_params
+from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.methods.alphaalign.scorers import (
-    Helpfulness,
     by_reward_model,
     function_texts,
-    load_helpfulness,
     load_reward_model,
+    load_scoring,
+    on_host,
     reward_model_texts,
-    score_on_host,
     shares_tokenizer,
 )
 from jaxalign.models import Transformer, save_pretrained, sequence_scores
-from jaxalign.records import Batch
-from jaxalign.rewards import safety_verifiers
+from jaxalign.records import Batch, Prompts
+from jaxalign.rewards import Safety, safety_verifiers
+from jaxalign.rewards.terms import host_parts
+from jaxalign.runs.batches import kind_indices
+from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.loop import Interruption
 from jaxalign.sampling import Temperature
 
@@ -92,8 +93,8 @@ def test_a_reward_model_reads_the_bare_question_and_the_answer(reward_model):
     completions = ["<t>Sky.", "<t>", "<thinking>A long answer, with {braces}.", ">No"]
     answers = [text.partition(">")[2] for text in completions]
     asked = [REQUESTS[0], REQUESTS[0], REQUESTS[1], REQUESTS[1]]
-    chosen = by_reward_model(reward_model, TOKENIZER, REQUESTS, 44)
-    got = chosen.score_tokens(chosen.params, *chosen.encode(REQUESTS), *rows(completions, 44))
+    chosen = by_reward_model(reward_model, TOKENIZER, PROMPTS, 44)
+    got = chosen.scorer(None)(*chosen.encode(REQUESTS), *rows(completions, 44))
     by_hand = [
         sequence_scores(model, params, ids, np.ones(ids.shape, bool))[0, 0]
         for ids in (
@@ -110,6 +111,7 @@ def test_a_reward_model_reads_the_bare_question_and_the_answer(reward_model):
     np.testing.assert_allclose(reward_model_texts(reward_model)(asked, answers), by_hand, atol=1e-5)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["LlamaConfig", "Qwen2Config"])
 def test_scores_are_those_of_transformers(name, tmp_path, smollm2_tokenizer):
     torch = pytest.importorskip("torch", reason="torch is only installed on Python 3.11")
@@ -142,14 +144,15 @@ def test_scores_are_those_of_transformers(name, tmp_path, smollm2_tokenizer):
     assert np.std(expected) > 0.1
     np.testing.assert_allclose(reward_model_texts(loaded)(asked, answers), expected, atol=1e-4)
 
-    chosen = by_reward_model(loaded, smollm2_tokenizer, asked, 32)
+    prompts = [Prompt(text, text, "benign", "other") for text in asked]
+    chosen = by_reward_model(loaded, smollm2_tokenizer, prompts, 32)
     tokens, answer = np.zeros((3, 32), np.int32), np.zeros((3, 32), bool)
     for row, text in enumerate(answers):
         before = smollm2_tokenizer("<answer>").input_ids
         ids = smollm2_tokenizer(text, add_special_tokens=False).input_ids
         tokens[row, : len(before) + len(ids)] = [*before, *ids]
         answer[row, len(before) : len(before) + len(ids)] = True
-    got = chosen.score_tokens(chosen.params, *chosen.encode(asked), tokens, answer)
+    got = chosen.scorer(None)(*chosen.encode(asked), tokens, answer)
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
@@ -169,41 +172,37 @@ def test_a_template_that_glues_words_to_the_answer_is_not_shared(smollm2_tokeniz
 
 # --- the whole step ------------------------------------------------------------------------------
 
-ALGORITHM = Algorithm(
+SAMPLING = Sampling(
     samples_per_prompt=4,
     max_new_tokens=8,
     stop=(POLICY.eos_token_id,),
     method=Temperature(1.0),
-    baseline="group",
 )
 
 
 def make_batch(chosen):
-    questions = [encode_exchange(TOKENIZER, prompt.text, "")[:20] for prompt in PROMPTS]
-    facts = jax.tree.map(jnp.asarray, prompt_facts(chosen, PROMPTS))
-    asked = jnp.asarray(questions)
-    return Batch(prompts=asked, prompt_mask=jnp.ones(asked.shape, bool), extras=facts)
+    asked = jnp.asarray([encode_exchange(TOKENIZER, p.text, "")[:20] for p in PROMPTS])
+    facts = prompt_facts(PROMPTS, chosen.encode)(PROMPTS)
+    facts = jax.tree.map(jnp.asarray, facts)
+    kind = jnp.asarray(kind_indices(PROMPTS))
+    return Batch(Prompts(asked, jnp.ones(asked.shape, bool)), kind, facts)
 
 
 def test_fused_and_split_paths_give_the_same_numbers(reward_model):
     """The reward model scores tokens inside the step, and texts on the host."""
-    inside = by_reward_model(reward_model, TOKENIZER, REQUESTS, 8)
-    outside = Helpfulness(score_texts=reward_model_texts(reward_model))
+    inside = by_reward_model(reward_model, TOKENIZER, PROMPTS, 8)
+    outside = on_host(reward_model_texts(reward_model), TOKENIZER, PROMPTS)
     optimizer, verifiers = optax.adam(1e-3), safety_verifiers(TOKENIZER)
-    fused = make_step(
-        MODEL, optimizer, ALGORITHM, alphaalign_reward(MODEL, score_answers=inside.score_tokens)
+    step = make_step(MODEL, optimizer, sampling=SAMPLING)
+    fused, split = (
+        Frozen(alphaalign_reward(verifiers, chosen.scorer(None))) for chosen in (inside, outside)
     )
-    complete = score_on_host(outside.score_texts, TOKENIZER, lambda step: PROMPTS)
-    split = make_split_step(MODEL, optimizer, ALGORITHM, alphaalign_reward(MODEL), complete)
+    assert not host_parts(fused.reward) and len(host_parts(split.reward)) == 1
     one, other = (init_state(random_params(POLICY), optimizer) for _ in range(2))
     key = jax.random.key(1)
     for _ in range(3):
-        one, left = fused(
-            one, make_batch(inside), key, make_reward_params(verifiers, inside.params, jnp.float32)
-        )
-        other, right = split(
-            other, make_batch(outside), key, make_reward_params(verifiers, None, jnp.float32)
-        )
+        one, left = step(one, make_batch(inside), key, fused)
+        other, right = step(other, make_batch(outside), key, split)
         np.testing.assert_array_equal(left.samples.tokens, right.samples.tokens)
         np.testing.assert_allclose(left.score.rewards, right.score.rewards, atol=1e-5)
         np.testing.assert_allclose(
@@ -211,22 +210,22 @@ def test_fused_and_split_paths_give_the_same_numbers(reward_model):
         )
     assert left.score.details["helpfulness"].max() > 0.5
     chex.assert_trees_all_close(one.params, other.params, atol=1e-6)
+    assert step.whole._cache_size() == step.rollout._cache_size() == step.learn._cache_size() == 1
 
 
 def test_answers_get_the_score_that_training_asks_for(reward_model):
     """On R_h alone the reward model's score of the policy's answers goes up."""
-    chosen = by_reward_model(reward_model, TOKENIZER, REQUESTS, 8)
+    chosen = by_reward_model(reward_model, TOKENIZER, PROMPTS, 8)
     optimizer = optax.adam(2e-2)
     reward = alphaalign_reward(
-        MODEL, format_weight=0.0, refusal_weight=0.0, score_answers=chosen.score_tokens
+        safety_verifiers(TOKENIZER), chosen.scorer(None), format_weight=0.0, refusal_weight=0.0
     )
-    algorithm = dataclasses.replace(ALGORITHM, samples_per_prompt=16)
-    step = make_step(MODEL, optimizer, algorithm, reward)
+    sampling = dataclasses.replace(SAMPLING, samples_per_prompt=16)
+    step = make_step(MODEL, optimizer, sampling=sampling)
     state = init_state(random_params(POLICY), optimizer)
-    params = make_reward_params(safety_verifiers(TOKENIZER), chosen.params, jnp.float32)
     scores = []
     for _ in range(30):
-        state, result = step(state, make_batch(chosen), jax.random.key(0), params)
+        state, result = step(state, make_batch(chosen), jax.random.key(0), Frozen(reward))
         scores.append(float(result.metrics["answer_score"]))
     first, last = np.mean(scores[:5]), np.mean(scores[-5:])
     assert last > first + 2 * np.std(scores[:5]), scores
@@ -241,22 +240,22 @@ from jaxalign.models import Transformer
 from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.sharding import make_mesh, to_devices
 from jaxalign.rewards import safety_verifiers
-from jaxalign.methods.alphaalign.reward import alphaalign_reward, kinds_alone, make_reward_params
+from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.methods.alphaalign.scorers import (
-    RewardModel, by_reward_model, reward_model_texts, score_on_host
+    LoadedRewardModel, by_reward_model, on_host, reward_model_texts
 )
-from jaxalign.engine.split import make_split_step
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm, make_step
-from jaxalign.records import Batch
-from experiments.alphaalign import prompt_facts
+from jaxalign.engine.step import Frozen, Sampling, make_step
+from jaxalign.records import Batch, Prompts
+from jaxalign.runs.batches import kind_indices
+from jaxalign.runs.facts import prompt_facts
 from tiny_model import random_params
 
 TOKENIZER = character_tokenizer()
 VERIFIERS = safety_verifiers(TOKENIZER)
 KINDS = ("harmful", "harmful", "benign", "lookalike")
 PROMPTS = [Prompt(kind, f"What is {i}?", kind, "other") for i, kind in enumerate(KINDS)]
-ALGORITHM = Algorithm(4, 6, (POLICY.eos_token_id,), baseline="group")
+SAMPLING = Sampling(4, 6, (POLICY.eos_token_id,))
 OPTIMIZER = optax.adam(1e-3)
 IDS = np.asarray([TOKENIZER(prompt.text).input_ids for prompt in PROMPTS])
 
@@ -270,21 +269,18 @@ def laid(config, seed, mesh):
 def run(mesh, split=False):
     model = Transformer(POLICY, dtype=jnp.float32, mesh=mesh)
     scorer = Transformer(SCORER, dtype=jnp.float32, mesh=mesh)
-    loaded = RewardModel("scorer", scorer, laid(SCORER, 3, mesh), TOKENIZER)
-    chosen = by_reward_model(loaded, TOKENIZER, [p.text for p in PROMPTS], 6)
-    facts = kinds_alone(PROMPTS) if split else prompt_facts(chosen, PROMPTS)
-    rows = to_devices((IDS, np.ones(IDS.shape, bool), facts), mesh, rows=True)
-    batch = Batch(rows[0], rows[1], None, rows[2])
-    state = init_state(laid(POLICY, 0, mesh), OPTIMIZER)
+    loaded = LoadedRewardModel("scorer", scorer, laid(SCORER, 3, mesh), TOKENIZER)
     if split:
-        reward = alphaalign_reward(model)
-        complete = score_on_host(reward_model_texts(loaded), TOKENIZER, lambda _: PROMPTS, mesh)
-        step = make_split_step(model, OPTIMIZER, ALGORITHM, reward, complete)
+        chosen = on_host(reward_model_texts(loaded), TOKENIZER, PROMPTS)
     else:
-        reward = alphaalign_reward(model, score_answers=chosen.score_tokens)
-        step = make_step(model, OPTIMIZER, ALGORITHM, reward)
-    params = make_reward_params(VERIFIERS, None if split else loaded.params, jnp.float32)
-    state, result = step(state, batch, jax.random.key(1), params)
+        chosen = by_reward_model(loaded, TOKENIZER, PROMPTS, 6)
+    facts = prompt_facts(PROMPTS, chosen.encode)(PROMPTS)
+    asked = Prompts(IDS, np.ones(IDS.shape, bool))
+    batch = Batch(*to_devices((asked, kind_indices(PROMPTS), facts), mesh, rows=True))
+    state = init_state(laid(POLICY, 0, mesh), OPTIMIZER)
+    step = make_step(model, OPTIMIZER, sampling=SAMPLING)
+    reward = alphaalign_reward(VERIFIERS, chosen.scorer(None))
+    state, result = step(state, batch, jax.random.key(1), Frozen(reward))
     return jax.device_get((result.samples.tokens, result.score.rewards, state.params))
 
 expected = run(None)
@@ -371,10 +367,10 @@ def test_without_helpfulness_nobody_is_asked():
         PRESETS["zero"], harmful=1, benign=1, lookalike=1, helpfulness="nothere.py:f"
     )
     work = prepare(settings, MODEL, TOKENIZER, PROMPTS)
-    facts = work.batches.encode(PROMPTS).extras
-    assert facts.kind.tolist() == [0, 1, 2] and facts.questions.size == 0
-    reward_params, reference = work.constants(random_params(POLICY))
-    assert reward_params.scorer is None and reference is None
+    batch = work.batches.encode(PROMPTS)
+    assert batch.kind.tolist() == [0, 1, 2] and batch.facts.questions.size == 0
+    frozen = work.frozen(random_params(POLICY))
+    assert isinstance(frozen.reward, Safety) and frozen.base is None
 
 
 def test_a_plan_is_of_the_likelihood_alone():
@@ -425,7 +421,7 @@ def test_reward_models_that_are_none(tmp_path, tiny_model_folder, reward_model):
     with pytest.raises(InputError, match="has no chat template; add the one it was trained with"):
         load_reward_model(bare, dtype=jnp.float32)
     with pytest.raises(InputError, match="max_new_tokens=9000 take 90.. positions, it has 8192"):
-        by_reward_model(reward_model, TOKENIZER, REQUESTS, 9000)
+        by_reward_model(reward_model, TOKENIZER, PROMPTS, 9000)
     with pytest.raises(InputError, match="a request and its answer take 90.. positions"):
         reward_model_texts(reward_model)(["Hi?"], ["a" * 9000])
 
@@ -435,5 +431,6 @@ def test_several_processes_score_in_the_step_alone(arguments, scorer, monkeypatc
     function = arguments[3].partition("=")[2]
     limits = {"max_prompt_tokens": 56, "max_new_tokens": 8}
     with pytest.raises(InputError, match="in one process only: leave --processes out"):
-        load_helpfulness(function, MODEL, TOKENIZER, PROMPTS, **limits)
-    assert load_helpfulness(str(scorer), MODEL, TOKENIZER, PROMPTS, **limits).score_tokens
+        load_scoring(function, MODEL, TOKENIZER, PROMPTS, **limits)
+    chosen = load_scoring(str(scorer), MODEL, TOKENIZER, PROMPTS, **limits)
+    assert chosen.encode and not host_parts(chosen.scorer(None))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_model import TINY, random_params
 
-from jaxalign.models import Transformer, completion_logps, transformer
+from jaxalign.models import Transformer, network
 from jaxalign.models.attention import (
     KeyValues,
     attend,
@@ -292,7 +292,7 @@ def test_a_model_that_takes_the_kernel_learns_the_same(monkeypatch):
         calls.append(arguments[0].shape[1])
         return attend_fused(*arguments, kernel="xla")
 
-    monkeypatch.setattr(transformer, "attend_fused", fused)
+    monkeypatch.setattr(network, "attend_fused", fused)
     params = jax.tree.map(jnp.asarray, random_params(TINY, scale=0.1))
     rng = np.random.default_rng(0)
     prompts, tokens = rng.integers(0, TINY.vocab_size, (2, 5)), rng.integers(0, 9, (4, 3))
@@ -302,8 +302,7 @@ def test_a_model_that_takes_the_kernel_learns_the_same(monkeypatch):
         model = Transformer(TINY, dtype=dtype, attention=attention)
 
         def loss(params):
-            logps = completion_logps(
-                model,
+            logps = model.logps(
                 params,
                 jnp.asarray(prompts, jnp.int32),
                 jnp.ones(prompts.shape, bool),

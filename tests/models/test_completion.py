@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tiny_model import SMALL, random_params
 
-from jaxalign.models.completion import completion_logps, compute_params
-from jaxalign.models.transformer import Transformer, output_weight
+from jaxalign.models.completion import compute_params
+from jaxalign.models.heads import output_weight
+from jaxalign.models.transformer import Transformer
 
 CONFIG = dataclasses.replace(SMALL, vocab_size=29, num_layers=3, rope_theta=100.0)
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
@@ -45,8 +46,7 @@ def pad(rows, width, side):
 @functools.partial(jax.value_and_grad, has_aux=True)
 def shared(params, prompts, prompt_mask, tokens, *, prefix):
     """Loss with its gradients, and log-probabilities, with every prompt computed once."""
-    logps = completion_logps(
-        MODEL,
+    logps = MODEL.logps(
         params,
         prompts,
         prompt_mask,
@@ -111,7 +111,7 @@ def test_tokens_where_the_mask_is_false_change_nothing(params, expected):
 
 def test_an_empty_prefix_is_no_prefix(params):
     def program(prefix):
-        run = functools.partial(completion_logps, MODEL, prefix=prefix)
+        run = functools.partial(MODEL.logps, prefix=prefix)
         return str(jax.make_jaxpr(run)(params, *pad(PROMPTS, 6, "left"), TOKENS, MASK))
 
     assert program(np.zeros(0, np.int32)) == program(None)

@@ -9,12 +9,12 @@ import pytest
 
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained, sequence_scores
-from jaxalign.models.heads import logits
-from jaxalign.models.transformer import output_weight
+from jaxalign.models.heads import logits, output_weight
 from jaxalign.sampling import Greedy, sample
 
 torch = pytest.importorskip("torch", reason="torch is only installed on Python 3.11")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.torch
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -22,8 +22,7 @@ from jaxalign.models.config import RopeScaling
 from jaxalign.models.files.gguf_file import open_gguf
 from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
 from jaxalign.models.files.weights import leaf_shapes
-from jaxalign.models.heads import logits
-from jaxalign.models.transformer import output_weight
+from jaxalign.models.heads import logits, output_weight
 
 # All bytes, three words that merges make, one that none makes, and two special tokens.
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -146,6 +145,7 @@ def test_configuration_and_weights_come_back(tmp_path, name):
         np.testing.assert_array_equal(theirs[path], value, err_msg=path)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_logits_are_those_of_transformers(tmp_path, name):
     """An independent reader of the format; it does not read Llama 3's scaling."""

@@ -448,6 +448,7 @@ def test_resolve_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- other programs ------------------------------------------------------------------------------
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_transformers_opens_a_saved_folder(
     tmp_path: Path, smollm2_tokenizer: Any, config: ModelConfig

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tiny_model import SMALL, random_params
 
 from jaxalign.host.errors import InputError
-from jaxalign.models.completion import completion_logps
 from jaxalign.models.packing import Document, pack, packed_logps, place
 from jaxalign.models.transformer import Transformer
 
@@ -71,7 +70,7 @@ def test_a_packed_batch_by_hand():
 
 @pytest.mark.parametrize("prefix", [None, PREFIX], ids=["no prefix", "prefix"])
 def test_loss_and_gradients_are_those_of_one_document_a_row(params, prefix):
-    """The second form of each is `completion_logps`, which knows nothing of packing."""
+    """The second form of each is `Transformer.logps`, which knows nothing of packing."""
     batch = pack(DOCUMENTS, length=16, prefix=prefix)
     assert batch.tokens.shape == (2, 16)
     loss, gradients = jax.value_and_grad(mean_logp)(params, batch)
@@ -86,7 +85,7 @@ def test_loss_and_gradients_are_those_of_one_document_a_row(params, prefix):
     @jax.value_and_grad
     def alone(params):
         shared = None if prefix is None else jnp.asarray(prefix)
-        logps = completion_logps(MODEL, params, prompts, prompt_mask, tokens, mask, prefix=shared)
+        logps = MODEL.logps(params, prompts, prompt_mask, tokens, mask, prefix=shared)
         return jnp.where(mask, logps, 0.0).sum() / mask.sum()
 
     wanted, wanted_gradients = alone(params)

@@ -11,9 +11,8 @@ import pytest
 from jaxalign.data.prompts import builtin_prompts
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_prompts
 from jaxalign.models import load_pretrained, save_pretrained
-from jaxalign.models.completion import completion_logps
-from jaxalign.models.heads import logits
-from jaxalign.models.transformer import Transformer, output_weight
+from jaxalign.models.heads import logits, output_weight
+from jaxalign.models.transformer import Transformer
 from jaxalign.sampling import Greedy, Temperature, sample
 
 
@@ -106,8 +105,7 @@ def test_sampling_and_training_agree_on_log_probabilities(smollm2):
         stop=(smollm2.model.config.eos_token_id,),
         prefix=prefix,
     )
-    trained = jax.jit(completion_logps, static_argnums=0, static_argnames="temperature")(
-        smollm2.model,
+    trained = jax.jit(smollm2.model.logps, static_argnames="temperature")(
         smollm2.params,
         *inputs,
         rollout.tokens,
@@ -120,6 +118,7 @@ def test_sampling_and_training_agree_on_log_probabilities(smollm2):
     np.testing.assert_allclose(rollout.logps[mask], trained[mask], atol=1e-4)
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_exported_model_is_the_same_in_transformers(smollm2, tmp_path):
     """Twenty prompts with 64 greedy tokens each: logits everywhere, and every choice."""

@@ -13,7 +13,8 @@ from tiny_model import SMALL
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.files.weights import leaf_shapes
-from jaxalign.models.transformer import Transformer, output_weight
+from jaxalign.models.heads import output_weight
+from jaxalign.models.transformer import Transformer
 
 CONFIG = SMALL
 MODEL = Transformer(CONFIG, dtype=jnp.float32)
@@ -116,10 +117,10 @@ import functools
 import jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn, traverse_util
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.heads import hidden_token_logps
+from jaxalign.models.heads import hidden_token_logps, output_weight
 from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.sharding import make_mesh
-from jaxalign.models.transformer import Transformer, output_weight
+from jaxalign.models.transformer import Transformer
 
 assert jax.device_count() == 8
 model = Transformer({config!r}, dtype=jnp.float32)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from eight_devices import run_on_eight_devices
 from tiny_model import SMALL, random_params
 
-from jaxalign.models.completion import completion_logps
 from jaxalign.models.transformer import Transformer
 from jaxalign.planning.flops import count_flops
 
@@ -90,7 +89,7 @@ def test_a_decoder_is_two_operations_a_weight_and_token():
     params = random_params(SMALL)
     prompts, tokens = jnp.ones((2, 5), jnp.int32), jnp.ones((4, 6), jnp.int32)
     counted = flops(
-        lambda params: completion_logps(model, params, prompts, prompts > 0, tokens, tokens > 0),
+        lambda params: model.logps(params, prompts, prompts > 0, tokens, tokens > 0),
         params,
     )
     matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)

@@ -43,9 +43,10 @@ def bytes_read(plan, weights, sizes, rows, heads, context):
 
 script, folder = sys.argv[1:]
 flags = "--harmful 2 --benign 1 --lookalike 1 --samples-per-prompt 4 --max-new-tokens 8"
-flags += f" --kl-coefficient 0.1 --micro-batches 2 --model {folder}"
+flags += " --objective.kl k2 --objective.kl.coefficient 0.1"
+flags += f" --micro-batches 2 --model {folder}"
 module = load_script(Path(script))
-ppo = " --baseline critic --minibatches 2 --micro-batches 1"
+ppo = " --objective ppo --minibatches 2 --micro-batches 1"
 for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     settings = read_settings(module, "demo", (flags + more).split())
     mesh = make_mesh(*sizes)
@@ -58,12 +59,12 @@ for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
         return sum(x.addressable_shards[0].data.nbytes for x in arrays)
 
     state = work.start(params)
-    learners = [state, *([] if state.critic is None else [state.critic])]
-    assert len(learners) == (2 if more else 1)
-    reward_params, reference = work.constants(params)
-    assert plan.memory["parameters"] == on_first([x.params for x in learners])
-    assert plan.memory["optimizer"] == on_first([x.opt_state for x in learners])
-    assert plan.memory["frozen"] == on_first((reward_params.scorer, reference))
+    assert (state.params.keys() == {"policy", "critic"}) == bool(more)
+    frozen = work.frozen(params)
+    _, helpfulness = frozen.reward.terms
+    assert plan.memory["parameters"] == on_first(state.params)
+    assert plan.memory["optimizer"] == on_first(state.opt_state)
+    assert plan.memory["frozen"] == on_first((helpfulness.reward.scorer.params, frozen.base))
     assert plan.memory["temporary"] > plan.within["cache"]
     weights = sum(x.size for x in jax.tree.leaves(params))
     assert abs(plan.within["decoding_weights"] / (2 * weights / sizes[2]) - 1) < 0.01
@@ -82,9 +83,7 @@ for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     # The loop that adds a token gathers no weights: not even one layer's in bfloat16.
     assert plan.largest_gather_of_a_token < 2 * 9216, plan.decoding_loop
     assert plan.decoding_loop or sizes[2] == 1
-    state, result = work.step(
-        state, work.batches(0), jax.random.key(0), reward_params, reference
-    )
+    state, result = work.step(state, work.batches(0), jax.random.key(0), frozen)
     assert int(state.step) == 1 and np.isfinite(result.metrics["loss"])
     print("x".join(map(str, sizes)), "as planned")
 """

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxalign.engine.state import init_state
 from jaxalign.host.errors import InputError
 from jaxalign.runs.checkpoint import Checkpoints
-from jaxalign.engine.state import init_state
 
 KEY = jax.random.key(3)
 SETTINGS = {"learning_rate": 1e-5, "prompts": ["builtin:train"]}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_model import SMALL, random_params
 
-from jaxalign.models.completion import completion_logps
-from jaxalign.models.transformer import Transformer, output_weight
-from jaxalign.records import Rollout
+from jaxalign.models.heads import output_weight
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Rollout, of_rows
 from jaxalign.sampling import Greedy, Temperature, TopK, TopP, sample
 from jaxalign.sampling.sampler import _sample
 
@@ -60,8 +60,7 @@ def run(
 
 @jax.jit
 def training_logps(params, tokens, mask):
-    return completion_logps(
-        MODEL,
+    return MODEL.logps(
         params,
         PADDED,
         PROMPT_MASK,
@@ -135,16 +134,25 @@ def test_logps_are_those_of_the_training_pass(params, method):
     trained = training_logps(params, rollout.tokens, rollout.mask)
     np.testing.assert_allclose(rollout.logps[mask], trained[mask], atol=1e-4)
     assert (rollout.mode == 0).all()
+    assert rollout.temperature == method.temperature
 
 
 def test_samples_of_a_prompt_lie_next_to_each_other(params):
     """The prompts in another order give the same groups in that order."""
     order = [2, 0, 1]
-    first = rows_of(run(params, method=BEST))
+    rollout = run(params, method=BEST)
+    first = rows_of(rollout)
     other = rows_of(run(params, method=BEST, prompts=PADDED[order], prompt_mask=PROMPT_MASK[order]))
     assert len({tuple(row) for row in first}) == 3  # one per prompt
     assert first == [first[4 * (row // 4)] for row in range(12)]
     assert other == [first[4 * prompt] for prompt in order for _ in range(4)]
+    # The rollout says which prompt each row answers, and what is said of prompts follows it.
+    np.testing.assert_array_equal(rollout.prompt_of_row, np.repeat(np.arange(3), 4))
+    kinds = jnp.array([7, 8, 9])
+    for samples in (rollout, rollout.replace(prompt_of_row=None)):
+        np.testing.assert_array_equal(of_rows(kinds, samples), np.repeat(kinds, 4))
+    turned = rollout.replace(prompt_of_row=rollout.prompt_of_row[::-1])
+    np.testing.assert_array_equal(of_rows(kinds, turned), np.repeat(kinds[::-1], 4))
 
 
 def test_several_stop_ids_end_rows_and_stay_in_the_mask(params):

@@ -10,8 +10,8 @@ from calling_model import CONFIG, RULES, STOP, TEMPERATURE, VOCABULARY, T, token
 from tiny_model import random_params
 
 from jaxalign.losses import aggregate, clipped_surrogate
-from jaxalign.models.completion import completion_logps
-from jaxalign.models.transformer import Transformer, output_weight
+from jaxalign.models.heads import output_weight
+from jaxalign.models.transformer import Transformer
 from jaxalign.sampling import Greedy, Temperature, consultation, sample
 
 MAX_CALLS = 3
@@ -101,8 +101,7 @@ def test_logps_are_those_of_the_training_pass_and_a_tools_tokens_are_not_trained
     rollout = run(params, method=method)
     mask, present = np.asarray(rollout.mask), np.asarray(rollout.present)
     assert (present & ~mask).any() and not (mask & ~present).any()
-    trained = completion_logps(
-        MODEL,
+    trained = MODEL.logps(
         params,
         PROMPTS,
         PROMPT_MASK,

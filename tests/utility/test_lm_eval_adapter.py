@@ -14,7 +14,6 @@ from local_tasks import sums, write_choices, write_sums, write_texts
 from jaxalign.cli import main
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained
-from jaxalign.models.completion import completion_logps
 from jaxalign.sampling import Greedy, sample
 from jaxalign.utility import tasks
 from jaxalign.utility.lm_eval_adapter import JaxalignLM
@@ -44,8 +43,7 @@ def plain_logps(model, params, context, continuation):
     """`[T]`, from one pass over one row without padding."""
     arrays = [np.array([x], np.int32) for x in (context, continuation)]
     masks = [np.ones(x.shape, bool) for x in arrays]
-    compiled = jax.jit(completion_logps, static_argnums=0)
-    logps = compiled(model, params, arrays[0], masks[0], arrays[1], masks[1])
+    logps = jax.jit(model.logps)(params, arrays[0], masks[0], arrays[1], masks[1])
     return np.asarray(logps)[0]
 
 
@@ -327,6 +325,7 @@ def run_both(both, folder, task, **settings):
     ]
 
 
+@pytest.mark.torch
 def test_choices_have_the_log_probabilities_of_transformers(both, tmp_path):
     write_choices(tmp_path)
     ours, theirs = run_both(both, tmp_path, "local_choices")
@@ -340,6 +339,7 @@ def test_choices_have_the_log_probabilities_of_transformers(both, tmp_path):
             assert math.isclose(a, b, abs_tol=1e-3) and greedy == other
 
 
+@pytest.mark.torch
 def test_texts_have_the_log_probabilities_of_transformers(both, tmp_path):
     write_texts(tmp_path, [TEXT, "Hello", "A longer text. " * 30])
     ours, theirs = run_both(both, tmp_path, "local_texts", bootstrap_iters=0)
@@ -361,9 +361,11 @@ def check_sums(both, folder, count, tokens, chat):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.torch
 def test_sums_are_answered_as_by_transformers(both, tmp_path):
     check_sums(both, tmp_path, 6, 24, chat=True)
 
 
+@pytest.mark.torch
 def test_fifty_sums_are_answered_as_by_transformers(both, tmp_path):
     check_sums(both, tmp_path, 50, 32, chat=False)

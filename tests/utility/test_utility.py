@@ -11,7 +11,6 @@ from jaxalign.answers.greedy import greedy_answers
 from jaxalign.data.templates import bare_messages, encode_chat
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
-from jaxalign.models.completion import completion_logps
 from jaxalign.utility.perplexity import perplexity, reference_answers
 from jaxalign.utility.word_problems import (
     WordProblem,
@@ -105,7 +104,7 @@ def test_perplexity_is_the_exponential_of_the_mean_negative_log_probability(tiny
         prompt = np.array([[*head, *tail]], np.int32)
         tokens = document.tokens[document.learned][None]
         everything = np.ones(prompt.shape, bool), np.ones(tokens.shape, bool)
-        logps = completion_logps(model, other, prompt, everything[0], tokens, everything[1])
+        logps = model.logps(other, prompt, everything[0], tokens, everything[1])
         total, count = total + float(logps.sum()), count + tokens.size
     got = perplexity(model, other, answers, rows_per_batch=2)
     np.testing.assert_allclose(got, np.exp(-total / count), rtol=1e-4)

@@ -1,12 +1,12 @@
 """Who scores a run's answers for R_h: the start model, a reward model, or a Python function.
 
-    --helpfulness likelihood          `jaxalign.rewards.answer_scores.answer_likelihood`
+    --helpfulness likelihood          `jaxalign.rewards.Likelihood`
     --helpfulness MODEL               a reward model
     --helpfulness FILE.py:FUNCTION    (requests, answers) -> one number for each
 
 A reward model that shares the policy's tokenizer scores inside the compiled step, from the tokens
-as they were sampled. One with another tokenizer, and a function, take the split path
-(`jaxalign.engine.split`): answers become text, and text a score.
+as they were sampled. One with another tokenizer, and a function, score on the host, between two
+compiled programs: answers become text, and text a score.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.answers.completing import decode
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import (
     bare_messages,
@@ -25,17 +26,15 @@ from jaxalign.data.templates import (
     encode_prompts,
     pad,
 )
-from jaxalign.engine.split import Complete
 from jaxalign.host.errors import InputError
-from jaxalign.host.processes import are_several, fetch
+from jaxalign.host.processes import are_several
 from jaxalign.host.user_functions import describe, load_function, names_function
-from jaxalign.models import load_pretrained, sequence_scores
+from jaxalign.models import Transformer, load_pretrained, sequence_scores
 from jaxalign.models.completion import compute_params
-from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Batch, Rollout
-from jaxalign.rewards.answer_scores import ScoreTokens, reward_model_scores
-from jaxalign.rewards.verifiers import answer_span
+from jaxalign.records import Params
+from jaxalign.rewards import Likelihood, RewardModel, answer_span
+from jaxalign.rewards.terms import HostValues, checked_values
+from jaxalign.runs.facts import prompts_of
 
 FLAG = "--helpfulness"
 LIKELIHOOD = "likelihood"
@@ -45,27 +44,24 @@ ScoreTexts = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Helpfulness:
-    """What scores a run's answers, inside the step or on the host; by default nothing does.
+class Scoring:
+    """What scores a run's answers, inside the step or on the host.
 
     Attributes:
       encode: inside the step: requests to questions `[N, Q]` and their mask; Q is the same for all
         batches. None on the host.
-      score_tokens: inside the step: of a reward model; None for the start model's likelihood.
-      params: what `score_tokens` takes, frozen.
-      score_texts: on the host. None inside the step.
+      scorer: the start parameters to what `jaxalign.rewards.Helpfulness` takes.
     """
 
-    encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]] | None = None
-    score_tokens: ScoreTokens | None = None
-    params: Params | None = None
-    score_texts: ScoreTexts | None = None
+    encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]] | None
+    scorer: Callable[[Params], Any]
 
 
-def start_likelihood(tokenizer: Any, max_prompt_tokens: int) -> Helpfulness:
+def start_likelihood(model: Transformer, tokenizer: Any, max_prompt_tokens: int) -> Scoring:
     """The likelihood under the start model, which needs nothing else.
 
     Args:
+      model: the policy.
       tokenizer: the policy's.
       max_prompt_tokens: the longest request, beyond what all chats begin with.
     """
@@ -82,14 +78,14 @@ def start_likelihood(tokenizer: Any, max_prompt_tokens: int) -> Helpfulness:
         mask = np.concatenate([np.ones(opening.shape, bool), bare.mask], axis=1)
         return np.concatenate([opening, bare.tokens], axis=1), mask
 
-    return Helpfulness(encode)
+    return Scoring(encode, lambda start: Likelihood.of(model, start))
 
 
 # --- reward models -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardModel:
+class LoadedRewardModel:
     """A reward model as it was loaded.
 
     Attributes:
@@ -107,7 +103,7 @@ class RewardModel:
 
 def load_reward_model(
     name: str, *, dtype: Any, mesh: jax.sharding.Mesh | None = None
-) -> RewardModel:
+) -> LoadedRewardModel:
     """Loads a Hugging Face sequence-classification model with one label and a chat template.
 
     Args:
@@ -129,7 +125,7 @@ def load_reward_model(
             f"{FLAG} {name}: its tokenizer has no chat template; add the one it was trained with "
             "as chat_template in its tokenizer_config.json"
         )
-    return RewardModel(name, model, compute_params(params, dtype), tokenizer)
+    return LoadedRewardModel(name, model, compute_params(params, dtype), tokenizer)
 
 
 _PROBES = ("Yes.", "I'm sorry, no.", "1. Mix", "über", "'quoted'", "(so)", "$5")
@@ -156,14 +152,17 @@ def shares_tokenizer(theirs: Any, policys: Any) -> bool:
 
 
 def by_reward_model(
-    reward_model: RewardModel, tokenizer: Any, requests: Sequence[str], max_new_tokens: int
-) -> Helpfulness:
+    reward_model: LoadedRewardModel,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+) -> Scoring:
     """A reward model's score: inside the step if it shares the policy's tokenizer.
 
     Args:
       reward_model: from `load_reward_model`.
       tokenizer: the policy's.
-      requests: all that a run may ask it about, for the width of the arrays; at least one.
+      prompts: of the run; the width of the arrays is that of the longest harmless one.
       max_new_tokens: T.
 
     Raises:
@@ -171,7 +170,8 @@ def by_reward_model(
     """
     theirs = reward_model.tokenizer
     if not shares_tokenizer(theirs, tokenizer):
-        return Helpfulness(score_texts=reward_model_texts(reward_model))
+        return on_host(reward_model_texts(reward_model), tokenizer, prompts)
+    requests = [prompt.text for prompt in prompts if prompt.kind != "harmful"] or [""]
     frames = [encode_frame(theirs, request) for request in requests]
     width, closing = max(len(before) for before, _ in frames), frames[0][1]
     positions = width + max_new_tokens + len(closing)
@@ -185,14 +185,14 @@ def by_reward_model(
     def encode(requests: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return pad([encode_frame(theirs, request)[0] for request in requests], width)
 
-    score = functools.partial(reward_model_scores, reward_model.model, tuple(closing))
-    return Helpfulness(encode, score, reward_model.params)
+    scorer = RewardModel(reward_model.params, reward_model.model, tuple(closing))
+    return Scoring(encode, lambda start: scorer)
 
 
 _BUCKET = 64  # widths are multiples of it, so that few programs are compiled
 
 
-def reward_model_texts(reward_model: RewardModel) -> ScoreTexts:
+def reward_model_texts(reward_model: LoadedRewardModel) -> ScoreTexts:
     """Scores of texts, which the reward model's own tokenizer and template turn into ids."""
     run = jax.jit(functools.partial(sequence_scores, reward_model.model))
     limit = reward_model.model.config.max_positions
@@ -237,23 +237,7 @@ def function_texts(spec: str) -> ScoreTexts:
             returned = function(list(requests), list(answers))
         except Exception as error:  # whatever the user's code does
             raise InputError(f"{FLAG} {spec}: it raised {describe(error)}; mend it") from error
-        try:
-            scores = np.asarray(returned, np.float32)
-        except (TypeError, ValueError):
-            scores = np.asarray(0.0)
-        if scores.shape != (len(answers),):
-            count = f"{len(returned)} things" if isinstance(returned, list) else repr(returned)[:40]
-            raise InputError(
-                f"{FLAG} {spec}: it returned {count} for {len(answers)} answers; return a list "
-                "with one number for each"
-            )
-        if not np.isfinite(scores).all():
-            row = int(np.argmin(np.isfinite(scores)))
-            raise InputError(
-                f"{FLAG} {spec}: it gave {scores[row]} to the answer {answers[row][:40]!r}; return "
-                "finite numbers"
-            )
-        return scores
+        return checked_values(f"{FLAG} {spec}", returned, list(answers))
 
     return score
 
@@ -261,7 +245,7 @@ def function_texts(spec: str) -> ScoreTexts:
 # --- a run's -------------------------------------------------------------------------------------
 
 
-def load_helpfulness(
+def load_scoring(
     spec: str,
     model: Transformer,
     tokenizer: Any,
@@ -269,7 +253,7 @@ def load_helpfulness(
     *,
     max_prompt_tokens: int,
     max_new_tokens: int,
-) -> Helpfulness:
+) -> Scoring:
     """What a run's setting names.
 
     Args:
@@ -281,61 +265,41 @@ def load_helpfulness(
       max_new_tokens: T.
 
     Raises:
-      InputError: as `load_reward_model`, `by_reward_model` and `function_texts`; or the split path
-        in one of several processes.
+      InputError: as `load_reward_model`, `by_reward_model` and `function_texts`; or a score on the
+        host in one of several processes.
     """
     if spec == LIKELIHOOD:
-        return start_likelihood(tokenizer, max_prompt_tokens)
+        return start_likelihood(model, tokenizer, max_prompt_tokens)
     if names_function(spec):
-        chosen = Helpfulness(score_texts=function_texts(spec))
+        chosen = on_host(function_texts(spec), tokenizer, prompts)
     else:
-        requests = [prompt.text for prompt in prompts if prompt.kind != "harmful"]
         reward_model = load_reward_model(spec, dtype=model.dtype, mesh=model.mesh)
-        chosen = by_reward_model(reward_model, tokenizer, requests or [""], max_new_tokens)
-    if chosen.score_texts is not None and are_several():
+        chosen = by_reward_model(reward_model, tokenizer, prompts, max_new_tokens)
+    if chosen.encode is None and are_several():
         raise InputError(
             f"{FLAG} {spec}: it scores outside of the compiled step, in one process only: leave "
             "--processes out, or take a reward model with the policy's tokenizer"
         )
-    where = "on the host, between two compiled programs" if chosen.score_texts else "in the step"
+    where = "in the step" if chosen.encode else "on the host, between two compiled programs"
     print(f"helpfulness: {spec} scores {where}")
     return chosen
 
 
-def score_on_host(
-    score_texts: ScoreTexts,
-    tokenizer: Any,
-    prompts_at: Callable[[int], Sequence[Prompt]],
-    mesh: jax.sharding.Mesh | None = None,
-) -> Complete:
-    """For `make_split_step`: adds the scores of the harmless prompts' answers to a batch's facts.
+def on_host(score_texts: ScoreTexts, tokenizer: Any, prompts: Sequence[Prompt]) -> Scoring:
+    """Scores the harmless prompts' answers between two compiled programs.
 
     Args:
       score_texts: scores the answers' texts.
       tokenizer: the policy's.
-      prompts_at: a step's prompts, the harmful ones first.
-      mesh: the run's.
-
-    Returns:
-      a function whose result has `scores` `[B']` in its `extras`.
+      prompts: of the run, as `PromptFacts.index` counts them.
     """
 
-    def complete(step: int, batch: Batch, samples: Rollout) -> Batch:
-        prompts = prompts_at(step)
-        tokens, mask = fetch((samples.tokens, samples.mask))
-        group = len(tokens) // len(prompts)
-        requests, answers = [], []
-        for row, (ids, kept) in enumerate(zip(tokens, mask, strict=True)):
-            prompt = prompts[row // group]
-            if prompt.kind == "harmful":
-                continue
-            text = tokenizer.decode(
-                ids[kept], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            requests.append(prompt.text)
-            answers.append(answer_span(text))
-        scores = score_texts(requests, answers) if requests else np.zeros(0, np.float32)
-        facts = dataclasses.replace(batch.extras, scores=to_devices(scores, mesh, rows=True))
-        return dataclasses.replace(batch, extras=facts)
+    def score(batch: Any, samples: Any) -> np.ndarray:
+        asked = prompts_of(batch, samples, prompts)
+        rows = [row for row, prompt in enumerate(asked) if prompt.kind != "harmful"]
+        texts = [decode(tokenizer, samples.tokens[row], samples.mask[row]) for row in rows]
+        if not rows:
+            return np.zeros(0, np.float32)
+        return score_texts([asked[row].text for row in rows], [answer_span(t) for t in texts])
 
-    return complete
+    return Scoring(None, lambda start: HostValues(score))

@@ -19,16 +19,17 @@ import numpy as np
 import optax
 
 from jaxalign.data.prompts import KINDS, Prompt
+from jaxalign.engine.optimizer import skip_nonfinite
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Algorithm
+from jaxalign.engine.step import Sampling
 from jaxalign.evaluation.heldout import judge
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.methods.ascl.openings import Openings, guided_rollout
 from jaxalign.models.packing import Document
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Rollout
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params, Rollout
 from jaxalign.rewards import Verifiers
 from jaxalign.runs.batches import Batches, kind_indices
 from jaxalign.runs.loop import DivergedError
@@ -77,7 +78,7 @@ class Traces:
 def collect_traces(
     model: Transformer,
     params: Params,
-    algorithm: Algorithm,
+    sampling: Sampling,
     batches: Batches,
     verifiers: Verifiers,
     *,
@@ -92,7 +93,7 @@ def collect_traces(
     Args:
       model: the decoder.
       params: the start model.
-      algorithm: how many samples, how long, how drawn.
+      sampling: how many samples, how long, how drawn.
       batches: round r asks the prompts of step r.
       verifiers: of the consulting format and of refusals.
       rounds: how many batches.
@@ -109,14 +110,14 @@ def collect_traces(
     right: list[np.ndarray] = []
     for number in range(rounds):
         round_prompts = batches.prompts_at(number)
-        asked = [p for p in round_prompts for _ in range(algorithm.samples_per_prompt)]
+        asked = [p for p in round_prompts for _ in range(sampling.samples_per_prompt)]
         samples: Any = guided_rollout(
             model,
-            algorithm,
+            sampling,
             params,
             batches.encode(round_prompts),
             [openings.of(prompt, consults=number % 2 == 1) for prompt in round_prompts],
-            jax.random.fold_in(key, number),
+            key=jax.random.fold_in(key, number),
             width=openings.size,
         )
         verdict = fetch(judge(verifiers, samples.tokens, samples.mask))
@@ -220,11 +221,12 @@ def fine_tune(
         prefix=prefix,
         mesh=model.mesh,
     )
+    optimizer = skip_nonfinite(optimizer)  # which counts them
     step = make_supervised_step(model, optimizer)
     state = init_state(params, optimizer)
     for number in range(steps):
         state, result = step(state, packed(number))
-        if state.skipped:
+        if result.metrics["skipped_updates"]:
             raise DivergedError("cold start: not finite: lower cold_start_learning_rate")
         progress(number + 1, float(result.metrics["loss"]))
     return state.params
@@ -234,8 +236,8 @@ def make_documents(traces: Traces, batches: Batches) -> tuple[list[Document], np
     """Each trace behind its prompt, and the tokens that open all of them."""
     asked: Any = batches.encode(traces.prompts)
     documents = []
-    for row, mask in enumerate(asked.prompt_mask):
-        prompt, present = asked.prompts[row][mask], traces.present[row]
+    for row, mask in enumerate(asked.prompts.mask):
+        prompt, present = asked.prompts.tokens[row][mask], traces.present[row]
         tokens = np.concatenate([prompt, traces.tokens[row][present]])
         unlearned = np.zeros(len(prompt), bool)
         learned = np.concatenate([unlearned, traces.mask[row][present]])

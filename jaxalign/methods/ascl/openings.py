@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from jaxalign.data.prompts import Prompt
-from jaxalign.engine.step import Algorithm, rollout
+from jaxalign.engine.step import Sampling, draw
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Batch, Rollout
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Batch, Params, Prompts, Rollout
 from jaxalign.sampling import rule_answer
 from jaxalign.sampling.tools import encode_answers
 
@@ -82,19 +82,19 @@ def encode_openings(rules: Mapping[str, str], tokenizer: Any) -> Openings:
 
 def guided_rollout(
     model: Transformer,
-    algorithm: Algorithm,
+    sampling: Sampling,
     params: Params,
     batch: Batch,
     openings: Sequence[Opening],
-    key: jax.Array,
     *,
+    key: jax.Array,
     width: int,
 ) -> Rollout:
     """Samples G completions of each prompt that begin with the given opening.
 
     Args:
       model: the decoder.
-      algorithm: G, T and how tokens are drawn.
+      sampling: G, T and how tokens are drawn.
       params: its parameters.
       batch: N prompts, on the host; its tool is left aside, so later calls are plain text.
       openings: N of them.
@@ -110,37 +110,37 @@ def guided_rollout(
     Raises:
       InputError: T leaves no room behind the longest opening.
     """
-    room = algorithm.max_new_tokens - width
+    room = sampling.max_new_tokens - width
     if room < 1:
         raise InputError(
-            f"max_new_tokens={algorithm.max_new_tokens} leaves no room behind a consultation and "
+            f"max_new_tokens={sampling.max_new_tokens} leaves no room behind a consultation and "
             f"its answer, which take {width}: raise it, or shorten the rules"
         )
     given = [opening.tokens for opening in openings]
-    prompts, prompt_mask = np.asarray(batch.prompts), np.asarray(batch.prompt_mask)
+    prompts, prompt_mask = np.asarray(batch.prompts.tokens), np.asarray(batch.prompts.mask)
     rows = [np.array([*p[m], *ids]) for p, m, ids in zip(prompts, prompt_mask, given, strict=True)]
     tokens = np.zeros((len(rows), prompts.shape[1] + width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
     exists = np.arange(tokens.shape[1]) < np.array([[len(ids)] for ids in rows])
     asked, asked_mask = to_devices((tokens, exists), model.mesh, rows=True)
-    samples = rollout(
+    samples = draw(
         model,
-        dataclasses.replace(algorithm, max_new_tokens=room),
+        dataclasses.replace(sampling, max_new_tokens=room),
         params,
-        dataclasses.replace(batch, prompts=asked, prompt_mask=asked_mask, tool=None),
+        dataclasses.replace(batch, prompts=Prompts(asked, asked_mask), tool=None),
         key,
     )
-    return _behind(fetch(samples), openings, algorithm)
+    return _behind(fetch(samples), openings, sampling)
 
 
-def _behind(samples: Rollout, openings: Sequence[Opening], algorithm: Algorithm) -> Rollout:
+def _behind(samples: Rollout, openings: Sequence[Opening], sampling: Sampling) -> Rollout:
     """The samples `[B, room]` moved behind their openings, `[B, T]`."""
-    shape = (len(samples.tokens), algorithm.max_new_tokens)
+    shape = (len(samples.tokens), sampling.max_new_tokens)
     tokens, logps = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     mask, present = np.zeros(shape, bool), np.zeros(shape, bool)
     for row in range(shape[0]):
-        opening = openings[row // algorithm.samples_per_prompt]
+        opening = openings[row // sampling.samples_per_prompt]
         start = len(opening.tokens)
         tokens[row, :start] = opening.tokens
         present[row, :start] = True
@@ -154,6 +154,6 @@ def _behind(samples: Rollout, openings: Sequence[Opening], algorithm: Algorithm)
         "mask": mask,
         "present": present,
         "logps": logps,
-        "mode": np.repeat(modes, algorithm.samples_per_prompt),
+        "mode": np.repeat(modes, sampling.samples_per_prompt),
     }
     return dataclasses.replace(samples, **arrays)

@@ -25,8 +25,8 @@ from jaxalign.host.processes import fetch, is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.models.completion import compute_params
 from jaxalign.models.sharding import to_devices
-from jaxalign.models.transformer import Params, Transformer
-from jaxalign.records import Rollout
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params, Rollout
 from jaxalign.rewards import Verifiers, safety_verifiers
 from jaxalign.sampling import Temperature, sample
 

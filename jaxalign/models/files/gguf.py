@@ -163,7 +163,7 @@ def load_gguf(
         return weight[part]
 
     stored = {name: tensor.shape for name, tensor in file.tensors.items() if name != _DIVISORS}
-    return config, stack_tensors(config, _NAMES, stored, read, str(path), place)
+    return config, stack_tensors(config, _NAMES, stored, read, source=str(path), place=place)
 
 
 def smollm2_path() -> Path:

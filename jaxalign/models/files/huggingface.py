@@ -136,7 +136,7 @@ def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, 
         def read(name: str, path: str, part: Index) -> np.ndarray:
             return where[name].get_slice(name)[part]
 
-        return stack_tensors(config, _NAMES, stored, read, str(folder), place)
+        return stack_tensors(config, _NAMES, stored, read, source=str(folder), place=place)
 
 
 def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -15,7 +15,9 @@ from jaxalign.models.files.huggingface import load_hf, resolve
 from jaxalign.models.files.weights import Leaf
 from jaxalign.models.fused_attention import attention_path
 from jaxalign.models.layout import parameter_shardings
-from jaxalign.models.transformer import Params, Remat, Transformer
+from jaxalign.models.network import Remat
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"

@@ -92,6 +92,7 @@ def stack_tensors(
     names: Mapping[str, str],
     stored: Mapping[str, Sequence[int]],
     read: Callable[[str, str, Index], np.ndarray],
+    *,
     source: str,
     place: Place,
 ) -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""What rewards are held to, as callable dataclasses that flags can choose and fill.
+
+    advantages   (rewards [N, G]) -> [N, G]
+    adjust       (advantages [N, G], score, samples) -> [N, G]
+
+From Python any function of the same form takes their place.
+"""
+
+import dataclasses
+from typing import Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.losses import (
+    batch_advantages,
+    group_advantages,
+    inverse_frequency_advantages,
+    leave_one_out_advantages,
+    mode_weights,
+    multi_reward_advantages,
+    shrinkage_advantages,
+)
+from jaxalign.records import Rollout, Score
+
+
+@runtime_checkable
+class Advantages(Protocol):
+    """`(rewards [N, G]) -> advantages [N, G]` float32, of the whole batch."""
+
+    def __call__(self, rewards: jax.Array) -> jax.Array: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """GRPO: rewards are held to the mean of the prompt's own samples (`group_advantages`)."""
+
+    scale: bool = True
+    """Divide by the standard deviation; without it, Dr.GRPO."""
+    ddof: int = 1
+    """1 for the sample deviation, 0 for the population deviation."""
+    eps: float = 1e-4
+    """Added to the deviation."""
+
+    def __call__(self, rewards: jax.Array) -> jax.Array:
+        """`[N, G]`."""
+        return group_advantages(rewards, scale=self.scale, ddof=self.ddof, eps=self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeBatch:
+    """REINFORCE++: rewards are held to the mean of the whole batch (`batch_advantages`).
+
+    Under it "refuse everything" is not an absorbing state.
+    """
+
+    scale: bool = True
+    """Divide by the standard deviation."""
+    ddof: int = 1
+    """1 for the sample deviation, 0 for the population deviation."""
+    eps: float = 1e-4
+    """Added to the deviation."""
+
+    def __call__(self, rewards: jax.Array) -> jax.Array:
+        """`[N, G]`."""
+        return batch_advantages(rewards, scale=self.scale, ddof=self.ddof, eps=self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrinkage:
+    """Rewards are held to a mean between the prompt's own and the batch's. Ours.
+
+    Less noise than the whole batch's mean, and a weaker push out of "refuse everything"
+    (`shrinkage_advantages`).
+    """
+
+    weight: float = 0.5
+    """Of the batch's mean, from 0 to 1."""
+    scale: bool = True
+    """Divide by the batch's standard deviation."""
+    ddof: int = 1
+    """1 for the sample deviation, 0 for the population deviation."""
+    eps: float = 1e-4
+    """Added to the deviation."""
+
+    def __call__(self, rewards: jax.Array) -> jax.Array:
+        """`[N, G]`."""
+        return shrinkage_advantages(
+            rewards, weight=self.weight, scale=self.scale, ddof=self.ddof, eps=self.eps
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut:
+    """RLOO: each reward is held to the prompt's other samples (`leave_one_out_advantages`)."""
+
+    def __call__(self, rewards: jax.Array) -> jax.Array:
+        """`[N, G]`."""
+        return leave_one_out_advantages(rewards)
+
+
+@runtime_checkable
+class Adjust(Protocol):
+    """`(advantages [N, G], score, samples) -> advantages [N, G]`, of the whole batch."""
+
+    def __call__(  # noqa: D102
+        self, advantages: jax.Array, score: Score, samples: Rollout
+    ) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseFrequency:
+    """IFPO: rebalances advantages by how often each sample's mode occurs.
+
+    With IFPO's weights w and the mean Ā of a prompt's advantages, which is 0 for `Group`,
+
+        A_i + (w_i − 1)(A_i − Ā)        form "weight"
+
+    Ā is the same for all samples of a prompt. Weighed like the rest it would move a prompt's modes
+    towards ½ or away from it, by no merit of theirs. Leaving it alone is ours. The form "baseline"
+    takes the place of GRPO's mean and deviation, so it goes with `Group` alone, whose advantages it
+    computes anew from the rewards (`inverse_frequency_advantages`).
+    """
+
+    form: Literal["weight", "baseline"] = "weight"
+    """Whether the weights multiply advantages or make the baseline."""
+    scope: Literal["group", "batch"] = "group"
+    """Whether a mode's frequency is counted in a prompt's samples or in the whole step."""
+    max_weight: float | None = None
+    """The most that a rare sample counts, at least 1; None for no bound. Within a prompt's samples
+    the weights are at most G/2 by themselves."""
+    num_modes: int = 2
+    """How many modes there may be."""
+    scale: bool = True
+    """Form "baseline": divide by the standard deviation."""
+
+    def __call__(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
+        """`[N, G]`."""
+        modes = samples.mode.reshape(advantages.shape)
+        if self.form == "baseline":
+            return inverse_frequency_advantages(
+                score.rewards,
+                modes,
+                num_modes=self.num_modes,
+                form="baseline",
+                scope=self.scope,
+                max_weight=self.max_weight,
+                scale=self.scale,
+            )
+        weights = mode_weights(
+            modes, num_modes=self.num_modes, scope=self.scope, max_weight=self.max_weight
+        )
+        shared = advantages.mean(axis=1, keepdims=True)
+        return advantages + (weights - 1.0) * (advantages - shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerTerm:
+    """GDPO: each term of the reward is normalised by itself (`multi_reward_advantages`).
+
+    It computes advantages anew, from `Score.terms` in the order in which they were added.
+    """
+
+    weights: tuple[float, ...] | None = None
+    """Of the terms; None weighs all alike."""
+
+    def __call__(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
+        """`[N, G]`.
+
+        Raises:
+          ValueError: as many weights as terms are needed.
+        """
+        del advantages, samples
+        terms = list(score.terms.values())
+        weights = (1.0,) * len(terms) if self.weights is None else self.weights
+        if not terms or len(weights) != len(terms):
+            names = ", ".join(score.terms) or "(none)"
+            raise ValueError(f"{len(weights)} weights for the reward's terms {names}")
+        return multi_reward_advantages(jnp.stack(terms, axis=-1), jnp.asarray(weights))

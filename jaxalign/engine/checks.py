@@ -1,0 +1,301 @@
+"""What is wrong with a user's network, reward or objective, in one line, before a run is started.
+
+Each check runs the piece on inputs of a few tokens, under jit, and raises a ValueError that says
+what does not hold. Passing says that the piece fits the step, not that it is any good.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from jaxalign.engine.experience import Experience, Rows
+from jaxalign.engine.gradients import map_parts
+from jaxalign.engine.objective import Objective
+from jaxalign.engine.ppo import PPO, with_critic
+from jaxalign.engine.reductions import Totals
+from jaxalign.engine.state import policy_of
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.decoder import Decoder
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Batch, Metrics, Params, Prompts, Rollout, Score
+from jaxalign.rewards.terms import host_parts
+
+_LARGE = 1024  # entries from which an array has no business in a program as a constant
+
+
+PROMPTS = np.array([[0, 3, 1], [2, 1, 3]], np.int32)
+PROMPT_MASK = np.array([[False, True, True], [True, True, True]])
+TOKENS = np.array([[1, 2, 3], [3, 0, 1], [2, 2, 0], [0, 1, 1]], np.int32)
+PREFIX = np.array([1, 2], np.int32)
+
+
+def check_decoder(model: Decoder, params: Params, *, tolerance: float = 1e-3) -> None:
+    """Checks that a decoder's functions agree: the cache with the full pass, logps with logits.
+
+    Args:
+      model: a `Decoder` of at least four words.
+      params: its parameters.
+      tolerance: largest difference of two log-probabilities that ought to be the same; a network
+        in bfloat16 needs about 0.1.
+
+    Raises:
+      ValueError: the first thing that does not hold.
+    """
+    scores = _jitted("next_logits", lambda params: _step_logits(model, params))(params)
+    rows, shape = TOKENS.shape[0], scores.shape
+    _expect(
+        len(shape) == 3 and shape[1] == rows,
+        f"next_logits has the shape {shape[1:]} for {rows} rows: return [rows, vocabulary]",
+    )
+    _check_numbers("next_logits", scores, shape)
+    logps = _jitted("logps", lambda params: _full_logps(model, params))(params)
+    _check_numbers("logps", logps, TOKENS.shape)
+    stepwise = _chosen(scores)
+    _agree(stepwise[:, 0], logps[:, 0], tolerance, "next_logits and logps differ from token 0 on")
+    _agree(stepwise, logps, tolerance, "the cache disagrees with the full pass, logps")
+    hot = _full_logps(model, params, temperature=2.0)
+    _agree(_chosen(scores / 2.0), hot, tolerance, "logps are not those of softmax(z / temperature)")
+    _check_prompts(model, params, logps, tolerance)
+    gradients = jax.grad(lambda params: _full_logps(model, params)[:, :2].sum())(params)
+    _check_gradient("logps", gradients)
+
+
+def _check_prompts(model: Decoder, params: Params, logps: jax.Array, tolerance: float) -> None:
+    """A prefix is as if written before each prompt, and padding may stand on either side."""
+    opening = np.broadcast_to(PREFIX, (len(PROMPTS), PREFIX.size))
+    written = np.concatenate([opening, PROMPTS], axis=1)
+    exists = np.concatenate([np.ones(opening.shape, bool), PROMPT_MASK], axis=1)
+    apart = _logps_of(model, params, written, exists)
+    _agree(apart, logps, tolerance, "a prefix is not read as if it stood before every prompt")
+    order = np.argsort(~PROMPT_MASK, axis=1, kind="stable")
+    moved, mask = (np.take_along_axis(x, order, axis=1) for x in (PROMPTS, PROMPT_MASK))
+    right = _logps_of(model, params, moved, mask, prefix=PREFIX)
+    _agree(right, logps, tolerance, "prompts padded on the left and on the right are read unalike")
+
+
+def check_reward(
+    reward: Any,
+    batch: Batch,
+    *,
+    vocab_size: int,
+    samples_per_prompt: int = 2,
+    max_new_tokens: int = 4,
+) -> None:
+    """Checks a reward on completions drawn at random.
+
+    Args:
+      reward: a `jaxalign.rewards.Reward`; parts on the host are given zeros.
+      batch: N prompts with what the reward needs to know of them.
+      vocab_size: V; tokens are drawn from it.
+      samples_per_prompt: G.
+      max_new_tokens: T.
+
+    Raises:
+      ValueError: the first thing that does not hold.
+    """
+    prompts = batch.prompts.tokens.shape[0]
+    shape = (prompts * samples_per_prompt, max_new_tokens)
+    samples = _random_rollout(shape, prompts, vocab_size)
+    _check_leaves(reward)
+    if host_parts(reward):
+        return  # only the host can say what they give
+    score = _jitted("the reward", lambda reward, batch: reward(batch, samples))(reward, batch)
+    _expect(
+        isinstance(score, Score),
+        f"the reward returns a {type(score).__name__}: return a Score, or use device_reward",
+    )
+    for name, values in {"rewards": score.rewards, **score.terms}.items():
+        _check_numbers(name, values, (prompts, samples_per_prompt))
+    if score.outcome is not None:
+        _check_numbers("outcome", score.outcome, (prompts, samples_per_prompt))
+    for name, values in score.details.items():
+        found = f"the detail {name} has the shape {values.shape}"
+        _expect(values.shape == shape[:1], f"{found}: return one entry for each of {shape[0]} rows")
+    _check_scalars(score.metrics)
+    consts = jax.make_jaxpr(lambda reward: reward(batch, samples))(reward).consts
+    given = {id(x) for x in jax.tree.leaves((batch, samples))}
+    large = [x.shape for x in consts if np.size(x) > _LARGE and id(x) not in given]
+    _expect(
+        not large,
+        f"the reward holds an array of shape {large[:1]} as a constant of the program: make it a "
+        "field of the pytree",
+    )
+
+
+def _check_leaves(reward: Any) -> None:
+    leaves = jax.tree.leaves(reward)
+    _expect(
+        not (len(leaves) == 1 and leaves[0] is reward),
+        "the reward is no registered pytree: wrap a function by device_reward, or register its "
+        "class (jax.tree_util.register_dataclass)",
+    )
+    for leaf in leaves:
+        _expect(
+            isinstance(leaf, jax.Array | np.ndarray),
+            f"the reward has the leaf {leaf!r:.40}: make what is no array static",
+        )
+
+
+def check_objective(objective: Objective, model: Any = None, params: Params | None = None) -> None:
+    """Checks an objective on a rollout of random tokens: gradients, and that parts add up.
+
+    Args:
+      objective: an `Objective`.
+      model: a `Decoder` of at least four words; by default a random `Transformer`.
+      params: what is trained; by default that model's, with a critic for PPO.
+
+    Raises:
+      ValueError: the first thing that does not hold.
+    """
+    if model is None or params is None:
+        model, params = _tiny_transformer(critic=isinstance(objective, PPO))
+    base = None if getattr(objective, "kl", None) is None else policy_of(params)
+    batch, samples, score = _tiny_rollout()
+    begin = lambda params: objective.experience(  # noqa: E731
+        model, params, batch, samples, score, base=base, parts=1
+    )
+    experience, metrics = _jitted("experience", begin)(params)
+    _expect(
+        isinstance(experience, Experience),
+        f"experience returns a {type(experience).__name__} first: return (Experience, metrics)",
+    )
+    rows = experience.rows
+    _check_numbers("advantages", rows.advantages, rows.advantages.shape)
+    totals = Totals.of(rows.mask)
+
+    def loss(params: Params, rows: Rows) -> jax.Array:
+        return objective.loss(model, params, Experience(rows, experience.prefix), totals)[0]
+
+    value, gradients = _jitted("loss", jax.value_and_grad(loss))(params, rows)
+    _check_numbers("loss", value, ())
+    _check_gradient("loss", gradients)
+    parts = map_parts(lambda rows: loss(params, rows)[None], rows, 2).sum()
+    _agree(parts, value, 1e-4, "the losses of two micro-batches do not add up: divide by totals")
+    _check_scalars(metrics)
+
+
+# --- what they are made of ------------------------------------------------------------------------
+
+
+def _full_logps(model: Decoder, params: Params, temperature: float = 1.0) -> jax.Array:
+    return _logps_of(model, params, PROMPTS, PROMPT_MASK, prefix=PREFIX, temperature=temperature)
+
+
+def _logps_of(
+    model: Decoder,
+    params: Params,
+    prompts: np.ndarray,
+    mask: np.ndarray,
+    *,
+    prefix: np.ndarray | None = None,
+    temperature: float = 1.0,
+) -> jax.Array:
+    return model.logps(
+        params,
+        jnp.asarray(prompts),
+        jnp.asarray(mask),
+        jnp.asarray(TOKENS),
+        jnp.ones(TOKENS.shape, bool),
+        prefix=None if prefix is None else jnp.asarray(prefix),
+        temperature=temperature,
+    )
+
+
+def _step_logits(model: Decoder, params: Params) -> jax.Array:
+    """Logits of each completion token `[T, B, V]`, one step after the other."""
+    prompts, mask, tokens, prefix = map(jnp.asarray, (PROMPTS, PROMPT_MASK, TOKENS, PREFIX))
+    context = model.prefill(params, prompts, mask, prefix)
+    group = TOKENS.shape[0] // PROMPTS.shape[0]
+    cache = model.start(params, context, group, TOKENS.shape[1])
+    current = jnp.repeat(prompts[:, -1], group)
+    scores = []
+    for step in range(TOKENS.shape[1]):
+        logits, cache = model.next_logits(params, context, cache, current, jnp.int32(step))
+        scores.append(logits)
+        current = tokens[:, step]
+    return jnp.stack(scores)
+
+
+def _chosen(scores: jax.Array) -> jax.Array:
+    """Log-probabilities `[B, T]` of the tokens under logits `[T, B, V]`."""
+    logps = jax.nn.log_softmax(scores.transpose(1, 0, 2))
+    return jnp.take_along_axis(logps, jnp.asarray(TOKENS)[:, :, None], axis=2)[:, :, 0]
+
+
+def _tiny_transformer(*, critic: bool) -> tuple[Transformer, Params]:
+    model = Transformer(ModelConfig(16, 2, 8, 2, 1, 4, 16), dtype=jnp.float32)
+    ids = jnp.zeros((1, 1), jnp.int32)
+    boxed: Any = model.init(jax.random.key(0), ids, ids, ids == 0)
+    params = meta.unbox(boxed["params"])
+    return model, with_critic(model, params) if critic else params
+
+
+def _tiny_rollout() -> tuple[Batch, Rollout, Score]:
+    prompts = jnp.array([[1, 2], [3, 1], [2, 2], [0, 1]], jnp.int32)
+    batch = Batch(Prompts(prompts, jnp.ones(prompts.shape, bool)), kind=jnp.array([0, 0, 1, 2]))
+    rewards = jnp.array([[1.0, 0.0], [0.5, 0.25], [1.0, 1.0], [0.0, 2.0]])
+    return batch, _random_rollout((8, 3), 4, 4), Score(rewards, terms={"one": rewards})
+
+
+def _random_rollout(shape: tuple[int, int], prompts: int, vocab_size: int) -> Rollout:
+    rng = np.random.default_rng(0)
+    mask = np.arange(shape[1]) < rng.integers(1, shape[1] + 1, (shape[0], 1))
+    tokens = np.where(mask, rng.integers(0, vocab_size, shape), 0)
+    no = jnp.zeros(shape[0], bool)
+    return Rollout(
+        tokens=jnp.asarray(tokens, jnp.int32),
+        mask=jnp.asarray(mask),
+        present=jnp.asarray(mask),
+        logps=jnp.asarray(np.where(mask, -1.0, 0.0), jnp.float32),
+        mode=no.astype(jnp.int32),
+        finished=~no,
+        cut=no,
+        prompt_of_row=jnp.repeat(jnp.arange(prompts), shape[0] // prompts),
+    )
+
+
+def _jitted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under jit; what goes wrong becomes one line."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return jax.jit(function)(*arguments)
+        except Exception as error:  # whatever the user's code does
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise ValueError(f"{name} fails under jit: {type(error).__name__}: {first}") from error
+
+    return call
+
+
+def _expect(holds: Any, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _check_numbers(name: str, values: jax.Array, shape: tuple[int, ...]) -> None:
+    found = jnp.shape(values)
+    _expect(found == shape, f"{name} has the shape {found}: return {shape}")
+    _expect(values.dtype == jnp.float32, f"{name} is {values.dtype}: return float32")
+    _expect(jnp.isfinite(values).all(), f"{name} is not finite")
+
+
+def _check_scalars(metrics: Metrics) -> None:
+    for name, value in metrics.items():
+        _expect(jnp.ndim(value) == 0, f"the metric {name} is no scalar")
+
+
+def _check_gradient(name: str, gradients: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        place = jax.tree_util.keystr(path)
+        _expect(jnp.isfinite(leaf).all(), f"the gradient of {name} is not finite at {place}")
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    _expect(largest > 0, f"the gradient of {name} is zero: nothing would be learned")
+
+
+def _agree(left: jax.Array, right: jax.Array, tolerance: float, otherwise: str) -> None:
+    gap = float(jnp.abs(left - right).max())
+    _expect(gap <= tolerance, f"{otherwise} (by {gap:.2g})")

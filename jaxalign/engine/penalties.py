@@ -1,0 +1,87 @@
+"""The KL to the reference in the loss, as callable dataclasses that flags can choose and fill.
+
+    (logps, reference_logps, old_logps, mask=…) -> [B, T], added with its `coefficient`
+
+From Python any callable of the same form takes their place.
+"""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+
+from jaxalign.losses import kl_divergence
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """`(logps, reference_logps, old_logps, *, mask) -> [B, T]`, an estimate of each token's KL.
+
+    Its attribute `coefficient` says how much of it is added to the loss.
+    """
+
+    def __call__(  # noqa: D102
+        self,
+        logps: jax.Array,
+        reference_logps: jax.Array,
+        old_logps: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class K2:
+    """The estimate d²/2, whose gradient is the KL's while the policy is the one that sampled."""
+
+    coefficient: float = 0.02
+    """Of the KL to the start model in the loss."""
+
+    def __call__(
+        self,
+        logps: jax.Array,
+        reference_logps: jax.Array,
+        old_logps: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, T]`."""
+        return kl_divergence(logps, reference_logps, mask=mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class K3:
+    """The estimate e^d - d - 1, with the gradient of TRL's older versions, tunix and verl."""
+
+    coefficient: float = 0.02
+    """Of the KL to the start model in the loss."""
+
+    def __call__(
+        self,
+        logps: jax.Array,
+        reference_logps: jax.Array,
+        old_logps: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, T]`."""
+        return kl_divergence(logps, reference_logps, estimator="k3", mask=mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioK3:
+    """k3 times the ratio to the sampling policy: its gradient stays the KL's after updates too."""
+
+    coefficient: float = 0.02
+    """Of the KL to the start model in the loss."""
+
+    def __call__(
+        self,
+        logps: jax.Array,
+        reference_logps: jax.Array,
+        old_logps: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, T]`."""
+        return kl_divergence(logps, reference_logps, estimator="k3", old_logp=old_logps, mask=mask)

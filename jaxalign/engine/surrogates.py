@@ -1,0 +1,144 @@
+"""Losses of tokens, as callable dataclasses that flags can choose and fill.
+
+    (logps, old_logps, advantages, mask=…) -> [B, T], unreduced
+
+From Python any function of the same form takes their place.
+"""
+
+import dataclasses
+from typing import Literal, Protocol, runtime_checkable
+
+import jax
+
+from jaxalign.losses import (
+    clip_fraction,
+    clipped_importance_loss,
+    clipped_surrogate,
+    soft_gated_surrogate,
+)
+from jaxalign.records import Metrics
+
+
+@runtime_checkable
+class Surrogate(Protocol):
+    """`(logps, old_logps, advantages, *, mask) -> [B, T]` per-token loss, unreduced."""
+
+    def __call__(  # noqa: D102
+        self,
+        logps: jax.Array,
+        old_logps: jax.Array,
+        advantages: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Clipped:
+    """PPO's clipped surrogate (`clipped_surrogate`), of GRPO, DAPO, GSPO and Dr.GRPO too."""
+
+    low: float = 0.2
+    """The ratio gains nothing below 1 - low."""
+    high: float = 0.2
+    """The ratio gains nothing above 1 + high; DAPO takes 0.28."""
+    dual: float | None = None
+    """Above 1: bounds the loss where the advantage is negative; None for no bound."""
+    ratio: Literal["token", "sequence"] = "token"
+    """One ratio per token, or one per completion as in GSPO."""
+
+    def __call__(
+        self,
+        logps: jax.Array,
+        old_logps: jax.Array,
+        advantages: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, T]`."""
+        return clipped_surrogate(
+            logps,
+            old_logps,
+            advantages,
+            clip_low=self.low,
+            clip_high=self.high,
+            dual_clip=self.dual,
+            ratio=self.ratio,
+            mask=mask,
+        )
+
+    def fractions(
+        self,
+        logps: jax.Array,
+        old_logps: jax.Array,
+        advantages: jax.Array,
+        mask: jax.Array,
+        *,
+        normalizer: jax.Array,
+    ) -> Metrics:
+        """`clip_low` and `clip_high`: shares of the tokens on which a bound is active."""
+        return clip_fraction(
+            logps,
+            old_logps,
+            advantages,
+            mask,
+            clip_low=self.low,
+            clip_high=self.high,
+            ratio=self.ratio,
+            normalizer=normalizer,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cispo:
+    """CISPO: REINFORCE with a clipped, constant ratio (`clipped_importance_loss`)."""
+
+    max_ratio: float = 5.0
+    """Upper bound of the ratio itself."""
+    min_ratio: float = 0.0
+    """Lower bound of the ratio."""
+
+    def __call__(
+        self,
+        logps: jax.Array,
+        old_logps: jax.Array,
+        advantages: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, T]`."""
+        return clipped_importance_loss(
+            logps,
+            old_logps,
+            advantages,
+            max_ratio=self.max_ratio,
+            min_ratio=self.min_ratio,
+            mask=mask,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftGated:
+    """SAPO: a smooth gate in place of the hard clip (`soft_gated_surrogate`)."""
+
+    temperature_positive: float = 1.0
+    """Of the gate where the advantage is positive."""
+    temperature_negative: float = 1.05
+    """Of the gate where it is not."""
+
+    def __call__(
+        self,
+        logps: jax.Array,
+        old_logps: jax.Array,
+        advantages: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, T]`."""
+        return soft_gated_surrogate(
+            logps,
+            old_logps,
+            advantages,
+            temperature_positive=self.temperature_positive,
+            temperature_negative=self.temperature_negative,
+            mask=mask,
+        )

@@ -1,0 +1,240 @@
+"""Rewards that add up: `safety + 0.3 * helpfulness + 0.1 * mine`.
+
+A reward is a registered pytree that is called as `(batch, samples) -> Score`: the arrays it needs
+travel in it, as arguments of the compiled step and never as constants of the program. A part that
+Python computes, from texts or whatever else, is a node of that pytree, `HostValues`, wherever it
+stands: the step calls it between two compiled programs and puts `GivenValues` in its place.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.host.errors import InputError
+from jaxalign.records import Batch, Rollout, Score
+
+
+class Reward(Protocol):
+    """A registered pytree that says what completions are worth."""
+
+    def __call__(self, batch: Batch, samples: Rollout) -> Score:
+        """The `Score` of B = N·G completions; jit-able."""
+
+
+class Addable:
+    """Adds `+` and `*` to a reward; a weight that is a Python number is static, an array a leaf."""
+
+    def __add__(self, other: Any) -> "Sum":
+        return Sum((*_terms_of(self), *_terms_of(other)))
+
+    def __mul__(self, weight: float | jax.Array) -> "Sum":
+        return Sum(tuple(term.times(weight) for term in _terms_of(self)))
+
+    __rmul__ = __mul__
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weighted:
+    """A reward and its weight in a `Sum`.
+
+    Attributes:
+      reward: what is weighed.
+      weight: a Python number, which is part of the program, or a scalar array, which is an argument
+        of it and may change from step to step.
+    """
+
+    reward: Any
+    weight: float | jax.Array = 1.0
+
+    def times(self, factor: float | jax.Array) -> "Weighted":
+        """The same reward, weighed by a further factor."""
+        return Weighted(self.reward, factor * self.weight)
+
+    def tree_flatten_with_keys(self):  # noqa: D102
+        reward = (jax.tree_util.GetAttrKey("reward"), self.reward)
+        if isinstance(self.weight, int | float):
+            return (reward,), self.weight
+        return (reward, (jax.tree_util.GetAttrKey("weight"), self.weight)), None
+
+    @classmethod
+    def tree_unflatten(cls, weight, children):  # noqa: D102
+        return cls(*children) if weight is None else cls(children[0], weight)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sum(Addable):
+    """Σ_k w_k R_k, made by adding and scaling rewards.
+
+    The outcome is that of the first term, which is what the run is about; names of terms, details
+    and metrics are those of all of them.
+    """
+
+    terms: tuple[Weighted, ...]
+
+    def __call__(self, batch: Batch, samples: Rollout) -> Score:
+        """The `Score` of the sum.
+
+        Raises:
+          ValueError: two terms of one name.
+        """
+        scores = [term.reward(batch, samples) for term in self.terms]
+        names = [name for score in scores for name in score.terms]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two terms of a reward are called {', '.join(sorted(twice))}")
+        pairs = zip(self.terms, scores, strict=True)
+        total: Any = sum(term.weight * score.rewards for term, score in pairs)
+        join = lambda field: {k: v for s in scores for k, v in getattr(s, field).items()}  # noqa: E731
+        first = scores[0]
+        outcome = first.rewards if first.outcome is None else first.outcome
+        return Score(total, outcome, join("terms"), join("details"), join("metrics"))
+
+
+def _terms_of(reward: Any) -> tuple[Weighted, ...]:
+    return reward.terms if isinstance(reward, Sum) else (Weighted(reward),)
+
+
+# --- functions of the user's ----------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeviceReward(Addable):
+    """See `device_reward`."""
+
+    function: Callable[[Batch, Rollout], jax.Array] = dataclasses.field(metadata={"static": True})
+    name: str = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, batch: Batch, samples: Rollout) -> Score:
+        """The `Score` of what the function returns."""
+        return _score(self.name, self.function(batch, samples), batch, samples)
+
+
+def device_reward(
+    function: Callable[[Batch, Rollout], jax.Array], name: str | None = None
+) -> DeviceReward:
+    """A reward of a function of arrays, which runs inside the compiled step.
+
+    Args:
+      function: `(batch, samples) -> [B]` or `[N, G]`, jit-able.
+      name: of the term in metrics; by default the function's.
+    """
+    return DeviceReward(function, name or function.__name__)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HostReward(Addable):
+    """See `host_reward`."""
+
+    values: Any
+    name: str = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, batch: Batch, samples: Rollout) -> Score:
+        """The `Score` of what the function returned."""
+        return _score(self.name, self.values.values, batch, samples)
+
+
+def host_reward(
+    function: Callable[[Batch, Rollout], np.ndarray], name: str | None = None
+) -> HostReward:
+    """A reward of a Python function, which runs between two compiled programs.
+
+    Args:
+      function: `(batch, samples) -> [B]` numbers; it gets NumPy arrays. A resumed run repeats a
+        run's steps bit for bit if its results depend on its arguments alone.
+      name: of the term in metrics; by default the function's.
+    """
+    return HostReward(HostValues(function), name or function.__name__)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HostValues:
+    """A node of a reward that is computed on the host.
+
+    Attributes:
+      function: `(batch, samples) -> [rows]` numbers, from NumPy arrays.
+    """
+
+    function: Callable[[Batch, Rollout], np.ndarray] = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class GivenValues:
+    """What the host said, in the place of `HostValues`.
+
+    Attributes:
+      values: `[rows]` float32.
+    """
+
+    values: jax.Array
+
+
+def host_parts(reward: Any) -> list[HostValues]:
+    """The parts of a reward that the host must compute; none of a reward that is all JAX."""
+    return [node for node in jax.tree.leaves(reward, is_leaf=_is_host) if _is_host(node)]
+
+
+def resolve_on_host(
+    reward: Any, batch: Batch, samples: Rollout, place: Callable[[np.ndarray], jax.Array]
+) -> Any:
+    """The reward with `GivenValues` in the place of its parts on the host.
+
+    Args:
+      reward: any pytree.
+      batch: as NumPy arrays.
+      samples: as NumPy arrays.
+      place: puts rows on the devices.
+    """
+    give = lambda node: GivenValues(place(np.asarray(node.function(batch, samples), np.float32)))  # noqa: E731
+    replace = lambda node: give(node) if _is_host(node) else node  # noqa: E731
+    return jax.tree.map(replace, reward, is_leaf=_is_host)
+
+
+def checked_values(spec: str, returned: Any, texts: list[str]) -> np.ndarray:
+    """What a user's Python function returned, as `[n]` finite float32 numbers.
+
+    Raises:
+      InputError: it is something else; names the function and the remedy.
+    """
+    try:
+        values = np.asarray(returned, np.float32)
+    except (TypeError, ValueError):
+        values = np.asarray(0.0)
+    if values.shape != (len(texts),):
+        count = f"{len(returned)} things" if isinstance(returned, list) else repr(returned)[:40]
+        raise InputError(
+            f"{spec}: it returned {count} for {len(texts)} answers; return a list with one number "
+            "for each"
+        )
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        raise InputError(
+            f"{spec}: it gave {values[row]} to the answer {texts[row][:40]!r}; return finite "
+            "numbers"
+        )
+    return values
+
+
+def _is_host(node: Any) -> bool:
+    return isinstance(node, HostValues)
+
+
+def _score(name: str, values: jax.Array, batch: Batch, samples: Rollout) -> Score:
+    """Of one value a row: a reward, a term and a column beside the transcripts."""
+    rows, prompts = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
+    values = jnp.asarray(values, jnp.float32)
+    if values.shape not in ((rows,), (prompts, rows // prompts)):
+        raise ValueError(
+            f"the reward {name} has the shape {values.shape}: return one number for each of the "
+            f"{rows} completions"
+        )
+    values = values.reshape(prompts, -1)
+    return Score(values, None, {name: values}, {name: values.reshape(-1)})

@@ -1,0 +1,1 @@
+"""What surrounds the training of every experiment: settings, batches, loop, checkpoints."""

@@ -1,0 +1,129 @@
+"""Rewards that a user adds to a script's own: `--add-reward mine.py:short=0.1`.
+
+A function whose parameters are called `batch` and `samples` is JAX: it gets arrays and runs inside
+the compiled step. Any other function of two parameters is Python: it gets two lists of texts, the
+requests and the completions, and returns a number for each; it runs between two compiled programs.
+"""
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.answers.completing import decode
+from jaxalign.data.prompts import Prompt
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import are_several
+from jaxalign.host.user_functions import describe, load_function
+from jaxalign.records import Batch, Rollout
+from jaxalign.rewards.terms import Reward, checked_values, device_reward, host_reward
+from jaxalign.runs.facts import prompts_of
+
+FLAG = "--add-reward"
+
+
+def load_added_rewards(
+    specs: Sequence[str], tokenizer: Any, prompts: Sequence[Prompt]
+) -> Callable[[Any], Reward]:
+    """Loads what flags name; the result adds it to a script's own reward.
+
+    Args:
+      specs: FILE.py:FUNCTION=WEIGHT, each.
+      tokenizer: the policy's.
+      prompts: of the run.
+
+    Raises:
+      InputError: one that cannot be loaded, without a weight, with other parameters, or on the host
+        in one of several processes; two of one name.
+    """
+    added = [_load(spec, tokenizer, prompts) for spec in specs]
+    names = [split_weight(spec)[0].rpartition(":")[2] for spec in specs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(
+            f"{FLAG}: two functions are called {', '.join(sorted(twice))}, and metrics are named "
+            "after them: rename one"
+        )
+    return lambda reward: functools.reduce(operator.add, added, reward)
+
+
+def _load(spec: str, tokenizer: Any, prompts: Sequence[Prompt]) -> Reward:
+    place, weight = split_weight(spec)
+    function, name = load_function(place, FLAG), place.rpartition(":")[2]
+    if _parameters(place, function) == ["batch", "samples"]:
+        return weight * device_reward(functools.partial(_score_arrays, place, function), name)
+    if are_several():
+        raise InputError(
+            f"{FLAG} {spec}: a function of texts runs in one process only: leave --processes out, "
+            "or write it for arrays, as (batch, samples)"
+        )
+    score = functools.partial(_score_texts, place, function, tokenizer, prompts)
+    return weight * host_reward(score, name)
+
+
+def split_weight(spec: str) -> tuple[str, float]:
+    """FILE.py:FUNCTION and WEIGHT of a spec.
+
+    Raises:
+      InputError: no weight, or none that is a number.
+    """
+    place, _, weight = spec.rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not place or not math.isfinite(number):
+        raise InputError(f"{FLAG} {spec}: give FILE.py:FUNCTION=WEIGHT, such as mine.py:short=0.1")
+    return place, number
+
+
+def _parameters(place: str, function: Callable[..., Any]) -> list[str]:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        names = []
+    if len(names) != 2:
+        raise InputError(
+            f"{FLAG} {place}: it takes {len(names)} arguments; write it as (batch, samples) for "
+            "arrays inside the step, or as (requests, completions) for texts"
+        )
+    return names
+
+
+def _score_arrays(
+    place: str, function: Callable[..., Any], batch: Batch, samples: Rollout
+) -> jax.Array:
+    try:
+        values = jnp.asarray(function(batch, samples), jnp.float32)
+    except Exception as error:  # whatever the user's code does while it is traced
+        raise InputError(f"{FLAG} {place}: it raised {describe(error)}; mend it") from error
+    rows, prompts = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
+    if values.shape not in ((rows,), (prompts, rows // prompts)):
+        raise InputError(
+            f"{FLAG} {place}: it returned the shape {values.shape} for {rows} completions; return "
+            "one number for each"
+        )
+    return values
+
+
+def _score_texts(
+    place: str,
+    function: Callable[..., Any],
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    batch: Any,
+    samples: Any,
+) -> np.ndarray:
+    requests = [prompt.text for prompt in prompts_of(batch, samples, prompts)]
+    rows = zip(samples.tokens, samples.present, strict=True)
+    completions = [decode(tokenizer, tokens, present) for tokens, present in rows]
+    try:
+        returned = function(requests, completions)
+    except Exception as error:  # whatever the user's code does
+        raise InputError(f"{FLAG} {place}: it raised {describe(error)}; mend it") from error
+    return checked_values(f"{FLAG} {place}", returned, completions)

@@ -1,0 +1,187 @@
+"""Command-line flags that choose objects: `--objective.surrogate clipped` and then its fields.
+
+    alphaalign.py demo --objective.surrogate clipped --objective.surrogate.high 0.28
+    alphaalign.py demo --objective ppo --objective.value-clip None
+
+A field whose type stands in `CHOICES` is chosen by the name of a class; what is chosen comes with
+flags of its own, which tyro makes of its fields. Flags may stand in any order.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from jaxalign.engine.baselines import (
+    Adjust,
+    Advantages,
+    Group,
+    InverseFrequency,
+    LeaveOneOut,
+    PerTerm,
+    Shrinkage,
+    WholeBatch,
+)
+from jaxalign.engine.objective import GRPO, Objective
+from jaxalign.engine.optimizer import Cosine, Decay, Linear
+from jaxalign.engine.penalties import K2, K3, Penalty, RatioK3
+from jaxalign.engine.ppo import PPO
+from jaxalign.engine.reductions import (
+    Aggregation,
+    Constant,
+    Finished,
+    Informative,
+    Keep,
+    SequenceMean,
+    SequenceSum,
+    TokenMean,
+)
+from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated, Surrogate
+from jaxalign.host.errors import InputError
+
+CHOICES: dict[Any, tuple[type, ...]] = {
+    Objective: (GRPO, PPO),
+    Advantages: (Group, WholeBatch, Shrinkage, LeaveOneOut),
+    Adjust: (InverseFrequency, PerTerm),
+    Surrogate: (Clipped, Cispo, SoftGated),
+    Penalty: (K2, K3, RatioK3),
+    Aggregation: (TokenMean, SequenceMean, SequenceSum, Constant),
+    Keep: (Finished, Informative),
+    Decay: (Linear, Cosine),
+}
+"""What may stand in a field of each type."""
+
+NONE = "none"
+
+AnySettings = TypeVar("AnySettings")
+
+
+def parse_flags(settings: AnySettings, arguments: Sequence[str], *, prog: str) -> AnySettings:
+    """Settings with flags on top.
+
+    Args:
+      settings: a dataclass with the defaults.
+      arguments: the flags.
+      prog: the command's name in messages.
+
+    Raises:
+      InputError: a choice that there is not.
+      SystemExit: tyro's, after help or a message on a flag.
+    """
+    chosen, rest = choose_objects(settings, arguments)
+    return tyro.cli(
+        type(chosen),
+        prog=prog,
+        description=f"{(type(chosen).__doc__ or '').strip()}\n\n{describe_choices(chosen)}",
+        default=chosen,
+        args=rest,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
+        registry=_REGISTRY,
+    )
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.struct_rule
+def _flags_of_optional(info: tyro.constructors.StructTypeInfo) -> Any:
+    """Gives an optional field, such as `kl: Penalty | None`, the flags of what it holds."""
+    if not typing.get_args(info.type) or not dataclasses.is_dataclass(info.default):
+        return None
+    held = dataclasses.replace(info, type=type(info.default))
+    return tyro.constructors.ConstructorRegistry.get_struct_spec(held)
+
+
+def choose_objects(settings: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """The settings with the objects that flags name, and the other flags."""
+    rest, named = list(arguments), True
+    while named:
+        named = False
+        for path, classes, optional in choosable(settings):
+            place = _find(rest, f"--{path}")
+            if place is None:
+                continue
+            named = True
+            name, rest = _take(rest, place)
+            settings = _replace(settings, path, _chosen(path, name, classes, optional, settings))
+            break  # what is chosen has other choices below it
+    return settings, rest
+
+
+def choosable(settings: Any, above: str = "") -> Iterator[tuple[str, tuple[type, ...], bool]]:
+    """Path, classes and whether None will do, of every field that is chosen; outer ones first."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
+        path, value = above + field.name.replace("_", "-"), getattr(settings, field.name)
+        for kind in kinds:
+            if isinstance(kind, type) and kind in CHOICES:
+                yield path, CHOICES[kind], type(None) in kinds
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from choosable(value, f"{path}.")
+
+
+def describe_choices(settings: Any) -> str:
+    """What can be chosen, for the help."""
+    lines = ["Flags that choose, each of which brings flags of its own:"]
+    for path, classes, optional in choosable(settings):
+        names = [flag_name(one) for one in classes] + [NONE] * optional
+        lines.append(f"  --{path} {{{','.join(names)}}}")
+    return "\n".join(lines)
+
+
+def flag_name(one: type) -> str:
+    """`WholeBatch` is `whole-batch`, `K2` is `k2`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", one.__name__).lower()
+
+
+def _find(arguments: Sequence[str], flag: str) -> int | None:
+    """Where a flag stands, as `--flag value` or `--flag=value`, in either spelling."""
+    for place, word in enumerate(arguments):
+        if word.partition("=")[0].replace("_", "-") == flag:
+            return place
+    return None
+
+
+def _take(arguments: list[str], place: int) -> tuple[str, list[str]]:
+    flag, equals, value = arguments[place].partition("=")
+    if equals:
+        return value, arguments[:place] + arguments[place + 1 :]
+    if place + 1 == len(arguments):
+        raise InputError(f"{flag}: give the name of what you choose")
+    return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+
+
+def _chosen(path: str, name: str, classes: tuple[type, ...], optional: bool, settings: Any) -> Any:
+    """The object of that name: the present one if it has it, else a new one.
+
+    A new one keeps the fields that it shares with the present one and that are chosen themselves,
+    such as an objective's surrogate.
+    """
+    if optional and name.lower() == NONE:
+        return None
+    by_name = {flag_name(one): one for one in classes}
+    if name not in by_name:
+        names = ", ".join([*by_name, *([NONE] if optional else [])])
+        raise InputError(f"--{path}: unknown value {name!r}; use one of {names}")
+    present: Any = settings
+    for part in path.split("."):
+        present = getattr(present, part.replace("-", "_"))
+    wanted = by_name[name]
+    if type(present) is wanted:
+        return present
+    fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
+    has = {path for path, _, _ in choosable(present)} if present is not None else set()
+    kept = {f.name: getattr(present, f.name) for f in fields if f.name.replace("_", "-") in has}
+    return wanted(**kept)
+
+
+def _replace(settings: Any, path: str, value: Any) -> Any:
+    name, _, below = path.partition(".")
+    name = name.replace("-", "_")
+    if below:
+        value = _replace(getattr(settings, name), below, value)
+    return dataclasses.replace(settings, **{name: value})

@@ -1,0 +1,301 @@
+"""Flags that choose an objective and its parts: the settings that result, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from experiments.alphaalign import PRESETS
+from experiments.ascl import PRESETS as CONSULTING
+from jaxalign.engine.baselines import (
+    Group,
+    InverseFrequency,
+    LeaveOneOut,
+    PerTerm,
+    Shrinkage,
+    WholeBatch,
+)
+from jaxalign.engine.objective import GRPO
+from jaxalign.engine.optimizer import AdamW, Cosine, Linear
+from jaxalign.engine.penalties import K2, K3, RatioK3
+from jaxalign.engine.ppo import PPO
+from jaxalign.engine.reductions import (
+    Constant,
+    Finished,
+    Informative,
+    SequenceMean,
+    SequenceSum,
+)
+from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated
+from jaxalign.host.errors import InputError
+from jaxalign.runs.flags import CHOICES, choosable, flag_name
+from jaxalign.runs.settings import check_objective_settings, parse, to_json
+
+
+def settings(line, presets=PRESETS):
+    """Of a command line such as `alphaalign.py demo --steps 3`, from its preset on."""
+    return parse(line.split(), presets, script="alphaalign.py", doc="")
+
+
+def objective(flags):
+    return settings(f"demo {flags}").objective
+
+
+def preset(objective):
+    """A script's preset `mine` with this objective."""
+    return {"mine": dataclasses.replace(PRESETS["demo"], objective=objective)}
+
+
+DEMO = GRPO(advantages=Shrinkage())
+
+
+def demo(**changes):
+    """The demo's objective with these parts in place of its own."""
+    return dataclasses.replace(DEMO, **changes)
+
+
+def test_without_flags_it_is_the_preset():
+    assert settings("demo") == PRESETS["demo"] and objective("") == DEMO
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (  # DAPO's clip
+            "--objective.surrogate clipped --objective.surrogate.high 0.28",
+            demo(surrogate=Clipped(high=0.28)),
+        ),
+        (  # GSPO
+            "--objective.surrogate.ratio sequence --objective.aggregation sequence-mean",
+            demo(surrogate=Clipped(ratio="sequence"), aggregation=SequenceMean()),
+        ),
+        (  # Dr.GRPO
+            "--objective.advantages group --objective.advantages.no-scale "
+            "--objective.aggregation constant",
+            GRPO(advantages=Group(scale=False), aggregation=Constant()),
+        ),
+        ("--objective.surrogate cispo", demo(surrogate=Cispo())),
+        (
+            "--objective.surrogate cispo --objective.surrogate.max-ratio 4",
+            demo(surrogate=Cispo(max_ratio=4.0)),
+        ),
+        (
+            "--objective.surrogate soft-gated --objective.surrogate.temperature-negative 1.1",
+            demo(surrogate=SoftGated(temperature_negative=1.1)),
+        ),
+        ("--objective.surrogate.dual 3", demo(surrogate=Clipped(dual=3.0))),
+        ("--objective.kl k3 --objective.kl.coefficient 0.1", demo(kl=K3(0.1))),
+        ("--objective.kl ratio-k3", demo(kl=RatioK3())),
+        ("--objective.aggregation sequence-sum", demo(aggregation=SequenceSum())),
+        (
+            "--objective.aggregation constant --objective.aggregation.length 512",
+            demo(aggregation=Constant(512)),
+        ),
+        ("--objective.advantages whole-batch", GRPO(advantages=WholeBatch())),
+        ("--objective.advantages leave-one-out", GRPO(advantages=LeaveOneOut())),
+        ("--objective.advantages.weight 0.25", GRPO(advantages=Shrinkage(0.25))),
+        (
+            "--objective.adjust per-term --objective.adjust.weights 1 0.5",
+            demo(adjust=PerTerm((1.0, 0.5))),
+        ),
+        (
+            "--objective.adjust inverse-frequency --objective.adjust.scope batch "
+            "--objective.adjust.max-weight 1.5",
+            demo(adjust=InverseFrequency(scope="batch", max_weight=1.5)),
+        ),
+        ("--objective.keep finished", demo(keep=Finished())),
+        ("--objective.keep informative", demo(keep=Informative())),
+        (
+            "--objective ppo --objective.lambda_ 0.9 --objective.value-clip None",
+            PPO(lambda_=0.9, value_clip=None),
+        ),
+    ],
+)
+def test_the_objective_that_flags_choose(flags, expected):
+    for spelling in (flags, reversed_flags(flags), with_equals(flags), underscored(flags)):
+        assert objective(spelling) == expected, spelling
+
+
+def pairs(flags):
+    """Each flag with its values."""
+    return [f"--{pair}".split() for pair in flags.removeprefix("--").split(" --")]
+
+
+def reversed_flags(flags):
+    return " ".join(word for pair in reversed(pairs(flags)) for word in pair)
+
+
+def with_equals(flags):
+    """`--flag=value` where there is one value."""
+    return " ".join(("=" if len(pair) == 2 else " ").join(pair) for pair in pairs(flags))
+
+
+def underscored(flags):
+    return " ".join(
+        word
+        for name, *values in pairs(flags)
+        for word in ("--" + name[2:].replace("-", "_"), *values)
+    )
+
+
+def test_the_optimizers_constants_and_the_decay():
+    chosen = settings("demo --decay cosine --optimizer.b1 0.9 --optimizer.weight-decay=0.1")
+    assert chosen.optimizer == AdamW(b1=0.9, weight_decay=0.1)
+    assert chosen.decay == Cosine() and settings("demo").decay == Linear()
+
+
+def test_ppo_keeps_what_it_shares_with_the_objective_before():
+    before = "--objective.surrogate.high 0.28 --objective.keep finished"
+    chosen = f"{before} --objective.kl k2 --objective.aggregation sequence-mean --objective ppo"
+    expected = PPO(Clipped(high=0.28), K2(), SequenceMean(), Finished())
+    assert objective(chosen) == objective(f"--objective ppo {chosen}") == expected
+    before = GRPO(Group(), SoftGated(), K3(0.3), SequenceSum(), InverseFrequency(), Finished())
+    kept = settings("mine --objective ppo", preset(before)).objective
+    assert kept == PPO(SoftGated(), K3(0.3), SequenceSum(), Finished())
+
+
+def test_the_last_of_two_choices_counts():
+    assert objective("--objective.surrogate cispo --objective.surrogate clipped") == DEMO
+
+
+def test_naming_what_is_there_keeps_its_constants():
+    """A preset's KL stays at its coefficient; another estimate starts with its own."""
+    mine = preset(GRPO(kl=K2(0.3)))
+    assert settings("mine --objective.kl k2", mine).objective.kl == K2(0.3)
+    assert settings("mine --objective.kl k3", mine).objective.kl == K3()
+
+
+def test_none_takes_a_part_out():
+    mine = preset(GRPO(kl=K2(0.3)))
+    assert settings("mine --objective.kl none", mine).objective == GRPO()
+    consults = settings("smollm2", CONSULTING).objective
+    assert consults == GRPO(Shrinkage(), adjust=InverseFrequency())
+    assert settings("smollm2 --objective.adjust none", CONSULTING).objective == DEMO
+    assert settings("smollm2 --objective ppo", CONSULTING).objective == PPO()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--objective.surrogate cliped",
+            "--objective.surrogate: unknown value 'cliped'; use one of clipped, cispo, soft-gated",
+        ),
+        ("--objective=dpo", "--objective: unknown value 'dpo'; use one of grpo, ppo"),
+        (
+            "--objective.kl k1",
+            "--objective.kl: unknown value 'k1'; use one of k2, k3, ratio-k3, none",
+        ),
+        (
+            "--objective.advantages none",
+            "--objective.advantages: unknown value 'none'; use one of group, whole-batch, "
+            "shrinkage, leave-one-out",
+        ),
+        ("--decay step", "--decay: unknown value 'step'; use one of linear, cosine"),
+        ("--steps 3 --objective", "--objective: give the name of what you choose"),
+    ],
+)
+def test_what_cannot_be_chosen_is_one_line(flags, message):
+    with pytest.raises(InputError) as caught:
+        settings(f"demo {flags}")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--objective.kl.coefficient 0.1",  # no KL is chosen
+        "--objective ppo --objective.advantages group",  # its critic says what rewards are held to
+        "--objective ppo --objective.adjust inverse-frequency",
+        "--objective.surrogate cispo --objective.surrogate.high 0.3",
+        "--objective.surrogate.high much",
+    ],
+)
+def test_a_flag_of_something_else_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        settings(f"demo {flags}")
+    assert caught.value.code == 2
+    assert "--objective." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--objective.surrogate.low 1.5", "objective.surrogate.low=1.5 must be from 0 to 1"),
+        ("--objective.surrogate.high=-1", "objective.surrogate.high=-1.0 must be a number, 0 or"),
+        ("--objective.surrogate.dual 1", "objective.surrogate.dual=1.0 must be a number above 1"),
+        ("--objective.advantages.weight 2", "objective.advantages.weight=2.0 must be from 0 to 1"),
+        ("--objective.advantages.ddof 2", "objective.advantages.ddof=2 must be 0 or 1"),
+        (
+            "--objective.aggregation constant --objective.aggregation.length 0",
+            "objective.aggregation.length=0 must be at least 1, or None",
+        ),
+        (
+            "--objective.kl k2 --objective.kl.coefficient nan",
+            "objective.kl.coefficient=nan must be a number, 0 or above",
+        ),
+    ],
+)
+def test_constants_that_cannot_work_are_named(flags, message):
+    check_objective_settings(DEMO)
+    with pytest.raises(InputError) as caught:
+        check_objective_settings(objective(flags))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def places():
+    """Every place that a flag chooses for, under either objective, and what may stand there."""
+    for chosen in ("grpo", "ppo"):
+        begun = settings(f"demo --objective {chosen}")
+        for path, classes, optional in choosable(begun):
+            yield from ((chosen, path, one) for one in classes)
+            if optional:
+                yield chosen, path, None
+
+
+@pytest.mark.parametrize(("chosen", "path", "one"), list(places()))
+def test_every_class_can_be_chosen(chosen, path, one):
+    name = "none" if one is None else flag_name(one)
+    value = settings(f"demo --objective {chosen} --{path} {name}")
+    for part in path.split("."):
+        value = getattr(value, part.replace("-", "_"))
+    assert value is None if one is None else type(value) is one
+
+
+def test_the_places_have_room_for_all_choices():
+    assert {one for _, _, one in places()} - {None} == {
+        one for classes in CHOICES.values() for one in classes
+    }
+
+
+def test_the_help_lists_the_choices_and_the_fields_of_what_is_chosen(capsys):
+    def shown(flags):
+        with pytest.raises(SystemExit) as caught:
+            settings(f"demo {flags} --help")
+        assert caught.value.code == 0
+        return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+    text = shown("")
+    assert "--objective.surrogate {clipped,cispo,soft-gated}" in text
+    assert "--objective.kl {k2,k3,ratio-k3,none}" in text
+    assert "--objective.surrogate.high" in text and "DAPO takes 0.28" in text
+    assert "--objective.kl.coefficient" not in text
+    text = shown("--objective ppo --objective.kl k3")
+    assert "--objective.kl.coefficient" in text and "--objective.value-clip" in text
+    assert "--objective.advantages" not in text
+
+
+def test_the_configuration_says_what_was_chosen():
+    chosen = to_json(settings("demo --objective ppo --objective.kl k3 --decay cosine"))
+    assert chosen["objective"] == {
+        "is": "ppo",
+        "surrogate": {"is": "clipped", "low": 0.2, "high": 0.2, "dual": None, "ratio": "token"},
+        "kl": {"is": "k3", "coefficient": 0.02},
+        "aggregation": {"is": "token-mean"},
+        "keep": None,
+        "discount": 1.0,
+        "lambda_": 0.95,
+        "whiten": True,
+        "value_clip": 0.2,
+    }
+    assert chosen["decay"] == {"is": "cosine"} and chosen["optimizer"]["b1"] == 0.5
+    assert "is" not in chosen["optimizer"]  # there is nothing else to choose
