@@ -113,6 +113,10 @@ class SkipState(NamedTuple):
 def skip_nonfinite(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimizer that leaves an update out, and counts it, where the gradient is not finite.
 
+    The gradient's norm decides, before anything is updated, so that every parameter and moment is
+    written in its own place: a decision that looked at the update too would hold a second copy of
+    all of them until it is made.
+
     Args:
       optimizer: any optax transformation.
     """
@@ -124,7 +128,7 @@ def skip_nonfinite(optimizer: optax.GradientTransformation) -> optax.GradientTra
         gradients: Params, state: SkipState, params: Params | None = None
     ) -> tuple[Params, SkipState]:
         changes, inner = optimizer.update(gradients, state.inner, params)
-        finite = jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(changes))
+        finite = jnp.isfinite(optax.tree.norm(gradients))
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
         changes = jax.tree.map(lambda change: jnp.where(finite, change, 0.0), changes)
         return changes, SkipState(jax.tree.map(keep, inner, state.inner), state.skipped + ~finite)

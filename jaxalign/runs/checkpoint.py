@@ -12,7 +12,6 @@ from jaxalign.engine.state import TrainState
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several, first_line, is_loss
 
-
 FORMAT = 2
 """Of run folders and their checkpoints; it counts changes after which older ones can't be read."""
 
