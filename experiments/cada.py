@@ -50,7 +50,7 @@ from jaxalign.data.templates import (
 )
 from jaxalign.engine.dpo import PairBatches, make_preference_step
 from jaxalign.engine.objective import GRPO, Objective
-from jaxalign.engine.penalties import K2
+from jaxalign.engine.penalties import KL
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.host.errors import InputError
@@ -127,7 +127,7 @@ class Cada(RLSettings):
     """Last steps, over which the learning rate falls linearly to zero."""
     learning_rate: float = 2e-5
     """Peak learning rate (AdamW)."""
-    objective: Objective = GRPO(kl=K2(0.02))
+    objective: Objective = GRPO(kl=KL(0.02))
     """rl: what is minimized; --objective.kl none runs no reference model."""
     balance: bool = False
     """rl: weigh refusals more on the side that goes wrong more often; for runs with both sides."""
@@ -150,7 +150,7 @@ PRESETS |= {
         steps=100,
         decay_steps=80,
         learning_rate=2e-6,
-        objective=GRPO(kl=K2(0.05)),
+        objective=GRPO(kl=KL(0.05)),
         **common,
     )
     for name, common in LARGE.items()

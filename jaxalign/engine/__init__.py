@@ -32,7 +32,7 @@ from jaxalign.engine.optimizer import (
     skipped_updates,
     with_critic_optimizer,
 )
-from jaxalign.engine.penalties import K2, K3, Penalty, RatioK3
+from jaxalign.engine.penalties import K2, K3, KL, Penalty
 from jaxalign.engine.ppo import PPO, with_critic
 from jaxalign.engine.reductions import (
     Aggregation,
@@ -80,7 +80,7 @@ __all__ = [
     "Penalty",
     "PerTerm",
     "Prompts",
-    "RatioK3",
+    "KL",
     "Reward",
     "Rollout",
     "Rows",

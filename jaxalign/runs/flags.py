@@ -27,7 +27,7 @@ from jaxalign.engine.baselines import (
 )
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.optimizer import Cosine, Decay, Linear
-from jaxalign.engine.penalties import K2, K3, Penalty, RatioK3
+from jaxalign.engine.penalties import K2, K3, KL, Penalty
 from jaxalign.engine.ppo import PPO
 from jaxalign.engine.reductions import (
     Aggregation,
@@ -47,7 +47,7 @@ CHOICES: dict[Any, tuple[type, ...]] = {
     Advantages: (Group, WholeBatch, Shrinkage, LeaveOneOut),
     Adjust: (InverseFrequency, PerTerm),
     Surrogate: (Clipped, Cispo, SoftGated),
-    Penalty: (K2, K3, RatioK3),
+    Penalty: (KL, K2, K3),
     Aggregation: (TokenMean, SequenceMean, SequenceSum, Constant),
     Keep: (Finished, Informative),
     Decay: (Linear, Cosine),

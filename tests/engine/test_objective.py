@@ -22,7 +22,7 @@ from jaxalign.engine.baselines import (
 )
 from jaxalign.engine.experience import experience_of
 from jaxalign.engine.objective import GRPO, policy_loss
-from jaxalign.engine.penalties import K2, K3, RatioK3
+from jaxalign.engine.penalties import K2, K3, KL
 from jaxalign.engine.ppo import PPO
 from jaxalign.engine.reductions import (
     Constant,
@@ -265,9 +265,9 @@ def test_clipped_tells_on_how_many_tokens_it_clips():
     [
         (K2(0.3), {"estimator": "k2"}),
         (K3(0.3), {"estimator": "k3"}),
-        (RatioK3(0.3), {"estimator": "k3", "old_logp": OLD}),
+        (KL(0.3), {"estimator": "k3", "old_logp": OLD}),
     ],
-    ids=["K2", "K3", "RatioK3"],
+    ids=["K2", "K3", "KL"],
 )
 def test_one_argument_chooses_the_kl(chosen, constants):
     """Its gradient too: the estimates differ in little else."""
@@ -356,7 +356,7 @@ def test_the_loss_is_made_of_its_parts():
     gap = np.abs(LOGPS - OLD)[np.asarray(MASK)].mean()
     np.testing.assert_allclose(metrics["logp_gap"], gap, rtol=1e-6)
 
-    pulled = GRPO(kl=RatioK3(0.3), aggregation=SequenceMean())
+    pulled = GRPO(kl=KL(0.3), aggregation=SequenceMean())
     with_reference = rows.replace(rows=rows.rows.replace(reference_logps=REFERENCE))
     value, metrics = policy_loss(pulled, LOGPS, with_reference, totals)
     kl = losses.kl_divergence(LOGPS, REFERENCE, estimator="k3", old_logp=old, mask=MASK)
@@ -386,7 +386,7 @@ def test_any_function_of_the_form_takes_a_parts_place():
 
 def test_parts_are_static():
     """Equal ones are one key of a compiled program."""
-    parts = (*ADVANTAGES, *SURROGATES, *REDUCTIONS, K2(), K3(), RatioK3(), Finished())
+    parts = (*ADVANTAGES, *SURROGATES, *REDUCTIONS, K2(), K3(), KL(), Finished())
     for part in (*parts, Informative(), InverseFrequency(), PerTerm((1.0, 2.0)), GRPO(), PPO()):
         again = dataclasses.replace(part)
         assert part == again and hash(part) == hash(again)

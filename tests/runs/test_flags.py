@@ -16,7 +16,7 @@ from jaxalign.engine.baselines import (
 )
 from jaxalign.engine.objective import GRPO
 from jaxalign.engine.optimizer import AdamW, Cosine, Linear
-from jaxalign.engine.penalties import K2, K3, RatioK3
+from jaxalign.engine.penalties import K2, K3, KL
 from jaxalign.engine.ppo import PPO
 from jaxalign.engine.reductions import (
     Constant,
@@ -84,7 +84,7 @@ def test_without_flags_it_is_the_preset():
         ),
         ("--objective.surrogate.dual 3", demo(surrogate=Clipped(dual=3.0))),
         ("--objective.kl k3 --objective.kl.coefficient 0.1", demo(kl=K3(0.1))),
-        ("--objective.kl ratio-k3", demo(kl=RatioK3())),
+        ("--objective.kl kl", demo(kl=KL())),
         ("--objective.aggregation sequence-sum", demo(aggregation=SequenceSum())),
         (
             "--objective.aggregation constant --objective.aggregation.length 512",
@@ -183,7 +183,7 @@ def test_none_takes_a_part_out():
         ("--objective=dpo", "--objective: unknown value 'dpo'; use one of grpo, ppo"),
         (
             "--objective.kl k1",
-            "--objective.kl: unknown value 'k1'; use one of k2, k3, ratio-k3, none",
+            "--objective.kl: unknown value 'k1'; use one of kl, k2, k3, none",
         ),
         (
             "--objective.advantages none",
@@ -276,7 +276,7 @@ def test_the_help_lists_the_choices_and_the_fields_of_what_is_chosen(capsys):
 
     text = shown("")
     assert "--objective.surrogate {clipped,cispo,soft-gated}" in text
-    assert "--objective.kl {k2,k3,ratio-k3,none}" in text
+    assert "--objective.kl {kl,k2,k3,none}" in text
     assert "--objective.surrogate.high" in text and "DAPO takes 0.28" in text
     assert "--objective.kl.coefficient" not in text
     text = shown("--objective ppo --objective.kl k3")
