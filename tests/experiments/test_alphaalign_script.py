@@ -248,6 +248,21 @@ def test_harmful_prompts_alone_train_too(arguments, tmp_path):
     assert main([*arguments, *changes]) == 0
 
 
+def test_a_run_of_an_earlier_format_names_the_commit_that_reads_it(
+    whole_run, arguments, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["format"]
+    (folder / "config.json").write_text(json.dumps(config))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main([*arguments, f"--run={folder}", "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "written in format 1, which commit f049777 reads" in said and said.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_refused_resume_leaves_the_run_as_it_was(whole_run, arguments, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(whole_run, folder)

@@ -82,6 +82,29 @@ def test_a_setting_that_the_script_has_no_longer_is_named(tmp_path):
             checkpoints.restore(make_state(), config=SETTINGS | {"dropped": 4})
 
 
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        (None, "written in format 1, which commit f049777 reads: resume it with that checkout"),
+        (99, "written in format 99 by a newer jaxalign: update this one"),
+    ],
+)
+def test_another_format_is_refused_before_any_of_it_is_read(written, line, tmp_path):
+    """As f049777 wrote them, with another tree and without a word on the format."""
+    import orbax.checkpoint as ocp
+
+    run = {"step": 7, "key": [0, 3], "cursor": 7, "config": {"baseline": "shrinkage"}}
+    run |= {} if written is None else {"format": written}
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        state = ocp.args.StandardSave({"params": np.ones(3), "critic": np.ones(2)})
+        manager.save(7, args=ocp.args.Composite(state=state, run=ocp.args.JsonSave(run)))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=line) as error:
+        checkpoints.restore(make_state(), config=SETTINGS)
+    assert "\n" not in str(error.value)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
 def test_a_foreign_checkpoint_is_refused_in_one_line(tmp_path):
     import orbax.checkpoint as ocp
 
