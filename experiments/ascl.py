@@ -27,8 +27,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from jaxalign.data import Prompt, RuleBook, builtin_rules, load_all, load_rules
 from jaxalign.data.templates import consulting_messages
 from jaxalign.engine.baselines import Group, InverseFrequency, Shrinkage
@@ -58,7 +56,7 @@ from jaxalign.runs.loop import Interruption
 from jaxalign.runs.presets import LARGE
 from jaxalign.runs.script import Interrupted, run_script
 from jaxalign.runs.settings import RLSettings, check, parse
-from jaxalign.sampling import consultation, rule_answer
+from jaxalign.sampling import Stage, consultation, rule_answer, stage_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +252,7 @@ def cold_start(
             work.batches,
             work.verifiers,
             rounds=settings.cold_start_rounds,
-            key=jax.random.fold_in(jax.random.key(settings.seed), COLD_START),
+            key=stage_key(settings.seed, Stage.COLD_START),
             openings=encode_openings(book.rules, tokenizer),
             decode=tokenizer.decode,
             progress=note_round,
@@ -300,8 +298,6 @@ def cold_start(
 
 
 COLD_START_FOLDER = "cold_start"
-COLD_START = 2**31 - 1
-"""Folded into the run's key for the cold start; no step has this number."""
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.prompts import Prompt
@@ -50,11 +51,13 @@ def complete(
     max_new_tokens: int,
     method: Method,
     openings: Sequence[Sequence[int]] | None = None,
+    rows: jax.Array | None = None,
 ) -> Rollout:
     """Encodes N requests, all `max_prompt_tokens` wide, and samples one completion of each.
 
     The model's end token and the tokenizer's (mostly the same) end a completion. `openings` are
-    token ids behind each request, with which its answer begins; they count as the prompt's.
+    token ids behind each request, with which its answer begins; they count as the prompt's. `rows`
+    are as for `sample`.
 
     Raises:
       InputError: a request is too long, or does not fit the model's context with its completion.
@@ -62,12 +65,12 @@ def complete(
     encoded = encode_prompts(
         tokenizer, template, requests, max_tokens=max_prompt_tokens, width=max_prompt_tokens
     )
-    rows, row_mask = encoded.tokens, encoded.mask
+    ids, id_mask = encoded.tokens, encoded.mask
     if openings is not None:
         begun = [
-            [*row[there], *more] for row, there, more in zip(rows, row_mask, openings, strict=True)
+            [*row[there], *more] for row, there, more in zip(ids, id_mask, openings, strict=True)
         ]
-        rows, row_mask = pad(begun, max_prompt_tokens)
+        ids, id_mask = pad(begun, max_prompt_tokens)
     shared, positions = len(encoded.prefix), model.config.max_positions
     if shared + max_prompt_tokens + max_new_tokens > positions:
         raise InputError(
@@ -75,7 +78,7 @@ def complete(
             f"{max_new_tokens} new ones exceed the model's {positions} positions; ask for fewer "
             "new tokens, or for shorter prompts"
         )
-    tokens, mask = to_devices((rows, row_mask), model.mesh, rows=True)
+    tokens, mask = to_devices((ids, id_mask), model.mesh, rows=True)
     return sample(
         model,
         params,
@@ -88,7 +91,19 @@ def complete(
         stop=stop_tokens(model, tokenizer),
         prefix=to_devices(encoded.prefix, model.mesh),
         tool=tool,
+        rows=rows,
     )
+
+
+def rows_of_prompts(prompts: Sequence[int], samples: int) -> jax.Array:
+    """The numbers `[B]` of the samples of some prompts within those of all, for `sample`'s noise.
+
+    Args:
+      prompts: numbers of the prompts.
+      samples: G of each.
+    """
+    first = np.asarray(prompts, np.int32)[:, None] * samples
+    return jnp.asarray((first + np.arange(samples, dtype=np.int32)).reshape(-1))
 
 
 def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:

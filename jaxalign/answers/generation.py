@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answers.batch_files import facts_path, keep_facts, part_path, whole_batches
-from jaxalign.answers.completing import check_sizes, decode, fill, stop_tokens
+from jaxalign.answers.completing import check_sizes, decode, fill, rows_of_prompts, stop_tokens
 from jaxalign.data.prompts import Request, prompts_digest
 from jaxalign.data.templates import Template, Tokenizer, encode_requests, encode_text, pad
 from jaxalign.host.errors import InputError
@@ -33,7 +32,7 @@ from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params, Rollout
 from jaxalign.rewards import ANSWER_TAGS
-from jaxalign.sampling import Greedy, Method, Tool, sample
+from jaxalign.sampling import Greedy, Method, Stage, Tool, sample, stage_key
 
 LEAST_WIDTH = 32
 """Requests of a batch are padded to 32, 64, 128, … tokens, or to the longest of all."""
@@ -83,9 +82,9 @@ def generate(
 ) -> Generation | None:
     """Writes G answers to every request, or goes on with what an earlier run has written.
 
-    Batch b draws with `fold_in(key(seed), b)`, and one that was cut short is drawn again, so a run
-    that was killed any number of times writes the same file. With `Greedy` the answers do not
-    depend on `batch_size` (up to rounding).
+    Sample s of request r draws as row r·G + s of one large batch, so the answers do not depend on
+    `batch_size` (up to rounding), and a run that was killed any number of times writes the same
+    file: a batch that was cut short is drawn again.
 
     Each line is an object: `id`, `prompt`, `kind` and `category` of the request (null if unknown),
     `sample` (from 0), `completion` (the text, a tool's answers included), `tokens` (how many the
@@ -175,23 +174,25 @@ def generate(
     batches = [asked[first : first + size] for first in range(0, len(asked), size)]
     params = compute_params(params, model.dtype)
     shared = to_devices(prefix, model.mesh)
-    key = jax.random.key(seed)
+    key = stage_key(seed, Stage.ANSWERS)
 
     def launch(number: int) -> Rollout:
-        rows = [tails[index] for index in fill(batches[number], size)]
+        filled = fill(batches[number], size)
+        rows = [tails[index] for index in filled]
         tokens, mask = to_devices(pad(rows, _width(rows, longest)), model.mesh, rows=True)
         return sample(
             model,
             params,
             tokens,
             mask,
-            jax.random.fold_in(key, number),
+            key,
             samples_per_prompt=samples,
             max_new_tokens=max_new_tokens,
             method=method,
             stop=stop_tokens(model, tokenizer),
             prefix=shared,
             tool=tool,
+            rows=rows_of_prompts(filled, samples),
         )
 
     first = whole_batches(part, [len(batch) * samples for batch in batches])

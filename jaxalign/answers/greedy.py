@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from jaxalign.answers.completing import complete
@@ -12,7 +11,7 @@ from jaxalign.host.processes import fetch
 from jaxalign.models.completion import compute_params
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
-from jaxalign.sampling import Greedy
+from jaxalign.sampling import Greedy, Stage, stage_key
 
 Progress = Callable[[int, int], None]
 """`(done, total)`, called after each batch."""
@@ -61,7 +60,7 @@ def greedy_answers(
             params,
             tokenizer,
             batch,
-            jax.random.key(0),
+            stage_key(0, Stage.ANSWERS),  # greedy draws nothing
             template=template,
             max_prompt_tokens=width,
             max_new_tokens=max_new_tokens,

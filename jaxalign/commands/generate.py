@@ -119,13 +119,14 @@ class Generate:
         from jaxalign.answers.completing import complete, decode
         from jaxalign.data.templates import encode_chat
         from jaxalign.reports.run_folder import printable
+        from jaxalign.sampling import Stage, stage_key
 
         rollout = complete(
             model,
             params,
             tokenizer,
             [prompt],
-            jax.random.key(self.seed),
+            stage_key(self.seed, Stage.ANSWERS),
             template=template,
             tool=tool_of(book, tokenizer),
             max_prompt_tokens=len(encode_chat(tokenizer, template(prompt))[1]),

@@ -92,7 +92,8 @@ class StepResult(NamedTuple):
 class Step:
     """`(state, batch, key, frozen) -> (state, StepResult)`; the state is donated.
 
-    The step's key is `fold_in(key, state.step)`. Made by `make_step`.
+    The step's noise is that of `fold_in(key, state.step)`, apart for samples and for the order of
+    minibatches. Made by `make_step`.
 
     Attributes:
       whole: the compiled step.
@@ -138,14 +139,12 @@ def make_step(
     """
 
     def rollout(state: TrainState, batch: Batch, key: jax.Array) -> Rollout:
-        return draw(model, sampling, state.policy, batch, jax.random.fold_in(key, state.step))
+        return draw(model, sampling, state.policy, batch, _key(key, state, _SAMPLING))
 
     def learn(
         state: TrainState, batch: Batch, samples: Rollout, key: jax.Array, frozen: Frozen
     ) -> tuple[TrainState, StepResult]:
         scored = frozen.reward(batch, samples)
-        key = jax.random.fold_in(key, state.step)
-        key = jax.random.fold_in(key, sampling.max_new_tokens)  # sampling takes those below
         experience, measured = objective.experience(
             model,
             state.params,
@@ -162,7 +161,7 @@ def make_step(
             lambda state, rows: update(state, Experience(rows, experience.prefix)),
             state,
             experience.rows,
-            key,
+            _key(key, state, _ORDER),
             prompts=batch.prompts.tokens.shape[0],
             epochs=updates.epochs,
             minibatches=updates.minibatches,
@@ -183,6 +182,13 @@ def make_step(
         jax.jit(learn, donate_argnums=0),
         mesh_of(model),
     )
+
+
+_SAMPLING, _ORDER = range(2)  # what a step draws
+
+
+def _key(root: jax.Array, state: TrainState, purpose: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(root, state.step), purpose)
 
 
 def draw(

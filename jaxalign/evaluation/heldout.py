@@ -8,7 +8,14 @@ from typing import Any
 
 import jax
 
-from jaxalign.answers.completing import check_sizes, complete, decode, fill, prompt_lengths
+from jaxalign.answers.completing import (
+    check_sizes,
+    complete,
+    decode,
+    fill,
+    prompt_lengths,
+    rows_of_prompts,
+)
 from jaxalign.data.prompts import KINDS, Kind, Prompt
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.host.errors import InputError
@@ -25,7 +32,7 @@ from jaxalign.rewards import (
     answer_span,
     safety_verifiers,
 )
-from jaxalign.sampling import Greedy, Method, Tool
+from jaxalign.sampling import Greedy, Method, Stage, Tool, stage_key
 
 _REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
 
@@ -149,8 +156,8 @@ def evaluate(
     """Asks every prompt once and judges the completions by the strict verifiers.
 
     All batches have one shape, so there is one compilation, which a later call with the same sizes
-    uses again. With `Greedy` the completions do not depend on `batch_size` (up to rounding); a
-    method that draws is reproducible for the same `seed`, prompts and `batch_size`.
+    uses again. The completions do not depend on `batch_size` (up to rounding); a method that draws
+    is reproducible for the same `seed` and prompts.
 
     Args:
       model: the decoder.
@@ -201,24 +208,26 @@ def evaluate(
         raise InputError(f"tokenizer: {error}; use another model") from None
 
     params = compute_params(params, model.dtype)
-    key = jax.random.key(seed)
+    key = stage_key(seed, Stage.HELDOUT)
     batch_size = min(batch_size, len(asked))
     rows: list[EvaluationRow] = []
-    for index, first in enumerate(range(0, len(asked), batch_size)):
+    for first in range(0, len(asked), batch_size):
         batch = asked[first : first + batch_size]
         filled = fill(batch, batch_size)
+        numbers = fill(range(first, first + len(batch)), batch_size)
         rollout = complete(
             model,
             params,
             tokenizer,
             [prompt.text for prompt in filled],
-            jax.random.fold_in(key, index),
+            key,
             openings=[openings.get(prompt.id, ()) for prompt in filled],
             template=template,
             tool=tool,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
             method=method,
+            rows=rows_of_prompts(numbers, 1),
         )
         rollout, verdict = fetch((rollout, judge(verifiers, rollout.tokens, rollout.mask)))
         rows += [

@@ -62,7 +62,7 @@ from jaxalign.runs.settings import (
     has_checkpoint,
     to_json,
 )
-from jaxalign.sampling import Temperature, Tool
+from jaxalign.sampling import Stage, Temperature, Tool, stage_key
 
 
 class Experiment:
@@ -221,7 +221,7 @@ class Experiment:
             step_fn,
             state,
             batch_at,
-            root_key=jax.random.key(settings.seed),
+            root_key=stage_key(settings.seed, Stage.TRAINING),
             folder=self._folder,
             config=LoopConfig(
                 steps=settings.steps,
@@ -432,7 +432,7 @@ def _scheduled(settings: Settings, peak: float) -> optax.GradientTransformation:
 
 def rollout_speed(model: Transformer, sampling: Sampling, params: Params, batch: Batch) -> float:
     """Generated tokens per second of one rollout, compilation left out."""
-    key = jax.random.key(0)
+    key = stage_key(0, Stage.SPEED)
     jax.block_until_ready(draw(model, sampling, params, batch, key))
     begun = time.perf_counter()
     samples = jax.block_until_ready(draw(model, sampling, params, batch, key))

@@ -4,6 +4,7 @@ from jaxalign.records import Rollout
 from jaxalign.sampling.host_tools import HostTool, sample_with_host_tool
 from jaxalign.sampling.methods import Greedy, Method, Temperature, TopK, TopP
 from jaxalign.sampling.sampler import sample
+from jaxalign.sampling.stages import Stage, stage_key
 from jaxalign.sampling.tools import Tool, consultation, rule_answer
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "HostTool",
     "Method",
     "Rollout",
+    "Stage",
     "Temperature",
     "Tool",
     "TopK",
@@ -19,4 +21,5 @@ __all__ = [
     "rule_answer",
     "sample",
     "sample_with_host_tool",
+    "stage_key",
 ]

@@ -23,9 +23,9 @@ class Greedy:
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be positive; Greedy ranks alone")
 
-    def choose(self, key: jax.Array, scaled: jax.Array) -> jax.Array:
-        """`[B, V]` logits already divided by the temperature give `[B]` int32 tokens."""
-        del key
+    def choose(self, keys: jax.Array, scaled: jax.Array) -> jax.Array:
+        """`[B]` keys and `[B, V]` logits over the temperature give `[B]` int32 tokens."""
+        del keys
         return jnp.argmax(scaled, axis=-1).astype(jnp.int32)
 
 
@@ -39,9 +39,9 @@ class Temperature:
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be positive; see Greedy")
 
-    def choose(self, key: jax.Array, scaled: jax.Array) -> jax.Array:
-        """`[B, V]` logits already divided by the temperature give `[B]` int32 tokens."""
-        return categorical(key, scaled)
+    def choose(self, keys: jax.Array, scaled: jax.Array) -> jax.Array:
+        """`[B]` keys and `[B, V]` logits over the temperature give `[B]` int32 tokens."""
+        return categorical(keys, scaled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ class TopK:
         if self.k < 1 or self.temperature <= 0:
             raise ValueError(f"TopK needs k >= 1 and a positive temperature, got {self}")
 
-    def choose(self, key: jax.Array, scaled: jax.Array) -> jax.Array:
-        """`[B, V]` logits already divided by the temperature give `[B]` int32 tokens."""
+    def choose(self, keys: jax.Array, scaled: jax.Array) -> jax.Array:
+        """`[B]` keys and `[B, V]` logits over the temperature give `[B]` int32 tokens."""
         values, tokens = jax.lax.top_k(scaled, min(self.k, scaled.shape[-1]))
-        drawn = categorical(key, values)
+        drawn = categorical(keys, values)
         return jnp.take_along_axis(tokens, drawn[:, None], axis=-1)[:, 0]
 
 
@@ -73,21 +73,21 @@ class TopP:
         if not 0 < self.p <= 1 or self.temperature <= 0:
             raise ValueError(f"TopP needs 0 < p <= 1 and a positive temperature, got {self}")
 
-    def choose(self, key: jax.Array, scaled: jax.Array) -> jax.Array:
-        """`[B, V]` logits already divided by the temperature give `[B]` int32 tokens."""
+    def choose(self, keys: jax.Array, scaled: jax.Array) -> jax.Array:
+        """`[B]` keys and `[B, V]` logits over the temperature give `[B]` int32 tokens."""
         order = jnp.argsort(scaled, axis=-1, descending=True)
         ranked = jnp.take_along_axis(scaled, order, axis=-1)
         probabilities = jax.nn.softmax(ranked, axis=-1)
         # Kept while the mass before a token is below p: the first one always is.
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        drawn = categorical(key, jnp.where(before < self.p, ranked, -jnp.inf))
+        drawn = categorical(keys, jnp.where(before < self.p, ranked, -jnp.inf))
         return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
 Method = Greedy | Temperature | TopK | TopP
 
 
-def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
+def categorical(keys: jax.Array, scaled: jax.Array) -> jax.Array:
     """Draws from softmax(scaled) by inverting the cumulative sum, in two levels.
 
     One uniform number a row instead of one Gumbel a token: at V = 49152 the noise would cost more
@@ -96,7 +96,7 @@ def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
     devices that share the vocabulary; else about √V.
 
     Args:
-      key: consumed.
+      keys: `[B]`, one a row, consumed.
       scaled: `[B, V]` logits; −inf marks tokens that can't be drawn.
 
     Returns:
@@ -109,7 +109,7 @@ def categorical(key: jax.Array, scaled: jax.Array) -> jax.Array:
     weights = jnp.exp(scaled.astype(jnp.float32) - scaled.max(axis=-1, keepdims=True))
     weights = jnp.pad(weights, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)
     masses = weights.sum(axis=-1)
-    uniform = jax.random.uniform(key, (batch, 1))
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (1,)))(keys)
     block, rest = _invert(masses, uniform * masses.sum(axis=-1, keepdims=True))
     within, _ = _invert(jnp.take_along_axis(weights, block[..., None], axis=1)[:, 0], rest)
     return (block * width + within)[:, 0].astype(jnp.int32)

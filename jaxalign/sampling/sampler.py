@@ -56,6 +56,7 @@ def sample(
     stop: Sequence[int],
     prefix: jax.Array | None = None,
     tool: Tool | None = None,
+    rows: jax.Array | None = None,
 ) -> Rollout:
     """Samples G completions of every prompt.
 
@@ -64,13 +65,16 @@ def sample(
       params: its parameters.
       prompts: `[N, P]` int32, padded on either side.
       prompt_mask: `[N, P]` bool, at least one True in each row.
-      key: consumed; token t of the batch uses `fold_in(key, t)`.
+      key: consumed; token t of row b is drawn with `fold_in(fold_in(key, rows[b]), t)`, whatever
+        other rows there are and wherever they lie.
       samples_per_prompt: G.
       max_new_tokens: T, a tool's answers included.
       method: how tokens are chosen (`jaxalign.sampling.methods`); static.
       stop: ids that end a row; the stop token itself is part of the completion.
       prefix: `[P0]` int32 tokens that open every prompt, computed once; None for none.
       tool: what rows may call (`jaxalign.sampling.tools`); None for nothing.
+      rows: `[B]` int32 numbers of the rows within a larger set that is sampled in several batches,
+        so that it does not matter how it is divided; by default 0 to B − 1.
 
     Returns:
       the completions with masks and log-probabilities.
@@ -93,6 +97,7 @@ def sample(
         key,
         prefix,
         tool,
+        rows,
         samples_per_prompt=samples_per_prompt,
         max_new_tokens=max_new_tokens,
         method=method,
@@ -112,6 +117,7 @@ def _sample(
     key: jax.Array,
     prefix: jax.Array | None,
     tool: Tool | None,
+    rows: jax.Array | None,
     *,
     samples_per_prompt: int,
     max_new_tokens: int,
@@ -123,6 +129,8 @@ def _sample(
     last = jnp.take_along_axis(prompts, last_place(prompt_mask)[:, None], axis=1)[:, 0]
     state = _initial_state(jnp.repeat(last, samples_per_prompt), max_new_tokens, tool, cache)
     stop_ids = jnp.asarray(stop, jnp.int32)
+    rows = jnp.arange(state.current.shape[0]) if rows is None else rows
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
     def unfinished(state: SamplingState) -> jax.Array:
         return (state.step < max_new_tokens) & ~jnp.all(state.done)
@@ -131,7 +139,7 @@ def _sample(
         step = state.step
         scores, cache = model.next_logits(params, context, state.cache, state.current, step)
         scaled = scores / method.temperature
-        token = method.choose(jax.random.fold_in(key, step), scaled)
+        token = method.choose(jax.vmap(lambda key: jax.random.fold_in(key, step))(keys), scaled)
         alive = ~state.done
         drawn, turns = alive, state.turns
         if tool is not None and turns is not None:

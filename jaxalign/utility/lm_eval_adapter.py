@@ -32,7 +32,7 @@ from jaxalign.models.heads import logits, output_weight
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
-from jaxalign.sampling import Greedy, Method, Temperature, TopK, TopP, sample
+from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP, sample, stage_key
 
 LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
 """Contexts are padded to 32, 64, 128, … tokens, continuations to 8, 16, 32, …"""
@@ -91,7 +91,7 @@ class JaxalignLM(TemplateLM):
         self.cut_contexts = 0
         self._model, self._params = model, compute_params(params, model.dtype)
         self._batch_size, self._progress = batch_size, progress
-        self._key = jax.random.key(seed)
+        self._key = stage_key(seed, Stage.UTILITY)
 
     @property
     def max_length(self) -> int:

@@ -14,8 +14,8 @@ def draw(method, logits, seed=0):
     """`DRAWS` tokens of one row of logits, in two batches with keys of their own."""
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (DRAWS // 2, len(logits)))
     choose = jax.jit(method.choose)
-    keys = jax.random.split(jax.random.key(seed))
-    return np.concatenate([choose(key, rows) for key in keys])
+    keys = jax.random.split(jax.random.key(seed), (2, DRAWS // 2))
+    return np.concatenate([choose(each, rows) for each in keys])
 
 
 def assert_distributed(tokens, probabilities):
@@ -62,14 +62,15 @@ def test_large_logits_neither_overflow_nor_vanish():
 
 def test_rows_of_a_batch_are_independent():
     logits = jnp.zeros((DRAWS, 2))
-    tokens = np.asarray(categorical(jax.random.key(0), logits))
+    tokens = np.asarray(categorical(jax.random.split(jax.random.key(0), DRAWS), logits))
     pairs = tokens[::2] * 2 + tokens[1::2]
     assert_distributed(pairs, np.full(4, 0.25))
 
 
-def test_categorical_is_a_function_of_its_key():
+def test_categorical_is_a_function_of_its_keys():
     logits = jax.random.normal(jax.random.key(9), (64, 101))
-    first, again, other = (categorical(jax.random.key(k), logits) for k in (0, 0, 1))
+    keys = (jax.random.split(jax.random.key(seed), 64) for seed in (0, 0, 1))
+    first, again, other = (categorical(each, logits) for each in keys)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -93,7 +94,7 @@ def test_places_without_mass_are_never_chosen():
 
 def test_greedy_takes_the_first_of_the_best():
     logits = jnp.array([[0.0, 3.0, 3.0], [5.0, -1.0, 4.0]])
-    tokens = Greedy().choose(jax.random.key(0), logits)
+    tokens = Greedy().choose(jax.random.split(jax.random.key(0)), logits)
     np.testing.assert_array_equal(tokens, [1, 0])
     assert tokens.dtype == jnp.int32
 

@@ -172,9 +172,9 @@ class Counted:
 
     temperature: float = 1.0
 
-    def choose(self, key, scaled):
+    def choose(self, keys, scaled):
         jax.debug.callback(STEPS.append, scaled[0, 0])
-        return Greedy().choose(key, scaled)
+        return Greedy().choose(keys, scaled)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,33 @@ def test_the_key_decides_the_samples(params):
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert rows_of(first) != rows_of(other)
     assert len({tuple(row) for row in rows_of(first)[:4]}) > 1  # rows of a group differ
+
+
+def test_a_row_draws_the_same_whatever_the_batch_around_it(params):
+    """Alone, with other prompts, and as numbered rows of a larger set."""
+    together = rows_of(run(params))
+    alone = run(params, prompts=PADDED[:1], prompt_mask=PROMPT_MASK[:1])
+    assert rows_of(alone) == together[:4]
+    last = sample(
+        MODEL,
+        params,
+        PADDED[2:],
+        PROMPT_MASK[2:],
+        jax.random.key(0),
+        samples_per_prompt=4,
+        max_new_tokens=NEW_TOKENS,
+        method=DRAW,
+        stop=STOP,
+        prefix=PREFIX,
+        rows=jnp.arange(8, 12),
+    )
+    assert rows_of(last) == together[8:]
+
+
+def test_a_token_draws_the_same_whatever_stops_before_or_is_asked_behind(params):
+    """Noise goes by row and position: a longer limit only adds tokens."""
+    short, long = rows_of(run(params, new_tokens=3)), rows_of(run(params))
+    assert [row[:3] for row in long] == short
 
 
 def test_a_second_batch_of_the_same_shape_compiles_nothing(params):

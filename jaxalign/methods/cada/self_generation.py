@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
-from jaxalign.answers.completing import decode, stop_tokens
+from jaxalign.answers.completing import decode, rows_of_prompts, stop_tokens
 from jaxalign.data.prompts import Prompt, prompts_digest
 from jaxalign.data.templates import Template, encode_prompts
 from jaxalign.evaluation.heldout import judge
@@ -28,7 +27,7 @@ from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params, Rollout
 from jaxalign.rewards import Verifiers, safety_verifiers
-from jaxalign.sampling import Temperature, sample
+from jaxalign.sampling import Stage, Temperature, sample, stage_key
 
 ASKED = ("prompts_digest", "template")
 """What a finished file must agree in to be used: what was asked, not who answered and how."""
@@ -79,9 +78,9 @@ def self_generate(
     """Samples G completions of every prompt into a file, or goes on with the file that is there.
 
     A file that is finished is read as it is, whichever model and seed wrote it, if the same was
-    asked: answers can be edited, judged by other means, or learned from by another model. Batch b
-    draws with `fold_in(key(seed), b)`, and a batch that was cut short is drawn again, so
-    that a run which was killed any number of times writes the same file.
+    asked: answers can be edited, judged by other means, or learned from by another model. Sample s
+    of prompt n draws as row n·G + s of one large batch, and a batch that was cut short is drawn
+    again, so that a run which was killed any number of times writes the same file.
 
     Args:
       model: the decoder.
@@ -146,7 +145,7 @@ def self_generate(
         range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)
     ]
     params = compute_params(params, model.dtype)
-    key = jax.random.key(seed)
+    key = stage_key(seed, Stage.SELF_GENERATION)
     sizes = [len(rows) * samples_per_prompt for rows in batches]
     first = least(whole_batches(path, sizes))  # also before the first process changes the file
     generated = read_generated(path, vocab_size=model.config.vocab_size) if first else []
@@ -165,12 +164,13 @@ def self_generate(
                 params,
                 tokens,
                 mask,
-                jax.random.fold_in(key, number),
+                key,
                 samples_per_prompt=samples_per_prompt,
                 max_new_tokens=max_new_tokens,
                 method=Temperature(temperature),
                 stop=stop_tokens(model, tokenizer),
                 prefix=to_devices(encoded.prefix, model.mesh),
+                rows=rows_of_prompts(asked.tolist(), samples_per_prompt),
             )
             answered = [prompts[row] for row in rows for _ in range(samples_per_prompt)]
             for made in _describe(tokenizer, verifiers, answered, rollout):
