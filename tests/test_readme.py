@@ -14,5 +14,5 @@ def test_the_blocks_run(capsys):
     for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
         exec(compile(block, str(README), "exec"), names)
     said = capsys.readouterr().out
-    assert "[[ 0.8659254 -0.8659254  0.8659254 -0.8659254]]" in said
+    assert "[[ 0.8658754 -0.8658754  0.8658754 -0.8658754]]" in said
     assert "'terms/safety':" in said and "'terms/short':" in said
