@@ -8,6 +8,7 @@ flags of its own, which tyro makes of its fields. Flags may stand in any order.
 """
 
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,9 @@ def describe_choices(settings: Any) -> str:
     lines = ["Flags that choose, each of which brings flags of its own:"]
     for path, classes, optional in choosable(settings):
         names = [flag_name(one) for one in classes] + [NONE] * optional
-        lines.append(f"  --{path} {{{','.join(names)}}}")
+        present = _at(settings, path)
+        chosen = NONE if present is None else flag_name(type(present))
+        lines.append(f"  --{path} {{{','.join(names)}}} (default: {chosen})")
     return "\n".join(lines)
 
 
@@ -167,16 +170,17 @@ def _chosen(path: str, name: str, classes: tuple[type, ...], optional: bool, set
     if name not in by_name:
         names = ", ".join([*by_name, *([NONE] if optional else [])])
         raise InputError(f"--{path}: unknown value {name!r}; use one of {names}")
-    present: Any = settings
-    for part in path.split("."):
-        present = getattr(present, part.replace("-", "_"))
-    wanted = by_name[name]
+    present, wanted = _at(settings, path), by_name[name]
     if type(present) is wanted:
         return present
     fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
     has = {path for path, _, _ in choosable(present)} if present is not None else set()
     kept = {f.name: getattr(present, f.name) for f in fields if f.name.replace("_", "-") in has}
     return wanted(**kept)
+
+
+def _at(settings: Any, path: str) -> Any:
+    return functools.reduce(getattr, path.replace("-", "_").split("."), settings)
 
 
 def _replace(settings: Any, path: str, value: Any) -> Any:
