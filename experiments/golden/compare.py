@@ -3,6 +3,10 @@
     git worktree add /tmp/before f049777
     python experiments/golden/compare.py --before /tmp/before
     python experiments/golden/compare.py --before /tmp/before --cases grpo ppo-split --keep kept
+    python experiments/golden/compare.py --before /tmp/later --script after.py
+
+The last commit that draws f049777's noise is the one before "Key noise by row and position": with
+it as --after all cases are the same. Later trees are compared with a later one.
 
 `cases.py` has the cases, every pair of algorithm, path, micro-batches and devices among them.
 `before.py` runs them with f049777's API, `after.py` with the working tree's, each in a process of
@@ -218,7 +222,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--before", type=Path, required=True, help="a checkout of f049777")
+    parser.add_argument("--before", type=Path, required=True, help="a checkout, f049777's or later")
+    parser.add_argument(
+        "--script", default="before.py", help="after.py for a checkout that has the new API"
+    )
     parser.add_argument("--after", type=Path, default=HERE.parents[1], help="the rebuilt tree")
     parser.add_argument("--cases", nargs="*", default=[], help="parts of names; default: all")
     parser.add_argument("--keep", type=Path, help="folder that keeps before's files for next time")
@@ -227,9 +234,11 @@ def main() -> int:
     if not cases:
         parser.error(f"no case is named so; there are {', '.join(case.name for case in CASES)}")
     with tempfile.TemporaryDirectory() as temporary:
-        first = (options.keep or Path(temporary)) / f"before-{digest()}"
+        first = (
+            options.keep or Path(temporary)
+        ) / f"before-{digest(options.script, options.before)}"
         second = Path(temporary) / "after"
-        run_side("before.py", options.before.resolve(), first.resolve(), None, cases)
+        run_side(options.script, options.before.resolve(), first.resolve(), None, cases)
         run_side("after.py", options.after.resolve(), second, first.resolve(), cases)
         lines = [
             compare(case.name, *(read(side / f"{case.name}.npz") for side in (first, second)))
@@ -247,10 +256,11 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def digest() -> str:
+def digest(script: str, checkout: Path) -> str:
     """Of what before's files depend on, so that kept ones are never those of other cases."""
-    sources = [HERE / name for name in ("cases.py", "common.py", "before.py")]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    sources = [(HERE / name).read_bytes() for name in ("cases.py", "common.py", script)]
+    place = str(checkout.resolve()).encode()
+    return hashlib.sha256(b"".join([*sources, place])).hexdigest()[:12]
 
 
 if __name__ == "__main__":

@@ -122,10 +122,10 @@ def test_a_second_batch_of_the_same_bucket_compiles_nothing(adam_step):
 def test_the_policy_learns_what_is_rewarded():
     optimizer = optax.adam(1e-2)
     step = step_of(optimizer)
-    state = init_state(params(), optimizer)
+    state, key = init_state(params(), optimizer), jax.random.key(2)
     rewards = []
     for seed in range(40):
-        state, result = step(state, batch(seed), KEY, EVEN)
+        state, result = step(state, batch(seed), key, EVEN)
         rewards.append(float(result.metrics["reward"]))
     assert np.mean(rewards[:3]) < 0.65
     assert np.mean(rewards[-3:]) > 0.9
