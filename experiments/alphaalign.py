@@ -9,8 +9,8 @@
     python experiments/alphaalign.py demo --run runs/judged --helpfulness mine.py:score
     python experiments/alphaalign.py demo --run runs/short --add-reward mine.py:short=0.1
 
-The paper trains by PPO; the presets' baseline needs no critic, which is a second model in memory
-and a second gradient.
+The paper trains by PPO. The presets hold rewards to a mean instead (`Shrinkage`): a critic is a
+second model in memory and a second gradient.
 
 Presets (the first word): what each is for and the hardware it is meant for stand at its definition
 below. Everything can be overridden by a flag; `--help` after the preset lists them.

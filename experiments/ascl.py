@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from jaxalign.data import Prompt, RuleBook, builtin_rules, load_all, load_rules
 from jaxalign.data.templates import consulting_messages
-from jaxalign.engine.baselines import Group, InverseFrequency, Shrinkage
+from jaxalign.engine.baselines import InverseFrequency, Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
@@ -51,7 +51,6 @@ from jaxalign.runs.experiment import (
     load_start,
     make_reinforcement,
 )
-from jaxalign.runs.flags import flag_name
 from jaxalign.runs.loop import Interruption
 from jaxalign.runs.presets import LARGE
 from jaxalign.runs.script import Interrupted, run_script
@@ -148,7 +147,14 @@ def run(settings: Ascl, interruption: Interruption) -> None:
     evaluations = {"before": experiment.assess("before", params)}
     if settings.cold_start_rounds:
         params = cold_start(
-            settings, experiment, interruption, model, params, tokenizer, work, book
+            settings,
+            experiment,
+            interruption,
+            model=model,
+            params=params,
+            tokenizer=tokenizer,
+            work=work,
+            book=book,
         )
         evaluations["cold_start"] = experiment.assess("cold_start", params)
     step, state = work.bind(params), work.start(params)
@@ -208,20 +214,13 @@ def check_settings(settings: Ascl) -> None:
         },
         above_zero=["cold_start_learning_rate"],
     )
-    adjust = getattr(settings.objective, "adjust", None)
-    if isinstance(adjust, InverseFrequency) and adjust.form == "baseline":
-        held_to = settings.objective.advantages
-        if not isinstance(held_to, Group):
-            raise InputError(
-                "objective.adjust.form=baseline is a baseline of its own: it goes with "
-                f"--objective.advantages group, not with {flag_name(type(held_to))}"
-            )
 
 
 def cold_start(
     settings: Ascl,
     experiment: Experiment,
     interruption: Interruption,
+    *,
     model: Transformer,
     params: Params,
     tokenizer: Any,

@@ -98,7 +98,9 @@ def run(settings: DirectRefusal, interruption: Interruption) -> None:
     if not answers:
         raise InputError("prompts: none of them is harmful: there is nothing to refuse")
     if settings.harmless == "own":
-        answers += own_answers(settings, interruption, model, params, tokenizer, prompts)
+        answers += own_answers(
+            settings, interruption, prompts, model=model, params=params, tokenizer=tokenizer
+        )
     documents, prefix = answer_documents(tokenizer, bare_messages, answers)
     batches = PackedBatches(
         documents,
@@ -136,10 +138,11 @@ def check_settings(settings: DirectRefusal) -> None:
 def own_answers(
     settings: DirectRefusal,
     interruption: Interruption,
+    prompts: Sequence[Prompt],
+    *,
     model: Transformer,
     params: Params,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
 ) -> list[tuple[str, list[int]]]:
     """One answer of the start model to each harmless prompt; those that refuse are left out.
 

@@ -55,12 +55,15 @@ def modules() -> dict[str, ast.Module]:
 
 def imports(tree: ast.Module) -> list[tuple[str, str]]:
     """(module without `jaxalign.`, name) of every import of ours, in functions too."""
-    return [
-        (node.module.removeprefix("jaxalign").removeprefix("."), alias.name)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxalign")
-        for alias in node.names
-    ]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxalign"):
+            module = (node.module or "").removeprefix("jaxalign").removeprefix(".")
+            found += [(module, alias.name) for alias in node.names]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("jaxalign.")]
+            found += [(name.removeprefix("jaxalign."), "") for name in names]
+    return found
 
 
 MODULES = modules()
@@ -68,7 +71,7 @@ MODULES = modules()
 
 def target(module: str, name: str) -> str:
     """The file that an import reads: a submodule, a module, or a package's `__init__`."""
-    for candidate in (f"{module}.{name}".lstrip("."), module):
+    for candidate in (f"{module}.{name}".strip("."), module):
         if candidate in MODULES:
             return candidate
     return f"{module}.__init__"
@@ -119,6 +122,26 @@ def test_no_two_public_functions_of_one_name():
                 places[node.name].append(name)
     twice = {name: found for name, found in places.items() if len(found) > 1}
     assert set(twice) == set(SAME_FUNCTION_NAME), twice
+
+
+def positional(node: ast.FunctionDef) -> list[str]:
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def test_no_public_function_takes_six_positional_arguments():
+    """In the experiments too: what comes sixth is named where it is given."""
+    pages = sorted((PACKAGE.parent / "experiments").rglob("*.py"))
+    trees = MODULES | {str(page): ast.parse(page.read_text()) for page in pages}
+    many = [
+        f"{name}: {node.name}"
+        for name, tree in trees.items()
+        for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef)))
+        for node in scope.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        if len(positional(node)) > 5
+    ]
+    assert not many
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -266,14 +266,16 @@ def train(settings: Settings, arm: str, rate: float, flags: Sequence[str]) -> bo
     model = settings.model
     if arm == "cada":
         start = settings.out / "start"
-        if not perform(settings, "sft-cases", settings.start_learning_rate, model, start, flags):
+        rate_before = settings.start_learning_rate
+        if not perform(settings, "sft-cases", rate_before, model=model, folder=start, flags=flags):
             return False
         model = str(start / "model")
-    return perform(settings, arm, rate, model, folder_of(settings, arm, rate), flags)
+    folder = folder_of(settings, arm, rate)
+    return perform(settings, arm, rate, model=model, folder=folder, flags=flags)
 
 
 def perform(
-    settings: Settings, arm: str, rate: float, model: str, folder: Path, flags: Sequence[str]
+    settings: Settings, arm: str, rate: float, *, model: str, folder: Path, flags: Sequence[str]
 ) -> bool:
     """Trains into a folder unless it holds the model, resumed where there is a checkpoint."""
     source = "detailed-code" if arm == "sft-detailed" else "cases"

@@ -22,7 +22,7 @@ from jaxalign.engine.baselines import (
 )
 from jaxalign.engine.checks import check_decoder, check_objective, check_reward
 from jaxalign.engine.experience import Experience, Rows, experience_of
-from jaxalign.engine.objective import GRPO, Objective
+from jaxalign.engine.objective import GRPO, Objective, policy_loss
 from jaxalign.engine.optimizer import (
     AdamW,
     Cosine,
@@ -110,6 +110,7 @@ __all__ = [
     "learning_rates",
     "make_step",
     "plain_decoder",
+    "policy_loss",
     "policy_of",
     "skip_nonfinite",
     "skipped_updates",

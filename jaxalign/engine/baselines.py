@@ -75,7 +75,7 @@ class Shrinkage:
     """
 
     weight: float = 0.5
-    """Of the batch's mean, from 0 to 1."""
+    """Weight of the batch's mean, from 0 to 1."""
     scale: bool = True
     """Divide by the batch's standard deviation."""
     ddof: int = 1
@@ -162,7 +162,7 @@ class PerTerm:
     """
 
     weights: tuple[float, ...] | None = None
-    """Of the terms; None weighs all alike."""
+    """Weights of the terms; None weighs all alike. Those of the sum are left aside."""
 
     def __call__(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
         """`[N, G]`.

@@ -4,7 +4,7 @@ Each check runs the piece on inputs of a few tokens, under jit, and raises a Val
 what does not hold. Passing says that the piece fits the step, not that it is any good.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,15 +22,15 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Batch, Metrics, Params, Prompts, Rollout, Score
-from jaxalign.rewards.terms import host_parts
+from jaxalign.rewards.terms import GivenValues, HostValues
 
 _LARGE = 1024  # entries from which an array has no business in a program as a constant
 
 
-PROMPTS = np.array([[0, 3, 1], [2, 1, 3]], np.int32)
-PROMPT_MASK = np.array([[False, True, True], [True, True, True]])
-TOKENS = np.array([[1, 2, 3], [3, 0, 1], [2, 2, 0], [0, 1, 1]], np.int32)
-PREFIX = np.array([1, 2], np.int32)
+_PROMPTS = np.array([[0, 3, 1], [2, 1, 3]], np.int32)
+_PROMPT_MASK = np.array([[False, True, True], [True, True, True]])
+_TOKENS = np.array([[1, 2, 3], [3, 0, 1], [2, 2, 0], [0, 1, 1]], np.int32)
+_PREFIX = np.array([1, 2], np.int32)
 
 
 def check_decoder(model: Decoder, params: Params, *, tolerance: float = 1e-3) -> None:
@@ -46,34 +46,37 @@ def check_decoder(model: Decoder, params: Params, *, tolerance: float = 1e-3) ->
       ValueError: the first thing that does not hold.
     """
     scores = _jitted("next_logits", lambda params: _step_logits(model, params))(params)
-    rows, shape = TOKENS.shape[0], scores.shape
+    rows, shape = _TOKENS.shape[0], scores.shape
     _expect(
         len(shape) == 3 and shape[1] == rows,
         f"next_logits has the shape {shape[1:]} for {rows} rows: return [rows, vocabulary]",
     )
     _check_numbers("next_logits", scores, shape)
     logps = _jitted("logps", lambda params: _full_logps(model, params))(params)
-    _check_numbers("logps", logps, TOKENS.shape)
+    _check_numbers("logps", logps, _TOKENS.shape)
     stepwise = _chosen(scores)
     _agree(stepwise[:, 0], logps[:, 0], tolerance, "next_logits and logps differ from token 0 on")
     _agree(stepwise, logps, tolerance, "the cache disagrees with the full pass, logps")
-    hot = _full_logps(model, params, temperature=2.0)
+    hot = _jitted("logps", lambda params: _full_logps(model, params, temperature=2.0))(params)
     _agree(_chosen(scores / 2.0), hot, tolerance, "logps are not those of softmax(z / temperature)")
     _check_prompts(model, params, logps, tolerance)
-    gradients = jax.grad(lambda params: _full_logps(model, params)[:, :2].sum())(params)
+    gradient = jax.grad(lambda params: _full_logps(model, params)[:, :2].sum())
+    gradients = _jitted("the gradient of logps", gradient)(params)
     _check_gradient("logps", gradients)
 
 
 def _check_prompts(model: Decoder, params: Params, logps: jax.Array, tolerance: float) -> None:
     """A prefix is as if written before each prompt, and padding may stand on either side."""
-    opening = np.broadcast_to(PREFIX, (len(PROMPTS), PREFIX.size))
-    written = np.concatenate([opening, PROMPTS], axis=1)
-    exists = np.concatenate([np.ones(opening.shape, bool), PROMPT_MASK], axis=1)
-    apart = _logps_of(model, params, written, exists)
+    opening = np.broadcast_to(_PREFIX, (len(_PROMPTS), _PREFIX.size))
+    written = np.concatenate([opening, _PROMPTS], axis=1)
+    exists = np.concatenate([np.ones(opening.shape, bool), _PROMPT_MASK], axis=1)
+    apart = _jitted("logps", lambda params: _logps_of(model, params, written, exists))(params)
     _agree(apart, logps, tolerance, "a prefix is not read as if it stood before every prompt")
-    order = np.argsort(~PROMPT_MASK, axis=1, kind="stable")
-    moved, mask = (np.take_along_axis(x, order, axis=1) for x in (PROMPTS, PROMPT_MASK))
-    right = _logps_of(model, params, moved, mask, prefix=PREFIX)
+    order = np.argsort(~_PROMPT_MASK, axis=1, kind="stable")
+    moved, mask = (np.take_along_axis(x, order, axis=1) for x in (_PROMPTS, _PROMPT_MASK))
+    right = _jitted("logps", lambda params: _logps_of(model, params, moved, mask, prefix=_PREFIX))(
+        params
+    )
     _agree(right, logps, tolerance, "prompts padded on the left and on the right are read unalike")
 
 
@@ -88,7 +91,8 @@ def check_reward(
     """Checks a reward on completions drawn at random.
 
     Args:
-      reward: a `jaxalign.rewards.Reward`; parts on the host are given zeros.
+      reward: a `jaxalign.rewards.Reward`; in the place of each part on the host one number a row
+        is given, so a part that scores fewer rows can't be checked here.
       batch: N prompts with what the reward needs to know of them.
       vocab_size: V; tokens are drawn from it.
       samples_per_prompt: G.
@@ -101,12 +105,14 @@ def check_reward(
     shape = (prompts * samples_per_prompt, max_new_tokens)
     samples = _random_rollout(shape, prompts, vocab_size)
     _check_leaves(reward)
-    if host_parts(reward):
-        return  # only the host can say what they give
+    zeros = GivenValues(jnp.zeros(shape[0]))
+    is_host = lambda node: isinstance(node, HostValues)  # noqa: E731
+    give = lambda node: zeros if is_host(node) else node  # noqa: E731
+    reward = jax.tree.map(give, reward, is_leaf=is_host)
     score = _jitted("the reward", lambda reward, batch: reward(batch, samples))(reward, batch)
     _expect(
         isinstance(score, Score),
-        f"the reward returns a {type(score).__name__}: return a Score, or use device_reward",
+        f"the reward returns {_named(score)}: return a Score, or use device_reward",
     )
     for name, values in {"rewards": score.rewards, **score.terms}.items():
         _check_numbers(name, values, (prompts, samples_per_prompt))
@@ -116,14 +122,13 @@ def check_reward(
         found = f"the detail {name} has the shape {values.shape}"
         _expect(values.shape == shape[:1], f"{found}: return one entry for each of {shape[0]} rows")
     _check_scalars(score.metrics)
-    consts = jax.make_jaxpr(lambda reward: reward(batch, samples))(reward).consts
-    given = {id(x) for x in jax.tree.leaves((batch, samples))}
-    large = [x.shape for x in consts if np.size(x) > _LARGE and id(x) not in given]
-    _expect(
-        not large,
-        f"the reward holds an array of shape {large[:1]} as a constant of the program: make it a "
-        "field of the pytree",
-    )
+    traced = jax.make_jaxpr(lambda *arguments: arguments[0](*arguments[1:]))(reward, batch, samples)
+    for constant in _constants(traced):
+        _expect(
+            np.size(constant) <= _LARGE,
+            f"the reward holds an array of shape {np.shape(constant)} as a constant of the "
+            "program: make it a field of the pytree",
+        )
 
 
 def _check_leaves(reward: Any) -> None:
@@ -140,20 +145,28 @@ def _check_leaves(reward: Any) -> None:
         )
 
 
-def check_objective(objective: Objective, model: Any = None, params: Params | None = None) -> None:
+def check_objective(
+    objective: Objective,
+    model: Any = None,
+    params: Params | None = None,
+    *,
+    base: Params | None = None,
+) -> None:
     """Checks an objective on a rollout of random tokens: gradients, and that parts add up.
 
     Args:
       objective: an `Objective`.
       model: a `Decoder` of at least four words; by default a random `Transformer`.
       params: what is trained; by default that model's, with a critic for PPO.
+      base: parameters of the reference; by default the policy's where the objective has a `kl`.
 
     Raises:
       ValueError: the first thing that does not hold.
     """
     if model is None or params is None:
         model, params = _tiny_transformer(critic=isinstance(objective, PPO))
-    base = None if getattr(objective, "kl", None) is None else policy_of(params)
+    if base is None and getattr(objective, "kl", None) is not None:
+        base = policy_of(params)
     batch, samples, score = _tiny_rollout()
     begin = lambda params: objective.experience(  # noqa: E731
         model, params, batch, samples, score, base=base, parts=1
@@ -161,28 +174,30 @@ def check_objective(objective: Objective, model: Any = None, params: Params | No
     experience, metrics = _jitted("experience", begin)(params)
     _expect(
         isinstance(experience, Experience),
-        f"experience returns a {type(experience).__name__} first: return (Experience, metrics)",
+        f"experience returns {_named(experience)} first: return (Experience, metrics)",
     )
     rows = experience.rows
-    _check_numbers("advantages", rows.advantages, rows.advantages.shape)
+    shape = rows.mask.shape[: max(1, rows.advantages.ndim)]
+    _check_numbers("advantages", rows.advantages, shape)
     totals = Totals.of(rows.mask)
 
-    def loss(params: Params, rows: Rows) -> jax.Array:
-        return objective.loss(model, params, Experience(rows, experience.prefix), totals)[0]
+    def loss(params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:
+        return objective.loss(model, params, Experience(rows, experience.prefix), totals)
 
-    value, gradients = _jitted("loss", jax.value_and_grad(loss))(params, rows)
+    whole = _jitted("loss", jax.value_and_grad(loss, has_aux=True))
+    (value, more), gradients = whole(params, rows)
     _check_numbers("loss", value, ())
     _check_gradient("loss", gradients)
-    parts = map_parts(lambda rows: loss(params, rows)[None], rows, 2).sum()
+    _check_scalars(metrics | more)
+    parts = map_parts(lambda rows: loss(params, rows)[0][None], rows, 2).sum()
     _agree(parts, value, 1e-4, "the losses of two micro-batches do not add up: divide by totals")
-    _check_scalars(metrics)
 
 
 # --- what they are made of ------------------------------------------------------------------------
 
 
 def _full_logps(model: Decoder, params: Params, temperature: float = 1.0) -> jax.Array:
-    return _logps_of(model, params, PROMPTS, PROMPT_MASK, prefix=PREFIX, temperature=temperature)
+    return _logps_of(model, params, _PROMPTS, _PROMPT_MASK, prefix=_PREFIX, temperature=temperature)
 
 
 def _logps_of(
@@ -198,8 +213,8 @@ def _logps_of(
         params,
         jnp.asarray(prompts),
         jnp.asarray(mask),
-        jnp.asarray(TOKENS),
-        jnp.ones(TOKENS.shape, bool),
+        jnp.asarray(_TOKENS),
+        jnp.ones(_TOKENS.shape, bool),
         prefix=None if prefix is None else jnp.asarray(prefix),
         temperature=temperature,
     )
@@ -207,13 +222,13 @@ def _logps_of(
 
 def _step_logits(model: Decoder, params: Params) -> jax.Array:
     """Logits of each completion token `[T, B, V]`, one step after the other."""
-    prompts, mask, tokens, prefix = map(jnp.asarray, (PROMPTS, PROMPT_MASK, TOKENS, PREFIX))
+    prompts, mask, tokens, prefix = map(jnp.asarray, (_PROMPTS, _PROMPT_MASK, _TOKENS, _PREFIX))
     context = model.prefill(params, prompts, mask, prefix)
-    group = TOKENS.shape[0] // PROMPTS.shape[0]
-    cache = model.start(params, context, group, TOKENS.shape[1])
+    group = _TOKENS.shape[0] // _PROMPTS.shape[0]
+    cache = model.start(params, context, group, _TOKENS.shape[1])
     current = jnp.repeat(prompts[:, -1], group)
     scores = []
-    for step in range(TOKENS.shape[1]):
+    for step in range(_TOKENS.shape[1]):
         logits, cache = model.next_logits(params, context, cache, current, jnp.int32(step))
         scores.append(logits)
         current = tokens[:, step]
@@ -223,11 +238,16 @@ def _step_logits(model: Decoder, params: Params) -> jax.Array:
 def _chosen(scores: jax.Array) -> jax.Array:
     """Log-probabilities `[B, T]` of the tokens under logits `[T, B, V]`."""
     logps = jax.nn.log_softmax(scores.transpose(1, 0, 2))
-    return jnp.take_along_axis(logps, jnp.asarray(TOKENS)[:, :, None], axis=2)[:, :, 0]
+    return jnp.take_along_axis(logps, jnp.asarray(_TOKENS)[:, :, None], axis=2)[:, :, 0]
 
 
 def _tiny_transformer(*, critic: bool) -> tuple[Transformer, Params]:
-    model = Transformer(ModelConfig(16, 2, 8, 2, 1, 4, 16), dtype=jnp.float32)
+    model = Transformer(
+        ModelConfig(
+            16, num_layers=2, model_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16
+        ),
+        dtype=jnp.float32,
+    )
     ids = jnp.zeros((1, 1), jnp.int32)
     boxed: Any = model.init(jax.random.key(0), ids, ids, ids == 0)
     params = meta.unbox(boxed["params"])
@@ -258,6 +278,17 @@ def _random_rollout(shape: tuple[int, int], prompts: int, vocab_size: int) -> Ro
     )
 
 
+def _constants(traced: Any) -> Iterator[Any]:
+    """The arrays that a traced function holds, and those that jitted functions in it hold."""
+    yield from traced.consts
+    for equation in traced.jaxpr.eqns:
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr") and hasattr(inner, "consts"):
+                yield from _constants(inner)
+
+
 def _jitted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function under jit; what goes wrong becomes one line."""
 
@@ -269,6 +300,10 @@ def _jitted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError(f"{name} fails under jit: {type(error).__name__}: {first}") from error
 
     return call
+
+
+def _named(value: Any) -> str:
+    return "an array" if isinstance(value, jax.Array) else f"a {type(value).__name__}"
 
 
 def _expect(holds: Any, otherwise: str) -> None:

@@ -87,5 +87,6 @@ def update_repeatedly(
 
     state, history = jax.lax.scan(one, state, chosen, length=epochs * minibatches)
     metrics = {name: jnp.mean(values) for name, values in history.items()}
-    first, last = history["logp_gap"][0], history["skipped_updates"][-1]
-    return state, metrics | {"logp_gap": first, "skipped_updates": last}
+    if "logp_gap" in history:
+        metrics["logp_gap"] = history["logp_gap"][0]
+    return state, metrics | {"skipped_updates": history["skipped_updates"][-1]}

@@ -152,17 +152,16 @@ def policy_loss(
 
     Returns:
       as `Objective.loss`; the metrics are `loss`, `logp_gap` (the mean distance to the sampler's
-      log-probabilities), with `Clipped` its fractions, and with a reference `kl`.
+      log-probabilities), what the surrogate's `fractions` gives if it has that method, and with a
+      reference `kl`.
     """
     rows = part.rows
     old, mask, advantages = rows.samples.logps, rows.mask, rows.advantages
     loss = objective.surrogate(logps, old, advantages, mask=mask)
     gap = jnp.where(mask, jnp.abs(logps - old), 0.0)
     metrics = {"logp_gap": gap.sum() / totals.tokens}
-    if isinstance(objective.surrogate, Clipped):
-        metrics |= objective.surrogate.fractions(
-            logps, old, advantages, mask, normalizer=totals.tokens
-        )
+    if fractions := getattr(objective.surrogate, "fractions", None):
+        metrics |= fractions(logps, old, advantages, mask, normalizer=totals.tokens)
     if rows.reference_logps is not None:
         kl = objective.kl(logps, rows.reference_logps, old, mask=mask)
         loss = loss + objective.kl.coefficient * kl

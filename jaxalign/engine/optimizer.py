@@ -73,14 +73,14 @@ class AdamW:
     """AdamW on gradients clipped to a global norm; short memories, no weight decay by default."""
 
     b1: float = 0.5
-    """Of the mean of gradients. Ours: a run has tens of steps, and the pull to refuse turns within
-    a few."""
+    """Decay rate of the mean of gradients (β₁). Ours: a run has tens of steps, and the pull to
+    refuse turns within a few."""
     b2: float = 0.95
-    """Of the mean of their squares; ours too."""
+    """Decay rate of the mean of their squares (β₂); ours too."""
     eps: float = 1e-8
-    """Added to the root of that."""
+    """Added to the root of the mean of squares (ε)."""
     weight_decay: float = 0.0
-    """Of all parameters, times the learning rate."""
+    """Share of each parameter that an update takes off, times the learning rate."""
 
     def __call__(
         self, learning_rate: optax.ScalarOrSchedule, *, max_grad_norm: float
@@ -118,7 +118,8 @@ def skip_nonfinite(optimizer: optax.GradientTransformation) -> optax.GradientTra
     all of them until it is made.
 
     Args:
-      optimizer: any optax transformation.
+      optimizer: any optax transformation; this wrapper is the outermost one, where a step looks for
+        the count.
     """
 
     def init(params: Params) -> SkipState:

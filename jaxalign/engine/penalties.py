@@ -17,7 +17,8 @@ from jaxalign.losses import kl_divergence
 class Penalty(Protocol):
     """`(logps, reference_logps, old_logps, *, mask) -> [B, T]`, an estimate of each token's KL.
 
-    Its attribute `coefficient` says how much of it is added to the loss.
+    Not a bare function: its attribute `coefficient` says how much of it is added to the loss. (It
+    is not declared, so that flags can tell what is a penalty by its method.)
     """
 
     def __call__(  # noqa: D102
@@ -40,7 +41,7 @@ class KL:
     """
 
     coefficient: float = 0.02
-    """Of the KL to the start model in the loss."""
+    """Weight of the KL to the start model in the loss."""
 
     def __call__(
         self,
@@ -59,7 +60,7 @@ class K2:
     """The estimate d²/2, whose gradient is the KL's for the first update to a rollout alone."""
 
     coefficient: float = 0.02
-    """Of the KL to the start model in the loss."""
+    """Weight of the KL to the start model in the loss."""
 
     def __call__(
         self,
@@ -78,7 +79,7 @@ class K3:
     """The estimate e^d - d - 1, with the gradient of TRL's older versions, tunix and verl."""
 
     coefficient: float = 0.02
-    """Of the KL to the start model in the loss."""
+    """Weight of the KL to the start model in the loss."""
 
     def __call__(
         self,

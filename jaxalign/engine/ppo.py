@@ -27,7 +27,7 @@ from jaxalign.losses import (
     value_loss,
     whiten,
 )
-from jaxalign.models.decoder import Decoder
+from jaxalign.models.decoder import Decoder, StatesDecoder
 from jaxalign.models.heads import logits
 from jaxalign.records import Batch, Metrics, Params, Rollout, Score
 
@@ -163,7 +163,12 @@ def with_critic(model: Any, params: Params) -> Params:
     Args:
       model: a `StatesDecoder`.
       params: of the policy; not copied.
+
+    Raises:
+      ValueError: the decoder gives no states.
     """
+    if not isinstance(model, StatesDecoder):
+        raise ValueError("a critic reads hidden states: give a StatesDecoder, or take GRPO")
     width = model.output_weight(params).shape[1]
     trunk = params
     if isinstance(params, dict):  # of ours: an output projection, which a critic has no use for

@@ -115,7 +115,8 @@ class Step:
             return self.whole(state, batch, key, frozen)
         samples = self.rollout(state, batch, key)
         place = lambda values: to_devices(values, self.mesh, rows=True)  # noqa: E731
-        seen_batch, seen_samples = fetch((batch, samples))
+        # The host has no use for the tool's tables, which may be large.
+        seen_batch, seen_samples = fetch((dataclasses.replace(batch, tool=None), samples))
         reward = resolve_on_host(frozen.reward, seen_batch, seen_samples, place)
         return self.learn(state, batch, samples, key, Frozen(reward, frozen.base))
 

@@ -121,9 +121,9 @@ class SoftGated:
     """SAPO: a smooth gate in place of the hard clip (`soft_gated_surrogate`)."""
 
     temperature_positive: float = 1.0
-    """Of the gate where the advantage is positive."""
+    """Temperature of the gate where the advantage is positive, above 0."""
     temperature_negative: float = 1.05
-    """Of the gate where it is not."""
+    """Temperature of the gate where it is not, above 0."""
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from jaxalign.rewards.refusals import (
     wording_pattern,
 )
 from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
-from jaxalign.rewards.terms import Reward, device_reward, host_reward
+from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_reward
 from jaxalign.rewards.verifiers import (
     ANSWER_TAGS,
     CONSULTING_FORMAT_PATTERN,
@@ -26,6 +26,8 @@ from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
 from jaxalign.text.matcher import Matcher, token_bytes
 
 __all__ = [
+    "Addable",
+    "Sum",
     "Helpfulness",
     "Likelihood",
     "PromptFacts",

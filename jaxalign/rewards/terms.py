@@ -31,6 +31,10 @@ class Addable:
     def __add__(self, other: Any) -> "Sum":
         return Sum((*_terms_of(self), *_terms_of(other)))
 
+    def __radd__(self, zero: int) -> Any:
+        """What `sum([a, b])` starts with."""
+        return self if zero == 0 else NotImplemented
+
     def __mul__(self, weight: float | jax.Array) -> "Sum":
         return Sum(tuple(term.times(weight) for term in _terms_of(self)))
 
@@ -81,12 +85,13 @@ class Sum(Addable):
         """The `Score` of the sum.
 
         Raises:
-          ValueError: two terms of one name.
+          ValueError: two terms, details or metrics of one name.
         """
         scores = [term.reward(batch, samples) for term in self.terms]
-        names = [name for score in scores for name in score.terms]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two terms of a reward are called {', '.join(sorted(twice))}")
+        for field in ("terms", "details", "metrics"):
+            names = [name for score in scores for name in getattr(score, field)]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"two {field} of a reward are called {', '.join(sorted(twice))}")
         pairs = zip(self.terms, scores, strict=True)
         total: Any = sum(term.weight * score.rewards for term, score in pairs)
         join = lambda field: {k: v for s in scores for k, v in getattr(s, field).items()}  # noqa: E731
@@ -96,6 +101,9 @@ class Sum(Addable):
 
 
 def _terms_of(reward: Any) -> tuple[Weighted, ...]:
+    leaves = jax.tree.leaves(reward)
+    if len(leaves) == 1 and leaves[0] is reward:
+        raise TypeError("only rewards add up: wrap a function by device_reward or host_reward")
     return reward.terms if isinstance(reward, Sum) else (Weighted(reward),)
 
 
@@ -121,7 +129,8 @@ def device_reward(
     """A reward of a function of arrays, which runs inside the compiled step.
 
     Args:
-      function: `(batch, samples) -> [B]` or `[N, G]`, jit-able.
+      function: `(batch, samples) -> [B]` or `[N, G]`, jit-able. It is compared by identity: the
+        same object at every step, or each step compiles anew.
       name: of the term in metrics; by default the function's.
     """
     return DeviceReward(function, name or function.__name__)

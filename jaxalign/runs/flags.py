@@ -161,8 +161,8 @@ def _take(arguments: list[str], place: int) -> tuple[str, list[str]]:
 def _chosen(path: str, name: str, classes: tuple[type, ...], optional: bool, settings: Any) -> Any:
     """The object of that name: the present one if it has it, else a new one.
 
-    A new one keeps the fields that it shares with the present one and that are chosen themselves,
-    such as an objective's surrogate.
+    A new one keeps the fields that it shares with the present one, such as an objective's surrogate
+    or a KL's coefficient.
     """
     if optional and name.lower() == NONE:
         return None
@@ -174,8 +174,7 @@ def _chosen(path: str, name: str, classes: tuple[type, ...], optional: bool, set
     if type(present) is wanted:
         return present
     fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
-    has = {path for path, _, _ in choosable(present)} if present is not None else set()
-    kept = {f.name: getattr(present, f.name) for f in fields if f.name.replace("_", "-") in has}
+    kept = {f.name: getattr(present, f.name) for f in fields if hasattr(present, f.name)}
     return wanted(**kept)
 
 

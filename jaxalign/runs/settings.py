@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from jaxalign.engine.baselines import Shrinkage
+from jaxalign.engine.baselines import Group, InverseFrequency, Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.optimizer import AdamW, Decay, Linear
 from jaxalign.engine.ppo import PPO
 from jaxalign.host.errors import InputError
 from jaxalign.models.files.huggingface import check_replaceable
+from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.flags import CHOICES, flag_name, parse_flags
 
 
@@ -49,7 +50,7 @@ class Settings:
     max_new_tokens: int = 64
     """T, longest completion."""
     temperature: float = 0.7
-    """Of what is sampled, and of the policy in RL's loss."""
+    """Temperature of sampling, and of the policy in RL's loss."""
     steps: int = 40
     """Steps in all; with RL each has --epochs x --minibatches updates."""
     learning_rate: float = 6e-5
@@ -61,7 +62,7 @@ class Settings:
     decay: Decay = Linear()
     """How it falls."""
     optimizer: AdamW = AdamW()
-    """AdamW's other constants."""
+    """Constants of AdamW beside the learning rate."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     micro_batches: int = 1
@@ -71,7 +72,7 @@ class Settings:
     sample_every: int = 5
     """Steps between transcripts in samples.jsonl, of a run that samples."""
     seed: int = 0
-    """Of sampling and data order."""
+    """Seed of sampling and data order."""
 
     @property
     def updates_per_step(self) -> int:
@@ -189,6 +190,13 @@ def _check_rl(settings: RLSettings, samples: bool) -> None:
     for name, smallest in _LEAST_OF_RL.items():
         _at_least(settings, name, smallest)
     _above_zero(settings, "critic_learning_rate")
+    for spec in settings.add_reward:
+        split_weight(spec)
+    for name in ("b1", "b2"):
+        if not 0 <= getattr(settings.optimizer, name) < 1:
+            raise InputError(
+                f"optimizer.{name}={getattr(settings.optimizer, name)} must be from 0 to below 1"
+            )
     for name in ("format_weight", "refusal_weight"):
         _not_negative(settings, name)
     check_objective_settings(settings.objective)
@@ -243,7 +251,11 @@ def check_objective_settings(objective: Any) -> None:
         ("lambda_", lambda x: 0 <= x <= 1, "from 0 to 1"),
         ("value_clip", lambda x: x is None or x > 0, "a number above 0, or None for no bound"),
         ("surrogate.low", lambda x: 0 <= x <= 1, "from 0 to 1"),
-        ("surrogate.high", lambda x: x >= 0, "a number, 0 or above"),
+        ("surrogate.high", lambda x: x >= 0 and math.isfinite(x), "a number, 0 or above"),
+        ("surrogate.max_ratio", lambda x: x > objective.surrogate.min_ratio, "above min_ratio"),
+        ("surrogate.temperature_positive", lambda x: x > 0, "a number above 0"),
+        ("surrogate.temperature_negative", lambda x: x > 0, "a number above 0"),
+        ("advantages.eps", lambda x: x >= 0, "a number, 0 or above"),
         ("surrogate.dual", lambda x: x is None or x > 1, "a number above 1, or None for no bound"),
         ("advantages.weight", lambda x: 0 <= x <= 1, "from 0 to 1"),
         ("advantages.ddof", lambda x: x in (0, 1), "0 or 1"),
@@ -262,6 +274,14 @@ def check_objective_settings(objective: Any) -> None:
             continue
         if not allowed(value):
             raise InputError(f"objective.{name}={value} must be {says}")
+    adjust = getattr(objective, "adjust", None)
+    if isinstance(adjust, InverseFrequency) and adjust.form == "baseline":
+        if not isinstance(objective.advantages, Group):
+            raise InputError(
+                "objective.adjust.form=baseline is a baseline of its own: it goes with "
+                "--objective.advantages group, not with "
+                f"{flag_name(type(objective.advantages))}"
+            )
 
 
 def check_mesh(settings: RLSettings) -> None:

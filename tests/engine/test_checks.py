@@ -153,7 +153,7 @@ LARGE = jnp.ones(2048)
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda samples: jnp.ones((3, 2)), "returns a ArrayImpl: return a Score"),
+        (lambda samples: jnp.ones((3, 2)), "returns an array: return a Score"),
         (lambda samples: Score(jnp.ones(6)), r"rewards has the shape \(6,\): return \(3, 2\)"),
         (lambda samples: Score(jnp.ones((3, 2), int)), "rewards is int32: return float32"),
         (lambda samples: Score(jnp.ones((3, 2)) / 0.0), "rewards is not finite"),
@@ -171,7 +171,11 @@ LARGE = jnp.ones(2048)
         ),
         (
             lambda samples: Score(LARGE[samples.tokens[:, :2]][:3]),
-            r"holds an array of shape \[\(2048,\)\] as a constant of the program",
+            r"holds an array of shape \(2048,\) as a constant of the program",
+        ),
+        (
+            lambda samples: Score(jax.jit(lambda x: LARGE[x])(samples.tokens[:, :2])[:3]),
+            r"holds an array of shape \(2048,\) as a constant of the program",
         ),
         (lambda samples: Score(jnp.ones((3, 2)) * float(samples.tokens[0, 0])), "fails under jit"),
     ],
@@ -180,6 +184,12 @@ def test_what_is_wrong_with_a_reward(make, line):
     with pytest.raises(ValueError, match=line) as caught:
         check_reward(Returns(make), BATCH, vocab_size=V)
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_on_the_host_does_not_hide_what_is_wrong_on_the_device():
+    late = host_reward(lambda batch, samples: 1 / 0, "late")
+    with pytest.raises(ValueError, match="the reward fails under jit: ZeroDivisionError"):
+        check_reward(late + device_reward(lambda batch, samples: 1 / 0, "now"), BATCH, vocab_size=V)
 
 
 def test_a_bare_function_is_no_reward():
@@ -203,6 +213,16 @@ def constant_loss(logps, old, advantages, *, mask):
     return jnp.zeros_like(logps)
 
 
+class WithMetric:
+    """GRPO that logs a vector."""
+
+    experience = GRPO().experience
+
+    def loss(self, *arguments):
+        loss, metrics = GRPO().loss(*arguments)
+        return loss, metrics | {"vector": jnp.ones(3)}
+
+
 @pytest.mark.parametrize(
     ("objective", "line"),
     [
@@ -210,6 +230,7 @@ def constant_loss(logps, old, advantages, *, mask):
         (GRPO(surrogate=constant_loss), "the gradient of loss is zero"),
         (GRPO(aggregation=lambda values, mask, totals: values), r"loss fails under jit: TypeError"),
         (GRPO(advantages=lambda rewards: rewards / 0.0), "advantages is not finite"),
+        (WithMetric(), "the metric vector is no scalar"),
         (
             GRPO(surrogate=lambda logps, old, adv, *, mask: jnp.sqrt(0.0 * logps)),
             "gradient of loss is not finite",
@@ -229,5 +250,5 @@ def test_a_custom_objective_that_returns_no_experience():
 
         loss = TokenMean
 
-    with pytest.raises(ValueError, match="experience returns a ArrayImpl first"):
+    with pytest.raises(ValueError, match="experience returns an array first"):
         check_objective(Bare())

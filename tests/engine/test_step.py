@@ -199,3 +199,19 @@ def test_the_guard_holds_no_second_copy_of_the_parameters():
     """f049777 decided after the update and held 4.0 times the parameters."""
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     assert temporaries(skip_nonfinite(adam)) < 1.5
+
+
+def test_an_objective_need_not_log_anything():
+    """Several updates to a rollout average what there is."""
+
+    class Bare:
+        experience = OBJECTIVE.experience
+
+        def loss(self, *arguments):
+            return OBJECTIVE.loss(*arguments)[0], {}
+
+    step = make_step(
+        MODEL, ADAM, sampling=SAMPLING, objective=Bare(), updates=Updates(epochs=2, minibatches=2)
+    )
+    _, result = step(init_state(params(), ADAM), batch(), KEY, EVEN)
+    assert float(result.metrics["grad_norm"]) > 0 and "logp_gap" not in result.metrics

@@ -67,5 +67,5 @@ def test_a_new_critic_is_the_policys_trunk_under_a_head_of_zeros():
 def test_a_decoder_without_states_has_no_critic():
     plain = plain_decoder(lambda params, tokens, mask: params[tokens], max_positions=8)
     assert isinstance(MODEL, StatesDecoder) and not isinstance(plain, StatesDecoder)
-    with pytest.raises(AttributeError, match="output_weight"):
+    with pytest.raises(ValueError, match="a critic reads hidden states: give a StatesDecoder"):
         with_critic(plain, jnp.eye(4))

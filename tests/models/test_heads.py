@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from eight_devices import run_on_eight_devices
 
-from jaxalign.models.heads import hidden_token_logps, logits
+from jaxalign.losses import token_entropies
+from jaxalign.models.heads import hidden_entropies, hidden_token_logps, logits
 
 BATCH, LENGTH, WIDTH, VOCAB = 3, 7, 5, 11
 
@@ -140,3 +141,35 @@ def test_bad_arguments_are_named():
         hidden_token_logps(hidden, weight, tokens, temperature=0)
     with pytest.raises(ValueError, match="tile must be at least 1, got 0"):
         hidden_token_logps(hidden, weight, tokens, tile=0)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 21, None])  # of 21
+def test_entropies_and_their_gradients_are_those_of_full_logits(rows):
+    hidden, weight, _ = random_inputs()
+    cotangent = np.random.default_rng(1).normal(size=hidden.shape[:2]).astype(np.float32)
+
+    def of_full_logits(hidden, weight):
+        z = jnp.einsum("btd,vd->btv", hidden, weight)
+        return (token_entropies(z, temperature=0.7) * cotangent).sum()
+
+    def of_some_rows(hidden, weight):
+        found = hidden_entropies(hidden, weight, temperature=0.7, rows=rows)
+        return (found * cotangent).sum()
+
+    both = (jax.value_and_grad(f, argnums=(0, 1)) for f in (of_some_rows, of_full_logits))
+    (value, gradients), (wanted, wanted_gradients) = (f(hidden, weight) for f in both)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for found, right in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(found, right, atol=1e-5)
+
+
+def test_entropies_never_hold_all_logits():
+    """32 rows of 4,096 words are 512 KB; eight rows at a time are 128."""
+    hidden, weight, _ = random_inputs(batch=2, length=16, width=4, vocab=4096)
+    loss = lambda hidden, weight: hidden_entropies(hidden, weight, rows=8).sum()  # noqa: E731
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, weight).compile().as_text()
+    sizes = [
+        np.prod([int(n) for n in shape.split(",")])
+        for shape in re.findall(r"f32\[([\d,]+)\]", text)
+    ]
+    assert max(sizes) < 32 * 4096
