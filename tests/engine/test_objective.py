@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxalign import losses
+from jaxalign.engine import check_objective
 from jaxalign.engine.baselines import (
     Group,
     InverseFrequency,
@@ -172,6 +173,13 @@ def test_the_baseline_form_weighs_the_modes_means_alike():
     )
     got = rebalanced(Group(), OF_EIGHT, SEVEN_TO_ONE, form="baseline", max_weight=2.0)
     np.testing.assert_array_equal(got, wanted)
+
+
+def test_the_baseline_form_goes_with_the_groups_baseline_alone():
+    """As another one it would take its place without a word."""
+    with pytest.raises(ValueError, match="is a baseline itself: use Group"):
+        check_objective(GRPO(WholeBatch(), adjust=InverseFrequency(form="baseline")))
+    check_objective(GRPO(adjust=InverseFrequency(form="baseline")))
 
 
 def test_the_baseline_form_takes_the_place_of_other_advantages():
