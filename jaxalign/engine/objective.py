@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxalign.engine.baselines import Adjust, Advantages, Group
+from jaxalign.engine.baselines import Adjust, Advantages, Group, InverseFrequency
 from jaxalign.engine.experience import Experience, experience_of
 from jaxalign.engine.penalties import Penalty
 from jaxalign.engine.reductions import Aggregation, Keep, TokenMean, Totals
@@ -104,6 +104,9 @@ class GRPO:
         """See `Objective.experience`."""
         if has_critic(params):
             raise ValueError("the state has a critic, which GRPO would not train: PPO does")
+        own_baseline = isinstance(self.adjust, InverseFrequency) and self.adjust.form == "baseline"
+        if own_baseline and not isinstance(self.advantages, Group):
+            raise ValueError('InverseFrequency(form="baseline") is a baseline itself: use Group()')
         advantages = self.advantages(score.rewards)
         if self.adjust is not None:
             advantages = self.adjust(advantages, score, samples)

@@ -18,6 +18,7 @@ from jaxalign.engine.objective import GRPO
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, draw, make_step, update_once
 from jaxalign.host.errors import InputError
+from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.methods.ascl.cold_start import (
     Traces,
     balance_traces,
@@ -125,13 +126,14 @@ def test_ifpo_changes_the_advantages_where_both_modes_occur_and_only_there(param
 
 
 def test_nothing_is_paid_for_consulting(params):
-    """The reward is the safety reward, whatever the mode says."""
+    """The reward is AlphaAlign's without helpfulness, whatever the mode says."""
     samples = draw(MODEL, SAMPLING, params, batch(), KEY)
     other = dataclasses.replace(samples, mode=1 - samples.mode)
-    plain = Safety(verifiers(), format_weight=0.5, refusal_weight=2.0)
+    reward = Consulting(Safety(verifiers(), format_weight=0.5, refusal_weight=2.0))
+    plain = alphaalign_reward(verifiers(), format_weight=0.5, refusal_weight=2.0)
     expected = plain(batch(), samples).rewards
     for given in (samples, other):
-        np.testing.assert_array_equal(Consulting(plain)(batch(), given).rewards, expected)
+        np.testing.assert_array_equal(reward(batch(), given).rewards, expected)
 
 
 def test_consulting_rates_by_hand():

@@ -158,10 +158,10 @@ def test_the_last_of_two_choices_counts():
 
 
 def test_naming_what_is_there_keeps_its_constants():
-    """A preset's KL stays at its coefficient; another estimate starts with its own."""
+    """Fields that both have are kept: a preset's coefficient stays, for another estimate too."""
     mine = preset(GRPO(kl=K2(0.3)))
     assert settings("mine --objective.kl k2", mine).objective.kl == K2(0.3)
-    assert settings("mine --objective.kl k3", mine).objective.kl == K3()
+    assert settings("mine --objective.kl k3", mine).objective.kl == K3(0.3)
 
 
 def test_none_takes_a_part_out():
