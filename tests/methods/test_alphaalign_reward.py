@@ -235,7 +235,8 @@ def test_fused_and_split_paths_give_the_same_parameters_after_three_steps(scene,
     judge = jax.jit(lambda reward, batch, samples: reward(batch, samples))
     learn = jax.jit(functools.partial(update_once, MODEL, optimizer, objective, micro_batches=3))
     for step in range(3):
-        samples = sample(split_state.params, batch, jax.random.fold_in(key, step))
+        drawing = jax.random.fold_in(jax.random.fold_in(key, step), 0)
+        samples = sample(split_state.params, batch, drawing)
         scored = judge(reward, batch, samples)
         advantages = objective.advantages(scored.rewards).reshape(-1)
         split_state, _ = learn(split_state, experience_of(batch, samples, advantages))

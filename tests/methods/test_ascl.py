@@ -78,8 +78,11 @@ def largest_difference(left, right):
 
 
 def test_the_step_with_a_tool_compiles_once_and_equals_the_split_path(params):
-    """The split path takes two micro-batches: IFPO's frequencies are the whole batch's."""
-    optimizer = optax.adam(1e-3)
+    """The split path takes two micro-batches: IFPO's frequencies are the whole batch's.
+
+    By SGD: Adam's first steps are nearly signs, and another fusion's rounding shows as a step.
+    """
+    optimizer = optax.sgd(0.1)
     reward = Consulting(Safety(verifiers(), balance=True))
     fused = make_step(MODEL, optimizer, sampling=SAMPLING, objective=OBJECTIVE)
     split_update = jax.jit(
@@ -89,7 +92,7 @@ def test_the_step_with_a_tool_compiles_once_and_equals_the_split_path(params):
     for step in range(3):
         state, result = fused(state, batch(step), KEY, Frozen(reward))
 
-        key = jax.random.fold_in(KEY, split_state.step)
+        key = jax.random.fold_in(jax.random.fold_in(KEY, split_state.step), 0)
         samples = draw(MODEL, SAMPLING, split_state.params, batch(step), key)
         given = experience(OBJECTIVE, batch(step), samples, reward(batch(step), samples))
         split_state, _ = split_update(split_state, given)
@@ -121,8 +124,10 @@ def test_ifpo_changes_the_advantages_where_both_modes_occur_and_only_there(param
         share = np.asarray(samples.mode).reshape(4, 4).mean(axis=1)
         mixed = (share > 0) & (share < 1) & (share != 0.5)  # at one half all weights are 1
         assert mixed.any() == with_tool
-        changed = (ifpo != grpo).reshape(4, 4).any(axis=1)
-        np.testing.assert_array_equal(changed, mixed & (grpo.reshape(4, 4) != 0).any(axis=1))
+        changed = (np.abs(ifpo - grpo) > 1e-6).reshape(4, 4).any(axis=1)
+        # What all samples of a prompt share is left alone.
+        differ = np.ptp(grpo.reshape(4, 4), axis=1) > 1e-6
+        np.testing.assert_array_equal(changed, mixed & differ)
 
 
 def test_nothing_is_paid_for_consulting(params):
