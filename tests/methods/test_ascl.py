@@ -82,7 +82,7 @@ def test_the_step_with_a_tool_compiles_once_and_equals_the_split_path(params):
 
     By SGD: Adam's first steps are nearly signs, and another fusion's rounding shows as a step.
     """
-    optimizer = optax.sgd(0.1)
+    optimizer = optax.sgd(0.01)
     reward = Consulting(Safety(verifiers(), balance=True))
     fused = make_step(MODEL, optimizer, sampling=SAMPLING, objective=OBJECTIVE)
     split_update = jax.jit(
