@@ -44,7 +44,7 @@ class Group:
 
     def __call__(self, rewards: jax.Array) -> jax.Array:
         """`[N, G]`."""
-        return group_advantages(rewards, scale=self.scale, ddof=self.ddof, eps=self.eps)
+        return group_advantages(rewards, **vars(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class WholeBatch:
 
     def __call__(self, rewards: jax.Array) -> jax.Array:
         """`[N, G]`."""
-        return batch_advantages(rewards, scale=self.scale, ddof=self.ddof, eps=self.eps)
+        return batch_advantages(rewards, **vars(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,7 @@ class Shrinkage:
 
     def __call__(self, rewards: jax.Array) -> jax.Array:
         """`[N, G]`."""
-        return shrinkage_advantages(
-            rewards, weight=self.weight, scale=self.scale, ddof=self.ddof, eps=self.eps
-        )
+        return shrinkage_advantages(rewards, **vars(self))
 
 
 @dataclasses.dataclass(frozen=True)

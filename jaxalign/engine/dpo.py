@@ -16,6 +16,7 @@ import optax
 from flax import struct
 
 from jaxalign.data.order import walk
+from jaxalign.data.templates import pad
 from jaxalign.engine.gradients import accumulate, apply_gradients
 from jaxalign.engine.sft import TuningResult
 from jaxalign.engine.state import TrainState
@@ -133,10 +134,10 @@ class PairBatches:
 
     def _batch(self, rows: Sequence[int]) -> PairBatch:
         pairs = [self._pairs[row] for row in rows]
-        prompts = _pad([p.prompt for p in pairs], max(len(p.prompt) for p in self._pairs))
+        prompts = pad([p.prompt for p in pairs], max(len(p.prompt) for p in self._pairs))
         answers = [answer for p in pairs for answer in (p.chosen, p.rejected)]
         longest = max(len(x) for p in self._pairs for x in (p.chosen, p.rejected))
-        arrays: Any = (*prompts, *_pad(answers, longest), self._reference[list(rows)])
+        arrays: Any = (*prompts, *pad(answers, longest), self._reference[list(rows)])
         on_devices: PairBatch = to_devices(PairBatch(*arrays), self._mesh, rows=True)
         return dataclasses.replace(on_devices, prefix=self._prefix)
 
@@ -192,13 +193,3 @@ def make_preference_step(
         return state, TuningResult(metrics | applied | {"tokens": tokens})
 
     return jax.jit(step, donate_argnums=0)
-
-
-def _pad(rows: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """`[N, width]` ids, zeros behind each row, and which of them exist."""
-    tokens = np.zeros((len(rows), width), np.int32)
-    mask = np.zeros((len(rows), width), bool)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = row
-        mask[index, : len(row)] = True
-    return tokens, mask

@@ -6,7 +6,7 @@ From Python any callable of the same form takes their place.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -52,42 +52,24 @@ class KL:
         mask: jax.Array | None = None,
     ) -> jax.Array:
         """`[B, T]`."""
-        return kl_divergence(logps, reference_logps, estimator="k3", old_logp=old_logps, mask=mask)
+        return kl_divergence(logps, reference_logps, mask=mask, **self._estimator(old_logps))
+
+    def _estimator(self, old_logps: jax.Array) -> dict[str, Any]:
+        """Which of `kl_divergence`'s estimates it is."""
+        return {"estimator": "k3", "old_logp": old_logps}
 
 
 @dataclasses.dataclass(frozen=True)
-class K2:
+class K2(KL):
     """The estimate d²/2, whose gradient is the KL's for the first update to a rollout alone."""
 
-    coefficient: float = 0.02
-    """Weight of the KL to the start model in the loss."""
-
-    def __call__(
-        self,
-        logps: jax.Array,
-        reference_logps: jax.Array,
-        old_logps: jax.Array,
-        *,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """`[B, T]`."""
-        return kl_divergence(logps, reference_logps, mask=mask)
+    def _estimator(self, old_logps: jax.Array) -> dict[str, Any]:
+        return {"estimator": "k2"}
 
 
 @dataclasses.dataclass(frozen=True)
-class K3:
+class K3(KL):
     """The estimate e^d - d - 1, with the gradient of TRL's older versions, tunix and verl."""
 
-    coefficient: float = 0.02
-    """Weight of the KL to the start model in the loss."""
-
-    def __call__(
-        self,
-        logps: jax.Array,
-        reference_logps: jax.Array,
-        old_logps: jax.Array,
-        *,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """`[B, T]`."""
-        return kl_divergence(logps, reference_logps, estimator="k3", mask=mask)
+    def _estimator(self, old_logps: jax.Array) -> dict[str, Any]:
+        return {"estimator": "k3"}

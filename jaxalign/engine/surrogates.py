@@ -106,14 +106,7 @@ class Cispo:
         mask: jax.Array | None = None,
     ) -> jax.Array:
         """`[B, T]`."""
-        return clipped_importance_loss(
-            logps,
-            old_logps,
-            advantages,
-            max_ratio=self.max_ratio,
-            min_ratio=self.min_ratio,
-            mask=mask,
-        )
+        return clipped_importance_loss(logps, old_logps, advantages, mask=mask, **vars(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +127,4 @@ class SoftGated:
         mask: jax.Array | None = None,
     ) -> jax.Array:
         """`[B, T]`."""
-        return soft_gated_surrogate(
-            logps,
-            old_logps,
-            advantages,
-            temperature_positive=self.temperature_positive,
-            temperature_negative=self.temperature_negative,
-            mask=mask,
-        )
+        return soft_gated_surrogate(logps, old_logps, advantages, mask=mask, **vars(self))
