@@ -13,13 +13,15 @@ JOBS ?= 2
 VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint environment clean
 
 demo: $(VENV)/demo
 	$(RUN) experiments/alphaalign.py demo $(ARGS)
 
 test: $(VENV)/test lint
-	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(if $(SLOW),,-m "not slow") $(PYTEST)
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(if $(SLOW),,-m "not slow") $(PYTEST)
+
+environment: $(VENV)/test
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .

