@@ -26,6 +26,7 @@ from jaxalign.engine.objective import GRPO, Objective, policy_loss
 from jaxalign.engine.optimizer import (
     AdamW,
     Cosine,
+    Decay,
     Linear,
     learning_rates,
     skip_nonfinite,
@@ -66,6 +67,7 @@ __all__ = [
     "Clipped",
     "Constant",
     "Cosine",
+    "Decay",
     "Decoder",
     "Experience",
     "Finished",

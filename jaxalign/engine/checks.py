@@ -31,6 +31,7 @@ _PROMPTS = np.array([[0, 3, 1], [2, 1, 3]], np.int32)
 _PROMPT_MASK = np.array([[False, True, True], [True, True, True]])
 _TOKENS = np.array([[1, 2, 3], [3, 0, 1], [2, 2, 0], [0, 1, 1]], np.int32)
 _PREFIX = np.array([1, 2], np.int32)
+_KEPT = np.array([3, 0], np.int32)  # rows that go on after the first token
 
 
 def check_decoder(model: Decoder, params: Params, *, tolerance: float = 1e-3) -> None:
@@ -59,6 +60,8 @@ def check_decoder(model: Decoder, params: Params, *, tolerance: float = 1e-3) ->
     _agree(stepwise, logps, tolerance, "the cache disagrees with the full pass, logps")
     hot = _jitted("logps", lambda params: _full_logps(model, params, temperature=2.0))(params)
     _agree(_chosen(scores / 2.0), hot, tolerance, "logps are not those of softmax(z / temperature)")
+    kept = _jitted("take", lambda params: _step_logits(model, params, kept=_KEPT))(params)
+    _agree(_chosen(kept, _KEPT)[:, 1:], logps[_KEPT, 1:], tolerance, "take mixes up rows")
     _check_prompts(model, params, logps, tolerance)
     gradient = jax.grad(lambda params: _full_logps(model, params)[:, :2].sum())
     gradients = _jitted("the gradient of logps", gradient)(params)
@@ -220,8 +223,11 @@ def _logps_of(
     )
 
 
-def _step_logits(model: Decoder, params: Params) -> jax.Array:
-    """Logits of each completion token `[T, B, V]`, one step after the other."""
+def _step_logits(model: Decoder, params: Params, kept: np.ndarray | None = None) -> jax.Array:
+    """Logits of each completion token `[T, B, V]`, one step after the other.
+
+    With `kept` these rows alone go on after the first token, and all logits are theirs.
+    """
     prompts, mask, tokens, prefix = map(jnp.asarray, (_PROMPTS, _PROMPT_MASK, _TOKENS, _PREFIX))
     context = model.prefill(params, prompts, mask, prefix)
     group = _TOKENS.shape[0] // _PROMPTS.shape[0]
@@ -230,15 +236,18 @@ def _step_logits(model: Decoder, params: Params) -> jax.Array:
     scores = []
     for step in range(_TOKENS.shape[1]):
         logits, cache = model.next_logits(params, context, cache, current, jnp.int32(step))
+        if kept is not None and step == 0:
+            context, cache = model.take(context, cache, jnp.asarray(kept))
+            logits, tokens = logits[kept], tokens[kept]
         scores.append(logits)
         current = tokens[:, step]
     return jnp.stack(scores)
 
 
-def _chosen(scores: jax.Array) -> jax.Array:
-    """Log-probabilities `[B, T]` of the tokens under logits `[T, B, V]`."""
+def _chosen(scores: jax.Array, rows: Any = slice(None)) -> jax.Array:
+    """Log-probabilities `[B, T]` of some rows' tokens under their logits `[T, B, V]`."""
     logps = jax.nn.log_softmax(scores.transpose(1, 0, 2))
-    return jnp.take_along_axis(logps, jnp.asarray(_TOKENS)[:, :, None], axis=2)[:, :, 0]
+    return jnp.take_along_axis(logps, jnp.asarray(_TOKENS[rows])[:, :, None], axis=2)[:, :, 0]
 
 
 def _tiny_transformer(*, critic: bool) -> tuple[Transformer, Params]:

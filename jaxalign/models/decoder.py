@@ -56,6 +56,12 @@ class Decoder(Protocol):
         At step 0 the input is the prompt's last token, afterwards what was drawn before.
         """
 
+    def take(self, context: Any, cache: Any, rows: jax.Array) -> tuple[Any, Any]:
+        """The context and cache of some rows `[M]`, for a loop that goes on with these alone.
+
+        Row m is then the only sample of prompt m.
+        """
+
     def logps(
         self,
         params: Params,
@@ -174,6 +180,14 @@ class PlainDecoder:
         scores = self.apply(params, tokens, mask)
         last = jnp.take_along_axis(scores, place[:, None, None], axis=1)[:, 0]
         return last.astype(jnp.float32), PlainRows(tokens, cache.lengths)
+
+    def take(
+        self, context: PlainRows, cache: PlainRows, rows: jax.Array
+    ) -> tuple[PlainRows, PlainRows]:
+        """See `Decoder.take`."""
+        group = cache.lengths.shape[0] // context.lengths.shape[0]
+        prompts = jax.tree.map(lambda x: x[rows // group], context)
+        return prompts, jax.tree.map(lambda x: x[rows], cache)
 
     def logps(
         self,

@@ -111,6 +111,21 @@ class Transformer(Network):
         return constrain(scores, self.mesh, "batch", "vocab"), cache
 
     @nn.nowrap
+    def take(self, context: Context, cache: Cache, rows: jax.Array) -> tuple[Context, Cache]:
+        """See `Decoder.take`; a prompt's keys are copied for each row, the prefix stays shared."""
+        prompts = context.prompts
+        of_row = rows // (cache.positions.shape[0] // prompts.last_tokens.shape[0])
+        blocks = tuple(
+            block
+            if block.mask.shape[0] == 1
+            else KeyValues(block.keys[:, of_row], block.values[:, of_row], block.mask[of_row])
+            for block in prompts.blocks
+        )
+        taken = PromptContext(blocks, prompts.last_tokens[of_row], prompts.last_positions[of_row])
+        cache = Cache(cache.keys[:, rows], cache.values[:, rows], cache.positions[rows])
+        return Context(taken, context.weights), cache
+
+    @nn.nowrap
     def states(
         self,
         params: Params,

@@ -78,6 +78,10 @@ def stale_cache(self, params, context, cache, token, step):
     return logits, cache
 
 
+def sorts_rows(self, context, cache, rows):
+    return PLAIN.take(context, cache, jnp.sort(rows))
+
+
 def half_precision(self, *args):
     logits, cache = PLAIN.next_logits(*args)
     return logits.astype(jnp.bfloat16), cache
@@ -105,6 +109,7 @@ def on_the_host(self, *args):
         (altered(logps=ignores_temperature), r"not those of softmax\(z / temperature\)"),
         (altered(logps=reads_padding), "differ"),
         (altered(next_logits=stale_cache), "the cache disagrees with the full pass"),
+        (altered(take=sorts_rows), "take mixes up rows"),
         (altered(next_logits=half_precision), "next_logits is bfloat16: return float32"),
         (altered(next_logits=one_row), r"has the shape \(1, 32\) for 4 rows"),
         (altered(next_logits=on_the_host), "next_logits fails under jit: ConcretizationTypeError"),

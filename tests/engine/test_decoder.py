@@ -74,6 +74,24 @@ def rollout(model, params, prompts, prefix, method=Temperature(0.8)):  # noqa: B
     )
 
 
+@pytest.mark.parametrize("model", [MODEL, PLAIN], ids=["transformer", "plain"])
+def test_rows_that_leave_twice_are_those_that_leave_at_once(model, params):
+    """A prompt's context goes with its rows; what is left is read as before."""
+    prompts, tokens = padded("left"), jnp.arange(N * G, dtype=jnp.int32) % 7 + 3
+    context = model.prefill(params, prompts.tokens, prompts.mask, PREFIX)
+    cache = model.start(params, context, G, T)
+    whole, cache = model.next_logits(params, context, cache, tokens, jnp.int32(0))
+    last = jnp.array([9, 2])
+    twice = model.take(*model.take(context, cache, jnp.array([2, 5, 9])), jnp.array([2, 0]))
+    left, _ = model.next_logits(params, *twice, tokens[last], jnp.int32(1))
+    at_once = model.take(context, cache, last)
+    right, _ = model.next_logits(params, *at_once, tokens[last], jnp.int32(1))
+    np.testing.assert_array_equal(left, right)
+    every, _ = model.next_logits(params, context, cache, tokens, jnp.int32(1))
+    np.testing.assert_allclose(left, every[last], atol=1e-5)
+    assert float(jnp.abs(whole[last] - left).max()) > 1e-3
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("prefix", [None, PREFIX], ids=["no prefix", "prefix"])
 def test_the_same_key_draws_the_same_samples(params, side, prefix):
