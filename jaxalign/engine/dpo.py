@@ -17,7 +17,7 @@ from flax import struct
 
 from jaxalign.data.order import walk
 from jaxalign.data.templates import pad
-from jaxalign.engine.gradients import accumulate, apply_gradients
+from jaxalign.engine.gradients import descend
 from jaxalign.engine.sft import TuningResult
 from jaxalign.engine.state import TrainState
 from jaxalign.host.errors import InputError
@@ -134,8 +134,8 @@ class PairBatches:
 
     def _batch(self, rows: Sequence[int]) -> PairBatch:
         pairs = [self._pairs[row] for row in rows]
-        prompts = pad([p.prompt for p in pairs], max(len(p.prompt) for p in self._pairs))
-        answers = [answer for p in pairs for answer in (p.chosen, p.rejected)]
+        prompts = pad([p.prompt.tolist() for p in pairs], max(len(p.prompt) for p in self._pairs))
+        answers = [x.tolist() for p in pairs for x in (p.chosen, p.rejected)]
         longest = max(len(x) for p in self._pairs for x in (p.chosen, p.rejected))
         arrays: Any = (*prompts, *pad(answers, longest), self._reference[list(rows)])
         on_devices: PairBatch = to_devices(PairBatch(*arrays), self._mesh, rows=True)
@@ -166,30 +166,16 @@ def make_preference_step(
     def step(state: TrainState, batch: PairBatch) -> tuple[TrainState, TuningResult]:
         count = batch.prompts.shape[0]
 
-        def gradient(part: PairBatch) -> tuple[Params, Metrics]:
-            def loss(params: Params) -> tuple[jax.Array, Metrics]:
-                logps = pair_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
-                reference = part.reference
-                losses = preference_loss(
-                    logps[:, 0], logps[:, 1], reference[:, 0], reference[:, 1], beta=beta
-                )
-                gain = logps - reference
-                margin = gain[:, 0] - gain[:, 1]
-                value = losses.sum() / count
-                metrics = {
-                    "loss": value,
-                    "margin": margin.sum() / count,
-                    "preferred": (margin > 0).sum() / count,
-                }
-                return value, metrics
+        def loss(params: Params, part: PairBatch) -> tuple[jax.Array, Metrics]:
+            logps = pair_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
+            (chosen, rejected), reference = logps.T, part.reference.T
+            value = preference_loss(chosen, rejected, *reference, beta=beta).sum() / count
+            margin = chosen - rejected - (reference[0] - reference[1])
+            preferred = (margin > 0).sum() / count
+            return value, {"loss": value, "margin": margin.sum() / count, "preferred": preferred}
 
-            return jax.grad(loss, has_aux=True)(state.params)
-
-        gradients, metrics = accumulate(
-            gradient, dataclasses.replace(batch, prefix=None), micro_batches
-        )
-        state, applied = apply_gradients(model, optimizer, state, gradients)
-        tokens = batch.mask.sum().astype(jnp.float32)
-        return state, TuningResult(metrics | applied | {"tokens": tokens})
+        rows = dataclasses.replace(batch, prefix=None)  # which no part has a share of
+        state, metrics = descend(model, optimizer, state, loss, rows, micro_batches=micro_batches)
+        return state, TuningResult(metrics | {"tokens": batch.mask.sum().astype(jnp.float32)})
 
     return jax.jit(step, donate_argnums=0)

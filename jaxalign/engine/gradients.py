@@ -1,5 +1,6 @@
 """From a batch to the next state: gradients in parts, one update, how arrays lie after it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,36 +14,7 @@ from jaxalign.models.layout import lay_out, tree_shardings
 from jaxalign.records import Metrics, Params
 
 Part = TypeVar("Part")
-Gradients = TypeVar("Gradients")
-
-
-def accumulate(
-    gradient: Callable[[Part], tuple[Gradients, Metrics]], batch: Part, micro_batches: int
-) -> tuple[Gradients, Metrics]:
-    """Sums gradients and metrics over equal parts of a batch, by a scan.
-
-    Each part's loss must be divided by the whole batch's denominator, so that the sum is the
-    batch's gradient.
-
-    Args:
-      gradient: of one part.
-      batch: a pytree; `micro_batches` divides every leaf's first axis.
-      micro_batches: how many parts; 1 runs no scan.
-
-    Raises:
-      ValueError: an axis that cannot be divided so.
-    """
-    if micro_batches == 1:
-        return gradient(batch)
-    parts = _split(batch, micro_batches)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)),
-    )
-    total, _ = jax.lax.scan(
-        lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(part)), None), zeros, parts
-    )
-    return total
+Sums = TypeVar("Sums")
 
 
 def map_parts(function: Callable[[Part], jax.Array], batch: Part, micro_batches: int) -> jax.Array:
@@ -62,12 +34,53 @@ def map_parts(function: Callable[[Part], jax.Array], batch: Part, micro_batches:
     return rows.reshape(-1, *rows.shape[2:])
 
 
+def _sum_over_parts(function: Callable[[Part], Sums], batch: Part, parts: int) -> Sums:
+    if parts == 1:
+        return function(batch)
+    split = _split(batch, parts)
+    one = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
+    add = lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None)  # noqa: E731
+    return jax.lax.scan(add, zeros, split)[0]
+
+
 def _split(batch: Part, parts: int) -> Part:
     """Every leaf as equal parts, on a new first axis."""
     rows = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
     if any(size % parts for size in rows):
         raise ValueError(f"{min(rows)} prompts can't be split into {parts} equal parts")
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+
+def descend(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    loss: Callable[[Params, Part], tuple[jax.Array, Metrics]],
+    rows: Part,
+    *,
+    micro_batches: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer update by a loss's gradient, summed over equal parts of the rows.
+
+    Args:
+      model: as for `apply_gradients`.
+      optimizer: as for `apply_gradients`.
+      state: before the update.
+      loss: `(params, part) -> (scalar, metrics)`, divided by totals of all rows.
+      rows: a pytree; `micro_batches` divides every leaf's first axis.
+      micro_batches: how many parts; 1 runs no scan.
+
+    Returns:
+      the next state, and the sums of the parts' metrics with `apply_gradients`'s.
+
+    Raises:
+      ValueError: an axis that cannot be divided so.
+    """
+    gradient = functools.partial(jax.grad(loss, has_aux=True), state.params)
+    gradients, metrics = _sum_over_parts(gradient, rows, micro_batches)
+    state, applied = apply_gradients(model, optimizer, state, gradients)
+    return state, metrics | applied
 
 
 def apply_gradients(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxalign.data.order import walk
-from jaxalign.engine.gradients import accumulate, apply_gradients
+from jaxalign.engine.gradients import descend
 from jaxalign.engine.state import TrainState
 from jaxalign.host.errors import InputError
 from jaxalign.losses import aggregate, denominator
@@ -108,19 +108,13 @@ def make_supervised_step(
     def step(state: TrainState, batch: PackedBatch) -> tuple[TrainState, TuningResult]:
         normalizer = denominator(batch.learned)
 
-        def gradient(part: PackedBatch) -> tuple[Params, Metrics]:
-            def loss(params: Params) -> jax.Array:
-                logps = packed_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
-                return aggregate(-logps, part.learned, normalizer=normalizer)
+        def loss(params: Params, part: PackedBatch) -> tuple[jax.Array, Metrics]:
+            logps = packed_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
+            value = aggregate(-logps, part.learned, normalizer=normalizer)
+            return value, {"loss": value}
 
-            value, gradients = jax.value_and_grad(loss)(state.params)
-            return gradients, {"loss": value}
-
-        gradients, metrics = accumulate(
-            gradient, dataclasses.replace(batch, prefix=None), micro_batches
-        )
-        state, applied = apply_gradients(model, optimizer, state, gradients)
-        tokens = jnp.asarray(normalizer, jnp.float32)
-        return state, TuningResult(metrics | applied | {"tokens": tokens})
+        rows = dataclasses.replace(batch, prefix=None)  # which no part has a share of
+        state, metrics = descend(model, optimizer, state, loss, rows, micro_batches=micro_batches)
+        return state, TuningResult(metrics | {"tokens": jnp.asarray(normalizer, jnp.float32)})
 
     return jax.jit(step, donate_argnums=0)

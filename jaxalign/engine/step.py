@@ -11,7 +11,6 @@ key:
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from flax import struct
 
 from jaxalign.engine.epochs import update_repeatedly
 from jaxalign.engine.experience import Experience, Rows
-from jaxalign.engine.gradients import accumulate, apply_gradients
+from jaxalign.engine.gradients import descend
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.reductions import Totals
 from jaxalign.engine.state import TrainState
@@ -232,14 +231,10 @@ def update_once(
     """
     totals = Totals.of(experience.rows.mask)
 
-    def gradient(rows: Rows) -> tuple[Params, Metrics]:
-        part = Experience(rows, experience.prefix)
-        loss: Callable[..., Any] = lambda params: objective.loss(model, params, part, totals)  # noqa: E731
-        return jax.grad(loss, has_aux=True)(state.params)
+    def loss(params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:
+        return objective.loss(model, params, Experience(rows, experience.prefix), totals)
 
-    gradients, metrics = accumulate(gradient, experience.rows, micro_batches)
-    state, applied = apply_gradients(model, optimizer, state, gradients)
-    return state, metrics | applied
+    return descend(model, optimizer, state, loss, experience.rows, micro_batches=micro_batches)
 
 
 def rollout_metrics(samples: Rollout) -> Metrics:
