@@ -6,7 +6,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxalign.models import ModelConfig
-from jaxalign.models.files.weights import leaf_shapes
+from jaxalign.models.parameters import leaf_shapes
 
 TINY = ModelConfig(
     vocab_size=49152,
@@ -38,7 +38,6 @@ def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3) -> Any
     normal = np.random.default_rng(seed).normal
     leaves = {}
     for path, shape in leaf_shapes(config).items():
-        layers = (config.num_layers,) if path.startswith("layers/") else ()
         offset = 1.0 if path.endswith("scale") else 0.0
-        leaves[path] = (offset + scale * normal(size=(*layers, *shape))).astype(np.float32)
+        leaves[path] = (offset + scale * normal(size=shape)).astype(np.float32)
     return traverse_util.unflatten_dict(leaves, sep="/")

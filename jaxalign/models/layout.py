@@ -1,18 +1,17 @@
 """Where a decoder's parameters live on a mesh."""
 
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.network import Network
+from jaxalign.models.parameters import leaf_axes, leaf_shapes
 from jaxalign.models.sharding import DECODING, RULES, spec_of
 from jaxalign.records import Params
 
@@ -36,8 +35,9 @@ def parameter_shardings(
         heads = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
         cut = [axis for axis, count in heads.items() if count % mesh.shape["tensor"]]
         rules = DECODING | dict.fromkeys(cut, ())
-    shardings = {}
-    for path, (shape, axes) in _logical_axes(config).items():
+    shardings, shapes = {}, leaf_shapes(config)
+    for path, axes in leaf_axes(config).items():
+        shape = shapes[path]
         for size, axis in zip(shape, axes, strict=True):
             names = rules.get(axis, ())
             if size % (parts := math.prod(mesh.shape[name] for name in names)):
@@ -53,7 +53,7 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     shardings = parameter_shardings(config, mesh)
     leaves = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=shardings[path])
-        for path, (shape, _) in _logical_axes(config).items()
+        for path, shape in leaf_shapes(config).items()
     }
     return traverse_util.unflatten_dict(leaves, sep="/")
 
@@ -93,13 +93,3 @@ def tree_shardings(model: Any, params: Params, *, decoding: bool = False) -> Par
 def mesh_of(model: Any) -> Mesh | None:
     """The devices that share a decoder of ours; None for one device, or another's decoder."""
     return model.mesh if isinstance(model, Network) else None
-
-
-@functools.cache
-def _logical_axes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
-    """Path of each parameter to its shape and its axes' names."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-    boxed: Any = jax.eval_shape(Network(config).init, jax.random.key(0), tokens, tokens, mask)
-    boxes = traverse_util.flatten_dict(boxed["params"], sep="/")
-    return {path: (nn.unbox(box).shape, tuple(box.names)) for path, box in boxes.items()}

@@ -21,8 +21,8 @@ from jaxalign.models.attention import rotary_frequencies
 from jaxalign.models.config import RopeScaling
 from jaxalign.models.files.gguf_file import open_gguf
 from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
-from jaxalign.models.files.weights import leaf_shapes
 from jaxalign.models.heads import logits, output_weight
+from jaxalign.models.parameters import leaf_shapes
 
 # All bytes, three words that merges make, one that none makes, and two special tokens.
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -12,8 +12,8 @@ from flax import traverse_util
 from tiny_model import SMALL
 
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.files.weights import leaf_shapes
 from jaxalign.models.heads import output_weight
+from jaxalign.models.parameters import leaf_shapes
 from jaxalign.models.transformer import Transformer
 
 CONFIG = SMALL
@@ -45,11 +45,7 @@ def test_tree_is_the_one_that_checkpoints_fill(tied, family):
     config = ModelConfig(**{**vars(CONFIG), "tie_embeddings": tied, **family})
     tree = jax.eval_shape(functools.partial(init, Transformer(config)))
     leaves = traverse_util.flatten_dict(tree, sep="/")
-    shapes = {
-        path: (config.num_layers, *shape) if path.startswith("layers/") else shape
-        for path, shape in leaf_shapes(config).items()
-    }
-    assert {path: leaf.shape for path, leaf in leaves.items()} == shapes
+    assert {path: leaf.shape for path, leaf in leaves.items()} == leaf_shapes(config)
     assert {leaf.dtype for leaf in leaves.values()} == {jnp.dtype("float32")}
     assert output_weight(tree) is leaves["embed/embedding" if tied else "lm_head/kernel"]
 

@@ -1,96 +1,35 @@
 """Sizes of models whose weights are not at hand."""
 
 from pathlib import Path
+from typing import Any
 
 from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.files.hf_config import LANGUAGE_MODELS, make_config, read_fields
 
+_QWEN2: dict[str, Any] = {"qkv_bias": True, "norm_eps": 1e-6, "max_positions": 32768}
+_QWEN3: dict[str, Any] = {"qk_norm": True, "norm_eps": 1e-6, "max_positions": 40960}
+_LLAMA3_2: dict[str, Any] = {
+    "rope_scaling": RopeScaling(32.0, 1.0, 4.0, 8192),
+    "max_positions": 131072,
+}
+
+# Vocabulary, layers, width, query heads, key and value heads, head width, MLP width, rotary base.
 KNOWN = {
-    "smollm2": ModelConfig(
-        vocab_size=49152,
-        num_layers=30,
-        model_dim=576,
-        num_heads=9,
-        num_kv_heads=3,
-        head_dim=64,
-        mlp_dim=1536,
-        rope_theta=1e5,
-    ),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": ModelConfig(
-        vocab_size=49152,
-        num_layers=24,
-        model_dim=2048,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=64,
-        mlp_dim=8192,
-        rope_theta=130_000.0,
-    ),
-    "Qwen/Qwen2.5-3B-Instruct": ModelConfig(
-        vocab_size=151936,
-        num_layers=36,
-        model_dim=2048,
-        num_heads=16,
-        num_kv_heads=2,
-        head_dim=128,
-        mlp_dim=11008,
-        rope_theta=1e6,
-        qkv_bias=True,
-        norm_eps=1e-6,
-        max_positions=32768,
-    ),
+    "smollm2": ModelConfig(49152, 30, 576, 9, 3, 64, 1536, 1e5),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": ModelConfig(49152, 24, 2048, 32, 32, 64, 8192, 130e3),
+    "Qwen/Qwen2.5-3B-Instruct": ModelConfig(151936, 36, 2048, 16, 2, 128, 11008, 1e6, **_QWEN2),
     "Qwen/Qwen2.5-7B-Instruct": ModelConfig(
-        vocab_size=152064,
-        num_layers=28,
-        model_dim=3584,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        mlp_dim=18944,
-        rope_theta=1e6,
-        qkv_bias=True,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        max_positions=32768,
+        152064, 28, 3584, 28, 4, 128, 18944, 1e6, tie_embeddings=False, **_QWEN2
     ),
     "meta-llama/Llama-3.2-3B-Instruct": ModelConfig(
-        vocab_size=128256,
-        num_layers=28,
-        model_dim=3072,
-        num_heads=24,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=8192,
-        rope_theta=5e5,
-        rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
-        max_positions=131072,
+        128256, 28, 3072, 24, 8, 128, 8192, 5e5, **_LLAMA3_2
     ),
     "Qwen/Qwen3-8B": ModelConfig(
-        vocab_size=151936,
-        num_layers=36,
-        model_dim=4096,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=12288,
-        rope_theta=1e6,
-        qk_norm=True,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        max_positions=40960,
+        151936, 36, 4096, 32, 8, 128, 12288, 1e6, tie_embeddings=False, **_QWEN3
     ),
     "meta-llama/Meta-Llama-3-8B-Instruct": ModelConfig(
-        vocab_size=128256,
-        num_layers=32,
-        model_dim=4096,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=14336,
-        rope_theta=5e5,
-        tie_embeddings=False,
-        max_positions=8192,
+        128256, 32, 4096, 32, 8, 128, 14336, 5e5, tie_embeddings=False
     ),
 }
 """The models of the presets. Source: the config.json of each; token ids are left out."""

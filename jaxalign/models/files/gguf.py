@@ -14,28 +14,9 @@ from jaxalign.models.attention import rotary_frequencies
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.files.gguf_file import GgufFile, open_gguf
 from jaxalign.models.files.weights import Index, Place, stack_tensors
+from jaxalign.models.parameters import GGUF
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-
-_NAMES = {
-    "embed/embedding": "token_embd.weight",
-    "layers/attention_norm/scale": "blk.{}.attn_norm.weight",
-    "layers/attention/query": "blk.{}.attn_q.weight",
-    "layers/attention/key": "blk.{}.attn_k.weight",
-    "layers/attention/value": "blk.{}.attn_v.weight",
-    "layers/attention/query_bias": "blk.{}.attn_q.bias",
-    "layers/attention/key_bias": "blk.{}.attn_k.bias",
-    "layers/attention/value_bias": "blk.{}.attn_v.bias",
-    "layers/attention/query_norm/scale": "blk.{}.attn_q_norm.weight",
-    "layers/attention/key_norm/scale": "blk.{}.attn_k_norm.weight",
-    "layers/attention/output": "blk.{}.attn_output.weight",
-    "layers/mlp_norm/scale": "blk.{}.ffn_norm.weight",
-    "layers/mlp/gate": "blk.{}.ffn_gate.weight",
-    "layers/mlp/up": "blk.{}.ffn_up.weight",
-    "layers/mlp/down": "blk.{}.ffn_down.weight",
-    "final_norm/scale": "output_norm.weight",
-    "lm_head/kernel": "output.weight",
-}
 
 # Llama 3.1's scaling of the rotary frequencies is stored as what it divides them by.
 _DIVISORS = "rope_freqs.weight"
@@ -163,7 +144,7 @@ def load_gguf(
         return weight[part]
 
     stored = {name: tensor.shape for name, tensor in file.tensors.items() if name != _DIVISORS}
-    return config, stack_tensors(config, _NAMES, stored, read, source=str(path), place=place)
+    return config, stack_tensors(config, GGUF, stored, read, source=str(path), place=place)
 
 
 def smollm2_path() -> Path:

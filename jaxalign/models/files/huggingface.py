@@ -4,7 +4,6 @@ Nothing here unpickles or runs code from a model folder.
 """
 
 import contextlib
-import itertools
 import os
 import re
 import shutil
@@ -32,33 +31,13 @@ from jaxalign.models.files.weights import (
     Place,
     check_tree,
     stack_tensors,
-    tensor_sizes,
+    tensor_names,
     unstack_tensors,
 )
+from jaxalign.models.parameters import HUGGING_FACE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_NAMES = {
-    "embed/embedding": "model.embed_tokens.weight",
-    "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
-    "layers/attention/query": "model.layers.{}.self_attn.q_proj.weight",
-    "layers/attention/key": "model.layers.{}.self_attn.k_proj.weight",
-    "layers/attention/value": "model.layers.{}.self_attn.v_proj.weight",
-    "layers/attention/query_bias": "model.layers.{}.self_attn.q_proj.bias",
-    "layers/attention/key_bias": "model.layers.{}.self_attn.k_proj.bias",
-    "layers/attention/value_bias": "model.layers.{}.self_attn.v_proj.bias",
-    "layers/attention/query_norm/scale": "model.layers.{}.self_attn.q_norm.weight",
-    "layers/attention/key_norm/scale": "model.layers.{}.self_attn.k_norm.weight",
-    "layers/attention/output": "model.layers.{}.self_attn.o_proj.weight",
-    "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
-    "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
-    "layers/mlp/up": "model.layers.{}.mlp.up_proj.weight",
-    "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
-    "final_norm/scale": "model.norm.weight",
-    "lm_head/kernel": "lm_head.weight",
-    "score/kernel": "score.weight",
-}
 
 # Tables that old checkpoints carry and that the decoder computes.
 _COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -122,7 +101,7 @@ def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, 
                 ) from None
             where.update((name, file) for name in file.keys() if not _COMPUTED.fullmatch(name))
         if config.tie_embeddings or config.num_labels:
-            where.pop(_NAMES["lm_head/kernel"], None)
+            where.pop(HUGGING_FACE["lm_head/kernel"], None)
         stored: dict[str, list[int]] = {}
         for name, file in where.items():
             view = file.get_slice(name)
@@ -136,7 +115,7 @@ def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, 
         def read(name: str, path: str, part: Index) -> np.ndarray:
             return where[name].get_slice(name)[part]
 
-        return stack_tensors(config, _NAMES, stored, read, source=str(folder), place=place)
+        return stack_tensors(config, HUGGING_FACE, stored, read, source=str(folder), place=place)
 
 
 def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -208,32 +187,31 @@ def _save_weights(
     folder: Path, config: ModelConfig, leaves: Mapping[str, Any], max_shard_bytes: int
 ) -> None:
     """Writes model.safetensors, or as many files as it takes with their index."""
+    from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.numpy import save_file
 
-    sizes = tensor_sizes(config, _NAMES, leaves)
-    number: dict[str, int] = {}  # of the file that holds a tensor
-    shard = filled = 0
-    for name, size in sizes.items():
-        if filled and filled + size > max_shard_bytes:
-            shard, filled = shard + 1, 0
-        number[name] = shard
-        filled += size
-    count = shard + 1
-    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    if count == 1:
-        files = ["model.safetensors"]
-    else:
-        write_model_json(
-            folder / "model.safetensors.index.json",
-            {
-                "metadata": {"total_size": sum(sizes.values())},
-                "weight_map": {name: files[place] for name, place in number.items()},
-            },
-        )
-    tensors = unstack_tensors(config, _NAMES, leaves)
-    for file, group in zip(files, itertools.groupby(tensors, lambda x: number[x[0]]), strict=True):
+    tensors = tensor_names(config, HUGGING_FACE)
+    split = split_state_dict_into_shards_factory(
+        {
+            name: leaves[path].nbytes // len(group)
+            for path, group in tensors.items()
+            for name in group
+        },
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_model_json(folder / "model.safetensors.index.json", index)
+    waiting: dict[str, dict[str, np.ndarray]] = {file: {} for file in split.filename_to_tensors}
+    for name, tensor in unstack_tensors(tensors, leaves):
+        file = split.tensor_to_filename[name]
+        waiting[file][name] = tensor
+        if len(waiting[file]) < len(split.filename_to_tensors[file]):
+            continue
         # The metadata says which framework's layout it is; transformers insists on it.
-        save_file(dict(group[1]), folder / file, metadata={"format": "pt"})
+        save_file(waiting.pop(file), folder / file, metadata={"format": "pt"})
         # safetensors lets only the owner read; a server often runs as someone else.
         shutil.copymode(folder / "config.json", folder / file)
 
@@ -284,7 +262,7 @@ def save_pretrained(
     config = model.config
     leaves = check_tree(config, params)
     if not is_first():
-        for _ in unstack_tensors(config, _NAMES, leaves):
+        for _ in unstack_tensors(tensor_names(config, HUGGING_FACE), leaves):
             pass  # its parts are on their way to the first process
         wait_for_all()
         return

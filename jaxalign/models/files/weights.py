@@ -1,13 +1,8 @@
-"""The decoder's parameter tree: its leaves, their shapes, and how checkpoint tensors fill them.
-
-A leaf is named by its path, as in `layers/attention/query`. The leaves under `layers/` hold all L
-layers, stacked on a leading axis; checkpoint files hold one tensor per layer.
-"""
+"""How the tensors of a checkpoint fill the decoder's parameter tree, and come out of it again."""
 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +14,7 @@ from flax import traverse_util
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.parameters import leaf_axes, leaf_shapes
 
 Index = tuple[slice, ...]
 """A part of an array: one slice for each axis."""
@@ -45,45 +41,13 @@ Place = Callable[[ModelConfig, str, Leaf], Any]
 """Puts a parameter, named by its path, where it is to live."""
 
 
-def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Path of every leaf -> shape of one checkpoint tensor of it (the L axis left out)."""
-    width, hidden = config.model_dim, config.mlp_dim
-    q_width = config.num_heads * config.head_dim
-    kv_width = config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed/embedding": (config.vocab_size, width),
-        "layers/attention_norm/scale": (width,),
-        "layers/attention/query": (q_width, width),
-        "layers/attention/key": (kv_width, width),
-        "layers/attention/value": (kv_width, width),
-        "layers/attention/output": (width, q_width),
-        "layers/mlp_norm/scale": (width,),
-        "layers/mlp/gate": (hidden, width),
-        "layers/mlp/up": (hidden, width),
-        "layers/mlp/down": (width, hidden),
-        "final_norm/scale": (width,),
-    }
-    if config.qkv_bias:
-        shapes["layers/attention/query_bias"] = (q_width,)
-        shapes["layers/attention/key_bias"] = (kv_width,)
-        shapes["layers/attention/value_bias"] = (kv_width,)
-    if config.qk_norm:
-        shapes["layers/attention/query_norm/scale"] = (config.head_dim,)
-        shapes["layers/attention/key_norm/scale"] = (config.head_dim,)
-    if config.num_labels:
-        shapes["score/kernel"] = (config.num_labels, width)
-    elif not config.tie_embeddings:
-        shapes["lm_head/kernel"] = (config.vocab_size, width)
-    return shapes
-
-
 def tensor_names(config: ModelConfig, names: Mapping[str, str]) -> dict[str, list[str]]:
-    """Path of every leaf -> the tensors that fill it, one per layer where `names` has a `{}`."""
+    """Path of every leaf -> the tensors that fill it, one per layer where it holds all layers."""
     return {
         path: [names[path].format(layer) for layer in range(config.num_layers)]
         if path.startswith("layers/")
         else [names[path]]
-        for path in leaf_shapes(config)
+        for path in leaf_axes(config)
     }
 
 
@@ -102,7 +66,7 @@ def stack_tensors(
 
     Args:
       config: the architecture, which fixes the leaves and their shapes.
-      names: path of a leaf -> tensor name, with `{}` for the layer's number.
+      names: `HUGGING_FACE` or `GGUF` of `jaxalign.models.parameters`.
       stored: tensor name -> shape, for all tensors in the checkpoint that matter.
       read: (tensor name, path of its leaf, part) -> that part of the tensor.
       source: the file or folder, for messages.
@@ -131,28 +95,29 @@ def stack_tensors(
             "configuration describes (other biases and experts come with a later release)"
         )
     for path, group in tensors.items():
+        due = shapes[path][1:] if path.startswith("layers/") else shapes[path]
         for name in group:
             if name not in stored:
                 raise missing(name)
-            if tuple(stored[name]) != shapes[path]:
+            if tuple(stored[name]) != due:
                 raise InputError(
                     f"{source}: tensor {name!r} has shape {list(stored[name])} where the "
-                    f"configuration asks for {list(shapes[path])}"
+                    f"configuration asks for {list(due)}"
                 )
 
     def leaf(path: str) -> Leaf:
         group, shape = tensors[path], shapes[path]
-        if not path.startswith("layers/"):
-            return Leaf(shape, lambda part: read(group[0], path, part).astype(np.float32))
 
-        def read_stacked(part: Index) -> np.ndarray:
-            names, sizes = group[part[0]], zip(part[1:], shape, strict=True)
-            out = np.empty((len(names), *(len(range(*x.indices(n))) for x, n in sizes)), np.float32)
-            for layer, name in enumerate(names):
+        def read_part(part: Index) -> np.ndarray:
+            if not path.startswith("layers/"):
+                return read(group[0], path, part).astype(np.float32)
+            sizes = [len(range(*x.indices(n))) for x, n in zip(part, shape, strict=True)]
+            out = np.empty(sizes, np.float32)
+            for layer, name in enumerate(group[part[0]]):
                 out[layer] = read(name, path, part[1:])
             return out
 
-        return Leaf((len(group), *shape), read_stacked)
+        return Leaf(shape, read_part)
 
     leaves = {path: place(config, path, leaf(path)) for path in tensors}
     return traverse_util.unflatten_dict(leaves, sep="/")
@@ -172,8 +137,7 @@ def check_tree(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]
             f"{sorted(leaves.keys() ^ shapes.keys())}; save the decoder's parameters alone"
         )
     for path, shape in shapes.items():
-        due = (config.num_layers, *shape) if path.startswith("layers/") else shape
-        if leaves[path].shape != due:
+        if leaves[path].shape != shape:
             raise ValueError(
                 f"params leaf {path} has shape {leaves[path].shape}, not the one of config"
             )
@@ -196,27 +160,15 @@ def _bit_sum(leaf: jax.Array) -> jax.Array:
     return jnp.sum(bits, dtype=jnp.uint32)
 
 
-def tensor_sizes(
-    config: ModelConfig, names: Mapping[str, str], leaves: Mapping[str, Any]
-) -> dict[str, int]:
-    """Tensor name -> bytes, in the order of `unstack_tensors`; `leaves` are by path."""
-    shapes = leaf_shapes(config)
-    return {
-        name: math.prod(shapes[path]) * leaves[path].dtype.itemsize
-        for path, group in tensor_names(config, names).items()
-        for name in group
-    }
-
-
 def unstack_tensors(
-    config: ModelConfig, names: Mapping[str, str], leaves: Mapping[str, Any]
+    tensors: Mapping[str, Sequence[str]], leaves: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each checkpoint tensor of a tree given by path, dtype kept, contiguous; a leaf at a time.
+    """Each tensor of `tensor_names`, dtype kept, contiguous; a leaf at a time.
 
     Of a tree whose parts lie with several processes a tensor at a time; all of them must ask for
     all tensors.
     """
-    for path, group in tensor_names(config, names).items():
+    for path, group in tensors.items():
         value, stacked = leaves[path], path.startswith("layers/")
         if not isinstance(value, jax.Array) or value.is_fully_addressable:
             value = np.asarray(value)
