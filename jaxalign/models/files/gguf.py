@@ -3,6 +3,7 @@
 Mistral's tokenizer is none that `jaxalign.models.files.gguf_tokenizer` reads.
 """
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.models.attention import rotary_frequencies
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.files.gguf_file import GgufFile, open_gguf
+from jaxalign.models.files.hf_config import REAL_SIZES, SIZES, build_config
 from jaxalign.models.files.weights import Index, Place, stack_tensors
 from jaxalign.models.parameters import GGUF
 
@@ -41,55 +43,43 @@ def _config(file: GgufFile) -> ModelConfig:
                 f"{file.path}: {architecture}.{key}={value!r} comes with a later release"
             )
 
-    def size(name: str, default: int | None = None) -> int:
-        return file.number(f"{architecture}.{name}", int, default)
+    def number(field: str, default: Any) -> int | float:
+        kind = float if field in REAL_SIZES else int
+        value = file.number(f"{architecture}.{SIZES[field][1]}", kind, default)
+        return _shortest(value) if kind is float else value
 
-    model_dim, num_heads = size("embedding_length"), size("attention.head_count")
-    head_dim = size("attention.key_length", model_dim // num_heads)
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if size(name, head_dim) != head_dim:
-            raise InputError(
-                f"{file.path}: {architecture}.{name}={size(name)} differs from the head "
-                f"dimension {head_dim}, which comes with a later release"
-            )
     eos_token_id = file.token_id("eos")
     if eos_token_id is None:
         raise InputError(f"{file.path}: tokenizer.ggml.eos_token_id is missing")
-    rope_theta = file.number(f"{architecture}.rope.freq_base", float, 10_000.0)
-    norm_eps = file.number(f"{architecture}.attention.layer_norm_rms_epsilon", float)
-    try:
-        return ModelConfig(
-            vocab_size=size("vocab_size", len(file.tokens())),
-            num_layers=size("block_count"),
-            model_dim=model_dim,
-            num_heads=num_heads,
-            num_kv_heads=size("attention.head_count_kv", num_heads),
-            head_dim=head_dim,
-            mlp_dim=size("feed_forward_length"),
-            rope_theta=_shortest(rope_theta),
-            rope_scaling=_scaling(file, head_dim, _shortest(rope_theta)),
-            qkv_bias=architecture == "qwen2",
-            qk_norm=architecture == "qwen3",
-            norm_eps=_shortest(norm_eps),
-            tie_embeddings="output.weight" not in file.tensors,
-            max_positions=size("context_length"),
-            bos_token_id=file.token_id("bos"),
-            eos_token_id=eos_token_id,
-            pad_token_id=file.token_id("padding"),
-        )
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{file.path}: {error}") from None
+    config = build_config(
+        file.path,
+        number,
+        {"vocab_size": len(file.tokens())},
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture == "qwen3",
+        tie_embeddings="output.weight" not in file.tensors,
+        bos_token_id=file.token_id("bos"),
+        eos_token_id=eos_token_id,
+        pad_token_id=file.token_id("padding"),
+    )
+    for name in ("attention.value_length", "rope.dimension_count"):
+        size = file.number(f"{architecture}.{name}", int, config.head_dim)
+        if size != config.head_dim:
+            raise InputError(
+                f"{file.path}: {architecture}.{name}={size} differs from the head dimension "
+                f"{config.head_dim}, which comes with a later release"
+            )
+    return dataclasses.replace(config, rope_scaling=_scaling(file, config))
 
 
-def _scaling(file: GgufFile, head_dim: int, theta: float) -> RopeScaling | None:
+def _scaling(file: GgufFile, config: ModelConfig) -> RopeScaling | None:
     """Llama 3.1's scaling where the file has one; only its factor differs among the models."""
     if _DIVISORS not in file.tensors:
         return None
     divisors = file.read_tensor(_DIVISORS).astype(np.float64)
     factor = _shortest(divisors.max())
     scaling = RopeScaling(factor, low_freq_factor=1, high_freq_factor=4, original_positions=8192)
+    head_dim, theta = config.head_dim, config.rope_theta
     plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
     if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-4):
         raise InputError(

@@ -1,7 +1,7 @@
 """config.json of Hugging Face folders, in and out: which models there are, and their sizes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,31 @@ _FIXED_FIELDS = {
     "attention_bias": False,
     "mlp_bias": False,
     "partial_rotary_factor": 1.0,
+    "use_sliding_window": False,  # Qwen's files name a window that they mostly do not use
+}
+_FIXED_OF_MISTRAL = {"sliding_window": None}
+
+# Field of `ModelConfig`: its name here, and in GGUF's metadata behind the architecture's.
+SIZES = {
+    "vocab_size": ("vocab_size", "vocab_size"),
+    "num_layers": ("num_hidden_layers", "block_count"),
+    "model_dim": ("hidden_size", "embedding_length"),
+    "num_heads": ("num_attention_heads", "attention.head_count"),
+    "num_kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "head_dim": ("head_dim", "attention.key_length"),
+    "mlp_dim": ("intermediate_size", "feed_forward_length"),
+    "rope_theta": ("rope_theta", "rope.freq_base"),
+    "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    "max_positions": ("max_position_embeddings", "context_length"),
+}
+REAL_SIZES = ("rope_theta", "norm_eps")
+
+# Field of `RopeScaling`: its name in config.json.
+_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
 }
 
 
@@ -64,22 +89,43 @@ def read_fields(path: Path, supported_architectures: tuple[str, ...]) -> dict[st
             f"{path}: architecture {architectures[0]!r} is not supported here; supported: "
             f"{', '.join(supported_architectures)}"
         )
-    for name, supported in _FIXED_FIELDS.items():
+    mistral = architectures[0].startswith("Mistral")
+    for name, supported in (_FIXED_FIELDS | (_FIXED_OF_MISTRAL if mistral else {})).items():
         if (value := fields.get(name, supported)) != supported:
             raise InputError(
-                f"{path}: {name}={value!r} comes with a later release; supported: {supported!r}"
+                f"{path}: {name}={value!r} comes with a later release; supported: "
+                f"{'null' if supported is None else repr(supported)}"
             )
-    window = fields.get("sliding_window")
-    if architectures[0].startswith("Mistral") and window is not None:
-        raise InputError(
-            f"{path}: sliding_window={window!r} comes with a later release; supported: null"
-        )
-    # Qwen's files name a window that they mostly do not use.
-    if fields.get("use_sliding_window"):
-        raise InputError(
-            f"{path}: use_sliding_window=True comes with a later release; supported: False"
-        )
     return fields
+
+
+def build_config(
+    path: Path, number: Callable[[str, Any], Any], defaults: Mapping[str, Any], **others: Any
+) -> ModelConfig:
+    """The architecture whose `SIZES` a file holds.
+
+    Args:
+      path: of the file, for messages.
+      number: reads one, by its field and default; None for none.
+      defaults: of fields that the kind of file leaves out, beside the usual ones.
+      others: fields of `ModelConfig` that are no sizes.
+
+    Raises:
+      InputError: sizes that do not fit together.
+    """
+    width, heads = number("model_dim", None), number("num_heads", None)
+    usual = {"num_kv_heads": heads, "head_dim": width // heads, "rope_theta": 10_000.0}
+    sizes = {field: number(field, (usual | defaults).get(field)) for field in SIZES}
+    try:
+        return ModelConfig(**sizes, **others)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _positive(path: Path, name: str, value: Any, kinds: tuple[type, ...] = (int, float)) -> Any:
+    if type(value) not in kinds or not 0 < value < float("inf"):
+        raise InputError(f"{path}: {name} is {value!r} where a positive number is due")
+    return value
 
 
 def _rope(path: Path, fields: dict[str, Any]) -> tuple[Any, RopeScaling | None]:
@@ -88,7 +134,7 @@ def _rope(path: Path, fields: dict[str, Any]) -> tuple[Any, RopeScaling | None]:
     They are `rope_theta` and `rope_scaling` in files of transformers 4, and together
     `rope_parameters` in those of 5.
     """
-    theta, scaling = fields.get("rope_theta", 10_000.0), None
+    theta, scaling = fields.get("rope_theta"), None
     for name in ("rope_scaling", "rope_parameters"):
         rope = fields.get(name) or {}
         if not isinstance(rope, dict):
@@ -106,20 +152,13 @@ def _rope(path: Path, fields: dict[str, Any]) -> tuple[Any, RopeScaling | None]:
 
 
 def _llama3_scaling(path: Path, name: str, rope: dict[str, Any]) -> RopeScaling:
-    values: dict[str, Any] = {}
-    for field in (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ):
-        value: Any = rope.get(field)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise InputError(f"{path}: {name}.{field} is {value!r} where a positive number is due")
-        values[field] = value
-    original = int(values.pop("original_max_position_embeddings"))
+    values = {
+        field: _positive(path, f"{name}.{theirs}", rope.get(theirs))
+        for field, theirs in _SCALING.items()
+    }
+    values["original_positions"] = int(values["original_positions"])
     try:
-        return RopeScaling(**values, original_positions=original)
+        return RopeScaling(**values)
     except ValueError as error:
         raise InputError(f"{path}: {name}: {error}") from None
 
@@ -136,14 +175,12 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
       InputError: a field is missing or has a value that cannot be.
     """
 
-    def positive(name: str, kinds: tuple[type, ...], value: Any) -> Any:
-        if type(value) not in kinds or not 0 < value < float("inf"):
-            raise InputError(f"{path}: {name} is {value!r} where a positive number is due")
-        return value
-
-    def size(name: str, default: int | None = None) -> int:
-        value = fields.get(name)
-        return positive(name, (int,), default if value is None else value)
+    def number(field: str, default: Any) -> int | float:
+        name, _ = SIZES[field]
+        value = default if fields.get(name) is None else fields[name]
+        if field in REAL_SIZES:
+            return float(_positive(path, name, value))
+        return _positive(path, name, value, (int,))
 
     def token_id(name: str) -> int | None:
         value = fields.get(name)
@@ -161,39 +198,25 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
     if eos_token_id is None:
         raise InputError(f"{path}: eos_token_id is missing here and in the tokenizer; add it")
 
-    model_dim, num_heads = size("hidden_size"), size("num_attention_heads")
     theta, scaling = _rope(path, fields)
-    rope_theta = positive("rope_theta", (int, float), theta)
+    fields = fields | {"rope_theta": theta}
     architecture = fields["architectures"][0]
     qwen2, qwen3 = (architecture.startswith(f"Qwen{n}For") for n in (2, 3))
-    # transformers leaves the names of two labels out, which is its default.
-    labels = len(fields.get("id2label") or "01") if architecture in CLASSIFIERS else 0
-    norm_eps = positive("rms_norm_eps", (int, float), fields.get("rms_norm_eps", 1e-6))
-    try:
-        return ModelConfig(
-            vocab_size=size("vocab_size"),
-            num_layers=size("num_hidden_layers"),
-            model_dim=model_dim,
-            num_heads=num_heads,
-            num_kv_heads=size("num_key_value_heads", num_heads),
-            head_dim=size("head_dim", 128 if qwen3 else model_dim // num_heads),
-            mlp_dim=size("intermediate_size"),
-            rope_theta=float(rope_theta),
-            rope_scaling=scaling,
-            qkv_bias=qwen2,
-            qk_norm=qwen3,
-            norm_eps=float(norm_eps),
-            tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-            num_labels=labels,
-            max_positions=size("max_position_embeddings", 2048),
-            bos_token_id=token_id("bos_token_id"),
-            eos_token_id=eos_token_id,
-            pad_token_id=token_id("pad_token_id"),
-        )
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    defaults = {"norm_eps": 1e-6, "max_positions": 2048} | ({"head_dim": 128} if qwen3 else {})
+    return build_config(
+        path,
+        number,
+        defaults,
+        rope_scaling=scaling,
+        qkv_bias=qwen2,
+        qk_norm=qwen3,
+        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        # transformers leaves the names of two labels out, which is its default.
+        num_labels=len(fields.get("id2label") or "01") if architecture in CLASSIFIERS else 0,
+        bos_token_id=token_id("bos_token_id"),
+        eos_token_id=eos_token_id,
+        pad_token_id=token_id("pad_token_id"),
+    )
 
 
 def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -205,33 +228,18 @@ def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     family = "Qwen3" if config.qk_norm else "Qwen2" if config.qkv_bias else "Llama"
     rope: dict[str, Any] = {"rope_type": "default"}
     if (scaling := config.rope_scaling) is not None:
-        rope = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_positions,
-        }
-    names = {str(label): f"LABEL_{label}" for label in range(config.num_labels)}
-    labels: dict[str, Any] = {}
-    if names:
-        numbers = {name: int(label) for label, name in names.items()}
-        labels = {"id2label": names, "label2id": numbers}
-    return labels | {
-        "architectures": [f"{family}For{'SequenceClassification' if names else 'CausalLM'}"],
+        rope = {name: getattr(scaling, field) for field, name in _SCALING.items()}
+        rope["rope_type"] = "llama3"
+    labels = [f"LABEL_{number}" for number in range(config.num_labels)]
+    fields: dict[str, Any] = {name: getattr(config, field) for field, (name, _) in SIZES.items()}
+    if labels:
+        fields["id2label"] = dict(enumerate(labels))
+        fields["label2id"] = {label: number for number, label in enumerate(labels)}
+    # The rotary base twice: where transformers 4 and vLLM look, and where transformers 5 does.
+    return fields | {
+        "architectures": [f"{family}For{'SequenceClassification' if labels else 'CausalLM'}"],
         "model_type": family.lower(),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.model_dim,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        # The rotary base twice: where transformers 4 and vLLM look, and where transformers 5 does.
-        "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else rope,
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "attention_bias": False,
