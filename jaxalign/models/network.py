@@ -34,30 +34,22 @@ _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
+_MATRIX = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
+
 
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x·Wᵀ for `x` `[..., in]` and `weight` `[out, in]`, computed in the dtype of `x`."""
     return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
 
 
-def _named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
-    return nn.with_logical_partitioning(init, axes)
-
-
-def _matrix(axes: tuple[str, str]) -> nn.initializers.Initializer:
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
-    return _named(init, *axes)
-
-
 class RMSNorm(nn.Module):
     """x / √(mean x² + ε) · scale, in float32; `[..., D]` → `[..., D]`, dtype kept."""
 
     eps: float
-    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
-        scale = self.param("scale", _named(nn.initializers.ones, self.axis), (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
@@ -82,26 +74,24 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         q_width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
-        query_weight = self.param("query", _matrix(("heads", "embed")), (q_width, width))
-        key_weight = self.param("key", _matrix(("kv_heads", "embed")), (kv_width, width))
-        value_weight = self.param("value", _matrix(("kv_heads", "embed")), (kv_width, width))
-        output_weight = self.param("output", _matrix(("embed", "heads")), (width, q_width))
+        query_weight = self.param("query", _MATRIX, (q_width, width))
+        key_weight = self.param("key", _MATRIX, (kv_width, width))
+        value_weight = self.param("value", _MATRIX, (kv_width, width))
+        output_weight = self.param("output", _MATRIX, (width, q_width))
 
-        def heads(weight: jax.Array, name: str, axis: str) -> jax.Array:
+        def heads(weight: jax.Array, name: str) -> jax.Array:
             out = project(x, weight)
             if config.qkv_bias:
-                bias = self.param(
-                    f"{name}_bias", _named(nn.initializers.zeros, axis), out.shape[-1:]
-                )
+                bias = self.param(f"{name}_bias", nn.initializers.zeros, out.shape[-1:])
                 out = out + bias.astype(out.dtype)
             return out.reshape(batch, length, -1, config.head_dim)
 
-        query = heads(query_weight, "query", "heads")
-        keys = heads(key_weight, "key", "kv_heads")
-        values = heads(value_weight, "value", "kv_heads").transpose(0, 2, 1, 3)
+        query = heads(query_weight, "query")
+        keys = heads(key_weight, "key")
+        values = heads(value_weight, "value").transpose(0, 2, 1, 3)
         if config.qk_norm:
-            query = RMSNorm(config.norm_eps, axis="head", name="query_norm")(query)
-            keys = RMSNorm(config.norm_eps, axis="head", name="key_norm")(keys)
+            query = RMSNorm(config.norm_eps, name="query_norm")(query)
+            keys = RMSNorm(config.norm_eps, name="key_norm")(keys)
         query = constrain(rotate(query, rotary), self.mesh, "batch", "length", "heads", None)
         keys = rotate(keys, rotary).transpose(0, 2, 1, 3)
         keys = constrain(keys, self.mesh, "batch", "kv_heads", "length", None)
@@ -121,9 +111,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
         width, hidden = x.shape[-1], self.config.mlp_dim
-        gate = self.param("gate", _matrix(("mlp", "embed")), (hidden, width))
-        up = self.param("up", _matrix(("mlp", "embed")), (hidden, width))
-        down = self.param("down", _matrix(("embed", "mlp")), (width, hidden))
+        gate = self.param("gate", _MATRIX, (hidden, width))
+        up = self.param("up", _MATRIX, (hidden, width))
+        down = self.param("down", _MATRIX, (width, hidden))
         inner = nn.silu(project(x, gate)) * project(x, up)
         return project(constrain(inner, self.mesh, "batch", "length", "mlp"), down)
 
@@ -134,12 +124,10 @@ class Table(nn.Module):
     entry: str
     rows: int
     width: int
-    axis: str = "vocab"
 
     @nn.compact
     def __call__(self) -> jax.Array:  # noqa: D102
-        init = _named(nn.initializers.normal(0.02), self.axis, "embed")
-        return self.param(self.entry, init, (self.rows, self.width))
+        return self.param(self.entry, nn.initializers.normal(0.02), (self.rows, self.width))
 
 
 class Layer(nn.Module):
@@ -224,7 +212,7 @@ class Network(nn.Module):
         table = Table("embedding", config.vocab_size, config.model_dim, name="embed")()
         if self.is_initializing():  # heads are read by those who need them: heads.py, scores.py
             if config.num_labels:
-                Table("kernel", config.num_labels, config.model_dim, "label", name="score")()
+                Table("kernel", config.num_labels, config.model_dim, name="score")()
             elif not config.tie_embeddings:
                 Table("kernel", config.vocab_size, config.model_dim, name="lm_head")()
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
@@ -238,7 +226,6 @@ class Network(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, self.mesh, self.attention, name="layers")
         x, (keys, values) = layers(
             x,
