@@ -3,7 +3,8 @@
 N prompts, G samples of each. Advantage functions take rewards `[N, G]` of any real dtype, compute
 in float32 and return float32 `[N, G]`. Rewards are constants: no gradient flows through them.
 Rewards that are all equal, and a single sample (G = 1, or N·G = 1 for the batch form), give exact
-zeros. Rewards must be finite: a NaN spreads over its group, or the batch.
+zeros. Rewards must be finite: a NaN spreads over its group, or the batch. What looks beyond a
+prompt's own samples wants the rewards of the global batch, not one device's or one micro-batch's.
 """
 
 import math
@@ -35,9 +36,6 @@ def group_advantages(
       scale: whether to divide by the standard deviation.
       ddof: 1 for the sample deviation, 0 for the population deviation.
       eps: added to the deviation.
-
-    Returns:
-      float32 `[N, G]`.
     """
     return _standardize(rewards, axis=(1,), scale=scale, ddof=ddof, eps=eps)
 
@@ -54,21 +52,12 @@ def batch_advantages(
     policy back. A baseline over harmful and benign prompts, balanced in each batch, still shows
     that those refusals earn less than the rest.
 
-    `rewards` must be the global batch, not one device's or one micro-batch's share of it.
-
     Source: REINFORCE++ (arXiv 2501.03262), for one reward at the end of each completion.
     TRL, tunix: no setting gives it (TRL's `scale_rewards="batch"` divides by this deviation but
     keeps the group's mean). verl: "reinforce_plus_plus" is near; its mean and variance run over
     tokens, so that long completions weigh more.
 
-    Args:
-      rewards: `[N, G]`.
-      scale: whether to divide by the standard deviation.
-      ddof: 1 for the sample deviation, 0 for the population deviation.
-      eps: added to the deviation.
-
-    Returns:
-      float32 `[N, G]`.
+    The arguments are those of `group_advantages`.
     """
     return _standardize(rewards, axis=(0, 1), scale=scale, ddof=ddof, eps=eps)
 
@@ -90,22 +79,12 @@ def shrinkage_advantages(
     less noise than the batch's mean, and a prompt whose samples agree still has a say. So a policy
     that refuses everything is still pushed, but only weakly where it is sure of itself.
 
-    `rewards` must be the global batch, not one device's or one micro-batch's share of it.
-
     Source: the baseline is that of shrinkage estimators (arXiv 2511.03710), which estimate w from
     the batch and leave the sample itself out of the means. The fixed w, plain means and division by
     the batch's deviation are ours.
     TRL: w = 0 is `scale_rewards="batch"`. tunix, verl: no setting gives it.
 
-    Args:
-      rewards: `[N, G]`.
-      weight: w, from 0 to 1.
-      scale: whether to divide by the standard deviation.
-      ddof: 1 for the sample deviation, 0 for the population deviation.
-      eps: added to the deviation.
-
-    Returns:
-      float32 `[N, G]`.
+    `weight` is w, from 0 to 1; the other arguments are those of `group_advantages`.
 
     Raises:
       ValueError: a weight outside [0, 1].
@@ -115,9 +94,7 @@ def shrinkage_advantages(
         raise ValueError(f"weight must be from 0 to 1, got {weight}")
     whole = centre(rewards, (0, 1))
     centred = weight * whole + (1.0 - weight) * centre(rewards, (1,))
-    if not scale:
-        return centred
-    return centred / deviation(whole, (0, 1), ddof=ddof, eps=eps)
+    return centred / deviation(whole, (0, 1), ddof=ddof, eps=eps) if scale else centred
 
 
 def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
@@ -135,9 +112,6 @@ def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
 
     Args:
       rewards: `[N, G]`; with G = 1 there are no others and the advantage is 0.
-
-    Returns:
-      float32 `[N, G]`.
     """
     chex.assert_rank(rewards, 2)
     samples = rewards.shape[1]
@@ -155,8 +129,6 @@ def multi_reward_advantages(
     A reward with a large spread thus doesn't drown the others, and two sums that are equal by
     chance of different parts are told apart.
 
-    `rewards` must be the global batch, not one device's or one micro-batch's share of it.
-
     Source: GDPO (arXiv 2601.05242). TRL: `multi_objective_aggregation="normalize_then_sum"`.
     tunix, verl: no setting gives it.
 
@@ -165,9 +137,6 @@ def multi_reward_advantages(
       weights: `[K]`.
       ddof: 1 for the sample deviation, 0 for the population deviation.
       eps: added to each deviation.
-
-    Returns:
-      float32 `[N, G]`.
     """
     chex.assert_rank([rewards, weights], [3, 1])
     chex.assert_axis_dimension(rewards, 2, weights.shape[0])
@@ -203,9 +172,7 @@ def _standardize(
     """Subtract the mean over `axis` and, with `scale`, divide by the deviation plus `eps`."""
     chex.assert_rank(rewards, 2)
     centred = centre(rewards, axis)
-    if not scale:
-        return centred
-    return centred / deviation(centred, axis, ddof=ddof, eps=eps)
+    return centred / deviation(centred, axis, ddof=ddof, eps=eps) if scale else centred
 
 
 def deviation(

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.masks import zero_where_masked
+from jaxalign.losses.masks import token_floats, zero_where_masked
 
 
 def gae(
@@ -39,13 +39,8 @@ def gae(
     Returns:
       advantages and returns, float32 `[B, T]`, both 0 where masked.
     """
-    chex.assert_rank([rewards, values, mask], 2)
-    chex.assert_equal_shape([rewards, values, mask])
+    rewards, values = jax.lax.stop_gradient(token_floats(rewards, values, mask=mask))
     mask = jnp.asarray(mask, bool)
-    rewards, values = (
-        zero_where_masked(jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), mask)
-        for x in (rewards, values)
-    )
 
     def back(
         later: tuple[jax.Array, jax.Array], token: tuple[jax.Array, jax.Array, jax.Array]
@@ -115,12 +110,10 @@ def whiten(advantages: jax.Array, mask: jax.Array, *, eps: float = 1e-8) -> jax.
     Returns:
       float32 `[B, T]`, 0 where masked and everywhere if fewer than two tokens are trained.
     """
-    chex.assert_rank([advantages, mask], 2)
-    chex.assert_equal_shape([advantages, mask])
+    (advantages,) = jax.lax.stop_gradient(token_floats(advantages, mask=mask))
     mask = jnp.asarray(mask, bool)
-    advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
     count = jnp.sum(mask)
-    mean = jnp.sum(jnp.where(mask, advantages, 0.0)) / jnp.maximum(count, 1)
+    mean = jnp.sum(advantages) / jnp.maximum(count, 1)
     centred = jnp.where(mask, advantages - mean, 0.0)
     variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
     return jnp.where(count > 1, centred * jax.lax.rsqrt(variance + eps), 0.0)

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from jaxalign.losses.masks import token_floats
 from jaxalign.losses.policy import MAX_LOG_RATIO
 
 
@@ -52,17 +52,14 @@ def importance_weights(
     Raises:
       ValueError: an unknown level or outside, or bounds of which the lower one is not lower.
     """
-    chex.assert_rank([logp, sampler_logp, mask], 2)
-    chex.assert_equal_shape([logp, sampler_logp, mask])
     if level not in ("token", "sequence"):
         raise ValueError(f"level must be 'token' or 'sequence', got {level!r}")
     if outside not in ("truncate", "mask"):
         raise ValueError(f"outside must be 'truncate' or 'mask', got {outside!r}")
     if max_weight <= (min_weight or 0.0):
         raise ValueError(f"max_weight must be above {min_weight or 0.0}, got {max_weight}")
-    mask = jnp.asarray(mask, bool)
-    log_weight = jnp.asarray(logp, jnp.float32) - jnp.asarray(sampler_logp, jnp.float32)
-    log_weight = jnp.where(mask, jax.lax.stop_gradient(log_weight), 0.0)
+    logp, sampler_logp = jax.lax.stop_gradient(token_floats(logp, sampler_logp, mask=mask))
+    log_weight = logp - sampler_logp
     if level == "sequence":
         log_weight = jnp.sum(log_weight, axis=1, keepdims=True)
     weight = jnp.exp(jnp.clip(log_weight, -MAX_LOG_RATIO, MAX_LOG_RATIO))
@@ -71,4 +68,4 @@ def importance_weights(
     else:
         inside = (weight <= max_weight) & (weight >= (min_weight or 0.0))
         weight = jnp.where(inside, weight, 0.0)
-    return jnp.where(mask, weight, 1.0)
+    return jnp.where(jnp.asarray(mask, bool), weight, 1.0)

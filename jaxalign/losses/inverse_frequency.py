@@ -73,9 +73,8 @@ def inverse_frequency_advantages(
     total = jnp.sum(weights, axis=1, keepdims=True)
     share = weights * (samples / jnp.where(total > 0, total, 1.0))
     centred = jnp.where(weights > 0, centre(rewards, (1,), weights=share), 0.0)
-    if not scale:
-        return centred
-    return centred / deviation(centred, (1,), ddof=ddof, eps=eps, weights=share)
+    spread = deviation(centred, (1,), ddof=ddof, eps=eps, weights=share)
+    return centred / spread if scale else centred
 
 
 def mode_weights(
@@ -89,12 +88,8 @@ def mode_weights(
 
     Source and libraries: see `inverse_frequency_advantages`.
 
-    Args:
-      modes: int or bool `[N, G]`, each in [0, num_modes); a sample outside gets weight 0 and counts
-        for no mode.
-      num_modes: how many modes there may be; static.
-      scope: whether frequencies are a prompt's or the batch's.
-      max_weight: at least 1, or None.
+    The arguments are those of `inverse_frequency_advantages`; a sample whose mode is outside gets
+    weight 0 and counts for no mode.
 
     Returns:
       float32 `[N, G]`. Exactly 1 where one mode occurs in the scope.

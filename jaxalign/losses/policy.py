@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.aggregate import aggregate
-from jaxalign.losses.masks import zero_where_masked
+from jaxalign.losses.masks import token_floats, zero_where_masked
 
 # exp(20) ≈ 5e8. Beyond it the ratio is constant, so that no stray position overflows to inf.
 MAX_LOG_RATIO = 20.0
@@ -114,7 +114,7 @@ def clipped_importance_loss(
     if min_ratio >= max_ratio:
         raise ValueError(f"min_ratio must be below max_ratio={max_ratio}, got {min_ratio}")
     rho, advantages = _ratio_and_advantages(logp, old_logp, advantages, "token", mask)
-    logp = zero_where_masked(jnp.asarray(logp, jnp.float32), mask)
+    (logp,) = token_floats(logp, mask=mask)
     weight = jax.lax.stop_gradient(jnp.clip(rho, min_ratio, max_ratio))
     loss = -weight * advantages * logp
     return zero_where_masked(loss, mask)
@@ -184,15 +184,8 @@ def clip_fraction(
     rows. tunix, verl: low + high is "pg_clipfrac". Tokens that only dual_clip bounds are not
     counted (their "pg_clipfrac_lower").
 
-    Args:
-      logp: `[B, T]`, as in `clipped_surrogate`.
-      old_logp: `[B, T]`.
-      advantages: `[B]` or `[B, T]`.
-      mask: bool or 0/1 `[B, T]`, the trained tokens.
-      clip_low: as given to `clipped_surrogate`.
-      clip_high: as given to `clipped_surrogate`.
-      ratio: as given to `clipped_surrogate`.
-      normalizer: the global number of trained tokens, for a micro-batch; see `aggregate`.
+    Takes what `clipped_surrogate` was given, and `aggregate`'s `normalizer`: of a micro-batch the
+    global number of trained tokens.
 
     Returns:
       {"clip_low": float32 scalar, "clip_high": float32 scalar}.
@@ -217,19 +210,15 @@ def _ratio_and_advantages(
     mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Importance ratio `[B, T]` and constant advantages `[B, 1]` or `[B, T]`, float32."""
-    chex.assert_rank([logp, old_logp, advantages], [2, 2, {1, 2}])
-    chex.assert_equal_shape([logp, old_logp])
+    chex.assert_rank(advantages, {1, 2})
     chex.assert_shape(advantages, logp.shape[: advantages.ndim])
     if ratio not in ("token", "sequence"):
         raise ValueError(f"ratio must be 'token' or 'sequence', got {ratio!r}")
     if ratio == "sequence" and mask is None:
         raise ValueError("ratio='sequence' averages over a completion's tokens and needs mask")
 
-    log_ratio = jnp.asarray(logp, jnp.float32)
-    log_ratio = log_ratio - jax.lax.stop_gradient(jnp.asarray(old_logp, jnp.float32))
-    if mask is not None:
-        chex.assert_equal_shape([logp, mask])
-        log_ratio = zero_where_masked(log_ratio, mask)
+    logp, old_logp = token_floats(logp, old_logp, mask=mask)
+    log_ratio = logp - jax.lax.stop_gradient(old_logp)
     if ratio == "sequence":
         lengths = jnp.sum(jnp.asarray(mask, bool), axis=-1, keepdims=True)
         means = jnp.sum(log_ratio, axis=-1, keepdims=True) / jnp.maximum(lengths, 1)

@@ -107,10 +107,8 @@ def simple_preference_loss(
       ValueError: label_smoothing outside [0, ½).
     """
     _check_smoothing(label_smoothing)
-    chex.assert_rank([chosen_logp, rejected_logp], 1)
-    chex.assert_equal_shape([chosen_logp, rejected_logp])
-    gap = jnp.asarray(chosen_logp, jnp.float32) - jnp.asarray(rejected_logp, jnp.float32)
-    return _logistic(beta * gap - target_margin, label_smoothing)
+    chosen, rejected = _floats(chosen_logp, rejected_logp)
+    return _logistic(beta * (chosen - rejected) - target_margin, label_smoothing)
 
 
 def odds_ratio_loss(chosen_logp: jax.Array, rejected_logp: jax.Array) -> jax.Array:
@@ -131,29 +129,26 @@ def odds_ratio_loss(chosen_logp: jax.Array, rejected_logp: jax.Array) -> jax.Arr
     Returns:
       float32 `[B]`, unreduced.
     """
-    chex.assert_rank([chosen_logp, rejected_logp], 1)
-    chex.assert_equal_shape([chosen_logp, rejected_logp])
-    return -jax.nn.log_sigmoid(_log_odds(chosen_logp) - _log_odds(rejected_logp))
+    chosen, rejected = _floats(chosen_logp, rejected_logp)
+    return -jax.nn.log_sigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _floats(*logps: jax.Array) -> list[jax.Array]:
+    chex.assert_rank(logps, 1)
+    chex.assert_equal_shape(logps)
+    return [jnp.asarray(x, jnp.float32) for x in logps]
 
 
 def _log_odds(logp: jax.Array) -> jax.Array:
-    logp = jnp.minimum(jnp.asarray(logp, jnp.float32), -1e-6)
+    logp = jnp.minimum(logp, -1e-6)
     return logp - jnp.log(-jnp.expm1(logp))  # expm1 keeps the digits of a small 1 − p
 
 
-def _margin(
-    chosen_logp: jax.Array,
-    rejected_logp: jax.Array,
-    ref_chosen_logp: jax.Array,
-    ref_rejected_logp: jax.Array,
-) -> jax.Array:
+def _margin(*logps: jax.Array) -> jax.Array:
     """(logp_c − ref_c) − (logp_r − ref_r), `[B]` float32, with a gradient to the policy alone."""
-    logps = [chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp]
-    chex.assert_rank(logps, 1)
-    chex.assert_equal_shape(logps)
-    chosen, rejected, ref_chosen, ref_rejected = (jnp.asarray(x, jnp.float32) for x in logps)
-    stop = jax.lax.stop_gradient
-    return (chosen - stop(ref_chosen)) - (rejected - stop(ref_rejected))
+    chosen, rejected, *reference = _floats(*logps)
+    ref_chosen, ref_rejected = jax.lax.stop_gradient(reference)
+    return (chosen - ref_chosen) - (rejected - ref_rejected)
 
 
 def _logistic(z: jax.Array, smoothing: float) -> jax.Array:

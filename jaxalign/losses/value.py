@@ -1,11 +1,10 @@
 """The critic's loss, and two numbers that say how it does."""
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.aggregate import aggregate
-from jaxalign.losses.masks import zero_where_masked
+from jaxalign.losses.masks import token_floats
 
 
 def value_loss(
@@ -42,18 +41,10 @@ def value_loss(
     Raises:
       ValueError: a clip of 0 or less.
     """
-    chex.assert_rank([values, old_values, returns], 2)
-    chex.assert_equal_shape([values, old_values, returns])
     if clip is not None and clip <= 0:
         raise ValueError(f"clip must be above 0 or None, got {clip}")
-    values = jnp.asarray(values, jnp.float32)
-    old_values = jax.lax.stop_gradient(jnp.asarray(old_values, jnp.float32))
-    returns = jax.lax.stop_gradient(jnp.asarray(returns, jnp.float32))
-    if mask is not None:
-        chex.assert_equal_shape([values, mask])
-    values, old_values, returns = (
-        zero_where_masked(x, mask) for x in (values, old_values, returns)
-    )
+    values, *constants = token_floats(values, old_values, returns, mask=mask)
+    old_values, returns = jax.lax.stop_gradient(constants)
     loss = (values - returns) ** 2
     if clip is not None:
         loss = jnp.maximum(loss, (_near(values, old_values, clip) - returns) ** 2)
@@ -75,22 +66,13 @@ def value_clip_fraction(
 
     Source: as commonly logged. TRL: no PPO in its wheel. tunix, verl: "vf_clipfrac".
 
-    Args:
-      values: `[B, T]`, as in `value_loss`.
-      old_values: `[B, T]`.
-      returns: `[B, T]`.
-      mask: bool or 0/1 `[B, T]`, the trained tokens.
-      clip: as given to `value_loss`.
-      normalizer: the global number of trained tokens, for a micro-batch; see `aggregate`.
+    Takes what `value_loss` was given, and `aggregate`'s `normalizer`: of a micro-batch the global
+    number of trained tokens.
 
     Returns:
       float32 scalar.
     """
-    chex.assert_rank([values, old_values, returns, mask], 2)
-    chex.assert_equal_shape([values, old_values, returns, mask])
-    values, old_values, returns = (
-        zero_where_masked(jnp.asarray(x, jnp.float32), mask) for x in (values, old_values, returns)
-    )
+    values, old_values, returns = token_floats(values, old_values, returns, mask=mask)
     clipped = (_near(values, old_values, clip) - returns) ** 2 > (values - returns) ** 2
     return aggregate(clipped, mask, normalizer=normalizer)
 
@@ -112,11 +94,7 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
     Returns:
       float32 scalar, NaN where the returns are all equal.
     """
-    chex.assert_rank([values, returns, mask], 2)
-    chex.assert_equal_shape([values, returns, mask])
-    values, returns = (
-        zero_where_masked(jnp.asarray(x, jnp.float32), mask) for x in (values, returns)
-    )
+    values, returns = token_floats(values, returns, mask=mask)
 
     def variance(x: jax.Array) -> jax.Array:
         return aggregate((x - aggregate(x, mask)) ** 2, mask)
