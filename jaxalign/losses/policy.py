@@ -1,4 +1,4 @@
-"""The clipped policy-gradient loss of PPO and its descendants."""
+"""The clipped policy-gradient loss of PPO and its descendants: float32 `[B, T]`, unreduced."""
 
 from typing import Literal
 
@@ -62,9 +62,6 @@ def clipped_surrogate(
       mask: bool or 0/1 `[B, T]`, the trained tokens. Needed for ratio="sequence". With it the loss
         is 0 elsewhere, and log-probs there may be anything, NaN included.
 
-    Returns:
-      float32 `[B, T]`, unreduced.
-
     Raises:
       ValueError: an unknown ratio, ratio="sequence" without a mask, or dual_clip of 1 or less.
     """
@@ -105,9 +102,6 @@ def clipped_importance_loss(
       min_ratio: lower bound of the ratio.
       mask: bool or 0/1 `[B, T]`; with it the loss is 0 elsewhere, whatever stands there.
 
-    Returns:
-      float32 `[B, T]`, unreduced.
-
     Raises:
       ValueError: min_ratio is not below max_ratio.
     """
@@ -145,9 +139,6 @@ def soft_gated_surrogate(
       temperature_positive: τ⁺, above 0.
       temperature_negative: τ⁻, above 0.
       mask: bool or 0/1 `[B, T]`; with it the loss is 0 elsewhere, whatever stands there.
-
-    Returns:
-      float32 `[B, T]`, unreduced.
 
     Raises:
       ValueError: a temperature of 0 or less.

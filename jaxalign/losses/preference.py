@@ -1,4 +1,8 @@
-"""Losses on pairs of answers of which one is preferred: no sampling, no reward model."""
+"""Losses on pairs of answers of which one is preferred: no sampling, no reward model.
+
+Log-probs are `[B]`, one for each pair; those under the reference are constants. Every loss is
+float32 `[B]`, unreduced.
+"""
 
 import chex
 import jax
@@ -31,9 +35,6 @@ def preference_loss(
       beta: how far the policy may leave the reference; small is far.
       label_smoothing: s, the share of labels believed to be wrong; from 0 to below ½.
 
-    Returns:
-      float32 `[B]`, unreduced.
-
     Raises:
       ValueError: label_smoothing outside [0, ½).
     """
@@ -58,15 +59,7 @@ def identity_preference_loss(
     TRL: `loss_type="ipo"`, which takes log-probs divided by the answers' lengths: pass those.
     tunix, verl: none.
 
-    Args:
-      chosen_logp: `[B]`; sums as in the paper, or means over tokens as in TRL.
-      rejected_logp: `[B]`.
-      ref_chosen_logp: `[B]`; constants.
-      ref_rejected_logp: `[B]`; constants.
-      beta: above 0.
-
-    Returns:
-      float32 `[B]`, unreduced.
+    Log-probs are sums as in the paper, or means over tokens as in TRL.
 
     Raises:
       ValueError: a beta of 0 or less.
@@ -100,9 +93,6 @@ def simple_preference_loss(
       target_margin: γ.
       label_smoothing: s, from 0 to below ½.
 
-    Returns:
-      float32 `[B]`, unreduced.
-
     Raises:
       ValueError: label_smoothing outside [0, ½).
     """
@@ -125,9 +115,6 @@ def odds_ratio_loss(chosen_logp: jax.Array, rejected_logp: jax.Array) -> jax.Arr
       chosen_logp: `[B]` *means* over tokens of the chosen answers' log-probs, below 0; at 0, where
         the odds are infinite, they count as −10⁻⁶.
       rejected_logp: `[B]` the same of the rejected answers.
-
-    Returns:
-      float32 `[B]`, unreduced.
     """
     chosen, rejected = _floats(chosen_logp, rejected_logp)
     return -jax.nn.log_sigmoid(_log_odds(chosen) - _log_odds(rejected))

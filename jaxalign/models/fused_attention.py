@@ -54,16 +54,7 @@ def attend_fused(
 ) -> jax.Array:
     """`attend` by `jax.nn.dot_product_attention`: same arguments, same numbers up to rounding.
 
-    Args:
-      query: `[B, T, H, d]`, rotated.
-      keys: `[B, K, T, d]`, rotated; K divides H.
-      values: as keys.
-      mask: `[B, T]` bool, which positions exist; or int32 documents, as for `attend`.
-      contexts: blocks of this layer, `[M, K, S, d]` with M dividing B.
-      kernel: "xla" runs anywhere, for tests.
-
-    Returns:
-      `[B, T, H, d]` in the dtype of `query`; rows that see nothing are zero.
+    The `kernel` "xla" runs anywhere, for tests.
 
     Raises:
       ValueError: a context whose M does not divide B.

@@ -78,11 +78,10 @@ def place(lengths: Sequence[int], *, length: int) -> list[list[int]]:
                 f"a document of {lengths[index]} tokens does not fit a row of {length}: raise "
                 "row_length, or shorten the document"
             )
-        fitting = [row for row, left in enumerate(room) if left >= lengths[index]]
-        if not fitting:
+        row = next((i for i, left in enumerate(room) if left >= lengths[index]), len(rows))
+        if row == len(rows):
             rows.append([])
             room.append(length)
-        row = fitting[0] if fitting else len(rows) - 1
         rows[row].append(index)
         room[row] -= lengths[index]
     return rows

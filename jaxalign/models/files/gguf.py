@@ -112,8 +112,7 @@ def load_gguf(
       place: as in `load_hf`.
 
     Returns:
-      the configuration, and the parameter tree of float32 arrays (matrices `[out, in]`, layers
-      stacked, rotary rows in Hugging Face's order).
+      the configuration, and the parameter tree as in `load_hf`.
 
     Raises:
       InputError: no such file, not a GGUF file, cut off, damaged, of an unsupported architecture,

@@ -118,17 +118,15 @@ class _Cursor:
         self.data = memoryview(data)
         self.position = 0
 
-    def number(self, code: str) -> Any:
-        (value,) = struct.unpack_from("<" + code, self.data, self.position)
-        self.position += struct.calcsize("<" + code)
-        return value
-
     def raw(self, size: int) -> bytes:
         end = self.position + size
         if end > len(self.data):
             raise struct.error("past the end")
         start, self.position = self.position, end
         return bytes(self.data[start:end])
+
+    def number(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.raw(struct.calcsize("<" + code)))[0]
 
     def string(self) -> str:
         return self.raw(self.number("Q")).decode("utf-8")
@@ -137,11 +135,8 @@ class _Cursor:
         kind = self.number("I")
         if kind == _STRING:
             return self.string()
-        if kind == _ARRAY:
-            return self.array()
-        return self.number(_NUMBERS[kind])
-
-    def array(self) -> list[Any]:
+        if kind != _ARRAY:
+            return self.number(_NUMBERS[kind])
         kind, count = self.number("I"), self.number("Q")
         if kind == _STRING:
             return [self.string() for _ in range(count)]

@@ -112,12 +112,10 @@ def _pre_tokenizer(name: str) -> Any:
     """Cuts text into words, and these into bytes."""
     from tokenizers import Regex, pre_tokenizers
 
-    if name == "gpt-2":
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    steps: list[Any] = []
     if name == "smollm":
-        cut: Any = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    cut = pre_tokenizers.Split(Regex(_EXPRESSIONS[name]), behavior="isolated")
-    return pre_tokenizers.Sequence(
-        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+        steps = [pre_tokenizers.Digits(individual_digits=True)]
+    if name in _EXPRESSIONS:
+        steps = [pre_tokenizers.Split(Regex(_EXPRESSIONS[name]), behavior="isolated")]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name not in _EXPRESSIONS)
+    return pre_tokenizers.Sequence([*steps, to_bytes])

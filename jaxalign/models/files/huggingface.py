@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from jaxalign.models.files.weights import (
     tensor_names,
     unstack_tensors,
 )
+from jaxalign.models.network import Network
 from jaxalign.models.parameters import HUGGING_FACE
 
 if TYPE_CHECKING:
@@ -57,17 +58,7 @@ _WRITTEN = {
     "vocab.json",
     "merges.txt",
 }
-
-
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-
-
-class HasConfig(Protocol):
-    """Anything with a `config`, such as the decoder."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """The architecture."""
 
 
 def _tensor_files(folder: Path) -> list[Path]:
@@ -234,7 +225,7 @@ def check_replaceable(folder: Path) -> None:
 
 def save_pretrained(
     folder: str | Path,
-    model: HasConfig,
+    model: Network,
     params: Mapping[str, Any],
     tokenizer: "PreTrainedTokenizerBase",
     *,
