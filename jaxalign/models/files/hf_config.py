@@ -100,7 +100,7 @@ def read_fields(path: Path, supported_architectures: tuple[str, ...]) -> dict[st
 
 
 def build_config(
-    path: Path, number: Callable[[str, Any], Any], defaults: Mapping[str, Any], **others: Any
+    path: Path, number: Callable[[str, Any], Any], defaults: dict[str, Any], **others: Any
 ) -> ModelConfig:
     """The architecture whose `SIZES` a file holds.
 
@@ -115,7 +115,8 @@ def build_config(
     """
     width, heads = number("model_dim", None), number("num_heads", None)
     usual = {"num_kv_heads": heads, "head_dim": width // heads, "rope_theta": 10_000.0}
-    sizes = {field: number(field, (usual | defaults).get(field)) for field in SIZES}
+    defaults = usual | defaults
+    sizes = {field: number(field, defaults.get(field)) for field in SIZES}
     try:
         return ModelConfig(**sizes, **others)
     except ValueError as error:

@@ -172,12 +172,12 @@ def unstack_tensors(
         value, stacked = leaves[path], path.startswith("layers/")
         if not isinstance(value, jax.Array) or value.is_fully_addressable:
             value = np.asarray(value)
-            tensors = iter(value if stacked else value[None])
+            parts = iter(value if stacked else value[None])
         elif stacked:
-            tensors = (fetch(_layer(value, layer)) for layer in range(len(group)))
+            parts = (fetch(_layer(value, layer)) for layer in range(len(group)))
         else:
-            tensors = iter([fetch(value)])
-        yield from ((name, np.ascontiguousarray(x)) for name, x in zip(group, tensors, strict=True))
+            parts = iter([fetch(value)])
+        yield from ((name, np.ascontiguousarray(x)) for name, x in zip(group, parts, strict=True))
 
 
 @jax.jit
