@@ -310,6 +310,13 @@ def test_absent_fields_take_the_defaults_of_llama(tmp_path: Path, smollm2_tokeni
     assert load_hf(folder)[0] == ModelConfig(**{**vars(untied(config)), **expected})
 
 
+def test_null_says_no_as_well_as_false_does(saved: Path) -> None:
+    path = saved / "config.json"
+    nulls = dict.fromkeys(["use_sliding_window", "attention_bias", "mlp_bias"])
+    path.write_text(json.dumps(json.loads(path.read_text()) | nulls))
+    assert load_hf(saved)[0] == CONFIG
+
+
 def test_the_tokenizers_end_token_is_chosen_among_several(saved: Path) -> None:
     edit_config(saved, eos_token_id=[0, 2])
     assert load_hf(saved)[0].eos_token_id == 2

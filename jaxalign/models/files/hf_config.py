@@ -91,7 +91,8 @@ def read_fields(path: Path, supported_architectures: tuple[str, ...]) -> dict[st
         )
     mistral = architectures[0].startswith("Mistral")
     for name, supported in (_FIXED_FIELDS | (_FIXED_OF_MISTRAL if mistral else {})).items():
-        if (value := fields.get(name, supported)) != supported:
+        value = fields.get(name, supported)
+        if value != supported and (value or supported):  # null says no as well as false does
             raise InputError(
                 f"{path}: {name}={value!r} comes with a later release; supported: "
                 f"{'null' if supported is None else repr(supported)}"
