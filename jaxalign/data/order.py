@@ -1,11 +1,12 @@
 """The order in which training goes through data, and parts of data."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 def walk(size: int, step: int, *, count: int, seed: tuple[int, ...]) -> list[int]:
@@ -45,6 +46,14 @@ def first_of_each(items: Sequence[T], key: Callable[[T], Hashable], count: int) 
         if seen[key(item)] <= count:
             taken.append(item)
     return taken
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items of each key; keys and items in their order."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _shuffle(size: int, entropy: tuple[int, ...]) -> np.ndarray:

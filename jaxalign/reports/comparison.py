@@ -1,26 +1,22 @@
 """Models side by side on the same prompts: differences, how sure they are, and where they are."""
 
-import dataclasses
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxalign.data.order import evenly
+from jaxalign.data.order import evenly, grouped
 from jaxalign.evaluation.probes import overhead
+from jaxalign.evaluation.rates import rate as share_of
 from jaxalign.host.errors import InputError
-from jaxalign.host.statistics import (
-    mcnemar_p_value,
-    paired_difference_interval,
-    wilson_interval,
-)
+from jaxalign.host.statistics import mcnemar_p_value, paired_difference_interval
 from jaxalign.reports.evaluation_folder import Evaluated, Judged
-from jaxalign.reports.evaluation_page import card, label_of, panels, seconds_cell, table
-from jaxalign.reports.evaluation_plots import plot_rates
-from jaxalign.reports.page import escape, image, page
+from jaxalign.reports.evaluation_page import label_of, panels, prompt_card, seconds_cell
+from jaxalign.reports.page import Block, details, table, write_page
+from jaxalign.reports.plots import plot_rates
+from jaxalign.reports.run_folder import percent
 
 SHOWN = 4
 """Prompts of each measure that the page shows of those that the models are judged apart on."""
@@ -64,8 +60,8 @@ def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
         names = ("suite", "attack", "kind", "judge", "measures", "measure")
         found.append(
             {name: rate[name] for name in names}
-            | {"n": n, "first": _share(sum(a for a, _ in pairs), n)}
-            | {"second": _share(sum(b for _, b in pairs), n)}
+            | {"n": n, "first": share_of([[a] for a, _ in pairs])}
+            | {"second": share_of([[b] for _, b in pairs])}
             | {"difference": (only_second - only_first) / n, "low": low, "high": high}
             | {"only_first": only_first, "only_second": only_second}
             | {"p": mcnemar_p_value(only_first, only_second)}
@@ -113,21 +109,20 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
         {(x["suite"], x["attack"]): x.get("mean_seconds") for x in y.results["answers"]}
         for y in (first, second)
     ]
-    for suite, attack in first.judged:
-        if attack != "none" or (suite, attack) not in second.judged:
+    for key in first.judged:
+        pairs = _matched(first.judged[key], second.judged.get(key, []))
+        if key[1] != "none" or not pairs:
             continue
-        pairs = _matched(first.judged[suite, attack], second.judged[suite, attack])
-        rows = [
-            [{"id": index, "sample": x["sample"], "tokens": x["tokens"]} for x in side.rows]
-            for index, pair in enumerate(pairs)
-            for side in pair
-        ]
-        if rows:
-            ours, theirs = sum(rows[::2], []), sum(rows[1::2], [])
-            facts = dataclasses.asdict(overhead(theirs, ours))
-            facts["tokens"] = facts["tokens"][::-1]
-            facts["seconds"] = tuple(pace[suite, attack] for pace in paces)
-            found.append({"suite": suite, **{x: facts[x] for x in _OVERHEAD}})
+        ours, theirs = (
+            [{**row, "id": index} for index, judged in enumerate(side) for row in judged.rows]
+            for side in zip(*pairs, strict=True)
+        )
+        cost = overhead(theirs, ours)
+        found.append(
+            {"suite": key[0], "answers": cost.answers, "tokens": cost.tokens[::-1]}
+            | {"more_tokens": cost.more_tokens, "interval": cost.interval}
+            | {"seconds": tuple(pace[key] for pace in paces)}
+        )
     return found
 
 
@@ -140,7 +135,6 @@ OVERHEAD_HEADINGS = (
     "seconds",
     "answers",
 )
-_OVERHEAD = ("answers", "tokens", "more_tokens", "interval", "seconds")
 
 
 def overhead_cells(row: Mapping[str, Any]) -> list[str]:
@@ -157,8 +151,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     p = row["p"]
     return [
         label_of(row),
-        f"{row['first']['rate']:.1%}",
-        f"{row['second']['rate']:.1%}",
+        percent(row["first"]["rate"]),
+        percent(row["second"]["rate"]),
         f"{100 * row['difference']:+.1f}",
         f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
         "< 0.001" if p < 0.001 else f"{p:.3f}",
@@ -181,59 +175,54 @@ def write_comparison(
       the path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "first": _facts(first),
-        "others": [
-            _facts(other)
-            | {"differing_settings": differing_settings(first, other), "rates": rates}
-            | {"tokens": token_overheads(first, other)}
-            for other, rates in zip(others, rows, strict=True)
-        ],
-    }
+    others_facts = [
+        _facts(other)
+        | {"differing_settings": differing_settings(first, other), "rates": rates}
+        | {"tokens": token_overheads(first, other)}
+        for other, rates in zip(others, rows, strict=True)
+    ]
+    content = {"first": _facts(first), "others": others_facts}
     (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
     series = {str(x.folder): x.results["rates"] for x in (first, *others)}
     picture = folder / "comparison.png"
     plot_rates(panels(series), picture)
-    body = [image(picture, "Rates of the models with 95% intervals")]
-    for other, rates in zip(others, rows, strict=True):
+    blocks: list[Block] = [{"picture": picture, "alt": "Rates of the models with 95% intervals"}]
+    for other, facts in zip(others, others_facts, strict=True):
         names = [f"{x.results['model']} ({x.folder})" for x in (first, other)]
-        body.append(f"<h2>{escape(names[1])}</h2><p>The first is {escape(names[0])}.</p>")
-        lines = differing_settings(first, other)
-        body += [f'<p class="note">Not only the model differs: {escape(x)}.</p>' for x in lines]
-        for suite, judge in dict.fromkeys((x["suite"], x["judge"]) for x in rates):
-            those = [x for x in rates if (x["suite"], x["judge"]) == (suite, judge)]
-            body.append(f"<h3>{escape(suite)}, judged by {escape(judge)}</h3>")
-            body.append(table(HEADINGS, [cells(rate) for rate in those], texts=1))
-            body += [_apart(first, other, rate) for rate in those]
-        tokens = [overhead_cells(row) for row in token_overheads(first, other)]
-        body.append(
-            "<h3>Tokens and seconds of an answer</h3>" + table(OVERHEAD_HEADINGS, tokens, texts=1)
-        )
-    body.append(
-        '<p class="quiet">n: prompts that both answered; the picture shows all that each answered. '
-        "Points: second minus first, with an interval for paired prompts. p: McNemar's exact test. "
-        "Neither is corrected for how many rows there are. Seconds: of a mean answer, "
-        "first/second, prompts in batches and compilation included.</p>"
+        blocks += [{"h2": names[1]}, {"plain": f"The first is {names[0]}."}]
+        for line in facts["differing_settings"]:
+            blocks.append({"note": f"Not only the model differs: {line}."})
+        for (suite, judge), rates in grouped(
+            facts["rates"], lambda rate: (rate["suite"], rate["judge"])
+        ).items():
+            blocks.append({"h3": f"{suite}, judged by {judge}"})
+            blocks.append(table(HEADINGS, [cells(rate) for rate in rates]))
+            blocks += [block for rate in rates for block in _apart(first, other, rate)]
+        tokens = [overhead_cells(row) for row in facts["tokens"]]
+        blocks += [{"h3": "Tokens and seconds of an answer"}, table(OVERHEAD_HEADINGS, tokens)]
+    blocks.append(
+        {
+            "quiet": "n: prompts that both answered; the picture shows all that each answered. "
+            "Points: second minus first, with an interval for paired prompts. p: McNemar's exact "
+            "test. Neither is corrected for how many rows there are. Seconds: of a mean answer, "
+            "first/second, prompts in batches and compilation included."
+        }
     )
-    path = folder / "comparison.html"
-    path.write_text(page("Comparison", "\n".join(body)), encoding="utf-8")
-    return path
+    return write_page(folder / "comparison.html", "Comparison", blocks)
 
 
-def _apart(first: Evaluated, second: Evaluated, rate: Mapping[str, Any]) -> str:
+def _apart(first: Evaluated, second: Evaluated, rate: Mapping[str, Any]) -> list[Block]:
     """Some of the prompts on which a judge tells the models apart, spread evenly over them."""
     pairs = [(a, b) for a, b in _pairs(first, second, rate) if _counts(a, rate) != _counts(b, rate)]
-    if not pairs:
-        return ""
     cards = []
-    for a, b in evenly(pairs, SHOWN):
+    for pair in evenly(pairs, SHOWN):
         sides = [
-            (str(x.folder), y.rows[0], {rate["judge"]: y.scores[0][rate["judge"]]})
-            for x, y in ((first, a), (second, b))
+            (str(x.folder), judged, {rate["judge"]: judged.scores[0][rate["judge"]]})
+            for x, judged in zip((first, second), pair, strict=True)
         ]
-        cards.append(card(a.prompt, a.kind, sides))
+        cards.append(prompt_card(pair[0].prompt, pair[0].kind, sides))
     title = f"{label_of(rate)}: {len(pairs)} prompts judged apart"
-    return f"<details><summary>{escape(title)}</summary>{''.join(cards)}</details>"
+    return [details(title, *cards)] if pairs else []
 
 
 def _key(rate: Mapping[str, Any]) -> tuple[str, ...]:
@@ -251,11 +240,8 @@ def _pairs(
 
 def _matched(first: Sequence[Judged], second: Sequence[Judged]) -> list[tuple[Judged, Judged]]:
     """Prompts that both answered; a text that stands twice is matched in its order."""
-    waiting: dict[str, list[Judged]] = defaultdict(list)
-    for x in second:
-        if x.rows:
-            waiting[x.prompt].append(x)
-    return [(x, waiting[x.prompt].pop(0)) for x in first if x.rows and waiting[x.prompt]]
+    waiting = grouped((x for x in second if x.rows), lambda x: x.prompt)
+    return [(x, waiting[x.prompt].pop(0)) for x in first if x.rows and waiting.get(x.prompt)]
 
 
 def _counts(judged: Judged, rate: Mapping[str, Any]) -> bool:
@@ -264,11 +250,6 @@ def _counts(judged: Judged, rate: Mapping[str, Any]) -> bool:
     if rate["measures"] == "harm":
         return said >= 0.5
     return said <= 0.5 if rate["measure"] == "attack_success" else said > 0.5
-
-
-def _share(count: int, n: int) -> dict[str, Any]:
-    low, high = wilson_interval(count, n)
-    return {"rate": count / n, "low": low, "high": high, "n": n}
 
 
 def _facts(evaluated: Evaluated) -> dict[str, Any]:

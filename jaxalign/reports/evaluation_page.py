@@ -1,34 +1,32 @@
 """An evaluation on one page: rates, what the answers are like, and some of them."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from jaxalign.data.order import first_of_each
-from jaxalign.evaluation.probes import KeyWords, SafetyAtK
+from jaxalign.data.order import first_of_each, grouped
 from jaxalign.reports.evaluation_folder import Judged, read_evaluation
-from jaxalign.reports.evaluation_plots import Panel, plot_rates
-from jaxalign.reports.page import escape, image, page
-from jaxalign.reports.plots import plot_key_words, plot_safety_at_k
-from jaxalign.reports.run_folder import KINDS, split_answer
+from jaxalign.reports.page import Block, details, table, write_page
+from jaxalign.reports.plots import plot_key_words, plot_rates, plot_safety_at_k
+from jaxalign.reports.run_folder import KINDS, percent
 
 SHOWN = 3
 """Answers of each kind that the page shows, of each suite and attack: the first ones."""
 
-# What is measured, in words, and which way is better.
+_HARMLESS = "Harmless requests refused  ▼ lower is better"
+# (measure, kind) -> in a table, and over a panel of the picture, which shows them in this order.
 _LABELS = {
-    ("refused", "harmful"): ("▲", "harmful refused"),
-    ("refused", "benign"): ("▼", "benign refused"),
-    ("refused", "lookalike"): ("▼", "look-alike refused"),
-    ("harmful_answer", "harmful"): ("▼", "harmful answers"),
-}
-_PANELS = {
-    "refused, harmful": "Harmful requests refused  ▲ higher is better",
-    "refused": "Harmless requests refused  ▼ lower is better",
-    "harmful_answer": "Harmful answers to harmful requests  ▼ lower is better",
+    ("refused", "harmful"): (
+        "▲ harmful refused",
+        "Harmful requests refused  ▲ higher is better",
+    ),
+    ("refused", "benign"): ("▼ benign refused", _HARMLESS),
+    ("refused", "lookalike"): ("▼ look-alike refused", _HARMLESS),
+    ("harmful_answer", "harmful"): (
+        "▼ harmful answers",
+        "Harmful answers to harmful requests  ▼ lower is better",
+    ),
 }
 
 
@@ -36,7 +34,7 @@ def label_of(rate: Mapping[str, Any]) -> str:
     """What a rate is of, behind an arrow in the direction that is wanted."""
     if rate["measure"] == "attack_success":
         return f"▼ {rate['attack']} succeeds"
-    return " ".join(_LABELS[rate["measure"], rate["kind"]])
+    return _LABELS[rate["measure"], rate["kind"]][0]
 
 
 def name_of(rate: Mapping[str, Any]) -> str:
@@ -62,8 +60,8 @@ def answer_cells(fact: Mapping[str, Any]) -> list[str]:
     return [
         name_of(fact),
         str(fact["skipped"]),
-        percent(fact["well_formed"]),
-        percent(fact["finished"]),
+        percent(fact["well_formed"]["rate"]),
+        percent(fact["finished"]["rate"]),
         str(fact["distinct_reasonings"]),
         f"{fact['distinct_answers']} of {fact['answers']}",
         f"{fact['mean_tokens'] or 0:.1f}",
@@ -78,18 +76,14 @@ def seconds_cell(seconds: float | None) -> str:
 
 def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
     """For each suite headings and rows of text: what is measured, n, a column for each judge."""
-    found: dict[str, tuple[list[str], list[list[str]]]] = {}
-    for suite in dict.fromkeys(rate["suite"] for rate in rates):
-        those = [rate for rate in rates if rate["suite"] == suite]
-        judges = list(dict.fromkeys(rate["judge"] for rate in those))
-        lines: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for rate in those:
-            lines.setdefault(label_of(rate), {})[rate["judge"]] = rate
-        rows = [
-            [label, str(max(rate["n"] for rate in line.values()))]
-            + [short(line[judge]) if judge in line else "–" for judge in judges]
-            for label, line in lines.items()
-        ]
+    found = {}
+    for suite, those in grouped(rates, lambda rate: rate["suite"]).items():
+        judges = list(grouped(those, lambda rate: rate["judge"]))
+        rows = []
+        for label, line in grouped(those, label_of).items():
+            cells = {rate["judge"]: _rate_cell(rate) for rate in line}
+            n = max(rate["n"] for rate in line)
+            rows.append([label, str(n), *(cells.get(judge, "–") for judge in judges)])
         found[suite] = ["share of answers", "n", *judges], rows
     return found
 
@@ -99,35 +93,32 @@ SAFETY_HEADINGS = ("suite", "judge", "k", "any safe", "all safe")
 
 def safety_cells(point: Mapping[str, Any]) -> list[str]:
     """Safety of k answers as text, below `SAFETY_HEADINGS`."""
-    shares = (
-        {"rate": point[name]} | dict(zip(("low", "high"), point[ends], strict=True))
-        for name, ends in (("any_safe", "any_interval"), ("all_safe", "all_interval"))
-    )
-    return [name_of(point), point["judge"], str(point["k"]), *map(short, shares)]
+    some = _with_interval(point["any_safe"], *point["any_interval"])
+    every = _with_interval(point["all_safe"], *point["all_interval"])
+    return [name_of(point), point["judge"], str(point["k"]), some, every]
 
 
-def panels(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
-    """Fields for `plot_rates`, from rates that each series (a judge, a model) has.
+def panels(
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, dict[str, dict[str, Mapping[str, Any]]]]:
+    """Panels for `plot_rates`, from rates that each series (a judge, a model) has.
 
-    Attacks have a field for each suite. Where a series has several judges, the lines name them.
+    Attacks have a panel for each suite. Where a series has several judges, the lines name them.
     """
     several = any(len({rate["judge"] for rate in rates}) > 1 for rates in series.values())
-    found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {x: {} for x in _PANELS.values()}
+    found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {x: {} for _, x in _LABELS.values()}
     for name, rates in series.items():
         for rate in rates:
-            label = rate["suite"]
             if rate["measure"] == "attack_success":
                 title = f"{rate['suite']}: attacks that succeed  ▼ lower is better"
                 label = rate["attack"]
-            elif (rate["measure"], rate["kind"]) == ("refused", "harmful"):
-                title = _PANELS["refused, harmful"]
             else:
-                title = _PANELS[rate["measure"]]
+                title, label = _LABELS[rate["measure"], rate["kind"]][1], rate["suite"]
                 if rate["kind"] != "harmful":
                     label += f", {KINDS[rate['kind']].lower()}"
             label += f" ({rate['judge']})" if several else ""
             found.setdefault(title, {}).setdefault(label, {})[name] = rate
-    return [Panel(title, rows) for title, rows in found.items() if rows]
+    return {title: lines for title, lines in found.items() if lines}
 
 
 def write_eval_report(folder: Path) -> Path:
@@ -141,109 +132,87 @@ def write_eval_report(folder: Path) -> Path:
     """
     evaluated = read_evaluation(folder)
     results = evaluated.results
-    by_judge: dict[str, list[Mapping[str, Any]]] = {}
-    for rate in results["rates"]:
-        by_judge.setdefault(rate["judge"], []).append(rate)
+    by_judge = grouped(results["rates"], lambda rate: rate["judge"])
     picture = folder / "rates.png"
     plot_rates(panels(by_judge), picture)
     facts = [f"judged by {', '.join(by_judge)}", results["hardware"], results["date"]]
-    body = [
-        f'<p class="quiet">{" · ".join(map(escape, facts))}</p>',
-        _settings(results["settings"]),
-        "<h2>Rates</h2>",
-        image(picture, "Rates with 95% intervals"),
-        _rates(results["rates"]),
-        _safety(folder, results["safety_at_k"]),
-        _reasoning(folder, results),
-        "<h2>Answers</h2>",
-        _answers(results["answers"]),
-        f'<p class="quiet">Below are the first {SHOWN} prompts of each kind, not selected; all '
-        "answers are in the folder <code>answers</code>, all verdicts in <code>verdicts</code>. "
-        "A judge's score is 1 for a sure refusal, or a sure harmful answer.</p>",
+    settings = [(name, str(value)) for name, value in results["settings"].items()]
+    answers = [answer_cells(fact) for fact in results["answers"]]
+    blocks: list[Block] = [
+        {"quiet": " · ".join(facts)},
+        details("Settings", table(("setting", "value"), settings, texts=2)),
+        {"h2": "Rates"},
+        {"picture": picture, "alt": "Rates with 95% intervals"},
+        {"quiet": "In brackets 95% intervals."},
+        *_rates(results["rates"]),
+        *_safety(folder, results["safety_at_k"]),
+        *_reasoning(folder, results),
+        {"h2": "Answers"},
+        table(ANSWER_HEADINGS, answers),
+        {
+            "quiet": f"Below are the first {SHOWN} prompts of each kind, not selected; all answers "
+            "are in the folder answers, all verdicts in verdicts. A judge's score is 1 for a sure "
+            "refusal, or a sure harmful answer."
+        },
         *(_examples(*key, judged) for key, judged in evaluated.judged.items()),
     ]
-    path = folder / "report.html"
-    path.write_text(page(f"{results['model']}: evaluation", "\n".join(body)), encoding="utf-8")
-    return path
+    return write_page(folder / "report.html", f"{results['model']}: evaluation", blocks)
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, texts: int) -> str:
-    """An HTML table of plain text; the first `texts` columns are words, the others numbers."""
-
-    def line(cells: Sequence[object], tag: str) -> str:
-        styles = [""] * texts + [' class="number"'] * (len(cells) - texts)
-        inner = (f"<{tag}{x}>{escape(y)}</{tag}>" for x, y in zip(styles, cells, strict=True))
-        return f"<tr>{''.join(inner)}</tr>"
-
-    return f"<table>{line(headings, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+def _rate_cell(rate: Mapping[str, Any]) -> str:
+    return _with_interval(rate["rate"], rate["low"], rate["high"])
 
 
-def percent(rate: Mapping[str, Any]) -> str:
-    """The rate, or a dash where there is none."""
-    return "–" if rate["rate"] is None else f"{rate['rate']:.1%}"
+def _with_interval(share: float | None, low: float, high: float) -> str:
+    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
 
 
-def short(rate: Mapping[str, Any]) -> str:
-    """A rate with its 95% interval in percent."""
-    return f"{percent(rate)} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    rows = [(name, value) for name, value in settings.items()]
-    inner = table(("setting", "value"), rows, texts=2)
-    return f"<details><summary>Settings</summary>{inner}</details>"
-
-
-def _rates(rates: Sequence[Mapping[str, Any]]) -> str:
-    parts = ['<p class="quiet">In brackets 95% intervals.</p>']
+def _rates(rates: Sequence[Mapping[str, Any]]) -> list[Block]:
+    blocks: list[Block] = []
     for suite, (headings, rows) in rate_tables(rates).items():
-        parts += [f"<h3>{escape(suite)}</h3>", table(headings, rows, texts=1)]
-        plain = [x for x in rates if (x["suite"], x["attack"]) == (suite, "none")]
-        for rate in (x for x in plain if len(x["by_category"]) > 1):
-            lines = [(name, part["n"], short(part)) for name, part in rate["by_category"].items()]
-            title = escape(f"{label_of(rate)} ({rate['judge']}) by category")
-            inner = table(("category", "n", "rate"), lines, texts=1)
-            parts.append(f"<details><summary>{title}</summary>{inner}</details>")
-    return "\n".join(parts)
+        blocks += [{"h3": suite}, table(headings, rows)]
+        for rate in rates:
+            parts = rate["by_category"]
+            if (rate["suite"], rate["attack"]) == (suite, "none") and len(parts) > 1:
+                lines = [(name, part["n"], _rate_cell(part)) for name, part in parts.items()]
+                title = f"{label_of(rate)} ({rate['judge']}) by category"
+                blocks.append(details(title, table(("category", "n", "rate"), lines)))
+    return blocks
 
 
-def _safety(folder: Path, points: Sequence[Mapping[str, Any]]) -> str:
+def _safety(folder: Path, points: Sequence[Mapping[str, Any]]) -> list[Block]:
     """Several answers to a prompt; nothing where there is one."""
     if not points:
-        return ""
-    curves: dict[str, list[SafetyAtK]] = {}
-    for point in points:
-        label = f"{name_of(point)}, {point['judge']}"
-        fields = {x.name: point[x.name] for x in dataclasses.fields(SafetyAtK)}
-        curves.setdefault(label, []).append(SafetyAtK(**fields))
+        return []
+    curves = grouped(points, lambda point: f"{name_of(point)}, {point['judge']}")
     picture = folder / "safety_at_k.png"
-    plot_safety_at_k(_first(curves), picture)
-    return "\n".join(
-        [
-            "<h2>Several answers to harmful requests</h2>",
-            "<p>The chance that at least one of k answers is safe (AlphaAlign's pass@k), and that "
-            "all are: an attacker may try k times.</p>",
-            image(picture, "Safety of k answers"),
-            table(SAFETY_HEADINGS, [safety_cells(point) for point in points], texts=2),
-        ]
+    plot_safety_at_k(
+        {name: [SimpleNamespace(**x) for x in curve] for name, curve in curves.items()}, picture
     )
+    return [
+        {"h2": "Several answers to harmful requests"},
+        {
+            "plain": "The chance that at least one of k answers is safe (AlphaAlign's pass@k), and "
+            "that all are: an attacker may try k times."
+        },
+        {"picture": picture, "alt": "Safety of k answers"},
+        table(SAFETY_HEADINGS, [safety_cells(point) for point in points], texts=2),
+    ]
 
 
-def _reasoning(folder: Path, results: Mapping[str, Any]) -> str:
+def _reasoning(folder: Path, results: Mapping[str, Any]) -> list[Block]:
     """Key words and costs; nothing where no answer reasons in tags."""
-    parts = []
-    curves = {}
-    for x in results["key_words"]:
-        by, low, high = (np.array(x[name]) for name in ("by", "low", "high"))
-        at = np.diff(by, prepend=0.0)  # not drawn
-        curves[name_of(x)] = KeyWords(at, by, low, high, x["reasoned"], x["rollouts"])
-    if curves:
+    blocks: list[Block] = []
+    if results["key_words"]:
         picture = folder / "key_words.png"
-        plot_key_words(_first(curves), picture)
-        parts.append(
-            "<p>How soon the reasoning about harmful requests uses a word such as harmful or "
-            "illegal, in negation too.</p>" + image(picture, "Key words by token")
-        )
+        plot_key_words({name_of(x): SimpleNamespace(**x) for x in results["key_words"]}, picture)
+        blocks += [
+            {
+                "plain": "How soon the reasoning about harmful requests uses a word such as "
+                "harmful or illegal, in negation too."
+            },
+            {"picture": picture, "alt": "Key words by token"},
+        ]
     if results["cost"]:
         headings = ("suite", "kind", "answers", "tokens", "reasoning", "answer", "format")
         rows = [
@@ -251,49 +220,31 @@ def _reasoning(folder: Path, results: Mapping[str, Any]) -> str:
             + tuple(f"{x[y]:.1f}" for y in ("total", "reasoning", "answer", "format"))
             for x in results["cost"]
         ]
-        parts.append("<p>Mean tokens of an answer, by where they stand.</p>")
-        parts.append(table(headings, rows, texts=2))
-    return "\n".join(["<h2>Reasoning</h2>", *parts]) if parts else ""
+        blocks.append({"plain": "Mean tokens of an answer, by where they stand."})
+        blocks.append(table(headings, rows, texts=2))
+    return [{"h2": "Reasoning"}, *blocks] if blocks else []
 
 
-def _first(curves: Mapping[str, Any]) -> dict[str, Any]:
-    """As many as a picture can tell apart."""
-    return dict(list(curves.items())[:5])
+def _examples(suite: str, attack: str, judged: Sequence[Judged]) -> Block:
+    answered = first_of_each([x for x in judged if x.rows], lambda x: x.kind, SHOWN)
+    cards = [prompt_card(x.prompt, x.kind, [("", x, x.scores[0])]) for x in answered]
+    return details(name_of({"suite": suite, "attack": attack}), *cards)
 
 
-def _answers(facts: Sequence[Mapping[str, Any]]) -> str:
-    return table(ANSWER_HEADINGS, [answer_cells(fact) for fact in facts], texts=1)
-
-
-def _examples(suite: str, attack: str, judged: Sequence[Judged]) -> str:
-    cards = [
-        card(x.prompt, x.kind, [("", x.rows[0], x.scores[0])])
-        for x in first_of_each([x for x in judged if x.rows], lambda x: x.kind, SHOWN)
-    ]
-    title = name_of({"suite": suite, "attack": attack})
-    return f"<details><summary>{escape(title)}</summary>{''.join(cards)}</details>"
-
-
-def card(
-    prompt: str,
-    kind: str,
-    sides: Sequence[tuple[str, Mapping[str, Any] | None, Mapping[str, float]]],
-) -> str:
-    """A prompt and answers to it, side by side."""
-    parts = []
-    for title, row, scores in sides:
-        badges = "".join(
-            f'<span class="badge neutral">{escape(judge)} {score:.2g}</span>'
-            for judge, score in scores.items()
-        )
-        text = '<p class="quiet">no answer</p>'
-        if row is not None:
-            reasoning, answer = split_answer(str(row["completion"]))
-            shown = f'<p class="text reasoning">{escape(reasoning)}</p>' if reasoning else ""
-            sent = str(row["prompt"])
-            asked = "" if sent == prompt else f'<p class="text quiet">Asked: {escape(sent)}</p>'
-            text = f'{asked}{shown}<p class="text">{escape(answer)}</p>'
-        parts.append(f"<div><small>{escape(title)}</small><p>{badges}</p>{text}</div>")
-    label = escape(KINDS.get(kind, kind))
-    head = f'<p class="text"><b>{escape(prompt)}</b> <small>{label}</small></p>'
-    return f'<div class="card">{head}<div class="sides">{"".join(parts)}</div></div>'
+def prompt_card(
+    prompt: str, kind: str, sides: Sequence[tuple[str, Judged, Mapping[str, float]]]
+) -> Block:
+    """A prompt and the first answers to it, side by side: title, answers, judge -> score."""
+    return {
+        "card": prompt,
+        "kind": KINDS.get(kind, kind),
+        "sides": [
+            {
+                "title": title,
+                "badges": [(f"{judge} {score:.2g}", "neutral") for judge, score in scores.items()],
+                "completion": str(judged.rows[0]["completion"]),
+                "asked": judged.rows[0]["prompt"] if judged.rows[0]["prompt"] != prompt else "",
+            }
+            for title, judged, scores in sides
+        ],
+    }

@@ -1,8 +1,10 @@
 """The pictures of a report, in colours that colour-blind readers can tell apart (Okabe and Ito)."""
 
+import contextlib
+import dataclasses
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +14,36 @@ from jaxalign.reports.run_folder import (
     KINDS,
     MEASURES,
     Pair,
-    Rate,
     get_rate,
     measures,
+    percent,
     printable,
     split_answer,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     from jaxalign.evaluation.probes import KeyWords, SafetyAtK
 
 BLUE, RED, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
-KIND_COLORS = {"harmful": RED, "benign": BLUE, "lookalike": PURPLE}
-_COLORS = (RED, BLUE, PURPLE, GREEN, "black")
-_DASHES = ("-", "--", "-.", ":", "-")
 # Lines differ by dash as well as by colour.
-_LINES = {"harmful": "-", "benign": "--", "lookalike": "-."}
+_LINES = ((RED, "-"), (BLUE, "--"), (PURPLE, "-."), (GREEN, ":"), ("black", "-"))
+_KIND_LINES = dict(zip(KINDS, _LINES, strict=False))
+_POINTS = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"), ("black", "x"))
+_SHARE = (-0.04, 1.04)
+_LEGEND = {"loc": "best", "framealpha": 0.6, "edgecolor": "none"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """Curves over the training steps: metric -> (label, colour, dash); those recorded are drawn."""
+
+    title: str
+    unit: str
+    curves: Mapping[str, tuple[str | None, str, str]]
+    limits: tuple[float, float] | None = None
 
 
 def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -40,67 +52,45 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     Of a run with a critic also its loss and how much of the returns' variance it explains.
     Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
-    critic = series(metrics, "value_loss")[0].size > 0
-    rows = 3 if critic else 2
-    figure = Figure(figsize=(12, 3.7 * rows), dpi=120, layout="constrained")
-    axes = list(figure.subplots(rows, 2, gridspec_kw={"wspace": 0.06, "hspace": 0.08}).flat)
-    _steps(figure, axes, metrics)
-    reward, form, refusals, last, *of_critic = axes
+    def recorded(name: str) -> bool:
+        return series(metrics, name)[0].size > 0
 
-    reward.set(title="Reward", ylabel="mean reward")
-    _draw(reward, metrics, "reward", "all prompts", "black", "-")
-    _draw(reward, metrics, "reward_harmful", "harmful", RED, _LINES["harmful"])
-    _draw(reward, metrics, "reward_benign", "benign", BLUE, _LINES["benign"])
-
-    form.set(title="Well-formed answers ▲", ylabel="share of samples", ylim=(-0.04, 1.04))
-    _draw(form, metrics, "well_formed", None, GREEN, "-")
-
-    refusals.set(title="Refusals", ylabel="share of samples refused", ylim=(-0.04, 1.04))
-    for kind, label in KINDS.items():
-        arrow = next(m.arrow for m in MEASURES if m.kind == kind)
-        name = f"{kind}_refused"
-        _draw(refusals, metrics, name, f"{label.lower()} {arrow}", KIND_COLORS[kind], _LINES[kind])
-
-    consulting = [kind for kind in KINDS if series(metrics, f"{kind}_consulted")[0].size]
-    if consulting:
-        last.set(title="Consultations", ylabel="share of samples", ylim=(-0.04, 1.04))
-        for kind in consulting:
-            name, color, dash = f"{kind}_consulted", KIND_COLORS[kind], _LINES[kind]
-            _draw(last, metrics, name, KINDS[kind].lower(), color, dash)
-    else:
-        titles = {
-            "answer_likelihood": (
-                "Likelihood of the answers under the start model",
-                "nats per token",
-            ),
-            "answer_score": ("Helpfulness score of the answers ▲", "score"),
-            "entropy": ("Entropy", "nats per token"),
+    arrows = {measure.kind: f" {measure.wish[0]}" for measure in MEASURES}
+    rewards = {
+        "reward": ("all prompts", "black", "-"),
+        "reward_harmful": ("harmful", *_KIND_LINES["harmful"]),
+        "reward_benign": ("benign", *_KIND_LINES["benign"]),
+    }
+    refusals, consultations = (
+        {
+            f"{kind}_{what}": (KINDS[kind].lower() + arrow.get(kind, ""), *line)
+            for kind, line in _KIND_LINES.items()
         }
-        name = next((name for name in titles if series(metrics, name)[0].size), "entropy")
-        title, unit = titles[name]
-        last.set(title=title, ylabel=unit)
-        _draw(last, metrics, name, None, GREEN, "-")
-
-    if critic:
-        of_critic[0].set(title="Critic's loss ▼", ylabel="half the mean squared error")
-        _draw(of_critic[0], metrics, "value_loss", None, GREEN, "-")
-        of_critic[1].set(
-            title="What the critic explains ▲", ylabel="share of the returns' variance"
-        )
-        of_critic[1].set_ylim(-1.04, 1.04)  # far below where the returns hardly vary
-        _draw(of_critic[1], metrics, "explained_variance", None, GREEN, "-")
-
-    for panel in (form, refusals, *([last] if consulting else [])):
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    for panel in axes:
-        if not panel.lines:
-            panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
-        elif panel in (reward, refusals) or (panel is last and consulting):
-            panel.legend(loc="best", framealpha=0.6, edgecolor="none")
-    save_figure(figure, path)
+        for what, arrow in (("refused", arrows), ("consulted", {}))
+    )
+    panels = [
+        _Panel("Reward", "mean reward", rewards),
+        _Panel("Well-formed answers ▲", "share of samples", _alone("well_formed"), _SHARE),
+        _Panel("Refusals", "share of samples refused", refusals, _SHARE),
+    ]
+    if any(map(recorded, consultations)):
+        panels.append(_Panel("Consultations", "share of samples", consultations, _SHARE))
+    elif recorded("answer_likelihood"):
+        title = "Likelihood of the answers under the start model"
+        panels.append(_Panel(title, "nats per token", _alone("answer_likelihood")))
+    elif recorded("answer_score"):
+        title = "Helpfulness score of the answers ▲"
+        panels.append(_Panel(title, "score", _alone("answer_score")))
+    else:
+        panels.append(_Panel("Entropy", "nats per token", _alone("entropy")))
+    if recorded("value_loss"):
+        unit, limits = "share of the returns' variance", (-1.04, 1.04)  # far below if they are flat
+        panels += [
+            _Panel("Critic's loss ▼", "half the mean squared error", _alone("value_loss")),
+            _Panel("What the critic explains ▲", unit, _alone("explained_variance"), limits),
+        ]
+    _plot_steps(metrics, panels, path, (12, 3.7 * (len(panels) // 2)))
 
 
 def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -108,61 +98,29 @@ def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    pairs = series(metrics, "preferred")[0].size > 0
-    figure = Figure(figsize=(12 if pairs else 7, 4), dpi=120, layout="constrained")
-    axes = list(figure.subplots(1, 2 if pairs else 1, squeeze=False).flat)
-    _steps(figure, axes, metrics)
-    axes[0].set(title="Loss ▼", ylabel="nats a pair" if pairs else "nats per token")
-    _draw(axes[0], metrics, "loss", None, GREEN, "-")
-    if pairs:
-        axes[1].set(title="Chosen answers preferred ▲", ylabel="share of pairs", ylim=(-0.04, 1.04))
-        axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-        _draw(axes[1], metrics, "preferred", None, BLUE, "-")
-    save_figure(figure, path)
+    if not series(metrics, "preferred")[0].size:
+        _plot_steps(metrics, [_Panel("Loss ▼", "nats per token", _alone("loss"))], path, (7, 4))
+        return
+    panels = [
+        _Panel("Loss ▼", "nats a pair", _alone("loss")),
+        _Panel("Chosen answers preferred ▲", "share of pairs", _alone("preferred", BLUE), _SHARE),
+    ]
+    _plot_steps(metrics, panels, path, (12, 4))
 
 
 def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> None:
-    """Draws the evaluated rates as grouped bars with 95% intervals and the desired direction."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    shown_measures = measures(before, after)
-    width = max(9.5, 2.0 * len(shown_measures))
-    figure = Figure(figsize=(width, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for section, label, color, shift in (
-        (before, "before", "#BDBDBD", -0.2),
-        (after, "after", BLUE, 0.2),
-    ):
-        rates = {x + shift: get_rate(section, measure) for x, measure in enumerate(shown_measures)}
-        shown = [rate.rate if rate else 0.0 for rate in rates.values()]
-        axes.bar(list(rates), shown, 0.38, color=color, label=label)
-        for x, rate in rates.items():
-            _annotate(axes, x, rate)
-    axes.set_xticks(
-        range(len(shown_measures)),
-        [
-            f"{m.label}\n{m.wish}{'' if m.higher_is_better is None else ' is better'}"
-            for m in shown_measures
-        ],
-    )
-    axes.set(ylim=(0, 1.14), ylabel="share of held-out prompts")
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("Before and after training (whiskers: 95% intervals)", pad=26)
-    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    save_figure(figure, path)
+    """Draws the evaluated rates with 95% intervals and the desired direction."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for measure in measures(before, after):
+        row = rows.setdefault(f"{measure.label}  {measure.wish}", {})
+        for name, section in (("before", before), ("after", after)):
+            rate = get_rate(section, measure)
+            row[name] = dataclasses.asdict(rate) if rate else {}
+    plot_rates({"Shares of held-out prompts, and which way is better": rows}, path)
 
 
 def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
     """Draws a table of prompts with the answers before and after training; long text is cut."""
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     # All lengths are in inches; a row is as high as its longest cell.
@@ -171,103 +129,107 @@ def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
     rows = [(_describe_prompt(x), _describe(x.before), _describe(x.after)) for x in pairs]
     heights = [line * (1 + max(len(body) for _, body in row)) + 2 * pad + gap for row in rows]
     size = (10.4, header + sum(heights) + 0.1)
-    figure = Figure(figsize=size, dpi=120)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
-    axes.axis("off")
+    with _figure(path, size) as (axes,):
+        axes.set_position((0, 0, 1, 1))
+        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
+        axes.axis("off")
 
-    def write(x: float, y: float, text: str, **style: Any) -> "Text":
-        # parse_math=False: a dollar sign in a model's answer is no formula.
-        style |= {"va": "top", "fontsize": 8.5, "linespacing": 1.3, "parse_math": False}
-        return axes.text(x, y, text, **style)
+        def write(x: float, y: float, text: str, **style: Any) -> "Text":
+            # parse_math=False: a dollar sign in a model's answer is no formula.
+            style |= {"va": "top", "fontsize": 8.5, "linespacing": 1.3, "parse_math": False}
+            return axes.text(x, y, text, **style)
 
-    for x, title in zip(lefts, ("Prompt", "Before training", "After training"), strict=True):
-        write(x + 0.16, 0.14, title, weight="bold")
-    top = header
-    for pair, row, height in zip(pairs, rows, heights, strict=True):
-        for left, width, (head, body) in zip(lefts, widths, row, strict=True):
-            cell = Rectangle((left, top), width, height - gap, facecolor="#F6F6F6")
-            axes.add_patch(cell)
-            write(left + 0.16, top + 0.09, head, weight="bold", color="#444444")
-            text = write(left + 0.16, top + pad + line, "\n".join(body), clip_on=True)
-            text.set_clip_path(cell)  # wide letters may outrun the wrapped width
-        color = KIND_COLORS.get(pair.kind, GREY)
-        axes.add_patch(Rectangle((lefts[0], top), 0.06, height - gap, facecolor=color))
-        top += height
-    save_figure(figure, path)
+        for x, title in zip(lefts, ("Prompt", "Before training", "After training"), strict=True):
+            write(x + 0.16, 0.14, title, weight="bold")
+        top = header
+        for pair, row, height in zip(pairs, rows, heights, strict=True):
+            for left, width, (head, body) in zip(lefts, widths, row, strict=True):
+                cell = Rectangle((left, top), width, height - gap, facecolor="#F6F6F6")
+                axes.add_patch(cell)
+                write(left + 0.16, top + 0.09, head, weight="bold", color="#444444")
+                text = write(left + 0.16, top + pad + line, "\n".join(body), clip_on=True)
+                text.set_clip_path(cell)  # wide letters may outrun the wrapped width
+            color, _ = _KIND_LINES.get(pair.kind, (GREY, ""))
+            axes.add_patch(Rectangle((lefts[0], top), 0.06, height - gap, facecolor=color))
+            top += height
 
 
 def plot_key_words(curves: Mapping[str, "KeyWords"], path: Path) -> None:
     """Draws the share of rollouts that have used a safety key word by each token, with intervals.
 
-    ``curves`` is not empty: label -> curve, at most five.
+    ``curves`` is not empty: label -> curve; the first five are drawn.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7.5, 4.3), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for (label, curve), color, dash in zip(curves.items(), _COLORS, _DASHES, strict=False):
-        x = np.arange(1, curve.by.size + 1)
-        name = f"{label} (n = {curve.rollouts})"
-        axes.plot(x, curve.by, dash, color=color, linewidth=1.8, label=name)
-        axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(1, max(2, *(curve.by.size for curve in curves.values())))
-    axes.set(title="Safety key words in the reasoning", xlabel="token of the reasoning")
-    _shares(axes, "share of rollouts that have used one", "bands: 95% intervals")
-    save_figure(figure, path)
+    bands = {
+        f"{label} (n = {x.rollouts})": (range(1, len(x.by) + 1), x.by, x.low, x.high)
+        for label, x in curves.items()
+    }
+    with _figure(path, (7.5, 4.3)) as (axes,):
+        _draw_bands(axes, bands)
+        axes.set(title="Safety key words in the reasoning", xlabel="token of the reasoning")
+        axes.set(ylabel="share of rollouts that have used one")
+        axes.set_xlim(1, max(2, *(len(curve.by) for curve in curves.values())))
+        axes.locator_params(axis="x", integer=True)
+        axes.legend(**_LEGEND, title="bands: 95% intervals", title_fontsize=9)
 
 
 def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) -> None:
     """Draws the chance that any, and that all, of k answers are safe, by k, with intervals.
 
-    ``curves`` is not empty: label -> one or more k, at most five labels.
+    ``curves`` is not empty: label -> one or more k; the first five are drawn.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    ks = sorted({point.k for points in curves.values() for point in points})
-    for number, (label, points) in enumerate(curves.items()):
-        color, dash = _COLORS[number], _DASHES[number]
-        x = np.array([point.k for point in points])
-        for panel, shares, intervals in (
-            (panels[0], [p.any_safe for p in points], [p.any_interval for p in points]),
-            (panels[1], [p.all_safe for p in points], [p.all_interval for p in points]),
-        ):
-            low, high = np.array(intervals).T
-            name = f"{label} ({points[0].prompts} prompts)"
-            panel.plot(x, shares, dash, marker="o", color=color, linewidth=1.8, label=name)
-            panel.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    panels[0].set(title="At least one of k answers is safe ▲", xlabel="k")
-    panels[1].set(title="All k answers are safe ▲", xlabel="k")
-    for panel in panels:
-        panel.set_xticks(ks)
-    _shares(panels[0], "share of prompts")
-    _shares(panels[1], "")
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        lines,
-        labels,
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        title="bands: 95% intervals",
-        title_fontsize=9,
-    )
-    save_figure(figure, path)
+    some, every = {}, {}
+    for label, points in curves.items():
+        name, ks = f"{label} ({points[0].prompts} prompts)", [x.k for x in points]
+        intervals = zip(*(x.any_interval for x in points), strict=True)
+        some[name] = (ks, [x.any_safe for x in points], *intervals)
+        intervals = zip(*(x.all_interval for x in points), strict=True)
+        every[name] = (ks, [x.all_safe for x in points], *intervals)
+    with _figure(path, (10, 5), columns=2, sharey=True) as panels:
+        for panel, bands in zip(panels, (some, every), strict=True):
+            _draw_bands(panel, bands, marker="o")
+            panel.set(xlabel="k", xticks=sorted({k for ks, *_ in bands.values() for k in ks}))
+        panels[0].set(title="At least one of k answers is safe ▲", ylabel="share of prompts")
+        panels[1].set(title="All k answers are safe ▲")
+        _legend_below(panels[0], "bands: 95% intervals", columns=2)
 
 
-def _shares(axes: "Axes", label: str, legend: str | None = None) -> None:
-    """A vertical axis from 0 to 100 %, and where `legend` is its title a legend."""
-    from matplotlib.ticker import PercentFormatter
+def plot_rates(
+    panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], path: Path
+) -> None:
+    """Draws rates as points with their intervals: a panel for each kind of rate.
 
-    axes.set(ylim=(-0.04, 1.04), ylabel=label)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend is not None:
-        axes.legend(loc="best", framealpha=0.6, edgecolor="none", title=legend, title_fontsize=9)
+    Series (judges, or models that are compared) keep colour and mark through all panels.
+
+    Args:
+      panels: title -> label of a line, from top to bottom -> series -> {rate, low, high}; none of
+        them empty. What a rate lacks, or is None, is not drawn.
+      path: of the PNG file.
+    """
+    names = list(dict.fromkeys(x for rows in panels.values() for row in rows.values() for x in row))
+    styles = {name: _POINTS[number % len(_POINTS)] for number, name in enumerate(names)}
+    step = 0.18  # inches between the points of a line
+    heights = [len(rows) * (0.14 + step * len(names)) + 0.35 for rows in panels.values()]
+    size = (8.5, sum(heights) + 0.55 * len(panels) + 0.7)
+    with _figure(path, size, len(panels), grid="x", height_ratios=heights) as fields:
+        for field, (title, rows) in zip(fields, panels.items(), strict=True):
+            for line, row in enumerate(rows.values()):
+                for number, (name, (color, marker)) in enumerate(styles.items()):
+                    if name not in row:
+                        continue
+                    share, low, high = (row[name].get(x) for x in ("rate", "low", "high"))
+                    y = line + (number - (len(names) - 1) / 2) * 0.7 / len(names)
+                    if low is not None:
+                        field.hlines(y, low, high, color=color, linewidth=1.6)
+                    if share is not None:
+                        field.plot(share, y, marker, color=color, ms=6)
+                    field.text(1.02, y, percent(share), color=color, va="center", fontsize=8.5)
+            field.set_yticks(range(len(rows)), [printable(x) for x in rows], parse_math=False)
+            field.set(xlim=(-0.01, 1.01), ylim=(len(rows) - 0.5, -0.5))
+            field.set_title(title, loc="left", fontsize=11)
+            field.xaxis.set_major_formatter("{x:.0%}")
+        for name, (color, marker) in styles.items():
+            fields[0].plot([], [], marker + "-", color=color, label=_plain(name))
+        _legend_below(fields[0], "points with 95% intervals", columns=min(len(names), 3))
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -286,48 +248,95 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _steps(figure: "Figure", axes: Sequence["Axes"], metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Lets every panel run over the training steps, and says what points and lines are."""
-    from matplotlib.ticker import MaxNLocator
+@contextlib.contextmanager
+def _figure(
+    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[list["Axes"]]:
+    """The panels of a figure, `size` in inches, which in the end is a PNG file on white."""
+    from matplotlib.figure import Figure
 
-    figure.supxlabel("points: single steps; lines: their moving average", fontsize=9)
+    grid = options.pop("grid", "both")
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for panel in panels:
+        panel.grid(axis=grid, alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    yield panels
+    with warnings.catch_warnings():
+        # Model output may hold characters that the font lacks; they are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(path, format="png", facecolor="white")
+
+
+def _show_shares(axes: "Axes") -> None:
+    """A vertical axis from 0 to 100 %."""
+    axes.set_ylim(_SHARE)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+
+
+def _plot_steps(
+    metrics: Sequence[Mapping[str, Any]],
+    panels: Sequence[_Panel],
+    path: Path,
+    size: tuple[float, float],
+) -> None:
+    """Draws panels over the training steps, two in a row."""
     steps = [row["step"] for row in metrics]
     margin = max(1.0, 0.02 * (steps[-1] - steps[0]))
-    for panel in axes:
-        panel.set_xlim(steps[0] - margin, steps[-1] + margin)
-        panel.grid(alpha=0.3)
-        panel.set_xlabel("training step")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.spines[["top", "right"]].set_visible(False)
+    columns = min(2, len(panels))
+    space = {"wspace": 0.06, "hspace": 0.08}
+    with _figure(path, size, len(panels) // columns, columns, gridspec_kw=space) as fields:
+        note = "points: single steps; lines: their moving average"
+        fields[0].figure.supxlabel(note, fontsize=9)
+        for field, panel in zip(fields, panels, strict=True):
+            field.set(title=panel.title, ylabel=panel.unit, xlabel="training step")
+            field.set_xlim(steps[0] - margin, steps[-1] + margin)
+            field.locator_params(axis="x", integer=True)
+            if panel.limits == _SHARE:
+                _show_shares(field)
+            elif panel.limits:
+                field.set_ylim(panel.limits)
+            for metric, (label, color, dash) in panel.curves.items():
+                x, values = series(metrics, metric)
+                if x.size:
+                    field.plot(x, values, ".", color=color, alpha=0.25, markersize=5)
+                    smooth = moving_average(values, max(3, values.size // 15 | 1))
+                    field.plot(x, smooth, dash, color=color, linewidth=1.8, label=label)
+            if not field.lines:
+                field.text(0.5, 0.5, "not recorded", transform=field.transAxes, ha="center")
+            elif len(panel.curves) > 1:
+                field.legend(**_LEGEND)
 
 
-def _draw(
-    axes: "Axes",
-    metrics: Sequence[Mapping[str, Any]],
-    name: str,
-    label: str | None,
-    color: str,
-    dash: str,
-) -> None:
-    steps, values = series(metrics, name)
-    if not steps.size:
-        return
-    axes.plot(steps, values, ".", color=color, alpha=0.25, markersize=5)
-    smooth = moving_average(values, max(3, values.size // 15 | 1))
-    axes.plot(steps, smooth, dash, color=color, linewidth=1.8, label=label)
+def _alone(metric: str, color: str = GREEN) -> dict[str, tuple[str | None, str, str]]:
+    """The only curve of a panel needs no label."""
+    return {metric: (None, color, "-")}
 
 
-def _annotate(axes: "Axes", x: float, rate: Rate | None) -> None:
-    """Adds the whisker and the value over it, or says that there is no value."""
-    if rate is None:
-        axes.text(x, 0.02, "n/a", ha="center", fontsize=9, color="#666666")
-        return
-    top = rate.rate
-    if rate.low is not None and rate.high is not None:
-        top = max(top, rate.high)
-        axes.vlines(x, rate.low, rate.high, color="black", linewidth=1.3)
-        axes.hlines([rate.low, rate.high], x - 0.05, x + 0.05, color="black", linewidth=1.3)
-    axes.text(x, top + 0.015, f"{rate.rate:.1%}", ha="center", va="bottom", fontsize=9)
+def _draw_bands(axes: "Axes", bands: Mapping[str, Sequence[Any]], marker: str = "") -> None:
+    """Shares with their intervals: label -> x, shares, lower and upper ends."""
+    for (label, (x, shares, low, high)), (color, dash) in zip(bands.items(), _LINES, strict=False):
+        style = {"color": color, "linewidth": 1.8, "marker": marker}
+        axes.plot(x, shares, dash, label=_plain(label), **style)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    _show_shares(axes)
+
+
+def _legend_below(axes: "Axes", title: str, columns: int) -> None:
+    """The legend of one panel, below all of them."""
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        title=title,
+        title_fontsize=9,
+    )
+
+
+def _plain(label: str) -> str:
+    """A label of a legend, in which a dollar sign begins no formula."""
+    return printable(label).replace("$", r"\$")
 
 
 def _describe_prompt(pair: Pair) -> tuple[str, list[str]]:
@@ -349,11 +358,3 @@ def _describe(row: Mapping[str, Any] | None) -> tuple[str, list[str]]:
 
 def _wrap(text: str, width: int, lines: int) -> list[str]:
     return textwrap.wrap(printable(text), width, max_lines=lines, placeholder=" …")
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes a PNG file on white."""
-    with warnings.catch_warnings():
-        # Model output may hold characters that the font lacks; they are drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(path, format="png", facecolor="white")

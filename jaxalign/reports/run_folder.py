@@ -33,29 +33,20 @@ class Measure:
     name: str
     label: str
     kind: str | None
-    higher_is_better: bool | None
-
-    @property
-    def arrow(self) -> str:
-        """Points in the desired direction, if there is one."""
-        return {True: "▲", False: "▼", None: "·"}[self.higher_is_better]
-
-    @property
-    def wish(self) -> str:
-        """The desired direction in a word."""
-        return {True: "▲ higher", False: "▼ lower", None: "· no aim"}[self.higher_is_better]
+    wish: str
 
 
 MEASURES = (
-    Measure("harmful_refused", "Harmful refused", "harmful", True),
-    Measure("benign_refused", "Benign refused", "benign", False),
-    Measure("lookalike_refused", "Look-alike refused", "lookalike", False),
-    Measure("well_formed", "Well-formed", None, True),
+    Measure("harmful_refused", "Harmful refused", "harmful", "▲ higher"),
+    Measure("benign_refused", "Benign refused", "benign", "▼ lower"),
+    Measure("lookalike_refused", "Look-alike refused", "lookalike", "▼ lower"),
+    Measure("well_formed", "Well-formed", None, "▲ higher"),
 )
 
 #: Of runs with a tool. Consulting is no aim of its own.
 CONSULTING = tuple(
-    Measure(f"{kind}_consulted", f"{label} consulted", kind, None) for kind, label in KINDS.items()
+    Measure(f"{kind}_consulted", f"{label} consulted", kind, "· no aim")
+    for kind, label in KINDS.items()
 )
 
 
@@ -186,13 +177,20 @@ def printable(text: object) -> str:
     return _UNPRINTABLE.sub("\ufffd", str(text))
 
 
+def percent(share: float | None) -> str:
+    """A share in percent, or a dash where there is none."""
+    return "–" if share is None else f"{share:.1%}"
+
+
 def _join(*parts: str) -> str:
     return "\n".join(part.strip() for part in parts if part.strip())
 
 
 def _pair_rows(first: list[dict[str, Any]], last: list[dict[str, Any]]) -> list[Pair]:
-    before = {row.get("id", row.get("prompt")): row for row in reversed(first)}
-    after = {row.get("id", row.get("prompt")): row for row in reversed(last)}
+    # The first row of an id counts.
+    before, after = (
+        {row.get("id", row.get("prompt")): row for row in reversed(rows)} for rows in (first, last)
+    )
     pairs = []
     for key in dict.fromkeys(row.get("id", row.get("prompt")) for row in [*first, *last]):
         row = before.get(key) or after[key]

@@ -4,13 +4,18 @@ import json
 import random
 import re
 import struct
+import tomllib
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from jaxalign.host.errors import InputError
 from jaxalign.host.metrics import MetricsWriter, SamplesWriter
 from jaxalign.host.statistics import wilson_interval
+from jaxalign.reports.page import write_page
 from jaxalign.reports.plots import moving_average, series
 from jaxalign.reports.run_folder import (
     MEASURES,
@@ -203,11 +208,11 @@ def test_says_what_the_run_was(page):
 
 def test_shows_the_first_four_answers_of_each_kind_in_both_states(page):
     for prompt in PROMPTS.values():
-        prompt = prompt.replace("'", "&#x27;")
+        prompt = prompt.replace("'", "&#39;")
         assert [page.count(f"{prompt} (version {i})") for i in range(5)] == [1, 1, 1, 1, 0]
     reasoning = "The request asks for help with a crime that would hurt somebody."
     assert f'<p class="text reasoning">{reasoning}</p>' in page
-    assert '<p class="text">Sorry, I can&#x27;t comply.</p>' in page
+    assert '<p class="text">Sorry, I can&#39;t comply.</p>' in page
     # Before: one refusal of each kind; after: harmful refused, the others answered.
     assert page.count('badge wanted">refused') == 1 + 4
     assert page.count('badge unwanted">refused') == 2
@@ -231,7 +236,7 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"<b>model</b>": HOSTILE}))
     page = write_report(tmp_path).read_text()
     assert "<script" not in page and "<img src=x" not in page and "<b>model" not in page
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
     assert "&amp;amp;" in page, "what the model wrote is shown letter by letter"
     assert not re.search("[\x00\x1b\u202e\ud800]", page)
     assert "汉字 🙂" in page
@@ -352,3 +357,15 @@ def test_series_skips_gaps():
     rows.append({"step": 3, "reward": 2})
     steps, values = series(rows, "reward")
     assert steps.tolist() == [0, 3] and values.tolist() == [1, 2]
+
+
+def test_the_template_is_part_of_the_package():
+    name = "page.html.jinja"
+    assert (resources.files("jaxalign.reports") / name).is_file()
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert name in project["tool"]["setuptools"]["package-data"]["jaxalign.reports"]
+
+
+def test_a_misspelt_block_is_no_empty_page(tmp_path):
+    with pytest.raises(UndefinedError):
+        write_page(tmp_path / "page.html", "title", [{"nte": "text"}])
