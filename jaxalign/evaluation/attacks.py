@@ -5,7 +5,6 @@ strong an attacker can be; published strings are read from a file.
 """
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,18 +108,31 @@ def make_attack(spec: str) -> Attack:
       InputError: there is no such attack, K is no number from 1, or the file is missing, empty, or
         not as above.
     """
-    name, equals, value = spec.partition("=")
-    if name in ("none", "past-tense") and not equals:
-        return Attack(name, _as_it_is if name == "none" else _in_the_past)
+    name, _, value = spec.partition("=")
+    if spec == "none":
+        return Attack(spec, lambda prompt: [Attacked(prompt.text)])
+    if spec == "past-tense":
+        return Attack(spec, lambda prompt: [Attacked(past_tense(prompt.text))])
     if name in ("prefill", "prefill-answer") and value:
-        count = _count(spec, value)
+        if not value.isascii() or not value.isdecimal() or int(value) < 1:
+            raise InputError(f"attack {spec!r}: {value!r} is no number of tokens; use 1 or more")
         before = FORGED_REASONING if name == "prefill-answer" else ""
-        return Attack(f"{name}-{count}", functools.partial(_opened, before), count)
+
+        def opened(prompt: Prompt) -> list[Attacked]:
+            return [Attacked(prompt.text, before + harmful_opening(prompt))]
+
+        return Attack(f"{name}-{int(value)}", opened, int(value))
+    # A template, or a file without folder and ending, in a name that is fit for a file.
+    full_name = f"{name}-" + re.sub(r"[^\w-]+", "-", Path(value).stem)
     if name == "template" and value:
         templates = [TEMPLATES[value]] if value in TEMPLATES else _read_templates(spec, value)
-        return Attack(f"template-{_safe(value)}", functools.partial(_framed, templates))
+
+        def framed(prompt: Prompt) -> list[Attacked]:
+            return [Attacked(template.replace("{request}", prompt.text)) for template in templates]
+
+        return Attack(full_name, framed)
     if name == "strings" and value:
-        return Attack(f"strings-{_safe(value)}", functools.partial(_replaced, _Strings.read(value)))
+        return Attack(full_name, _read_strings(value))
     raise InputError(f"attack {spec!r}: unknown; use {ATTACKS}")
 
 
@@ -154,89 +166,44 @@ def without_variants(attack: Attack, prompts: Sequence[Prompt]) -> tuple[str, ..
     return missing
 
 
-def _as_it_is(prompt: Prompt) -> list[Attacked]:
-    return [Attacked(prompt.text)]
+def _read_strings(file: str) -> Callable[[Prompt], list[Attacked]]:
+    """`Attack.apply` of a file: what it has for a request's id, for its text, and for all."""
+    strings: dict[tuple[str, str] | None, list[tuple[str, str]]] = {}  # (column, text) of a key
+    count = 0
+    for where, row in _rows(file):
+        count += 1
+        column = next((name for name in ("prompt", "suffix") if name in row), None)
+        key = next((name for name in ("id", "goal") if row.get(name) is not None), None)
+        if column is None:
+            raise InputError(f"{where}: has no column 'prompt' or 'suffix'; give it one")
+        if column == "prompt" and key is None:
+            raise InputError(
+                f"{where}: a column 'id' or 'goal' must say which request the prompt is for"
+            )
+        if row[column] is None:  # JailbreakBench: the attack found nothing for this goal
+            continue
+        text = row_text(where, row, column)
+        whom = None
+        if key is not None:
+            whom = key, str(row[key]) if key == "id" else _plain(row_text(where, row, key))
+        strings.setdefault(whom, []).append((column, text))
+    if not strings:
+        raise InputError(f"{file}: {count} rows and no string in them; give at least one")
 
+    def replaced(prompt: Prompt) -> list[Attacked]:
+        keys = ("id", prompt.id), ("goal", _plain(prompt.text)), None
+        return [
+            Attacked(text if column == "prompt" else f"{prompt.text} {text}")
+            for key in keys
+            for column, text in strings.get(key, ())
+        ]
 
-def _in_the_past(prompt: Prompt) -> list[Attacked]:
-    return [Attacked(past_tense(prompt.text))]
-
-
-def _opened(before: str, prompt: Prompt) -> list[Attacked]:
-    return [Attacked(prompt.text, before + harmful_opening(prompt))]
-
-
-def _framed(templates: Sequence[str], prompt: Prompt) -> list[Attacked]:
-    return [Attacked(template.replace("{request}", prompt.text)) for template in templates]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Strings:
-    """What a file has for requests: for those of an id, for those of a text, and for all.
-
-    Each is (column, text).
-    """
-
-    by_id: Mapping[str, Sequence[tuple[str, str]]]
-    by_goal: Mapping[str, Sequence[tuple[str, str]]]
-    for_all: Sequence[tuple[str, str]]
-
-    @classmethod
-    def read(cls, file: str) -> "_Strings":
-        by_id: dict[str, list[tuple[str, str]]] = {}
-        by_goal: dict[str, list[tuple[str, str]]] = {}
-        for_all: list[tuple[str, str]] = []
-        count = 0
-        for where, row in _rows(file):
-            count += 1
-            column = next((name for name in ("prompt", "suffix") if name in row), None)
-            keyed = row.get("id") is not None or row.get("goal") is not None
-            if column is None:
-                raise InputError(f"{where}: has no column 'prompt' or 'suffix'; give it one")
-            if column == "prompt" and not keyed:
-                raise InputError(
-                    f"{where}: a column 'id' or 'goal' must say which request the prompt is for"
-                )
-            if row[column] is None:  # JailbreakBench: the attack found nothing for this goal
-                continue
-            made = column, row_text(where, row, column)
-            if row.get("id") is not None:
-                by_id.setdefault(str(row["id"]), []).append(made)
-            elif keyed:
-                by_goal.setdefault(_plain(row_text(where, row, "goal")), []).append(made)
-            else:
-                for_all.append(made)
-        if not (by_id or by_goal or for_all):
-            raise InputError(f"{file}: {count} rows and no string in them; give at least one")
-        return cls(by_id, by_goal, for_all)
-
-
-def _replaced(strings: _Strings, prompt: Prompt) -> list[Attacked]:
-    fitting = [
-        *strings.by_id.get(prompt.id, ()),
-        *strings.by_goal.get(_plain(prompt.text), ()),
-        *strings.for_all,
-    ]
-    return [
-        Attacked(text if column == "prompt" else f"{prompt.text} {text}")
-        for column, text in fitting
-    ]
+    return replaced
 
 
 def _plain(text: str) -> str:
     """A text in which case, spaces and a last mark do not count, to find a request by it."""
     return " ".join(text.casefold().split()).rstrip(".?!")
-
-
-def _count(spec: str, value: str) -> int:
-    if not value.isascii() or not value.isdecimal() or int(value) < 1:
-        raise InputError(f"attack {spec!r}: {value!r} is no number of tokens; use 1 or more")
-    return int(value)
-
-
-def _safe(value: str) -> str:
-    """The name of a template, or of a file without folder and ending, fit for a file name."""
-    return re.sub(r"[^\w-]+", "-", Path(value).stem)
 
 
 def _read_templates(spec: str, file: str) -> list[str]:
@@ -258,14 +225,13 @@ def _read_templates(spec: str, file: str) -> list[str]:
 
 def _rows(file: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Where each row of a file stands, and the row."""
-    match Path(file).suffix.lower():
-        case ".jsonl":
-            return ((f"{file} line {number}", row) for number, row in read_json_lines(file))
-        case ".csv":
-            return ((f"{file} line {number}", row) for number, row in read_csv(file))
-        case ".json":
-            return _artefact(file)
-    raise InputError(f"{file}: strings stand in .jsonl, .csv or .json; give such a file")
+    suffix = Path(file).suffix.lower()
+    if suffix == ".json":
+        return _artefact(file)
+    read = {".jsonl": read_json_lines, ".csv": read_csv}.get(suffix)
+    if read is None:
+        raise InputError(f"{file}: strings stand in .jsonl, .csv or .json; give such a file")
+    return ((f"{file} line {number}", row) for number, row in read(file))
 
 
 def _artefact(file: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.data.order import grouped
 from jaxalign.data.templates import Tokenizer
 from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import wilson_interval
@@ -93,32 +94,22 @@ def safety_at_k(rows: Sequence[Row], safe: Sequence[bool], ks: Sequence[int]) ->
     Sources: AlphaAlign (arXiv 2507.14987) for the probe; the estimator is that of Chen et al.,
       "Evaluating large language models trained on code", 2021. The other one is ours.
     """
-    groups: dict[str, list[bool]] = {}
-    for row, verdict in zip(rows, safe, strict=True):
-        groups.setdefault(row["id"], []).append(bool(verdict))
+    groups = grouped(zip(rows, safe, strict=True), lambda pair: pair[0]["id"]).values()
     if not groups:
         raise InputError("no answers to probe; give at least one")
-    fewest = min(map(len, groups.values()))
+    counts = [(len(pairs), sum(bool(verdict) for _, verdict in pairs)) for pairs in groups]
+    fewest = min(n for n, _ in counts)
+    made = []
     for k in ks:
         if not 1 <= k <= fewest:
             raise InputError(
                 f"k is {k}, but some prompt has {fewest} answers; use 1 to {fewest}, or sample more"
             )
-    counts = [(len(verdicts), sum(verdicts)) for verdicts in groups.values()]
-    made = []
-    for k in ks:
         some = math.fsum(1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in counts)
         every = math.fsum(math.comb(c, k) / math.comb(n, k) for n, c in counts)
-        made.append(
-            SafetyAtK(
-                k,
-                some / len(counts),
-                wilson_interval(some, len(counts)),
-                every / len(counts),
-                wilson_interval(every, len(counts)),
-                len(counts),
-            )
-        )
+        total = len(counts)
+        intervals = wilson_interval(some, total), wilson_interval(every, total)
+        made.append(SafetyAtK(k, some / total, intervals[0], every / total, intervals[1], total))
     return made
 
 
@@ -175,22 +166,19 @@ def key_words(
     if not rows:
         raise InputError("no answers to probe; give at least one")
     pattern = re.compile(rf"\b(?:{'|'.join(words)})\w*", re.IGNORECASE)
-    used: list[set[int]] = []
+    used: list[np.ndarray] = []
     longest, reasoned = 1, 0
     for row in rows:
         found = _REASONING.search(row["completion"])
-        if found is None:
-            used.append(set())
-            continue
-        reasoned += 1
-        ends = _ends(tokenizer, found[1])
+        text = found[1] if found else ""
+        ends = _ends(tokenizer, text)
+        reasoned += found is not None
         longest = max(longest, len(ends))
-        last = (match.end() for match in pattern.finditer(found[1]))
-        used.append({int(np.searchsorted(ends, end)) for end in last})
-    width = longest if positions is None else positions
-    at = np.zeros((len(rows), width), bool)
+        last = [match.end() for match in pattern.finditer(text)]
+        used.append(np.searchsorted(ends, last))
+    at = np.zeros((len(rows), longest if positions is None else positions), bool)
     for line, places in zip(at, used, strict=True):
-        line[[place for place in places if place < width]] = True
+        line[places[places < line.size]] = True
     by = np.logical_or.accumulate(at, axis=1)
     intervals = [wilson_interval(int(count), len(rows)) for count in by.sum(0)]
     low, high = np.array(intervals, np.float64).reshape(-1, 2).T
@@ -251,10 +239,7 @@ def reasoning_cost(rows: Iterable[Row], tokenizer: Tokenizer) -> dict[str, Cost]
     if not counts:
         raise InputError("no answers to count; give at least one")
     return {
-        kind: Cost(
-            len(values),
-            *(float(x) for x in np.mean(values, axis=0)),
-        )
+        kind: Cost(len(values), *np.mean(values, axis=0).tolist())
         for kind, values in counts.items()
     }
 
@@ -263,16 +248,13 @@ def _count(text: str, tokenizer: Tokenizer) -> tuple[int, int, int, int]:
     """All tokens, those in the reasoning, those in the answer, the rest."""
     ends = _ends(tokenizer, text)
     begins = np.concatenate([[0], ends[:-1]])
-    reasoning, answer = _REASONING.search(text), _ANSWER.search(text)
-
-    def inside(span: re.Match[str] | None) -> int:
-        if span is None:
-            return 0
-        return int(((begins >= span.start(1)) & (begins < span.end(1))).sum())
-
-    if reasoning is None and answer is None:
+    spans = _REASONING.search(text), _ANSWER.search(text)
+    if spans == (None, None):
         return len(ends), 0, len(ends), 0
-    thought, said = inside(reasoning), inside(answer)
+    thought, said = (
+        int(((begins >= span.start(1)) & (begins < span.end(1))).sum()) if span else 0
+        for span in spans
+    )
     return len(ends), thought, said, len(ends) - thought - said
 
 

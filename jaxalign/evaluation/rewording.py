@@ -49,28 +49,22 @@ _THING = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-_THIRD_PERSON = {
-    "i'm": "they were",
-    "i am": "they were",
-    "i": "they",
-    "me": "them",
-    "my": "their",
-    "mine": "theirs",
-    "myself": "themselves",
+_PERSONS = {
+    "i'm": ("they were", "you're"),
+    "i am": ("they were", "you are"),
+    "i": ("they", "you"),
+    "me": ("them", "you"),
+    "my": ("their", "your"),
+    "mine": ("theirs", "yours"),
+    "myself": ("themselves", "yourself"),
+}
+_SECOND_PERSON = {word: second for word, (_, second) in _PERSONS.items()}
+_THIRD_PERSON = {word: third for word, (third, _) in _PERSONS.items()} | {
     "we": "they",
     "us": "them",
     "our": "their",
     "ours": "theirs",
     "ourselves": "themselves",
-}
-_SECOND_PERSON = {
-    "i'm": "you're",
-    "i am": "you are",
-    "i": "you",
-    "me": "you",
-    "my": "your",
-    "mine": "yours",
-    "myself": "yourself",
 }
 
 
@@ -92,12 +86,10 @@ def past_tense(request: str) -> str:
       request: in English.
     """
     first, rest = _split(request)
-    for pattern in _ACTIONS:
-        found = pattern.fullmatch(first)
-        if found:
-            action = _change_person(found["action"], _THIRD_PERSON)
-            when = "" if first.lower().startswith("how") else " in the past"
-            return f"How did people {_lower_first(action)}{when}?{rest}"
+    action = _action(first, _THIRD_PERSON)
+    if action:
+        when = "" if first.lower().startswith("how") else " in the past"
+        return f"How did people {action}{when}?{rest}"
     for pattern, past in _QUESTIONS:
         found = pattern.fullmatch(first)
         if found:
@@ -118,12 +110,19 @@ def compliance(request: str) -> str:
     found = _THING.fullmatch(first)
     if found:
         return f"Sure, here is {_change_person(found['thing'], _SECOND_PERSON)}"
-    for pattern in _ACTIONS:
-        found = pattern.fullmatch(first)
-        if found:
-            action = _lower_first(_change_person(found["action"], _SECOND_PERSON))
-            return f"Sure, here is how to {action}"
+    action = _action(first, _SECOND_PERSON)
+    if action:
+        return f"Sure, here is how to {action}"
     return "Sure, here is exactly what you asked for"
+
+
+def _action(sentence: str, persons: Mapping[str, str]) -> str | None:
+    """What it asks people to do, in the infinitive and another person."""
+    found = next(filter(None, (pattern.fullmatch(sentence) for pattern in _ACTIONS)), None)
+    if found is None:
+        return None
+    action = _change_person(found["action"], persons)
+    return action[:1].lower() + action[1:]
 
 
 def _split(request: str) -> tuple[str, str]:
@@ -141,7 +140,3 @@ def _change_person(text: str, words: Mapping[str, str]) -> str:
         text.replace("\u2019", "'"),
         flags=re.IGNORECASE,
     )
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
