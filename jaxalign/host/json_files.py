@@ -15,15 +15,14 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(aside, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that an earlier process wrote.
+def read_json(path: Path, *, remedy: str = "start another run, in another place") -> dict[str, Any]:
+    """The JSON object that an earlier process wrote; an error ends with the remedy.
 
     Raises:
       InputError: the file holds no JSON object.
     """
-    remedy = "start another run, in another place"
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); {remedy}") from error
     if not isinstance(value, dict):

@@ -56,34 +56,34 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     def recorded(name: str) -> bool:
         return series(metrics, name)[0].size > 0
 
-    arrows = {measure.kind: f" {measure.wish[0]}" for measure in MEASURES}
     rewards = {
         "reward": ("all prompts", "black", "-"),
         "reward_harmful": ("harmful", *_KIND_LINES["harmful"]),
         "reward_benign": ("benign", *_KIND_LINES["benign"]),
     }
-    refusals, consultations = (
-        {
-            f"{kind}_{what}": (KINDS[kind].lower() + arrow.get(kind, ""), *line)
-            for kind, line in _KIND_LINES.items()
-        }
-        for what, arrow in (("refused", arrows), ("consulted", {}))
-    )
+    wishes = {measure.kind: measure.wish[0] for measure in MEASURES}
+    refusals, consultations = {}, {}
+    for kind, line in _KIND_LINES.items():
+        label = KINDS[kind].lower()
+        refusals[f"{kind}_refused"] = (f"{label} {wishes[kind]}", *line)
+        consultations[f"{kind}_consulted"] = (label, *line)
+    # The first of them that was recorded.
+    others = [
+        _Panel("Consultations", "share of samples", consultations, _SHARE),
+        _Panel(
+            "Likelihood of the answers under the start model",
+            "nats per token",
+            _alone("answer_likelihood"),
+        ),
+        _Panel("Helpfulness score of the answers ▲", "score", _alone("answer_score")),
+        _Panel("Entropy", "nats per token", _alone("entropy")),
+    ]
     panels = [
         _Panel("Reward", "mean reward", rewards),
         _Panel("Well-formed answers ▲", "share of samples", _alone("well_formed"), _SHARE),
         _Panel("Refusals", "share of samples refused", refusals, _SHARE),
+        next((panel for panel in others if any(map(recorded, panel.curves))), others[-1]),
     ]
-    if any(map(recorded, consultations)):
-        panels.append(_Panel("Consultations", "share of samples", consultations, _SHARE))
-    elif recorded("answer_likelihood"):
-        title = "Likelihood of the answers under the start model"
-        panels.append(_Panel(title, "nats per token", _alone("answer_likelihood")))
-    elif recorded("answer_score"):
-        title = "Helpfulness score of the answers ▲"
-        panels.append(_Panel(title, "score", _alone("answer_score")))
-    else:
-        panels.append(_Panel("Entropy", "nats per token", _alone("entropy")))
     if recorded("value_loss"):
         unit, limits = "share of the returns' variance", (-1.04, 1.04)  # far below if they are flat
         panels += [
@@ -98,14 +98,12 @@ def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
     """
-    if not series(metrics, "preferred")[0].size:
-        _plot_steps(metrics, [_Panel("Loss ▼", "nats per token", _alone("loss"))], path, (7, 4))
-        return
-    panels = [
-        _Panel("Loss ▼", "nats a pair", _alone("loss")),
-        _Panel("Chosen answers preferred ▲", "share of pairs", _alone("preferred", BLUE), _SHARE),
-    ]
-    _plot_steps(metrics, panels, path, (12, 4))
+    pairs = series(metrics, "preferred")[0].size > 0
+    panels = [_Panel("Loss ▼", "nats a pair" if pairs else "nats per token", _alone("loss"))]
+    if pairs:
+        preferred = _alone("preferred", BLUE)
+        panels.append(_Panel("Chosen answers preferred ▲", "share of pairs", preferred, _SHARE))
+    _plot_steps(metrics, panels, path, (12 if pairs else 7, 4))
 
 
 def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> None:

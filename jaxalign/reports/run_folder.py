@@ -1,13 +1,15 @@
 """Reads what a run left behind into one value, complete or not."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data.order import grouped
 from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import read_json
+from jaxalign.host.metrics import METRICS_FILE, SAMPLES_FILE, read_metrics, read_samples
 
 KINDS = {"harmful": "Harmful", "benign": "Benign", "lookalike": "Look-alike"}
 
@@ -82,9 +84,6 @@ def read_run(folder: str | Path) -> Run:
         InputError: the folder is absent or holds nothing of a run, or one of its files is
             malformed.
     """
-    # Here and not at the top: `training` may import this package.
-    from jaxalign.host.metrics import METRICS_FILE, SAMPLES_FILE, read_metrics, read_samples
-
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a run")
@@ -151,8 +150,9 @@ def get_rate(section: Mapping[str, Any], measure: Measure) -> Rate | None:
 
 def first_of_each_kind(pairs: list[Pair], count: int) -> list[Pair]:
     """Takes the first ``count`` of each kind, in the order of KINDS; nobody picks the good ones."""
-    kinds = [*KINDS, *dict.fromkeys(pair.kind for pair in pairs if pair.kind not in KINDS)]
-    return [pair for kind in kinds for pair in [x for x in pairs if x.kind == kind][:count]]
+    groups: dict[str, list[Pair]] = {kind: [] for kind in KINDS}
+    groups |= grouped(pairs, lambda pair: pair.kind)
+    return [pair for group in groups.values() for pair in group[:count]]
 
 
 def split_answer(completion: str) -> tuple[str | None, str]:
@@ -187,12 +187,14 @@ def _join(*parts: str) -> str:
 
 
 def _pair_rows(first: list[dict[str, Any]], last: list[dict[str, Any]]) -> list[Pair]:
-    # The first row of an id counts.
+    def name(row: Mapping[str, Any]) -> Any:
+        return row.get("id", row.get("prompt"))
+
     before, after = (
-        {row.get("id", row.get("prompt")): row for row in reversed(rows)} for rows in (first, last)
+        {key: x[0] for key, x in grouped(rows, name).items()} for rows in (first, last)
     )
     pairs = []
-    for key in dict.fromkeys(row.get("id", row.get("prompt")) for row in [*first, *last]):
+    for key in before | after:
         row = before.get(key) or after[key]
         kind, prompt = str(row.get("kind", "")), str(row.get("prompt", ""))
         pairs.append(Pair(kind, prompt, before.get(key), after.get(key)))
@@ -201,12 +203,4 @@ def _pair_rows(first: list[dict[str, Any]], last: list[dict[str, Any]]) -> list[
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; an absent file is an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); delete or repair it") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; delete or repair it")
-    return value
+    return read_json(path, remedy="delete or repair it") if path.is_file() else {}
