@@ -1,6 +1,6 @@
 """An evaluation on one page: rates, what the answers are like, and some of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,30 +43,22 @@ def name_of(rate: Mapping[str, Any]) -> str:
     return f"{rate['suite']} + {rate['attack']}" if attacked else str(rate["suite"])
 
 
-ANSWER_HEADINGS = (
-    "suite",
-    "skipped",
-    "well-formed",
-    "finished",
-    "different reasonings",
-    "different answers",
-    "mean tokens",
-    "mean seconds",
-)
+_ANSWER_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "suite": name_of,
+    "skipped": lambda fact: str(fact["skipped"]),
+    "well-formed": lambda fact: percent(fact["well_formed"]["rate"]),
+    "finished": lambda fact: percent(fact["finished"]["rate"]),
+    "different reasonings": lambda fact: str(fact["distinct_reasonings"]),
+    "different answers": lambda fact: f"{fact['distinct_answers']} of {fact['answers']}",
+    "mean tokens": lambda fact: f"{fact['mean_tokens'] or 0:.1f}",
+    "mean seconds": lambda fact: seconds_cell(fact.get("mean_seconds")),
+}
+ANSWER_HEADINGS = tuple(_ANSWER_COLUMNS)
 
 
 def answer_cells(fact: Mapping[str, Any]) -> list[str]:
     """What the answers to a suite are like, below `ANSWER_HEADINGS`."""
-    return [
-        name_of(fact),
-        str(fact["skipped"]),
-        percent(fact["well_formed"]["rate"]),
-        percent(fact["finished"]["rate"]),
-        str(fact["distinct_reasonings"]),
-        f"{fact['distinct_answers']} of {fact['answers']}",
-        f"{fact['mean_tokens'] or 0:.1f}",
-        seconds_cell(fact.get("mean_seconds")),
-    ]
+    return [cell(fact) for cell in _ANSWER_COLUMNS.values()]
 
 
 def seconds_cell(seconds: float | None) -> str:

@@ -39,11 +39,12 @@ def write_page(path: Path, title: str, blocks: Sequence[Block]) -> Path:
         # What has __html__ was made by a macro and is escaped already.
         finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
     )
-    environment.filters |= {
-        "base64": lambda picture: base64.b64encode(picture.read_bytes()).decode("ascii"),
-        "split_answer": split_answer,
-    }
+    environment.filters |= {"base64": _base64, "split_answer": split_answer}
     source = resources.files("jaxalign.reports") / "page.html.jinja"
     template = environment.from_string(source.read_text(encoding="utf-8"))
     path.write_text(template.render(title=title, blocks=blocks).lstrip(), encoding="utf-8")
     return path
+
+
+def _base64(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode("ascii")

@@ -14,8 +14,6 @@ from jaxalign.reports.run_folder import (
     KINDS,
     MEASURES,
     Pair,
-    get_rate,
-    measures,
     percent,
     printable,
     split_answer,
@@ -25,15 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
 
-    from jaxalign.evaluation.probes import KeyWords, SafetyAtK
-
 BLUE, RED, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 # Lines differ by dash as well as by colour.
 _LINES = ((RED, "-"), (BLUE, "--"), (PURPLE, "-."), (GREEN, ":"), ("black", "-"))
 _KIND_LINES = dict(zip(KINDS, _LINES, strict=False))
 _POINTS = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"), ("black", "x"))
 _SHARE = (-0.04, 1.04)
-_LEGEND = {"loc": "best", "framealpha": 0.6, "edgecolor": "none"}
+_LEGEND: dict[str, Any] = {"loc": "best", "framealpha": 0.6, "edgecolor": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +102,6 @@ def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     _plot_steps(metrics, panels, path, (12 if pairs else 7, 4))
 
 
-def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> None:
-    """Draws the evaluated rates with 95% intervals and the desired direction."""
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for measure in measures(before, after):
-        row = rows.setdefault(f"{measure.label}  {measure.wish}", {})
-        for name, section in (("before", before), ("after", after)):
-            rate = get_rate(section, measure)
-            row[name] = dataclasses.asdict(rate) if rate else {}
-    plot_rates({"Shares of held-out prompts, and which way is better": rows}, path)
-
-
 def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
     """Draws a table of prompts with the answers before and after training; long text is cut."""
     from matplotlib.patches import Rectangle
@@ -152,10 +137,10 @@ def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
             top += height
 
 
-def plot_key_words(curves: Mapping[str, "KeyWords"], path: Path) -> None:
+def plot_key_words(curves: Mapping[str, Any], path: Path) -> None:
     """Draws the share of rollouts that have used a safety key word by each token, with intervals.
 
-    ``curves`` is not empty: label -> curve; the first five are drawn.
+    ``curves`` is not empty: label -> what `probes.KeyWords` has; the first five are drawn.
     """
     bands = {
         f"{label} (n = {x.rollouts})": (range(1, len(x.by) + 1), x.by, x.low, x.high)
@@ -170,10 +155,11 @@ def plot_key_words(curves: Mapping[str, "KeyWords"], path: Path) -> None:
         axes.legend(**_LEGEND, title="bands: 95% intervals", title_fontsize=9)
 
 
-def plot_safety_at_k(curves: Mapping[str, Sequence["SafetyAtK"]], path: Path) -> None:
+def plot_safety_at_k(curves: Mapping[str, Sequence[Any]], path: Path) -> None:
     """Draws the chance that any, and that all, of k answers are safe, by k, with intervals.
 
-    ``curves`` is not empty: label -> one or more k; the first five are drawn.
+    ``curves`` is not empty: label -> what `probes.SafetyAtK` has, for one or more k; the first five
+    are drawn.
     """
     some, every = {}, {}
     for label, points in curves.items():
@@ -216,7 +202,7 @@ def plot_rates(
                         continue
                     share, low, high = (row[name].get(x) for x in ("rate", "low", "high"))
                     y = line + (number - (len(names) - 1) / 2) * 0.7 / len(names)
-                    if low is not None:
+                    if low is not None and high is not None:
                         field.hlines(y, low, high, color=color, linewidth=1.6)
                     if share is not None:
                         field.plot(share, y, marker, color=color, ms=6)
@@ -239,11 +225,11 @@ def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray,
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     """Averages each value [S] over a centred window of odd length, which shrinks at both ends."""
-    half = window // 2
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(values.size)
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, values.size)
-    return (sums[high] - sums[low]) / (high - low)
+
+    def sums(x: np.ndarray) -> np.ndarray:
+        return np.convolve(x, np.ones(window))[window // 2 :][: x.size]
+
+    return sums(values) / sums(np.ones(values.size))
 
 
 @contextlib.contextmanager
@@ -314,8 +300,8 @@ def _alone(metric: str, color: str = GREEN) -> dict[str, tuple[str | None, str, 
 def _draw_bands(axes: "Axes", bands: Mapping[str, Sequence[Any]], marker: str = "") -> None:
     """Shares with their intervals: label -> x, shares, lower and upper ends."""
     for (label, (x, shares, low, high)), (color, dash) in zip(bands.items(), _LINES, strict=False):
-        style = {"color": color, "linewidth": 1.8, "marker": marker}
-        axes.plot(x, shares, dash, label=_plain(label), **style)
+        name = _plain(label)
+        axes.plot(x, shares, dash, color=color, linewidth=1.8, marker=marker, label=name)
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     _show_shares(axes)
 

@@ -73,17 +73,22 @@ def _introduction(run: Run) -> list[Block]:
 
 def _before_and_after(run: Run) -> list[Block]:
     rows: list[list[object]] = []
+    drawn = {}
     for measure in measures(run.before, run.after):
         before, after = get_rate(run.before, measure), get_rate(run.after, measure)
         change = f"{100 * (after.rate - before.rate):+.1f} points" if before and after else "–"
         n = next((rate.n for rate in (after, before) if rate and rate.n), "–")
         rows.append([measure.label, measure.wish, _cell(before), _cell(after), change, n])
+        drawn[f"{measure.label}  {measure.wish}"] = {
+            "before": vars(before) if before else {},
+            "after": vars(after) if after else {},
+        }
     distinct = [section.get("distinct_reasonings") for section in (run.before, run.after)]
     if distinct != [None, None]:
         counts = ["–" if count is None else count for count in distinct]
         rows.append(["Distinct reasonings", "▲ higher", *counts, "", ""])
     picture = run.folder / "before_after.png"
-    plots.plot_before_after(run.before, run.after, picture)
+    plots.plot_rates({"Shares of held-out prompts, and which way is better": drawn}, picture)
     headings = ("", "Better", "Before", "After", "Change", "Prompts")
     return [
         {"h2": "Before and after"},
