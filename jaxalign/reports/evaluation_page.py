@@ -131,7 +131,7 @@ def write_eval_report(folder: Path) -> Path:
     settings = [(name, str(value)) for name, value in results["settings"].items()]
     answers = [answer_cells(fact) for fact in results["answers"]]
     blocks: list[Block] = [
-        {"quiet": " · ".join(facts)},
+        {"quiet": " · ".join(map(str, facts))},
         details("Settings", table(("setting", "value"), settings, texts=2)),
         {"h2": "Rates"},
         {"picture": picture, "alt": "Rates with 95% intervals"},

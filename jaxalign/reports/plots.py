@@ -209,7 +209,7 @@ def plot_rates(
                     field.text(1.02, y, percent(share), color=color, va="center", fontsize=8.5)
             field.set_yticks(range(len(rows)), [printable(x) for x in rows], parse_math=False)
             field.set(xlim=(-0.01, 1.01), ylim=(len(rows) - 0.5, -0.5))
-            field.set_title(title, loc="left", fontsize=11)
+            field.set_title(_plain(title), loc="left", fontsize=11)
             field.xaxis.set_major_formatter("{x:.0%}")
         for name, (color, marker) in styles.items():
             fields[0].plot([], [], marker + "-", color=color, label=_plain(name))
@@ -319,7 +319,7 @@ def _legend_below(axes: "Axes", title: str, columns: int) -> None:
 
 
 def _plain(label: str) -> str:
-    """A label of a legend, in which a dollar sign begins no formula."""
+    """A label or title in which a dollar sign begins no formula."""
     return printable(label).replace("$", r"\$")
 
 

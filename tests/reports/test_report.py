@@ -16,7 +16,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.metrics import MetricsWriter, SamplesWriter
 from jaxalign.host.statistics import wilson_interval
 from jaxalign.reports.page import write_page
-from jaxalign.reports.plots import moving_average, series
+from jaxalign.reports.plots import moving_average, plot_rates, series
 from jaxalign.reports.run_folder import (
     MEASURES,
     Pair,
@@ -359,11 +359,24 @@ def test_series_skips_gaps():
     assert steps.tolist() == [0, 3] and values.tolist() == [1, 2]
 
 
+def test_a_picture_takes_any_name(tmp_path):
+    name = "$\\frac{1}{0$ \x1b \u202e"
+    rates = {"rate": 0.5, "low": 0.25, "high": 0.75}
+    plot_rates({name: {name: {name: rates, "unknown": {}}}}, tmp_path / "rates.png")
+    assert png_size(tmp_path / "rates.png")[0] >= 900
+
+
 def test_the_template_is_part_of_the_package():
     name = "page.html.jinja"
     assert (resources.files("jaxalign.reports") / name).is_file()
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert name in project["tool"]["setuptools"]["package-data"]["jaxalign.reports"]
+
+
+def test_text_is_no_template(tmp_path):
+    page = write_page(tmp_path / "page.html", "{{ 7 * 7 }}", [{"note": "{% raw %}<b>"}])
+    assert "<h1>{{ 7 * 7 }}</h1>" in page.read_text()
+    assert '<p class="note">{% raw %}&lt;b&gt;</p>' in page.read_text()
 
 
 def test_a_misspelt_block_is_no_empty_page(tmp_path):
