@@ -21,19 +21,16 @@ PNG plots and report.html.
 """
 
 import dataclasses
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.data import Prompt, load_all
+from jaxalign.data import Prompt
 from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.host.errors import InputError
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.methods.alphaalign.scorers import LIKELIHOOD, Scoring, load_scoring, start_likelihood
-from jaxalign.models.transformer import Transformer
+from jaxalign.models import Transformer
 from jaxalign.records import Params
 from jaxalign.rewards import (
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -43,16 +40,10 @@ from jaxalign.rewards import (
     Reward,
     safety_verifiers,
 )
-from jaxalign.runs.experiment import (
-    Experiment,
-    Reinforcement,
-    load_start,
-    make_reinforcement,
-)
-from jaxalign.runs.loop import Interruption
-from jaxalign.runs.presets import LARGE
-from jaxalign.runs.script import run_script
-from jaxalign.runs.settings import RLSettings, check, parse
+from jaxalign.runs.experiment import Recipe, Reinforcement, make_reinforcement, tokenizer_of
+from jaxalign.runs.presets import large
+from jaxalign.runs.script import main_of
+from jaxalign.runs.settings import RLSettings, Share, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +58,9 @@ class AlphaAlign(RLSettings):
     """What is well-formed: strict, nothing but reasoning and answer; loose, the paper's pattern."""
     refusal: Literal["phrases", "first-sentence"] = "phrases"
     """What is a refusal in the reward: the paper's phrases, or our wordings (docs/refusals.md)."""
-    label_noise: float = 0.0
+    label_noise: Share = 0.0
     """Share of the training prompts whose label, harmful or not, is wrong: for the ablation."""
-    helpfulness_weight: float = 0.3
+    helpfulness_weight: Weight = 0.3
     """Weight of the helpfulness reward; 0 leaves its scoring pass out."""
     helpfulness: str = LIKELIHOOD
     """What scores the answers: likelihood, under the start model; a reward model, as a Hugging Face
@@ -77,6 +68,10 @@ class AlphaAlign(RLSettings):
     and returns a number for each."""
     normalise: bool = True
     """Normalise helpfulness over a prompt's samples; without, it is the bare score."""
+
+    def load_prompts(self) -> list[Prompt]:
+        """The training prompts, with the labels that the run is to learn from."""
+        return mislabel(super().load_prompts(), self.label_noise, seed=self.seed)
 
 
 PRESETS: dict[str, AlphaAlign] = {
@@ -97,18 +92,15 @@ PRESETS: dict[str, AlphaAlign] = {
 }
 # The papers' models on v5e:4x4; not run, `jaxalign plan` says what they take (docs/scale.md).
 # Batch, samples and learning rate are AlphaAlign's.
-_LARGE = {
-    name: AlphaAlign(
-        run=Path(f"runs/alphaalign-{name}"),
-        steps=200,
-        decay_steps=0,
-        learning_rate=1e-6,
-        critic_learning_rate=1e-5,
-        helpfulness_weight=1.0,
-        **common,
-    )
-    for name, common in LARGE.items()
-}
+_LARGE = large(
+    AlphaAlign,
+    "alphaalign",
+    steps=200,
+    decay_steps=0,
+    learning_rate=1e-6,
+    critic_learning_rate=1e-5,
+    helpfulness_weight=1.0,
+)
 # AlphaAlign-Zero, the paper's ablation: the safety reward alone, on a base model; not run either.
 PRESETS |= _LARGE | {
     "zero": dataclasses.replace(
@@ -124,24 +116,10 @@ FORMATS = {"strict": STRICT_FORMAT_PATTERN, "loose": FORMAT_PATTERN}
 REFUSALS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one preset; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def work(interruption: Interruption) -> None:
-        run(parse(arguments, PRESETS, script="alphaalign.py", doc=__doc__ or ""), interruption)
-
-    return run_script("alphaalign", work)
-
-
-def run(settings: AlphaAlign, interruption: Interruption) -> None:
-    """Evaluates, trains, evaluates again and writes the run folder."""
-    begun = time.perf_counter()
-    check_settings(settings)
-    prompts = load_all(settings.prompts, settings.text_field)
-    prompts = mislabel(prompts, settings.label_noise, seed=settings.seed)
-    heldout = load_all(settings.heldout, settings.text_field)
-    model, params, tokenizer = load_start(settings)
+def build(
+    settings: AlphaAlign, model: Transformer, tokenizer: Any, prompts: list[Prompt]
+) -> Recipe:
+    """What a run trains: `prepare` with whatever scores the answers."""
     scoring = None
     if settings.helpfulness_weight:
         scoring = load_scoring(
@@ -153,33 +131,7 @@ def run(settings: AlphaAlign, interruption: Interruption) -> None:
             max_new_tokens=settings.max_new_tokens,
         )
     work = prepare(settings, model, tokenizer, prompts, scoring)
-    experiment = Experiment(
-        settings,
-        interruption,
-        model,
-        tokenizer,
-        prompts=prompts,
-        heldout=heldout,
-        template=work.template,
-        begun=begun,
-    )
-    before = experiment.assess("before", params)
-    step, state = work.bind(params), work.start(params)
-    del params  # or the float32 start model would stay in memory
-    state, interrupted = experiment.train(
-        step, state, work.batches, describe=work.batches.transcripts
-    )
-    if not interrupted:
-        after = experiment.assess("after", state.policy)
-        speed = work.speed(model, state.policy)
-        experiment.finish(state, {"before": before, "after": after}, speed)
-
-
-def check_settings(settings: AlphaAlign) -> None:
-    """Refuses settings that can't work."""
-    check(settings, not_negative=["helpfulness_weight"])
-    if not 0 <= settings.label_noise <= 1:
-        raise InputError(f"label_noise={settings.label_noise} must be from 0 to 1")
+    return Recipe(work.template, work.training)
 
 
 def prepare(
@@ -199,14 +151,10 @@ def prepare(
             f"helpfulness={settings.helpfulness}: only the start model's likelihood can be "
             "planned: leave --helpfulness out"
         )
-    try:
+    with tokenizer_of(settings.model):
         verifiers = safety_verifiers(
-            tokenizer,
-            pattern=FORMATS[settings.format],
-            refusal=REFUSALS[settings.refusal],
+            tokenizer, pattern=FORMATS[settings.format], refusal=REFUSALS[settings.refusal]
         )
-    except ValueError as error:
-        raise InputError(f"{settings.model}: {error}") from error
 
     def reward(start: Params) -> Reward:
         return alphaalign_reward(
@@ -231,6 +179,7 @@ def prepare(
     )
 
 
+main = main_of("alphaalign", PRESETS, build, __doc__)
+
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # so that a redirected log can be watched
     raise SystemExit(main())

@@ -29,54 +29,24 @@ self-generation generated.jsonl, unsafe.jsonl (DPO), what each depends on (*.fac
 yield.md (what was kept, and dropped why); with rl samples.jsonl.
 """
 
-import contextlib
 import dataclasses
 import functools
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.data import Prompt, context_text, load_all
+from jaxalign.data import Prompt, context_text
 from jaxalign.data.casebook import ContextName
-from jaxalign.data.documents import answer_documents
-from jaxalign.data.order import first_of_each
-from jaxalign.data.templates import (
-    Template,
-    alphaalign_messages,
-    bare_messages,
-    coded_messages,
-)
-from jaxalign.engine.dpo import PairBatches, make_preference_step
+from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.penalties import KL
-from jaxalign.engine.sft import PackedBatches, make_supervised_step
-from jaxalign.engine.state import TrainState, init_state
 from jaxalign.host.errors import InputError
-from jaxalign.host.processes import is_first
-from jaxalign.host.progress import progress_bar
-from jaxalign.methods.cada.selection import (
-    choose,
-    make_pairs,
-    refusal_tokens,
-    yield_table,
-)
-from jaxalign.methods.cada.self_generation import Generated, self_generate
+from jaxalign.methods.cada.arms import GENERATED, preference, reasoning, refusal
 from jaxalign.models import Transformer
-from jaxalign.records import Params
 from jaxalign.rewards import Safety, safety_verifiers
-from jaxalign.runs.experiment import (
-    Experiment,
-    Reinforcement,
-    load_start,
-    make_reinforcement,
-    make_run_optimizer,
-)
-from jaxalign.runs.loop import Interruption, LoopStep
-from jaxalign.runs.presets import LARGE
-from jaxalign.runs.script import Interrupted, run_script
-from jaxalign.runs.settings import RLSettings, check, parse
+from jaxalign.runs.experiment import Recipe, Reinforcement, make_reinforcement, tokenizer_of
+from jaxalign.runs.presets import large
+from jaxalign.runs.script import main_of
+from jaxalign.runs.settings import Count, Natural, Positive, RLSettings, check_row_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,43 +64,71 @@ class Cada(RLSettings):
     """reasoning, preference: safety code (YAML, jaxalign.data.load_code); by default our own."""
     cases: Path | None = None
     """reasoning, preference: cases (YAML, jaxalign.data.load_cases); by default our own."""
-    cases_per_outcome: int = 1
+    cases_per_outcome: Count = 1
     """reasoning, preference: cases to refuse, and as many to answer, of each category."""
     generated: Path | None = None
     """reasoning, preference: file of self-generated answers to write, to go on with, or to use; by
     default generated.jsonl in the run folder."""
-    generated_samples: int = 2
+    generated_samples: Count = 2
     """reasoning, preference: answers sampled for each harmful prompt."""
-    cap: int = 24
+    cap: Count = 24
     """All but rl: most answers to learn from, of each category."""
     template: Literal["bare", "examples"] = "bare"
     """How training and evaluation ask, without code or cases: bare, the request alone; examples,
     with AlphaAlign's instruction and worked examples, which RL needs with a small start model."""
-    examples_per_step: int = 16
+    examples_per_step: Count = 16
     """All but rl: answers, or pairs of answers, in each update."""
     row_length: int = 256
     """reasoning, refusal: tokens of a row that answers share, with their requests."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """preference: how far the policy may leave the start model; small is far."""
     rejected: Literal["unsafe", "refusal"] = "unsafe"
     """preference: the other answers: what the start model says to the request alone where that
     does not refuse, else the bare refusal; or always the bare refusal."""
-    harmful: int = 16
+    harmful: Natural = 16
     """rl: harmful prompts in each step."""
-    benign: int = 0
+    benign: Natural = 0
     """rl: plain benign prompts in each step; CADA has none."""
-    lookalike: int = 0
+    lookalike: Natural = 0
     """rl: harmless prompts that look harmful in each step; CADA has none."""
-    steps: int = 30
+    steps: Count = 30
     """Steps in all."""
-    decay_steps: int = 20
+    decay_steps: Natural = 20
     """Last steps, over which the learning rate falls linearly to zero."""
-    learning_rate: float = 2e-5
+    learning_rate: Positive = 2e-5
     """Peak learning rate (AdamW)."""
     objective: Objective = GRPO(kl=KL(0.02))
     """rl: what is minimized; --objective.kl none runs no reference model."""
     balance: bool = False
     """rl: weigh refusals more on the side that goes wrong more often; for runs with both sides."""
+
+    @property
+    def samples(self) -> bool:
+        """Only the steps of the arm rl do."""
+        return self.arm == "rl"
+
+    @property
+    def first_stage(self) -> str | None:
+        """The self-generated answers."""
+        return GENERATED
+
+    def check(self) -> None:
+        """Also rows, and that there are code and cases, before the model is read."""
+        super().check()
+        if self.arm in ("reasoning", "refusal"):
+            check_row_length(self, self.row_length)
+        self.code_and_cases()
+
+    def code_and_cases(self) -> str:
+        """What stands before a request in self-generation; nothing in the other arms."""
+        if self.arm not in ("reasoning", "preference"):
+            return ""
+        return context_text(
+            self.context,
+            code=self.code,
+            cases=self.cases,
+            cases_per_outcome=self.cases_per_outcome,
+        )
 
 
 PRESETS: dict[str, Cada] = {
@@ -139,259 +137,32 @@ PRESETS: dict[str, Cada] = {
 }
 # 3B- and 8B-class models, on v5e:4x4; ours, not run. `jaxalign plan … -- --arm rl` says what the
 # RL arm takes.
-PRESETS |= {
-    name: Cada(
-        run=Path(f"runs/cada-{name}"),
-        cases_per_outcome=2,
-        generated_samples=8,
-        cap=200,
-        row_length=4096,
-        examples_per_step=64,
-        steps=100,
-        decay_steps=80,
-        learning_rate=2e-6,
-        objective=GRPO(kl=KL(0.05)),
-        **common,
-    )
-    for name, common in LARGE.items()
-}
+PRESETS |= large(
+    Cada,
+    "cada",
+    cases_per_outcome=2,
+    generated_samples=8,
+    cap=200,
+    row_length=4096,
+    examples_per_step=64,
+    steps=100,
+    decay_steps=80,
+    learning_rate=2e-6,
+    objective=GRPO(kl=KL(0.05)),
+)
+
+TEMPLATES: dict[str, Template] = {"bare": bare_messages, "examples": alphaalign_messages}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one preset; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def work(interruption: Interruption) -> None:
-        run(parse(arguments, PRESETS, script="cada.py", doc=__doc__ or ""), interruption)
-
-    return run_script("cada", work)
-
-
-def run(settings: Cada, interruption: Interruption) -> None:
-    """Evaluates, generates, trains, evaluates again and writes the run folder."""
-    begun = time.perf_counter()
-    check_settings(settings)
-    prompts = load_all(settings.prompts, settings.text_field)
-    heldout = load_all(settings.heldout, settings.text_field)
-    context = ""
-    if settings.arm in ("reasoning", "preference"):
-        context = context_text(
-            settings.context,
-            code=settings.code,
-            cases=settings.cases,
-            cases_per_outcome=settings.cases_per_outcome,
-        )
-    model, params, tokenizer = load_start(settings)
-    template = template_of(settings)
-    experiment = Experiment(
-        settings,
-        interruption,
-        model,
-        tokenizer,
-        prompts=prompts,
-        heldout=heldout,
-        template=template,
-        begun=begun,
-        facts={"context_text": context},
-    )
-    before = experiment.assess("before", params)
-    given = Given(settings, interruption, model, params, tokenizer, prompts, template, context)
-    arm = {"rl": reinforcement, "preference": preference}.get(settings.arm, supervision)
-    training = arm(given)
-    state = training.start(params)
-    del params, given  # or the float32 start model would stay in memory
-    state, interrupted = experiment.train(
-        training.step, state, training.batch_at, describe=training.describe
-    )
-    if not interrupted:
-        after = experiment.assess("after", state.policy)
-        speed = None if training.speed is None else training.speed(state.policy)
-        experiment.finish(state, {"before": before, "after": after}, speed)
-
-
-def template_of(settings: Cada) -> Template:
-    """How training and evaluation ask."""
-    return bare_messages if settings.template == "bare" else alphaalign_messages
-
-
-def check_settings(settings: Cada) -> None:
-    """Refuses settings that can't work."""
-    check(
-        settings,
-        kept=GENERATED,
-        samples=settings.arm == "rl",
-        least={
-            "cases_per_outcome": 1,
-            "generated_samples": 1,
-            "cap": 1,
-            "examples_per_step": 1,
-        },
-        above_zero=["beta"],
-    )
-    longest = settings.max_prompt_tokens + settings.max_new_tokens
-    if settings.arm in ("reasoning", "refusal") and settings.row_length < longest:
-        raise InputError(
-            f"row_length={settings.row_length} is too small for max_prompt_tokens + max_new_tokens "
-            f"= {longest}: raise it"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """What an arm prepares its training from."""
-
-    settings: Cada
-    interruption: Interruption
-    model: Transformer
-    params: Params
-    tokenizer: Any
-    prompts: list[Prompt]
-    template: Template
-    context: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What an arm trains with: its step, its batches, its transcripts, its sampling speed."""
-
-    step: LoopStep
-    start: Callable[[Params], TrainState]
-    batch_at: Callable[[int], Any]
-    describe: Callable[[int, Any], list[dict[str, Any]]] = lambda step, result: []
-    speed: Callable[[Params], float] | None = None
-
-
-def supervision(given: Given) -> Training:
-    """Cross-entropy of self-generated answers, or of one refusal."""
-    settings, tokenizer = given.settings, given.tokenizer
-    if settings.arm == "refusal":
-        prompts = first_of_each(harmful_of(given), lambda prompt: prompt.category, settings.cap)
-        answers = [(prompt.text, refusal_tokens(tokenizer)) for prompt in prompts]
+def build(settings: Cada, model: Transformer, tokenizer: Any, prompts: list[Prompt]) -> Recipe:
+    """What the arm of a run trains."""
+    context, template = settings.code_and_cases(), TEMPLATES[settings.template]
+    if settings.arm == "rl":
+        training = prepare(settings, model, tokenizer, prompts).training
     else:
-        answers = [(one.prompt, one.tokens) for one in kept_answers(given)]
-    documents, prefix = answer_documents(tokenizer, given.template, answers)
-    batches = PackedBatches(
-        documents,
-        batch_size=settings.examples_per_step,
-        length=settings.row_length,
-        steps=settings.steps,
-        seed=settings.seed,
-        prefix=prefix,
-        micro_batches=settings.micro_batches,
-        mesh=given.model.mesh,
-    )
-    optimizer = make_run_optimizer(settings)
-    step = make_supervised_step(given.model, optimizer, micro_batches=settings.micro_batches)
-    start = functools.partial(init_state, optimizer=optimizer)
-    return Training(lambda state, batch, key: step(state, batch), start, batches)
-
-
-def preference(given: Given) -> Training:
-    """DPO: self-generated answers rather than ones that comply, or than one refusal."""
-    settings = given.settings
-    kept = kept_answers(given)
-    unsafe: list[Generated] = []
-    if settings.rejected == "unsafe":
-        path = (settings.generated or settings.run / GENERATED).with_name("unsafe.jsonl")
-        unsafe = make_answers(given, path, bare_messages)
-    pairs, prefix = make_pairs(given.tokenizer, given.template, kept, unsafe)
-    with heeded(given, "reading pairs", len(pairs)) as heed:
-        batches = PairBatches(
-            given.model,
-            given.params,
-            pairs,
-            batch_size=settings.examples_per_step,
-            seed=settings.seed,
-            prefix=prefix,
-            micro_batches=settings.micro_batches,
-            progress=heed,
-        )
-    optimizer = make_run_optimizer(settings)
-    step = make_preference_step(
-        given.model,
-        optimizer,
-        beta=settings.beta,
-        micro_batches=settings.micro_batches,
-    )
-    start = functools.partial(init_state, optimizer=optimizer)
-    return Training(lambda state, batch, key: step(state, batch), start, batches)
-
-
-def harmful_of(given: Given) -> list[Prompt]:
-    """The training prompts that ought to be refused."""
-    harmful = [prompt for prompt in given.prompts if prompt.is_harmful]
-    if not harmful:
-        raise InputError("prompts: none of them is harmful, and the others are not learned from")
-    return harmful
-
-
-@contextlib.contextmanager
-def heeded(given: Given, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar whose updates also stop the run after SIGTERM or Ctrl-C."""
-    with progress_bar() as bar:
-        line = bar.add_task(what, total=total)
-
-        def heed(done: int, total: int) -> None:
-            bar.update(line, completed=done, total=total)
-            if given.interruption.noticed():
-                raise Interrupted(f"after {done} of {total}, {what}")
-
-        yield heed
-
-
-def make_answers(given: Given, path: Path, template: Template) -> list[Generated]:
-    """Samples answers to the harmful prompts into a file, or reads those that are there."""
-    settings, prompts = given.settings, harmful_of(given)
-    with heeded(given, f"generating {path.name}", len(prompts)) as heed:
-        return self_generate(
-            given.model,
-            given.params,
-            given.tokenizer,
-            prompts,
-            path,
-            template=template,
-            samples_per_prompt=settings.generated_samples,
-            prompts_per_batch=16,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            facts={"model": settings.model},
-            progress=heed,
-        )
-
-
-def kept_answers(given: Given) -> list[Generated]:
-    """Answers with code or cases in context that pass the filters; writes yield.md."""
-    settings = given.settings
-    path = settings.generated or settings.run / GENERATED
-    made = make_answers(given, path, coded_messages(given.context))
-    kept, table = choose(made, cap=settings.cap)
-    if is_first():
-        (settings.run / "yield.md").write_text(yield_table(table))
-    print(f"self-generation: {len(made)} answers, {len(kept)} kept; see {settings.run}/yield.md")
-    for category, counts in table.items():
-        if not counts["kept"]:
-            print(f"self-generation: nothing is left of {category}")
-    if not kept:
-        raise InputError(
-            f"no self-generated answer is well-formed and refuses ({settings.run}/yield.md): in "
-            "another --run raise generated_samples or max_new_tokens, or take a larger model"
-        )
-    return kept
-
-
-def reinforcement(given: Given) -> Training:
-    """Refusal and format as rewards, a KL to the start model; code and cases are left out."""
-    model = given.model  # and not `given`, whose parameters would stay in memory with the run
-    work = prepare(given.settings, model, given.tokenizer, given.prompts)
-    return Training(
-        work.bind(given.params),
-        work.start,
-        work.batches,
-        work.batches.transcripts,
-        lambda params: work.speed(model, params),
-    )
+        arms = {"reasoning": reasoning, "preference": preference, "refusal": refusal}
+        training = functools.partial(arms[settings.arm], context=context)
+    return Recipe(template, training, facts={"context_text": context})
 
 
 def prepare(
@@ -400,10 +171,8 @@ def prepare(
     """The step, its reward and its batches of the arm rl; `jaxalign plan` compiles it too."""
     if settings.arm != "rl":
         raise InputError(f"arm={settings.arm} takes no RL steps: add --arm rl")
-    try:
+    with tokenizer_of(settings.model):
         verifiers = safety_verifiers(tokenizer)
-    except ValueError as error:
-        raise InputError(f"{settings.model}: {error}") from error
     reward = Safety(verifiers, settings.format_weight, settings.refusal_weight, settings.balance)
     return make_reinforcement(
         settings,
@@ -411,15 +180,12 @@ def prepare(
         tokenizer,
         prompts,
         verifiers=verifiers,
-        template=template_of(settings),
+        template=TEMPLATES[settings.template],
         reward=lambda start: reward,
     )
 
 
-GENERATED = "generated.jsonl"
-"""What self-generation writes into the run folder."""
-
+main = main_of("cada", PRESETS, build, __doc__)
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # so that a redirected log can be watched
     raise SystemExit(main())

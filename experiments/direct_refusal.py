@@ -14,27 +14,20 @@ evaluation_after.json, summary.json, model/ (opens in transformers), PNG plots a
 """
 
 import dataclasses
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.data import Prompt, load_all
-from jaxalign.data.documents import answer_documents
+from jaxalign.data import Prompt
 from jaxalign.data.templates import bare_messages
-from jaxalign.engine.sft import PackedBatches, make_supervised_step
-from jaxalign.engine.state import init_state
 from jaxalign.host.errors import InputError
-from jaxalign.host.progress import progress_bar
+from jaxalign.methods.cada.arms import sample_answers
 from jaxalign.methods.cada.selection import refusal_tokens
-from jaxalign.methods.cada.self_generation import self_generate
-from jaxalign.models.transformer import Transformer
+from jaxalign.models import Transformer
 from jaxalign.records import Params
-from jaxalign.runs.experiment import Experiment, load_start, make_run_optimizer
-from jaxalign.runs.loop import Interruption
-from jaxalign.runs.script import Interrupted, run_script
-from jaxalign.runs.settings import Settings, check, parse
+from jaxalign.runs.experiment import Experiment, Recipe, supervised
+from jaxalign.runs.loop import Training
+from jaxalign.runs.script import main_of
+from jaxalign.runs.settings import Count, Positive, Settings, check_row_length
 
 OWN_ANSWERS = "own_answers.jsonl"
 
@@ -50,12 +43,22 @@ class DirectRefusal(Settings):
     own_answers: Path | None = None
     """File of the start model's answers to write, to go on with, or to use; by default
     own_answers.jsonl in the run folder."""
-    examples_per_step: int = 16
+    examples_per_step: Count = 16
     """Answers in each update."""
     row_length: int = 256
     """Tokens of a row that answers share, with their requests."""
-    learning_rate: float = 2e-5
+    learning_rate: Positive = 2e-5
     """Peak learning rate (AdamW)."""
+
+    @property
+    def first_stage(self) -> str | None:
+        """The start model's answers."""
+        return OWN_ANSWERS
+
+    def check(self) -> None:
+        """Also that a row has room."""
+        super().check()
+        check_row_length(self, self.row_length)
 
 
 PRESETS = {
@@ -64,117 +67,42 @@ PRESETS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one preset; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def work(interruption: Interruption) -> None:
-        settings = parse(arguments, PRESETS, script="direct_refusal.py", doc=__doc__ or "")
-        run(settings, interruption)
-
-    return run_script("direct_refusal", work)
+def build(
+    settings: DirectRefusal, model: Transformer, tokenizer: Any, prompts: list[Prompt]
+) -> Recipe:
+    """What a run trains."""
+    return Recipe(bare_messages, tune)
 
 
-def run(settings: DirectRefusal, interruption: Interruption) -> None:
-    """Evaluates, answers what is harmless, trains, evaluates again and writes the run folder."""
-    begun = time.perf_counter()
-    check_settings(settings)
-    prompts = load_all(settings.prompts, settings.text_field)
-    heldout = load_all(settings.heldout, settings.text_field)
-    model, params, tokenizer = load_start(settings)
-    experiment = Experiment(
-        settings,
-        interruption,
-        model,
-        tokenizer,
-        prompts=prompts,
-        heldout=heldout,
-        template=bare_messages,
-        begun=begun,
-    )
-    before = experiment.assess("before", params)
-    refusal = refusal_tokens(tokenizer)
-    answers = [(prompt.text, refusal) for prompt in prompts if prompt.is_harmful]
+def tune(run: Experiment, params: Params) -> Training:
+    """Cross-entropy of a refusal of what is harmful, and of own answers to what is not."""
+    ids = refusal_tokens(run.tokenizer)
+    answers = [(prompt.text, ids) for prompt in run.prompts if prompt.is_harmful]
     if not answers:
         raise InputError("prompts: none of them is harmful: there is nothing to refuse")
-    if settings.harmless == "own":
-        answers += own_answers(
-            settings, interruption, prompts, model=model, params=params, tokenizer=tokenizer
-        )
-    documents, prefix = answer_documents(tokenizer, bare_messages, answers)
-    batches = PackedBatches(
-        documents,
-        batch_size=settings.examples_per_step,
-        length=settings.row_length,
-        steps=settings.steps,
-        seed=settings.seed,
-        prefix=prefix,
-        micro_batches=settings.micro_batches,
-        mesh=model.mesh,
-    )
-    optimizer = make_run_optimizer(settings)
-    step = make_supervised_step(model, optimizer, micro_batches=settings.micro_batches)
-    state = init_state(params, optimizer)
-    del params  # or the float32 start model would stay in memory
-    state, interrupted = experiment.train(
-        lambda state, batch, key: step(state, batch), state, batches
-    )
-    if not interrupted:
-        after = experiment.assess("after", state.policy)
-        experiment.finish(state, {"before": before, "after": after})
+    if run.settings.harmless == "own":
+        answers += own_answers(run, params)
+    return supervised(run, answers)
 
 
-def check_settings(settings: DirectRefusal) -> None:
-    """Refuses settings that can't work."""
-    check(settings, kept=OWN_ANSWERS, least={"examples_per_step": 1})
-    longest = settings.max_prompt_tokens + settings.max_new_tokens
-    if settings.row_length < longest:
-        raise InputError(
-            f"row_length={settings.row_length} is too small for max_prompt_tokens + max_new_tokens "
-            f"= {longest}: raise it"
-        )
-
-
-def own_answers(
-    settings: DirectRefusal,
-    interruption: Interruption,
-    prompts: Sequence[Prompt],
-    *,
-    model: Transformer,
-    params: Params,
-    tokenizer: Any,
-) -> list[tuple[str, list[int]]]:
+def own_answers(run: Experiment, params: Params) -> list[tuple[str, list[int]]]:
     """One answer of the start model to each harmless prompt; those that refuse are left out.
 
     An answer that was cut off is learned as far as it goes.
     """
-    harmless = [prompt for prompt in prompts if not prompt.is_harmful]
+    harmless = [prompt for prompt in run.prompts if not prompt.is_harmful]
     if not harmless:
         raise InputError("prompts: all of them are harmful: give harmless ones, or --harmless none")
-    with progress_bar() as bar:
-        line = bar.add_task("answering harmless prompts", total=len(harmless))
-
-        def heed(done: int, total: int) -> None:
-            bar.update(line, completed=done)
-            if interruption.noticed():
-                raise Interrupted(f"after {done} of {total} answers to harmless prompts")
-
-        made = self_generate(
-            model,
-            params,
-            tokenizer,
-            harmless,
-            settings.own_answers or settings.run / OWN_ANSWERS,
-            template=bare_messages,
-            samples_per_prompt=1,
-            prompts_per_batch=64,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            facts={"model": settings.model},
-            progress=heed,
-        )
+    made = sample_answers(
+        run,
+        params,
+        harmless,
+        run.settings.own_answers or run.settings.run / OWN_ANSWERS,
+        template=bare_messages,
+        samples_per_prompt=1,
+        prompts_per_batch=64,
+        label="answering harmless prompts",
+    )
     kept = [(one.prompt, one.tokens) for one in made if not one.refused]
     print(f"own answers: {len(made)}, {len(made) - len(kept)} refuse and are left out")
     if not kept:
@@ -182,6 +110,7 @@ def own_answers(
     return kept
 
 
+main = main_of("direct_refusal", PRESETS, build, __doc__)
+
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # so that a redirected log can be watched
     raise SystemExit(main())

@@ -11,7 +11,6 @@ from types import ModuleType
 
 import jax.numpy as jnp
 
-from jaxalign.data import load_all
 from jaxalign.host.errors import InputError
 from jaxalign.models import Transformer
 from jaxalign.models.files.architectures import read_architecture
@@ -22,15 +21,15 @@ from jaxalign.planning.compiled_step import DoesNotFit, Plan, plan_step
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.runs.settings import RLSettings, check_mesh, parse
 
-_NAMES = ("PRESETS", "check_settings", "prepare")
+_NAMES = ("PRESETS", "prepare")
 
 
 def load_script(path: Path) -> ModuleType:
     """An experiment as a module.
 
     Raises:
-      InputError: no such file, one that cannot be imported, or one without `PRESETS`,
-        `check_settings` and `prepare`.
+      InputError: no such file, one that cannot be imported, or one without `PRESETS`
+        and `prepare`.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such script; give one such as experiments/alphaalign.py")
@@ -60,10 +59,9 @@ def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> RLSe
       InputError: no such preset, or settings that cannot work.
     """
     name = f"{script.__name__.removeprefix('_planned_')}.py"
-    doc = script.__doc__ or ""
-    settings: RLSettings = parse([preset, *flags], script.PRESETS, script=name, doc=doc)
+    settings: RLSettings = parse([preset, *flags], script.PRESETS, script=name, doc=script.__doc__)
     with tempfile.TemporaryDirectory() as folder:  # no run of this name is under way
-        script.check_settings(dataclasses.replace(settings, run=Path(folder) / "run", resume=False))
+        dataclasses.replace(settings, run=Path(folder) / "run", resume=False).check()
     return settings
 
 
@@ -105,7 +103,7 @@ def plans(
         chip_of(topology)
         if ":" in topology:
             place(topology)
-    prompts = load_all(settings.prompts, settings.text_field)
+    prompts = settings.load_prompts()
     tokenizer = stand_in_tokenizer(config.vocab_size)
     for asked in topologies:
         whole = [f"{asked}:{shape}" for shape in chip_of(asked).slices]

@@ -1,5 +1,6 @@
 """From prompts to the batch of each step, and from its result to transcripts."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,10 +22,11 @@ MakeFacts = Callable[[Sequence[Prompt]], Any]
 """`prompts -> Batch.facts`, as the run's reward needs them."""
 
 
+@dataclasses.dataclass
 class Batches:
     """The batch of each step: a pure function of the step number.
 
-    Args:
+    Attributes:
       prompts: the training prompts.
       tokenizer: a fast Hugging Face tokenizer with a chat template.
       template: how a prompt is asked.
@@ -37,28 +39,16 @@ class Batches:
       mesh: devices that share the rows; by default the first device has them.
     """
 
-    def __init__(
-        self,
-        prompts: list[Prompt],
-        tokenizer: Any,
-        template: Template,
-        *,
-        counts: Mapping[Kind, int],
-        max_prompt_tokens: int,
-        seed: int,
-        make_facts: MakeFacts = lambda prompts: None,
-        tool: Tool | None = None,
-        mesh: jax.sharding.Mesh | None = None,
-    ) -> None:
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        self._template = template
-        self._counts = counts
-        self._width = max_prompt_tokens
-        self._seed = seed
-        self._make_facts = make_facts
-        self.tool = tool
-        self._mesh = mesh
+    prompts: list[Prompt]
+    tokenizer: Any
+    template: Template
+    _: dataclasses.KW_ONLY
+    counts: Mapping[Kind, int]
+    max_prompt_tokens: int
+    seed: int
+    make_facts: MakeFacts = lambda prompts: None
+    tool: Tool | None = None
+    mesh: jax.sharding.Mesh | None = None
 
     def check(self, *, max_positions: int, max_new_tokens: int) -> None:
         """Refuses what a later step would trip over.
@@ -67,7 +57,7 @@ class Batches:
           InputError: a prompt is too long, a kind has no prompts, or prefix, prompt and completion
             pass the model's last position.
         """
-        batch, limit = self.encode(self.prompts_at(0)), self._width
+        batch, limit = self.encode(self.prompts_at(0)), self.max_prompt_tokens
         assert batch.prefix is not None
         positions = batch.prefix.size + limit + max_new_tokens
         if positions > max_positions:
@@ -75,8 +65,8 @@ class Batches:
                 f"prefix, max_prompt_tokens={limit} and max_new_tokens={max_new_tokens} take "
                 f"{positions} positions, the model has {max_positions}: lower one of them"
             )
-        lengths = prompt_lengths(self._tokenizer, self._template, self._prompts)
-        for prompt, length in zip(self._prompts, lengths, strict=True):
+        lengths = prompt_lengths(self.tokenizer, self.template, self.prompts)
+        for prompt, length in zip(self.prompts, lengths, strict=True):
             if length > limit:
                 raise InputError(
                     f"prompt {prompt.id} takes {length} tokens, the limit is {limit}: shorten it "
@@ -85,33 +75,33 @@ class Batches:
 
     def prompts_at(self, step: int) -> list[Prompt]:
         """The prompts of a step, in the order of its batch: harmful, benign, look-alike."""
-        return batch_at(self._prompts, step, counts=self._counts, seed=self._seed)
+        return batch_at(self.prompts, step, counts=self.counts, seed=self.seed)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, on the devices."""
         batch = self.encode(self.prompts_at(step))
         rows = (batch.prompts, batch.kind, batch.facts)
-        prompts, kind, facts = to_devices(rows, self._mesh, rows=True)
-        prefix = to_devices(batch.prefix, self._mesh)
+        prompts, kind, facts = to_devices(rows, self.mesh, rows=True)
+        prefix = to_devices(batch.prefix, self.mesh)
         return Batch(prompts, kind, facts, prefix, self._placed_tool)
 
     @functools.cached_property
     def _placed_tool(self) -> Tool | None:
-        return to_devices(self.tool, self._mesh)
+        return to_devices(self.tool, self.mesh)
 
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
         """The batch of given prompts, as NumPy arrays."""
         asked = encode_prompts(
-            self._tokenizer,
-            self._template,
+            self.tokenizer,
+            self.template,
             [prompt.text for prompt in prompts],
-            max_tokens=self._width,
-            width=self._width,
+            max_tokens=self.max_prompt_tokens,
+            width=self.max_prompt_tokens,
         )
         rows: Any = (asked.tokens, asked.mask)
         kind: Any = kind_indices(prompts)
         prefix: Any = asked.prefix
-        return Batch(Prompts(*rows), kind, self._make_facts(prompts), prefix, self.tool)
+        return Batch(Prompts(*rows), kind, self.make_facts(prompts), prefix, self.tool)
 
     def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:
         """One row per prompt of a step: its first sample, with the rewards."""
@@ -123,7 +113,7 @@ class Batches:
             {
                 "prompt": prompt.text,
                 "kind": prompt.kind,
-                "completion": self._tokenizer.decode(
+                "completion": self.tokenizer.decode(
                     samples.tokens[row][samples.present[row]], skip_special_tokens=True
                 ),
                 **{name: np.asarray(value)[row].item() for name, value in details.items()},

@@ -1,6 +1,7 @@
 """Asynchronous checkpoints by Orbax: state, step, key, data cursor and the run's config."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -108,17 +109,17 @@ class Checkpoints:
         if step is None:
             raise InputError(f"{self._path}: no checkpoint to resume from; start without --resume")
         where = self._path / str(step)
-        abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
-        try:
-            run = self._manager.restore(
-                step, args=self._ocp.args.Composite(run=self._ocp.args.JsonRestore())
-            ).run
-        except Exception as error:
-            if is_loss(error):
-                raise
-            raise InputError(
-                f"{where}: not a checkpoint of jaxalign ({first_line(error)[:160]})"
-            ) from error
+
+        def read(args: Mapping[str, Any], otherwise: str) -> Any:
+            try:
+                return self._manager.restore(step, args=self._ocp.args.Composite(**args))
+            except Exception as error:
+                if is_loss(error):
+                    raise
+                why = first_line(error)[:160]
+                raise InputError(f"{where}: {otherwise.format(why)}") from error
+
+        run = read({"run": self._ocp.args.JsonRestore()}, "not a checkpoint of jaxalign ({})").run
         if problem := format_problem(run.get("format"), where):
             raise InputError(problem)
         theirs, ours = run["config"], json.loads(json.dumps(config))
@@ -133,18 +134,11 @@ class Checkpoints:
                     f"{where}: {name} was {theirs.get(name)!r} and is now {ours.get(name)!r}: "
                     "resume with the settings of the run, or start another one"
                 )
-        try:
-            state = self._manager.restore(
-                step,
-                args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(abstract)),
-            ).state
-        except Exception as error:
-            if is_loss(error):
-                raise
-            raise InputError(
-                f"{where}: the checkpoint is damaged ({first_line(error)[:160]}); start the run "
-                "again in another folder"
-            ) from error
+        abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+        state = read(
+            {"state": self._ocp.args.StandardRestore(abstract)},
+            "the checkpoint is damaged ({}); start the run again in another folder",
+        ).state
         key = jax.random.wrap_key_data(jnp.asarray(run["key"], jnp.uint32))
         return state, key
 

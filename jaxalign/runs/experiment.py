@@ -1,10 +1,12 @@
 """What surrounds the training of every experiment: errors, evaluations, the run folder."""
 
+import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.answers.completing import stop_tokens
+from jaxalign.data.documents import answer_documents
 from jaxalign.data.prompts import KINDS, Prompt, prompts_digest
 from jaxalign.data.templates import Template
 from jaxalign.engine.optimizer import (
@@ -20,7 +23,8 @@ from jaxalign.engine.optimizer import (
     skipped_updates,
     with_critic_optimizer,
 )
-from jaxalign.engine.ppo import PPO, with_critic
+from jaxalign.engine.ppo import with_critic
+from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, Updates, draw, make_step
 from jaxalign.evaluation.heldout import evaluate
@@ -28,14 +32,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
-from jaxalign.host.processes import (
-    all_of,
-    any_of,
-    is_first,
-    join,
-    wait_for_all,
-)
-from jaxalign.host.progress import progress_bar
+from jaxalign.host.processes import all_of, any_of, is_first, join, wait_for_all
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
@@ -47,90 +44,84 @@ from jaxalign.runs.added_rewards import load_added_rewards
 from jaxalign.runs.batches import Batches
 from jaxalign.runs.checkpoint import FORMAT, format_problem
 from jaxalign.runs.facts import prompt_facts
-from jaxalign.runs.loop import (
-    Describe,
-    Interruption,
-    LoopConfig,
-    LoopStep,
-    train,
-)
-from jaxalign.runs.script import Interrupted
-from jaxalign.runs.settings import (
-    LOOP_ONLY,
-    RLSettings,
-    Settings,
-    has_checkpoint,
-    to_json,
-)
+from jaxalign.runs.loop import Interruption, Training, train
+from jaxalign.runs.settings import LOOP_ONLY, RLSettings, Settings, has_checkpoint, to_json
 from jaxalign.sampling import Stage, Temperature, Tool, stage_key
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is an experiment's own in a run.
+
+    Attributes:
+      template: how prompts are asked, in training and evaluation.
+      training: of the run and the start parameters, which it must not keep.
+      cold_start: what is done to the start parameters first; None for nothing.
+      tool: what completions may call.
+      facts: what else config.json should say and a resumed run must share, as JSON.
+    """
+
+    template: Template
+    training: Callable[["Experiment", Params], Training]
+    cold_start: Callable[["Experiment", Params], Params] | None = None
+    tool: Tool | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
 class Experiment:
     """The frame of a run: evaluations, training, and what its folder gets.
 
-    Args:
+    Attributes:
       settings: the run's.
-      interruption: heeded during evaluations and training.
+      recipe: what is the experiment's own.
       model: the decoder, in the compute dtype.
       tokenizer: the model's.
       prompts: for training; their fingerprint is kept, so that a resumed run notices another set.
       heldout: for the evaluations; may be empty.
-      template: how all of them are asked.
-      tool: what completions may call.
+      interruption: heeded during evaluations and training.
       begun: `time.perf_counter()` when the script started.
-      facts: what else config.json should say and a resumed run must share, as JSON.
 
     Raises:
       InputError: on a resume, other settings or prompts than the run's; of several processes, other
         ones than the first's, or a folder that not all of them see.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        interruption: Interruption,
-        model: Transformer,
-        tokenizer: Any,
-        *,
-        prompts: Sequence[Prompt],
-        heldout: Sequence[Prompt],
-        template: Template,
-        tool: Tool | None = None,
-        begun: float,
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._begun = begun
-        self._settings = settings
-        self._interruption = interruption
-        self._model = model
-        self._tokenizer = tokenizer
-        self._heldout = heldout
-        self._template = template
-        self._tool = tool
-        self._folder = folder = settings.run
-        self._dtype = jnp.dtype(model.dtype).name
-        self._saved = to_json(settings) | {
+    settings: Any  # Settings; recipes read their own
+    recipe: Recipe
+    _: dataclasses.KW_ONLY
+    model: Transformer
+    tokenizer: Any
+    prompts: list[Prompt]
+    heldout: Sequence[Prompt]
+    interruption: Interruption
+    begun: float
+
+    def __post_init__(self) -> None:
+        self._folder = folder = self.settings.run
+        self._dtype = jnp.dtype(self.model.dtype).name
+        self._saved = to_json(self.settings) | {
             "format": FORMAT,
             "compute_dtype": self._dtype,
-            "prompts_digest": prompts_digest(prompts),
-            "heldout_digest": prompts_digest(heldout),
-            **(facts or {}),
+            "prompts_digest": prompts_digest(self.prompts),
+            "heldout_digest": prompts_digest(self.heldout),
+            **self.recipe.facts,
         }
-        self._earlier = 0.0
-        if not settings.resume and is_first():
+        if not self.settings.resume and is_first():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", self._saved)
         wait_for_all()
         problem = self._other_run()
         if any_of(problem is not None):
             raise InputError(problem or f"{folder}: another process of the run refuses it")
-        if settings.resume:
-            steps = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
+        self._earlier = 0.0  # seconds of the processes before this one
+        if self.settings.resume and (folder / METRICS_FILE).exists():
+            steps = read_metrics(folder)
             self._earlier = steps[-1]["time"] if steps else 0.0
 
     def _other_run(self) -> str | None:
         """Why the folder is not this run's; None where it is."""
-        path, resume = self._folder / "config.json", self._settings.resume
+        path, resume = self._folder / "config.json", self.settings.resume
         for _ in range(60):  # a shared folder may show a new file late
             if resume or path.exists():
                 break
@@ -170,32 +161,26 @@ class Experiment:
         Raises:
           Interrupted: SIGTERM or Ctrl-C.
         """
-        if not self._heldout:
+        if not self.heldout:
             return None
         path = self._folder / f"evaluation_{name}.json"
-        if all_of(self._settings.resume and path.exists()):
+        if all_of(self.settings.resume and path.exists()):
             evaluation = read_json(path)
             self._earlier += evaluation["seconds"]
             rates: dict[str, Any] = evaluation["rates"]
             return rates
-        print(f"asking {len(self._heldout)} held-out prompts {name} training")
-        with progress_bar() as bar:
-            line = bar.add_task(f"{name} training", total=len(self._heldout))
-
-            def heed(done: int, total: int) -> None:
-                bar.update(line, completed=done, total=total)
-                if self._interruption.noticed():
-                    raise Interrupted(f"after {done} of {total} prompts of the evaluation")
-
+        print(f"asking {len(self.heldout)} held-out prompts {name} training")
+        label, total = f"{name} training", len(self.heldout)
+        with self.interruption.heeded(label, total, "prompts of the evaluation") as heed:
             result = evaluate(
-                self._model,
+                self.model,
                 params,
-                self._tokenizer,
-                self._heldout,
-                template=self._template,
-                tool=self._tool,
-                max_prompt_tokens=self._settings.max_prompt_tokens,
-                max_new_tokens=self._settings.max_new_tokens,
+                self.tokenizer,
+                self.heldout,
+                template=self.recipe.template,
+                tool=self.recipe.tool,
+                max_prompt_tokens=self.settings.max_prompt_tokens,
+                max_new_tokens=self.settings.max_new_tokens,
                 progress=heed,
             )
         if is_first():
@@ -207,32 +192,15 @@ class Experiment:
             print(f"{len(result.skipped)} held-out prompts were too long and not asked")
         return summary
 
-    def train(
-        self,
-        step_fn: LoopStep,
-        state: TrainState,
-        batch_at: Callable[[int], Any],
-        *,
-        describe: Describe = lambda step, result: (),
-    ) -> tuple[TrainState, bool]:
-        """`jaxalign.runs.loop.train` with the run's settings."""
-        settings = self._settings
+    def train(self, training: Training, state: TrainState) -> tuple[TrainState, bool]:
+        """`jaxalign.runs.loop.train`, from the newest checkpoint where the run is resumed."""
         return train(
-            step_fn,
+            training,
             state,
-            batch_at,
-            root_key=stage_key(settings.seed, Stage.TRAINING),
-            folder=self._folder,
-            config=LoopConfig(
-                steps=settings.steps,
-                checkpoint_every=settings.checkpoint_every,
-                sample_every=settings.sample_every,
-                max_skipped=LoopConfig.max_skipped * settings.updates_per_step,
-            ),
-            settings={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
-            describe=describe,
-            interruption=self._interruption,
-            resume=all_of(settings.resume and has_checkpoint(self._folder)),
+            self.settings,
+            saved={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
+            interruption=self.interruption,
+            resume=all_of(self.settings.resume and has_checkpoint(self._folder)),
         )
 
     def finish(
@@ -250,7 +218,7 @@ class Experiment:
         """
         summary = dict(evaluations) | {
             "steps": int(state.step),
-            "seconds": self._earlier + time.perf_counter() - self._begun,
+            "seconds": self._earlier + time.perf_counter() - self.begun,
             "skipped_updates": int(skipped_updates(state.opt_state)),
             "compute_dtype": self._dtype,
             "hardware": hardware(),
@@ -258,7 +226,7 @@ class Experiment:
         }
         if rollout_tokens_per_second is not None:
             summary["rollout_tokens_per_second"] = rollout_tokens_per_second
-        save_pretrained(self._folder / "model", self._model, state.policy, self._tokenizer)
+        save_pretrained(self._folder / "model", self.model, state.policy, self.tokenizer)
         if is_first():
             write_json(self._folder / "summary.json", summary)
             print(f"wrote {write_report(self._folder)}")
@@ -272,35 +240,31 @@ class Reinforcement:
     Attributes:
       step: from `make_step`.
       sampling: how its completions are drawn.
-      optimizer: of all that is trained.
       batches: the batch of each step.
       verifiers: of format and refusal, bound to the tokenizer.
       template: how requests are asked.
-      trained: the start parameters to what is trained, with a critic if the objective has one.
+      start: the start parameters to the state before the first step.
       frozen: the start parameters to what stays as it is.
     """
 
     step: Step
     sampling: Sampling
-    optimizer: optax.GradientTransformation
     batches: Batches
     verifiers: Verifiers
     template: Template
-    trained: Callable[[Params], Params]
+    start: Callable[[Params], TrainState]
     frozen: Callable[[Params], Frozen]
 
-    def start(self, params: Params) -> TrainState:
-        """The state before the first step."""
-        return init_state(self.trained(params), self.optimizer)
-
-    def bind(self, params: Params) -> LoopStep:
-        """The step of a run that starts from these parameters."""
-        frozen = self.frozen(params)
-        return lambda state, batch, key: self.step(state, batch, key, frozen)
-
-    def speed(self, model: Transformer, params: Params) -> float:
-        """Generated tokens per second of one rollout, compilation left out."""
-        return rollout_speed(model, self.sampling, params, self.batches(0))
+    def training(self, run: Experiment, params: Params) -> Training:
+        """What a run that starts from these parameters trains with."""
+        frozen, model = self.frozen(params), run.model
+        return Training(
+            lambda state, batch, key: self.step(state, batch, key, frozen),
+            self.start,
+            self.batches,
+            self.batches.transcripts,
+            lambda policy: rollout_speed(model, self.sampling, policy, self.batches(0)),
+        )
 
 
 def make_reinforcement(
@@ -343,24 +307,61 @@ def make_reinforcement(
         mesh=model.mesh,
     )
     batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
-    optimizer, objective = make_run_optimizer(settings), settings.objective
-    sampling = sampling_of(settings, stop_tokens(model, tokenizer))
-    add = load_added_rewards(settings.add_reward, tokenizer, prompts)
-    has_critic = isinstance(objective, PPO)
-    asks_reference = getattr(objective, "kl", None) is not None
+    optimizer = make_run_optimizer(settings)
+    sampling = Sampling(
+        settings.samples_per_prompt,
+        settings.max_new_tokens,
+        stop_tokens(model, tokenizer),
+        Temperature(settings.temperature),
+    )
+    updates = Updates(settings.epochs, settings.minibatches, settings.micro_batches)
     step = make_step(
-        model, optimizer, sampling=sampling, objective=objective, updates=updates_of(settings)
+        model, optimizer, sampling=sampling, objective=settings.objective, updates=updates
     )
-    return Reinforcement(
-        step,
-        sampling,
-        optimizer,
-        batches,
-        verifiers,
-        template,
-        lambda params: with_critic(model, params) if has_critic else params,
-        lambda params: Frozen(add(reward(params)), params if asks_reference else None),
+    add = load_added_rewards(settings.add_reward, tokenizer, prompts)
+
+    def start(params: Params) -> TrainState:
+        trained = with_critic(model, params) if settings.has_critic else params
+        return init_state(trained, optimizer)
+
+    def frozen(params: Params) -> Frozen:
+        return Frozen(add(reward(params)), params if settings.has_reference else None)
+
+    return Reinforcement(step, sampling, batches, verifiers, template, start, frozen)
+
+
+def supervised(run: Experiment, answers: Sequence[tuple[str, Sequence[int]]]) -> Training:
+    """Cross-entropy of answers to the run's prompts, on packed rows.
+
+    Args:
+      run: its settings have `examples_per_step` and `row_length` too.
+      answers: a request and its answer's token ids, each.
+    """
+    settings, model = run.settings, run.model
+    documents, prefix = answer_documents(run.tokenizer, run.recipe.template, answers)
+    batches = PackedBatches(
+        documents,
+        batch_size=settings.examples_per_step,
+        length=settings.row_length,
+        steps=settings.steps,
+        seed=settings.seed,
+        prefix=prefix,
+        micro_batches=settings.micro_batches,
+        mesh=model.mesh,
     )
+    optimizer = make_run_optimizer(settings)
+    step = make_supervised_step(model, optimizer, micro_batches=settings.micro_batches)
+    return tuning(step, optimizer, batches)
+
+
+def tuning(
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    optimizer: optax.GradientTransformation,
+    batch_at: Callable[[int], Any],
+) -> Training:
+    """What a run trains with whose steps draw nothing and need no key."""
+    start = functools.partial(init_state, optimizer=optimizer)
+    return Training(lambda state, batch, key: step(state, batch), start, batch_at)
 
 
 def choose_dtype(settings: Settings) -> Any:
@@ -395,15 +396,13 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     return load_pretrained(settings.model, dtype=dtype, remat=settings.remat, mesh=mesh)
 
 
-def sampling_of(settings: RLSettings, stop: tuple[int, ...]) -> Sampling:
-    """How a run's completions are drawn."""
-    method = Temperature(settings.temperature)
-    return Sampling(settings.samples_per_prompt, settings.max_new_tokens, stop, method)
-
-
-def updates_of(settings: RLSettings) -> Updates:
-    """How often a run learns from a rollout, and in which parts."""
-    return Updates(settings.epochs, settings.minibatches, settings.micro_batches)
+@contextlib.contextmanager
+def tokenizer_of(model: str) -> Iterator[None]:
+    """Within it what a tokenizer can't do is an `InputError` that names the model."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{model}: {error}") from error
 
 
 def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -411,23 +410,22 @@ def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
 
     What is not finite is skipped.
     """
-    optimizer = _scheduled(settings, settings.learning_rate)
-    if isinstance(settings, RLSettings) and isinstance(settings.objective, PPO):
-        critic = _scheduled(settings, settings.critic_learning_rate)
-        optimizer = with_critic_optimizer(optimizer, critic)
-    return skip_nonfinite(optimizer)
-
-
-def _scheduled(settings: Settings, peak: float) -> optax.GradientTransformation:
     updates = settings.updates_per_step  # which schedules count
-    rates = learning_rates(
-        peak,
-        steps=updates * settings.steps,
-        warmup_steps=updates * settings.warmup_steps,
-        decay_steps=updates * settings.decay_steps,
-        decay=settings.decay,
-    )
-    return settings.optimizer(rates, max_grad_norm=settings.max_grad_norm)
+
+    def scheduled(peak: float) -> optax.GradientTransformation:
+        rates = learning_rates(
+            peak,
+            steps=updates * settings.steps,
+            warmup_steps=updates * settings.warmup_steps,
+            decay_steps=updates * settings.decay_steps,
+            decay=settings.decay,
+        )
+        return settings.optimizer(rates, max_grad_norm=settings.max_grad_norm)
+
+    optimizer = scheduled(settings.learning_rate)
+    if isinstance(settings, RLSettings) and settings.has_critic:
+        optimizer = with_critic_optimizer(optimizer, scheduled(settings.critic_learning_rate))
+    return skip_nonfinite(optimizer)
 
 
 def rollout_speed(model: Transformer, sampling: Sampling, params: Params, batch: Batch) -> float:

@@ -5,8 +5,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -17,30 +16,21 @@ from jaxalign.engine.state import TrainState
 from jaxalign.host.metrics import MetricsWriter, SamplesWriter
 from jaxalign.host.processes import any_of, is_first
 from jaxalign.host.progress import progress_bar
+from jaxalign.records import Params
 from jaxalign.runs.checkpoint import Checkpoints
+from jaxalign.runs.settings import Settings
+from jaxalign.sampling import Stage, stage_key
 
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long to train and what to keep.
-
-    Attributes:
-      steps: the run ends after so many, resumed ones counted in.
-      checkpoint_every: steps between checkpoints; the last step is always saved.
-      keep_checkpoints: how many of the latest to keep.
-      sample_every: steps between transcripts in samples.jsonl.
-      max_skipped: the run stops when more updates than this were skipped as not finite.
-    """
-
-    steps: int
-    checkpoint_every: int = 25
-    keep_checkpoints: int = 1
-    sample_every: int = 5
-    max_skipped: int = 5
+MAX_SKIPPED = 5
+"""A run stops when more updates than this, for each in a step, were skipped as not finite."""
 
 
 class DivergedError(RuntimeError):
     """Too many updates were skipped because their gradients were not finite."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C outside of training; its text says when."""
 
 
 class Interruption:
@@ -53,6 +43,31 @@ class Interruption:
     def noticed(self) -> bool:
         """Whether this process or another was asked to stop. All of them must call it."""
         return any_of(self.requested)
+
+    @contextlib.contextmanager
+    def heeded(
+        self, label: str, total: int | None, things: str
+    ) -> Iterator[Callable[[int, int | None], None]]:
+        """A progress bar whose updates also end the run after SIGTERM or Ctrl-C.
+
+        Args:
+          label: of the bar.
+          total: how much there is to do; None where that is not known.
+          things: what it is, for "interrupted after 3 of 8 THINGS".
+
+        Yields:
+          `(done, total) -> None`, which updates the bar or raises `Interrupted`.
+        """
+        with progress_bar() as bar:
+            line = bar.add_task(label, total=total)
+
+            def heed(done: int, total: int | None) -> None:
+                bar.update(line, completed=done, total=total)
+                if self.noticed():
+                    count = done if total is None else f"{done} of {total}"
+                    raise Interrupted(f"after {count} {things}")
+
+            yield heed
 
     def __enter__(self) -> "Interruption":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,82 +93,94 @@ Describe = Callable[[int, Any], Iterable[Mapping[str, Any]]]
 """`(step, result) -> rows` for samples.jsonl."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a run trains with.
+
+    Attributes:
+      step: such as `jaxalign.engine.step.make_step` makes, with the rewards bound to it. Its result
+        has `metrics`: scalars, among them `tokens`, sampled or learned, and `skipped_updates`.
+      start: the start parameters to the state before the first step.
+      batch_at: the batch of a step, a pure function of the step number: that is the data cursor.
+      describe: makes transcript rows of a step's result; all processes call it.
+      speed: the policy's parameters to generated tokens per second, of a run that samples.
+    """
+
+    step: LoopStep
+    start: Callable[[Params], TrainState]
+    batch_at: Callable[[int], Any]
+    describe: Describe = lambda step, result: ()
+    speed: Callable[[Params], float] | None = None
+
+
 def train(
-    step_fn: LoopStep,
+    training: Training,
     state: TrainState,
-    batch_at: Callable[[int], Any],
+    settings: Settings,
     *,
-    root_key: jax.Array,
-    folder: Path,
-    config: LoopConfig,
-    settings: Any,
-    describe: Describe,
+    saved: Any,
     interruption: Interruption,
-    resume: bool = False,
-    log: Callable[[str], None] = print,
+    resume: bool,
 ) -> tuple[TrainState, bool]:
-    """Trains until `config.steps`, or until SIGTERM or Ctrl-C, which save first.
+    """Trains until `settings.steps`, or until SIGTERM or Ctrl-C, which save first.
+
+    The run folder, which all processes share, gets metrics.jsonl, samples.jsonl and tensorboard/
+    from the first one, and checkpoints/ from all.
 
     Args:
-      step_fn: such as `jaxalign.engine.step.make_step` makes, with the rewards bound to it. Its
-        result has `metrics`: scalars, among them `tokens`, sampled or learned, and
-        `skipped_updates`.
+      training: the step and its batches.
       state: the state to start from; donated.
-      batch_at: the batch of a step, a pure function of the step number: that is the data cursor.
-      root_key: the run's key.
-      folder: the run folder, shared by all processes; gets metrics.jsonl, samples.jsonl and
-        tensorboard/ from the first one, and checkpoints/ from all.
-      config: how long, and what to keep.
-      settings: JSON-able settings saved with each checkpoint and compared on resume.
-      describe: makes transcript rows of a step's result; all processes call it.
+      settings: the run's.
+      saved: JSON-able, saved with each checkpoint and compared on resume.
       interruption: asked after every step, of all processes.
-      resume: go on from the newest checkpoint in `folder`.
-      log: prints one line; on a terminal it appears above the progress bar.
+      resume: go on from the newest checkpoint in the run folder.
 
     Returns:
       the last state, and whether the run was interrupted before its last step.
 
     Raises:
       InputError: nothing to resume from, or a checkpoint of another run.
-      DivergedError: more than `max_skipped` updates were skipped.
+      DivergedError: too many updates were skipped.
     """
-    with Checkpoints(folder, keep=config.keep_checkpoints) as checkpoints:
+    root_key = stage_key(settings.seed, Stage.TRAINING)
+    with Checkpoints(settings.run) as checkpoints:
         if resume:
-            state, root_key = checkpoints.restore(state, config=settings)
-            log(f"resumed after step {int(state.step)}")
+            state, root_key = checkpoints.restore(state, config=saved)
+            print(f"resumed after step {int(state.step)}")
         start = int(state.step)
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(progress_bar())
             metrics = transcripts = None
             if is_first():
-                metrics = stack.enter_context(MetricsWriter(folder, resume_step=start))
-                transcripts = stack.enter_context(SamplesWriter(folder, resume_step=start))
-            line = progress.add_task("training", total=config.steps, completed=start)
-            for step in range(start, config.steps):
+                metrics = stack.enter_context(MetricsWriter(settings.run, resume_step=start))
+                transcripts = stack.enter_context(SamplesWriter(settings.run, resume_step=start))
+            line = progress.add_task("training", total=settings.steps, completed=start)
+            for step in range(start, settings.steps):
                 begun = time.perf_counter()
-                state, result = step_fn(state, batch_at(step), root_key)
+                state, result = training.step(state, training.batch_at(step), root_key)
                 scalars = {k: float(v) for k, v in jax.device_get(result.metrics).items()}
                 seconds = time.perf_counter() - begun
                 scalars["seconds"] = seconds
                 scalars["tokens_per_second"] = scalars.pop("tokens") / seconds
-                last = step + 1 == config.steps
-                rows = describe(step, result) if last or step % config.sample_every == 0 else ()
+                last = step + 1 == settings.steps
+                shown = last or step % settings.sample_every == 0
+                rows = training.describe(step, result) if shown else ()
                 if metrics is not None and transcripts is not None:
                     metrics.write(step, scalars)
                     transcripts.write(step, rows)
                 progress.update(line, completed=step + 1)
-                log(f"step {step + 1}/{config.steps}  {_status(scalars)}  {seconds:.1f} s")
-                if scalars["skipped_updates"] > config.max_skipped:
+                print(f"step {step + 1}/{settings.steps}  {_status(scalars)}  {seconds:.1f} s")
+                if scalars["skipped_updates"] > MAX_SKIPPED * settings.updates_per_step:
                     raise DivergedError(
                         f"{int(scalars['skipped_updates'])} updates were skipped because their "
                         "gradients were not finite: lower the learning rate"
                     )
                 interrupted = interruption.noticed()
                 stopping = last or interrupted
-                if stopping or (step + 1) % config.checkpoint_every == 0:
-                    checkpoints.save(state, root_key=root_key, config=settings, wait=stopping)
+                if stopping or (step + 1) % settings.checkpoint_every == 0:
+                    checkpoints.save(state, root_key=root_key, config=saved, wait=stopping)
                 if interrupted and not last:
-                    log(f"interrupted after step {step + 1}: saved; go on with --resume")
+                    print(f"interrupted after step {step + 1}: saved; go on with --resume")
                     return state, True
     return state, False
 

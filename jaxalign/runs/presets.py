@@ -6,7 +6,11 @@ and 8.4, qwen3-8b 15.4 and 8.5. None has run. docs/scale.md has v5p and v6e too.
 another size keep `tensor` and give `fsdp` the rest, as plan does.
 """
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+AnySettings = TypeVar("AnySettings")
 
 _PLACES: dict[str, dict[str, Any]] = {
     "qwen2.5-3b": {"model": "Qwen/Qwen2.5-3B-Instruct", "mesh": (1, 8, 2)},
@@ -33,3 +37,11 @@ LARGE: dict[str, dict[str, Any]] = {
     for name, place in _PLACES.items()
 }
 """Settings of each that all methods share: 8 samples are AlphaAlign's, the lengths ours."""
+
+
+def large(settings: Callable[..., AnySettings], method: str, **own: Any) -> dict[str, AnySettings]:
+    """Presets of a method for these models, by name, with settings of its own."""
+    return {
+        name: settings(run=Path(f"runs/{method}-{name}"), **own, **common)
+        for name, common in LARGE.items()
+    }

@@ -1,45 +1,96 @@
-"""How an experiment's script ends: one line and an exit code for what goes wrong."""
+"""An experiment's script: evaluate, train, evaluate again, report; and how it ends."""
 
+import io
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from jaxalign.data import Prompt, load_all
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several, first_line, is_loss
-from jaxalign.runs.loop import DivergedError, Interruption
+from jaxalign.models import Transformer
+from jaxalign.runs.experiment import Experiment, Recipe, load_start
+from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
+from jaxalign.runs.settings import Settings, parse
+
+Build = Callable[[Any, Transformer, Any, list[Prompt]], Recipe]
+"""`(settings, model, tokenizer, prompts) -> Recipe`: the script's own part."""
 
 
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C outside of training; its text says when."""
+def main_of(
+    name: str, presets: Mapping[str, Settings], build: Build, doc: str | None
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a script, which runs one preset and returns the exit code.
 
-
-def run_script(name: str, work: Callable[[Interruption], None]) -> int:
-    """Calls `work` and turns what goes wrong into one line.
+    It is 0, also when SIGTERM or Ctrl-C made the run save and stop; 2 after bad input; 1 after a
+    run that diverged; 130 after a second Ctrl-C; 75 (EX_TEMPFAIL) where another process of the run
+    is lost. One of several processes does not return but ends, unless with 0.
 
     Args:
       name: the script's, before each message.
-      work: parses, trains, reports.
-
-    Returns:
-      the exit code: 0, also when SIGTERM or Ctrl-C made the run save and stop; 2 after bad input;
-      1 after a run that diverged; 130 after a second Ctrl-C; 75 (EX_TEMPFAIL) where another
-      process of the run is lost. One of several processes does not return but ends, unless with 0.
+      presets: settings by name.
+      build: what a run of them trains.
+      doc: the script's docstring, for its help.
     """
-    skip_absent_tpu()
-    code = _exit_code(name, work)
-    if code and are_several():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # what JAX does at exit would wait for the others
-    return code
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        """Runs one preset; returns the exit code."""
+        if argv is None:
+            argv = sys.argv[1:]
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(line_buffering=True)  # a redirected log can be watched
+        skip_absent_tpu()
+        code = _exit_code(name, lambda: parse(argv, presets, script=f"{name}.py", doc=doc), build)
+        if code and are_several():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # what JAX does at exit would wait for the others
+        return code
+
+    return main
 
 
-def _exit_code(name: str, work: Callable[[Interruption], None]) -> int:
+def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
+    """Evaluates, trains, evaluates again and writes the run folder."""
+    begun = time.perf_counter()
+    settings.check()
+    prompts = settings.load_prompts()
+    heldout = load_all(settings.heldout, settings.text_field)
+    model, params, tokenizer = load_start(settings)
+    experiment = Experiment(
+        settings,
+        build(settings, model, tokenizer, prompts),
+        model=model,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        heldout=heldout,
+        interruption=interruption,
+        begun=begun,
+    )
+    recipe = experiment.recipe
+    evaluations = {"before": experiment.assess("before", params)}
+    if recipe.cold_start is not None:
+        params = recipe.cold_start(experiment, params)
+        evaluations["cold_start"] = experiment.assess("cold_start", params)
+    training = recipe.training(experiment, params)
+    state = training.start(params)
+    del params  # or the float32 start model would stay in memory
+    state, interrupted = experiment.train(training, state)
+    if not interrupted:
+        evaluations["after"] = experiment.assess("after", state.policy)
+        speed = None if training.speed is None else training.speed(state.policy)
+        experiment.finish(state, evaluations, speed)
+
+
+def _exit_code(name: str, read: Callable[[], Settings], build: Build) -> int:
+    """Runs, and turns what goes wrong into one line."""
     try:
         with Interruption() as interruption:
-            work(interruption)
+            _run(read(), build, interruption)
     except (InputError, OSError, DivergedError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DivergedError) else 2

@@ -3,18 +3,51 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+from jaxalign.data import load_all
+from jaxalign.data.prompts import Prompt
 from jaxalign.engine.baselines import Group, InverseFrequency, Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.optimizer import AdamW, Decay, Linear
 from jaxalign.engine.ppo import PPO
+from jaxalign.engine.surrogates import Cispo
 from jaxalign.host.errors import InputError
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.flags import CHOICES, flag_name, parse_flags
+
+
+class Rule(NamedTuple):
+    """What a number may be, and what is said of one that it may not be."""
+
+    allows: Callable[[Any], bool]
+    otherwise: str
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises an `InputError` for a value that is not allowed."""
+        if not self.allows(value):
+            raise InputError(f"{name}={value} {self.otherwise}")
+
+
+def at_least(smallest: int) -> Rule:
+    """Of whole numbers."""
+    return Rule(lambda x: x >= smallest, f"is too small: at least {smallest}")
+
+
+ABOVE_ZERO = Rule(lambda x: 0 < x < math.inf, "must be a number above 0")
+NOT_NEGATIVE = Rule(lambda x: 0 <= x < math.inf, "must be a number, 0 or above")
+SHARE = Rule(lambda x: 0 <= x <= 1, "must be from 0 to 1")
+BELOW_ONE = Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1")
+
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+Positive = Annotated[float, ABOVE_ZERO]
+Weight = Annotated[float, NOT_NEGATIVE]
+Share = Annotated[float, SHARE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,33 +78,33 @@ class Settings:
     """Prompts for the evaluation before and after, given as above; empty for none."""
     text_field: str | None = None
     """Field with the text of all prompts but the builtin ones, where it has no usual name."""
-    max_prompt_tokens: int = 56
+    max_prompt_tokens: Count = 56
     """Longest prompt, beyond the shared prefix. Longer ones are refused with their text."""
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """T, longest completion."""
-    temperature: float = 0.7
+    temperature: Positive = 0.7
     """Temperature of sampling, and of the policy in RL's loss."""
-    steps: int = 40
+    steps: Count = 40
     """Steps in all; with RL each has --epochs x --minibatches updates."""
-    learning_rate: float = 6e-5
+    learning_rate: Positive = 6e-5
     """Peak learning rate (AdamW)."""
-    warmup_steps: int = 3
+    warmup_steps: Natural = 3
     """Steps until the full learning rate."""
-    decay_steps: int = 16
+    decay_steps: Natural = 16
     """Last steps, over which the learning rate falls to zero."""
     decay: Decay = Linear()
     """How it falls."""
     optimizer: AdamW = AdamW()
     """Constants of AdamW beside the learning rate."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
-    micro_batches: int = 1
+    micro_batches: Count = 1
     """Parts of an update's batch that gradients are accumulated over, for memory."""
-    checkpoint_every: int = 10
+    checkpoint_every: Count = 10
     """Steps between checkpoints."""
-    sample_every: int = 5
+    sample_every: Count = 5
     """Steps between transcripts in samples.jsonl, of a run that samples."""
-    seed: int = 0
+    seed: Natural = 0
     """Seed of sampling and data order."""
 
     @property
@@ -79,30 +112,63 @@ class Settings:
         """How many a step has."""
         return 1
 
+    @property
+    def first_stage(self) -> str | None:
+        """What a stage before the training leaves in the run folder, for a resumed run to use."""
+        return None
+
+    def load_prompts(self) -> list[Prompt]:
+        """The training prompts."""
+        return load_all(self.prompts, self.text_field)
+
+    def check(self) -> None:
+        """Refuses settings that can't work, before anything slow happens.
+
+        Raises:
+          InputError: names the setting and what it may be.
+        """
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            for rule in getattr(hint, "__metadata__", ()):
+                rule.check(name, getattr(self, name))
+        for name in ("b1", "b2"):
+            BELOW_ONE.check(f"optimizer.{name}", getattr(self.optimizer, name))
+        if self.processes is not None and self.mesh is None:
+            raise InputError("processes: several of them need a --mesh over all their devices")
+        check_replaceable(self.run / "model")
+        kept = self.first_stage
+        started = has_checkpoint(self.run) or (kept is not None and (self.run / kept).exists())
+        if self.resume and not started:
+            raise InputError(f"{self.run}: no checkpoint to resume from: leave --resume out")
+        if not self.resume and started:
+            raise InputError(
+                f"{self.run} holds a run already: add --resume to go on, choose another --run, or "
+                "remove that folder"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class RLSettings(Settings):
     """Settings of a run that learns from rewards."""
 
-    harmful: int = 8
+    harmful: Natural = 8
     """Harmful prompts in each step."""
-    benign: int = 4
+    benign: Natural = 4
     """Plain benign prompts in each step."""
-    lookalike: int = 4
+    lookalike: Natural = 4
     """Harmless prompts that look harmful in each step."""
-    samples_per_prompt: int = 4
+    samples_per_prompt: Annotated[int, at_least(2)] = 4
     """G, completions of each prompt."""
     objective: Objective = GRPO(advantages=Shrinkage())
     """What is minimized: GRPO and what becomes of it with other functions, or PPO."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over a step's completions."""
-    minibatches: int = 1
+    minibatches: Count = 1
     """Updates in each pass, each from its share of the prompts with all their completions."""
-    critic_learning_rate: float = 1e-4
+    critic_learning_rate: Positive = 1e-4
     """Peak learning rate of PPO's critic; untuned. GRPO leaves it aside."""
-    format_weight: float = 1.0
+    format_weight: Weight = 1.0
     """r_f, the reward of a well-formed completion."""
-    refusal_weight: float = 1.0
+    refusal_weight: Weight = 1.0
     """r_a, the reward of refusing where it is right, and of answering where that is."""
     add_reward: tuple[str, ...] = ()
     """Rewards of your own to add, each as FILE.py:FUNCTION=WEIGHT. A function (batch, samples) of
@@ -116,6 +182,51 @@ class RLSettings(Settings):
         """One for each minibatch of each epoch."""
         return self.epochs * self.minibatches
 
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic is trained beside the policy."""
+        return isinstance(self.objective, PPO)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss has a KL to the start model."""
+        return getattr(self.objective, "kl", None) is not None
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Of all kinds."""
+        return self.harmful + self.benign + self.lookalike
+
+    @property
+    def samples(self) -> bool:
+        """Whether the steps sample completions of prompts."""
+        return True
+
+    def check(self) -> None:
+        """Also that prompts and completions of a step can be parted as asked."""
+        super().check()
+        for spec in self.add_reward:
+            split_weight(spec)
+        check_objective_settings(self.objective)
+        if not self.samples:
+            if self.updates_per_step > 1:
+                raise InputError("epochs and minibatches are of RL: leave them at 1")
+            if self.has_critic:
+                raise InputError("objective ppo is of RL: leave it out")
+            return
+        part = self.prompts_per_step
+        if not part:
+            raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
+        whole = "step" if self.minibatches == 1 else "minibatch"
+        for name, of in (("minibatches", "step"), ("micro_batches", whole)):
+            if part % getattr(self, name):
+                raise InputError(
+                    f"{name}={getattr(self, name)} does not divide the {part} prompts of a {of}: "
+                    f"change harmful, benign, lookalike or {name}"
+                )
+            part //= getattr(self, name)
+        check_mesh(self)
+
 
 LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype", "mesh", "processes")
 """Settings that may change on resume."""
@@ -124,7 +235,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def parse(
-    arguments: Sequence[str], presets: Mapping[str, AnySettings], *, script: str, doc: str
+    arguments: Sequence[str], presets: Mapping[str, AnySettings], *, script: str, doc: str | None
 ) -> AnySettings:
     """The preset named by the first word, with flags on top.
 
@@ -134,109 +245,12 @@ def parse(
     """
     names = ", ".join(presets)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{doc}\nPresets: {names}")
+        print(f"{doc or ''}\nPresets: {names}")
         raise SystemExit(0 if arguments else 2)
     if arguments[0] not in presets:
         raise InputError(f"unknown preset {arguments[0]!r}: choose one of {names}")
     preset = presets[arguments[0]]
     return parse_flags(preset, arguments[1:], prog=f"{script} {arguments[0]}")
-
-
-def check(
-    settings: Settings,
-    *,
-    kept: str | None = None,
-    samples: bool = True,
-    least: Mapping[str, int] | None = None,
-    above_zero: Sequence[str] = (),
-    not_negative: Sequence[str] = (),
-) -> None:
-    """Refuses settings that can't work, before anything slow happens.
-
-    Args:
-      settings: to check.
-      kept: what else in the run folder, beside checkpoints, a run can be resumed from.
-      samples: of `RLSettings`, whether the run's steps sample completions of prompts.
-      least: smallest values of whole numbers beside the common settings.
-      above_zero: numbers beside the common ones that must be above zero.
-      not_negative: numbers beside the common ones that must be zero or above.
-
-    Raises:
-      InputError: names the setting and what it may be.
-    """
-    for name, smallest in (_LEAST | dict(least or {})).items():
-        _at_least(settings, name, smallest)
-    for name in ("temperature", "learning_rate", "max_grad_norm", *above_zero):
-        _above_zero(settings, name)
-    for name in not_negative:
-        _not_negative(settings, name)
-    if isinstance(settings, RLSettings):
-        _check_rl(settings, samples)
-    if settings.processes is not None and settings.mesh is None:
-        raise InputError("processes: several of them need a --mesh over all their devices")
-    check_replaceable(settings.run / "model")
-    started = has_checkpoint(settings.run) or (kept is not None and (settings.run / kept).exists())
-    if settings.resume and not started:
-        raise InputError(f"{settings.run}: no checkpoint to resume from: leave --resume out")
-    if not settings.resume and started:
-        raise InputError(
-            f"{settings.run} holds a run already: add --resume to go on, choose another --run, or "
-            "remove that folder"
-        )
-
-
-def _check_rl(settings: RLSettings, samples: bool) -> None:
-    """Refuses settings of RL that can't work; whether its steps sample decides what must fit."""
-    for name, smallest in _LEAST_OF_RL.items():
-        _at_least(settings, name, smallest)
-    _above_zero(settings, "critic_learning_rate")
-    for spec in settings.add_reward:
-        split_weight(spec)
-    for name in ("b1", "b2"):
-        if not 0 <= getattr(settings.optimizer, name) < 1:
-            raise InputError(
-                f"optimizer.{name}={getattr(settings.optimizer, name)} must be from 0 to below 1"
-            )
-    for name in ("format_weight", "refusal_weight"):
-        _not_negative(settings, name)
-    check_objective_settings(settings.objective)
-    if not samples:
-        if settings.updates_per_step > 1:
-            raise InputError("epochs and minibatches are of RL: leave them at 1")
-        if isinstance(settings.objective, PPO):
-            raise InputError("objective ppo is of RL: leave it out")
-        return
-    prompts = settings.harmful + settings.benign + settings.lookalike
-    if not prompts:
-        raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
-    if prompts % settings.minibatches:
-        raise InputError(
-            f"minibatches={settings.minibatches} does not divide the {prompts} prompts of a "
-            "step: change harmful, benign, lookalike or minibatches"
-        )
-    if (prompts // settings.minibatches) % settings.micro_batches:
-        whole = "step" if settings.minibatches == 1 else "minibatch"
-        raise InputError(
-            f"micro_batches={settings.micro_batches} does not divide the "
-            f"{prompts // settings.minibatches} prompts of a {whole}: change harmful, benign, "
-            "lookalike or micro_batches"
-        )
-    check_mesh(settings)
-
-
-def _at_least(settings: Settings, name: str, smallest: int) -> None:
-    if getattr(settings, name) < smallest:
-        raise InputError(f"{name}={getattr(settings, name)} is too small: at least {smallest}")
-
-
-def _above_zero(settings: Settings, name: str) -> None:
-    if not (getattr(settings, name) > 0 and math.isfinite(getattr(settings, name))):
-        raise InputError(f"{name}={getattr(settings, name)} must be a number above 0")
-
-
-def _not_negative(settings: Settings, name: str) -> None:
-    if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
-        raise InputError(f"{name}={getattr(settings, name)} must be a number, 0 or above")
 
 
 def check_objective_settings(objective: Any) -> None:
@@ -245,36 +259,16 @@ def check_objective_settings(objective: Any) -> None:
     Raises:
       InputError: names the flag and what it may be.
     """
-    for name, allowed, says in (
-        ("kl.coefficient", lambda x: math.isfinite(x) and x >= 0, "a number, 0 or above"),
-        ("discount", lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        ("lambda_", lambda x: 0 <= x <= 1, "from 0 to 1"),
-        ("value_clip", lambda x: x is None or x > 0, "a number above 0, or None for no bound"),
-        ("surrogate.low", lambda x: 0 <= x <= 1, "from 0 to 1"),
-        ("surrogate.high", lambda x: x >= 0 and math.isfinite(x), "a number, 0 or above"),
-        ("surrogate.max_ratio", lambda x: x > objective.surrogate.min_ratio, "above min_ratio"),
-        ("surrogate.temperature_positive", lambda x: x > 0, "a number above 0"),
-        ("surrogate.temperature_negative", lambda x: x > 0, "a number above 0"),
-        ("advantages.eps", lambda x: x >= 0, "a number, 0 or above"),
-        ("surrogate.dual", lambda x: x is None or x > 1, "a number above 1, or None for no bound"),
-        ("advantages.weight", lambda x: 0 <= x <= 1, "from 0 to 1"),
-        ("advantages.ddof", lambda x: x in (0, 1), "0 or 1"),
-        ("aggregation.length", lambda x: x is None or x >= 1, "at least 1, or None"),
-        (
-            "adjust.max_weight",
-            lambda x: x is None or x >= 1,
-            "at least 1, or None for no cap",
-        ),
-    ):
+    for path, rule in _OF_OBJECTIVES.items():
         value: Any = objective
-        try:
-            for part in name.split("."):
-                value = getattr(value, part)
-        except AttributeError:  # another kind of object has been chosen
-            continue
-        if not allowed(value):
-            raise InputError(f"objective.{name}={value} must be {says}")
-    adjust = getattr(objective, "adjust", None)
+        for part in path.split("."):
+            value = getattr(value, part, None)  # None where another kind of object is chosen
+        if value is not None:
+            rule.check(f"objective.{path}", value)
+    surrogate, adjust = objective.surrogate, getattr(objective, "adjust", None)
+    if isinstance(surrogate, Cispo):
+        rule = Rule(lambda x: x > surrogate.min_ratio, "must be above min_ratio")
+        rule.check("objective.surrogate.max_ratio", surrogate.max_ratio)
     if isinstance(adjust, InverseFrequency) and adjust.form == "baseline":
         if not isinstance(objective.advantages, Group):
             raise InputError(
@@ -282,6 +276,34 @@ def check_objective_settings(objective: Any) -> None:
                 "--objective.advantages group, not with "
                 f"{flag_name(type(objective.advantages))}"
             )
+
+
+_OF_OBJECTIVES = {
+    "kl.coefficient": NOT_NEGATIVE,
+    "discount": Rule(lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
+    "lambda_": SHARE,
+    "value_clip": Rule(lambda x: x > 0, "must be a number above 0, or None for no bound"),
+    "surrogate.low": SHARE,
+    "surrogate.high": NOT_NEGATIVE,
+    "surrogate.temperature_positive": ABOVE_ZERO,
+    "surrogate.temperature_negative": ABOVE_ZERO,
+    "surrogate.dual": Rule(lambda x: x > 1, "must be a number above 1, or None for no bound"),
+    "advantages.eps": NOT_NEGATIVE,
+    "advantages.weight": SHARE,
+    "advantages.ddof": Rule(lambda x: x in (0, 1), "must be 0 or 1"),
+    "aggregation.length": Rule(lambda x: x >= 1, "must be at least 1, or None"),
+    "adjust.max_weight": Rule(lambda x: x >= 1, "must be at least 1, or None for no cap"),
+}
+
+
+def check_row_length(settings: Settings, row_length: int) -> None:
+    """Refuses rows that a prompt with its answer may not fit in."""
+    longest = settings.max_prompt_tokens + settings.max_new_tokens
+    if row_length < longest:
+        raise InputError(
+            f"row_length={row_length} is too small for max_prompt_tokens + max_new_tokens "
+            f"= {longest}: raise it"
+        )
 
 
 def check_mesh(settings: RLSettings) -> None:
@@ -296,8 +318,8 @@ def check_mesh(settings: RLSettings) -> None:
         raise InputError(
             f"mesh: data x fsdp x tensor = {' x '.join(map(str, settings.mesh))} has a size below 1"
         )
-    prompts = settings.harmful + settings.benign + settings.lookalike
-    rows = prompts * settings.samples_per_prompt // settings.micro_batches // settings.minibatches
+    rows = settings.prompts_per_step * settings.samples_per_prompt
+    rows = rows // settings.micro_batches // settings.minibatches
     parts = settings.mesh[0] * settings.mesh[1]
     if rows % parts:
         raise InputError(
@@ -310,27 +332,6 @@ def check_mesh(settings: RLSettings) -> None:
 def has_checkpoint(run: Path) -> bool:
     """Whether a run folder holds a whole checkpoint."""
     return any(path.name.isdigit() for path in (run / "checkpoints").glob("*"))
-
-
-_LEAST = {
-    "max_prompt_tokens": 1,
-    "max_new_tokens": 1,
-    "steps": 1,
-    "warmup_steps": 0,
-    "decay_steps": 0,
-    "micro_batches": 1,
-    "checkpoint_every": 1,
-    "sample_every": 1,
-    "seed": 0,
-}
-_LEAST_OF_RL = {
-    "harmful": 0,
-    "benign": 0,
-    "lookalike": 0,
-    "samples_per_prompt": 2,
-    "epochs": 1,
-    "minibatches": 1,
-}
 
 
 def to_json(settings: Settings) -> dict[str, Any]:

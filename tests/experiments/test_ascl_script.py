@@ -125,7 +125,7 @@ def test_the_cold_start_on_smollm2(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.ascl.Experiment.train", killed)
+        patch.setattr("jaxalign.runs.experiment.Experiment.train", killed)
         assert main(arguments) == 130
     traces = json.loads((folder / "traces.json").read_text())
     sampled, right = (sum(traces[name].values()) for name in ("sampled", "right"))

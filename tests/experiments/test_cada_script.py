@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments.cada import (
-    PRESETS,
-    Given,
-    main,
-    preference,
-    reinforcement,
-    supervision,
-    template_of,
-)
-from jaxalign.data import context_text, load_all
+from experiments.cada import PRESETS, build, main
 from jaxalign.host.metrics import MetricsWriter
-from jaxalign.runs.experiment import load_start
+from jaxalign.runs.experiment import Experiment, load_start
 from jaxalign.runs.loop import Interruption
 from jaxalign.runs.settings import parse
 
@@ -103,20 +94,18 @@ def test_no_arm_has_code_or_cases_in_context_while_it_learns(arm, arguments, gen
     given = [f"--arm={arm}", f"--run={tmp_path}", f"--generated={generated}"]
     settings = parse([*arguments, *given], PRESETS, script="cada.py", doc="")
     model, params, tokenizer = load_start(settings)
-    prepare = {"rl": reinforcement, "preference": preference}.get(arm, supervision)
-    training = prepare(
-        Given(
-            settings,
-            Interruption(),
-            model,
-            params,
-            tokenizer,
-            load_all(settings.prompts),
-            template_of(settings),
-            context_text("short-code"),
-        )
+    prompts = settings.load_prompts()
+    run = Experiment(
+        settings,
+        build(settings, model, tokenizer, prompts),
+        model=model,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        heldout=[],
+        interruption=Interruption(),
+        begun=0.0,
     )
-    batch = training.batch_at(0)
+    batch = run.recipe.training(run, params).batch_at(0)
     if arm == "rl":
         rows = batch.prompts.tokens
     else:

@@ -163,7 +163,7 @@ def test_the_architecture_of_a_folder(tiny_model_folder):
     ("arguments", "message"),
     [
         (["nothere.py", "--preset", "demo", "--topology", "v5e:2x2"], "no such script"),
-        ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS, check_settings"),
+        ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS, prepare"),
         ([ALPHAALIGN, "--preset", "demos", "--topology", "v5e:2x2"], "unknown preset 'demos'"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v9"], "unknown TPU 'v9'; use one of v5e"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v5e:3x3"], "use v5e:1x1, v5e:2x2"),

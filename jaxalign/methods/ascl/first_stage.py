@@ -1,0 +1,84 @@
+"""ASCL's cold start as a stage of a run: traces, what is kept of them, the model in its folder."""
+
+import time
+from collections.abc import Mapping
+
+from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.processes import all_of, is_first
+from jaxalign.methods.ascl.cold_start import balance_traces, collect_traces, fine_tune
+from jaxalign.methods.ascl.openings import encode_openings
+from jaxalign.models import load_pretrained, save_pretrained
+from jaxalign.records import Params
+from jaxalign.runs.experiment import Experiment, Reinforcement
+from jaxalign.sampling import Stage, stage_key
+
+COLD_START_FOLDER = "cold_start"
+"""Of the fine-tuned model, in the run folder; traces.json, which says what of, lies beside it."""
+
+
+def cold_start(
+    run: Experiment, params: Params, *, work: Reinforcement, rules: Mapping[str, str]
+) -> Params:
+    """The fine-tuned start model; after a resume the one that the run has kept.
+
+    Args:
+      run: its settings are those of experiments/ascl.py.
+      params: the start model's.
+      work: what is trained afterwards.
+      rules: that are consulted.
+    """
+    settings, model, begun = run.settings, run.model, time.perf_counter()
+    folder, told = settings.run / COLD_START_FOLDER, settings.run / "traces.json"
+    if all_of(settings.resume and folder.exists()):
+        run.add_seconds(read_json(told)["seconds"])
+        return load_pretrained(folder, mesh=model.mesh)[1]
+    again, rounds = "of the cold start, which starts again next time", settings.cold_start_rounds
+    with run.interruption.heeded("sampling traces", rounds, f"rounds {again}") as heed:
+        right, every = collect_traces(
+            model,
+            params,
+            work.sampling,
+            work.batches,
+            work.verifiers,
+            rounds=rounds,
+            key=stage_key(settings.seed, Stage.COLD_START),
+            openings=encode_openings(rules, run.tokenizer),
+            decode=run.tokenizer.decode,
+            progress=lambda done: heed(done, rounds),
+        )
+    kept, losses = balance_traces(right, cap=settings.cold_start_cap), []
+    with run.interruption.heeded("cold start", None, f"updates {again}") as heed:
+
+        def note(done: int, loss: float) -> None:
+            losses.append(loss)
+            heed(done, None)
+
+        tuned = fine_tune(
+            model,
+            params,
+            kept,
+            work.batches,
+            settings.optimizer(
+                settings.cold_start_learning_rate, max_grad_norm=settings.max_grad_norm
+            ),
+            epochs=settings.cold_start_epochs,
+            batch_size=settings.cold_start_batch,
+            row_length=2 * (settings.max_prompt_tokens + settings.max_new_tokens),
+            seed=settings.seed,
+            progress=note,
+        )
+    counts = {"sampled": every.counts(), "right": right.counts(), "kept": kept.counts()}
+    seconds = time.perf_counter() - begun
+    if is_first():
+        write_json(told, counts | {"losses": losses, "seconds": seconds})
+    save_pretrained(folder, model, tuned, run.tokenizer)
+    print(
+        f"cold start: {len(every.prompts)} traces sampled, {len(right.prompts)} right, "
+        f"{len(kept.prompts)} learned from; loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    )
+    for group, number in counts["kept"].items():
+        kind = group.partition(",")[0]
+        asked = any(n for name, n in counts["sampled"].items() if name.startswith(f"{kind},"))
+        if asked and not number:
+            print(f"cold start: no trace of {group}: the model never did that right")
+    return tuned
