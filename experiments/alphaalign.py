@@ -29,7 +29,7 @@ from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.host.errors import InputError
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
-from jaxalign.methods.alphaalign.scorers import LIKELIHOOD, Scoring, load_scoring, start_likelihood
+from jaxalign.methods.alphaalign.scorers import LIKELIHOOD, load_scoring
 from jaxalign.models import Transformer
 from jaxalign.records import Params
 from jaxalign.rewards import (
@@ -40,7 +40,7 @@ from jaxalign.rewards import (
     Reward,
     safety_verifiers,
 )
-from jaxalign.runs.experiment import Recipe, Reinforcement, make_reinforcement, tokenizer_of
+from jaxalign.runs.experiment import Recipe, tokenizer_of
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import RLSettings, Share, Weight
@@ -72,6 +72,14 @@ class AlphaAlign(RLSettings):
     def load_prompts(self) -> list[Prompt]:
         """The training prompts, with the labels that the run is to learn from."""
         return mislabel(super().load_prompts(), self.label_noise, seed=self.seed)
+
+    def check_plan(self) -> None:
+        """Refuses a scorer that would have to be loaded."""
+        if self.helpfulness_weight and self.helpfulness != LIKELIHOOD:
+            raise InputError(
+                f"helpfulness={self.helpfulness}: only the start model's likelihood can be "
+                "planned: leave --helpfulness out"
+            )
 
 
 PRESETS: dict[str, AlphaAlign] = {
@@ -119,7 +127,11 @@ REFUSALS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL
 def build(
     settings: AlphaAlign, model: Transformer, tokenizer: Any, prompts: list[Prompt]
 ) -> Recipe:
-    """What a run trains: `prepare` with whatever scores the answers."""
+    """The reward and how prompts are asked."""
+    with tokenizer_of(settings.model):
+        verifiers = safety_verifiers(
+            tokenizer, pattern=FORMATS[settings.format], refusal=REFUSALS[settings.refusal]
+        )
     scoring = None
     if settings.helpfulness_weight:
         scoring = load_scoring(
@@ -129,31 +141,6 @@ def build(
             prompts,
             max_prompt_tokens=settings.max_prompt_tokens,
             max_new_tokens=settings.max_new_tokens,
-        )
-    work = prepare(settings, model, tokenizer, prompts, scoring)
-    return Recipe(work.template, work.training)
-
-
-def prepare(
-    settings: AlphaAlign,
-    model: Transformer,
-    tokenizer: Any,
-    prompts: list[Prompt],
-    scoring: Scoring | None = None,
-) -> Reinforcement:
-    """The step, its reward and its batches; `jaxalign plan` compiles it too, without a scorer."""
-    if not settings.helpfulness_weight:
-        scoring = None
-    elif scoring is None and settings.helpfulness == LIKELIHOOD:
-        scoring = start_likelihood(model, tokenizer, settings.max_prompt_tokens)
-    elif scoring is None:
-        raise InputError(
-            f"helpfulness={settings.helpfulness}: only the start model's likelihood can be "
-            "planned: leave --helpfulness out"
-        )
-    with tokenizer_of(settings.model):
-        verifiers = safety_verifiers(
-            tokenizer, pattern=FORMATS[settings.format], refusal=REFUSALS[settings.refusal]
         )
 
     def reward(start: Params) -> Reward:
@@ -167,16 +154,8 @@ def prepare(
             normalise=settings.normalise,
         )
 
-    return make_reinforcement(
-        settings,
-        model,
-        tokenizer,
-        prompts,
-        verifiers=verifiers,
-        template=alphaalign_messages if settings.template == "examples" else bare_messages,
-        reward=reward,
-        encode=None if scoring is None else scoring.encode,
-    )
+    template = alphaalign_messages if settings.template == "examples" else bare_messages
+    return Recipe(template, reward, encode=None if scoring is None else scoring.encode)
 
 
 main = main_of("alphaalign", PRESETS, build, __doc__)

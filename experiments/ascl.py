@@ -32,7 +32,7 @@ from jaxalign.methods.ascl.consulting import Consulting
 from jaxalign.methods.ascl.first_stage import COLD_START_FOLDER, cold_start
 from jaxalign.models import Transformer
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Safety, safety_verifiers
-from jaxalign.runs.experiment import Recipe, Reinforcement, make_reinforcement, tokenizer_of
+from jaxalign.runs.experiment import Recipe, tokenizer_of
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import Count, Natural, Positive, RLSettings
@@ -105,22 +105,7 @@ PRESETS |= large(
 
 
 def build(settings: Ascl, model: Transformer, tokenizer: Any, prompts: list[Prompt]) -> Recipe:
-    """What a run trains: `prepare` behind a cold start."""
-    work, book = prepare(settings, model, tokenizer, prompts), settings.rule_book()
-    start = functools.partial(cold_start, work=work, rules=book.rules)
-    return Recipe(
-        work.template,
-        work.training,
-        cold_start=start if settings.cold_start_rounds else None,
-        tool=work.batches.tool,
-        facts={"rules_version": book.version, "rules": dict(book.rules)},
-    )
-
-
-def prepare(
-    settings: Ascl, model: Transformer, tokenizer: Any, prompts: list[Prompt]
-) -> Reinforcement:
-    """The step, its tool, its reward and its batches; `jaxalign plan` compiles it too."""
+    """The tool, the reward, how prompts are asked, and the cold start."""
     book = settings.rule_book()
     with tokenizer_of(settings.model):
         verifiers = safety_verifiers(tokenizer, pattern=CONSULTING_FORMAT_PATTERN)
@@ -133,15 +118,13 @@ def prepare(
     reward = Consulting(
         Safety(verifiers, settings.format_weight, settings.refusal_weight, settings.balance)
     )
-    return make_reinforcement(
-        settings,
-        model,
-        tokenizer,
-        prompts,
-        verifiers=verifiers,
-        template=template,
-        reward=lambda start: reward,
+    start = functools.partial(cold_start, verifiers=verifiers, rules=book.rules)
+    return Recipe(
+        template,
+        lambda params: reward,
+        cold_start=start if settings.cold_start_rounds else None,
         tool=tool,
+        facts={"rules_version": book.version, "rules": dict(book.rules)},
     )
 
 

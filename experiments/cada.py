@@ -43,7 +43,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.methods.cada.arms import GENERATED, preference, reasoning, refusal
 from jaxalign.models import Transformer
 from jaxalign.rewards import Safety, safety_verifiers
-from jaxalign.runs.experiment import Recipe, Reinforcement, make_reinforcement, tokenizer_of
+from jaxalign.runs.experiment import Recipe, tokenizer_of
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import Count, Natural, Positive, RLSettings, check_row_length
@@ -119,6 +119,11 @@ class Cada(RLSettings):
             check_row_length(self, self.row_length)
         self.code_and_cases()
 
+    def check_plan(self) -> None:
+        """Refuses the other arms."""
+        if self.arm != "rl":
+            raise InputError(f"arm={self.arm} takes no RL steps: add --arm rl")
+
     def code_and_cases(self) -> str:
         """What stands before a request in self-generation; nothing in the other arms."""
         if self.arm not in ("reasoning", "preference"):
@@ -155,34 +160,17 @@ TEMPLATES: dict[str, Template] = {"bare": bare_messages, "examples": alphaalign_
 
 
 def build(settings: Cada, model: Transformer, tokenizer: Any, prompts: list[Prompt]) -> Recipe:
-    """What the arm of a run trains."""
-    context, template = settings.code_and_cases(), TEMPLATES[settings.template]
-    if settings.arm == "rl":
-        training = prepare(settings, model, tokenizer, prompts).training
-    else:
-        arms = {"reasoning": reasoning, "preference": preference, "refusal": refusal}
-        training = functools.partial(arms[settings.arm], context=context)
-    return Recipe(template, training, facts={"context_text": context})
-
-
-def prepare(
-    settings: Cada, model: Transformer, tokenizer: Any, prompts: list[Prompt]
-) -> Reinforcement:
-    """The step, its reward and its batches of the arm rl; `jaxalign plan` compiles it too."""
+    """How prompts are asked, and what the arm learns: by a reward, or from answers."""
+    template, context = TEMPLATES[settings.template], settings.code_and_cases()
+    facts = {"context_text": context}
     if settings.arm != "rl":
-        raise InputError(f"arm={settings.arm} takes no RL steps: add --arm rl")
+        arms = {"reasoning": reasoning, "preference": preference, "refusal": refusal}
+        tune = functools.partial(arms[settings.arm], context=context)
+        return Recipe(template, tune=tune, facts=facts)
     with tokenizer_of(settings.model):
         verifiers = safety_verifiers(tokenizer)
     reward = Safety(verifiers, settings.format_weight, settings.refusal_weight, settings.balance)
-    return make_reinforcement(
-        settings,
-        model,
-        tokenizer,
-        prompts,
-        verifiers=verifiers,
-        template=TEMPLATES[settings.template],
-        reward=lambda start: reward,
-    )
+    return Recipe(template, lambda params: reward, facts=facts)
 
 
 main = main_of("cada", PRESETS, build, __doc__)

@@ -70,8 +70,8 @@ PRESETS = {
 def build(
     settings: DirectRefusal, model: Transformer, tokenizer: Any, prompts: list[Prompt]
 ) -> Recipe:
-    """What a run trains."""
-    return Recipe(bare_messages, tune)
+    """How prompts are asked, and what is learned."""
+    return Recipe(bare_messages, tune=tune)
 
 
 def tune(run: Experiment, params: Params) -> Training:

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxalign.host.errors import InputError
@@ -34,25 +35,33 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise InputError(f"{flag} {spec}: no file {file}; give a Python file that is there")
-    module_name = f"_user_{path.stem}_{abs(hash(path.resolve()))}"
-    found = importlib.util.spec_from_file_location(module_name, path.resolve())
-    assert found is not None and found.loader is not None  # it ends with .py
-    module = importlib.util.module_from_spec(found)
-    sys.modules[module_name] = module  # dataclasses look their module up
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # last, so that it hides nothing
-    try:
-        found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the file does when it is read
-        del sys.modules[module_name]
-        raise InputError(
-            f"{flag} {spec}: {file} cannot be imported ({describe(error)}); mend it"
-        ) from error
+    module_name = f"_user_{path.stem}_{abs(hash(path.resolve()))}"
+    module = load_module(path, module_name, f"{flag} {spec}: {file}")
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(f"{flag} {spec}: {file} has no function {name}; name one that it has")
     return function
+
+
+def load_module(path: Path, name: str, file: str) -> ModuleType:
+    """Runs a Python file, which ends with .py, as a module of this name.
+
+    Raises:
+      InputError: it cannot be imported; the message begins with `file`.
+    """
+    found = importlib.util.spec_from_file_location(name, path.resolve())
+    assert found is not None and found.loader is not None  # it ends with .py
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the file does when it is read
+        del sys.modules[name]
+        raise InputError(f"{file} cannot be imported ({describe(error)}); mend it") from error
+    return module
 
 
 def describe(error: BaseException) -> str:

@@ -1,9 +1,7 @@
 """From a script's preset to the plans of its step."""
 
 import dataclasses
-import importlib.util
 import math
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from types import ModuleType
 import jax.numpy as jnp
 
 from jaxalign.host.errors import InputError
+from jaxalign.host.user_functions import load_module
 from jaxalign.models import Transformer
 from jaxalign.models.files.architectures import read_architecture
 from jaxalign.models.layout import parameter_shardings
@@ -19,9 +18,10 @@ from jaxalign.models.sharding import make_mesh
 from jaxalign.planning.chips import chip_of, slice_devices
 from jaxalign.planning.compiled_step import DoesNotFit, Plan, plan_step
 from jaxalign.planning.stand_in import stand_in_tokenizer
+from jaxalign.runs.experiment import make_reinforcement
 from jaxalign.runs.settings import RLSettings, check_mesh, parse
 
-_NAMES = ("PRESETS", "prepare")
+_NAMES = ("PRESETS", "build")
 
 
 def load_script(path: Path) -> ModuleType:
@@ -29,24 +29,13 @@ def load_script(path: Path) -> ModuleType:
 
     Raises:
       InputError: no such file, one that cannot be imported, or one without `PRESETS`
-        and `prepare`.
+        and `build`.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such script; give one such as experiments/alphaalign.py")
-    name = f"_planned_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise InputError(f"{path}: not a Python file; give one such as experiments/alphaalign.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the script does when it is read
-        del sys.modules[name]
-        raise InputError(
-            f"{path}: cannot be imported ({type(error).__name__}: {error}); mend it, or give one "
-            "such as experiments/alphaalign.py"
-        ) from error
+    module = load_module(path, f"_planned_{path.stem}", f"{path}:")
     if missing := [name for name in _NAMES if not hasattr(module, name)]:
         raise InputError(f"{path}: has no {', '.join(missing)}; see experiments/alphaalign.py")
     return module
@@ -87,6 +76,7 @@ def plans(
     Raises:
       InputError: a topology or a mesh for it that cannot be, before anything is compiled.
     """
+    settings.check_plan()
     config = read_architecture(settings.model)
 
     def place(topology: str) -> tuple[RLSettings, Transformer]:
@@ -113,7 +103,8 @@ def plans(
             except InputError as error:
                 yield topology, str(error)
                 continue
-            work = script.prepare(placed, model, tokenizer, prompts)
+            recipe = script.build(placed, model, tokenizer, prompts)
+            work = make_reinforcement(placed, model, tokenizer, prompts, recipe)
             try:
                 batch = work.batches.encode(work.batches.prompts_at(0))
                 plan = plan_step(work, model, batch)

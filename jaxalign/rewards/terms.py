@@ -85,13 +85,14 @@ class Sum(Addable):
         """The `Score` of the sum.
 
         Raises:
-          ValueError: two terms, details or metrics of one name.
+          InputError: two terms, details or metrics of one name.
         """
         scores = [term.reward(batch, samples) for term in self.terms]
         for field in ("terms", "details", "metrics"):
             names = [name for score in scores for name in getattr(score, field)]
             if twice := {name for name in names if names.count(name) > 1}:
-                raise ValueError(f"two {field} of a reward are called {', '.join(sorted(twice))}")
+                named = ", ".join(sorted(twice))
+                raise InputError(f"two {field} of a reward are called {named}: rename one of them")
         pairs = zip(self.terms, scores, strict=True)
         total: Any = sum(term.weight * score.rewards for term, score in pairs)
         join = lambda field: {k: v for s in scores for k, v in getattr(s, field).items()}  # noqa: E731

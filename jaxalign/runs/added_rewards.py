@@ -55,15 +55,37 @@ def load_added_rewards(
 def _load(spec: str, tokenizer: Any, prompts: Sequence[Prompt]) -> Reward:
     place, weight = split_weight(spec)
     function, name = load_function(place, FLAG), place.rpartition(":")[2]
+
+    def call(*arguments: Any, into: Callable[[Any], Any] = lambda returned: returned) -> Any:
+        try:
+            return into(function(*arguments))
+        except Exception as error:  # whatever the user's code does
+            raise InputError(f"{FLAG} {place}: it raised {describe(error)}; mend it") from error
+
+    def score_arrays(batch: Batch, samples: Rollout) -> jax.Array:
+        values: jax.Array = call(batch, samples, into=jnp.float32)
+        rows, asked = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
+        if values.shape not in ((rows,), (asked, rows // asked)):
+            raise InputError(
+                f"{FLAG} {place}: it returned the shape {values.shape} for {rows} completions; "
+                "return one number for each"
+            )
+        return values
+
+    def score_texts(batch: Any, samples: Any) -> np.ndarray:
+        requests = [prompt.text for prompt in prompts_of(batch, samples, prompts)]
+        rows = zip(samples.tokens, samples.present, strict=True)
+        completions = [decode(tokenizer, tokens, present) for tokens, present in rows]
+        return checked_values(f"{FLAG} {place}", call(requests, completions), completions)
+
     if _parameters(place, function) == ["batch", "samples"]:
-        return weight * device_reward(functools.partial(_score_arrays, place, function), name)
+        return weight * device_reward(score_arrays, name)
     if are_several():
         raise InputError(
             f"{FLAG} {spec}: a function of texts runs in one process only: leave --processes out, "
             "or write it for arrays, as (batch, samples)"
         )
-    score = functools.partial(_score_texts, place, function, tokenizer, prompts)
-    return weight * host_reward(score, name)
+    return weight * host_reward(score_texts, name)
 
 
 def split_weight(spec: str) -> tuple[str, float]:
@@ -93,37 +115,3 @@ def _parameters(place: str, function: Callable[..., Any]) -> list[str]:
             "arrays inside the step, or as (requests, completions) for texts"
         )
     return names
-
-
-def _score_arrays(
-    place: str, function: Callable[..., Any], batch: Batch, samples: Rollout
-) -> jax.Array:
-    try:
-        values = jnp.asarray(function(batch, samples), jnp.float32)
-    except Exception as error:  # whatever the user's code does while it is traced
-        raise InputError(f"{FLAG} {place}: it raised {describe(error)}; mend it") from error
-    rows, prompts = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
-    if values.shape not in ((rows,), (prompts, rows // prompts)):
-        raise InputError(
-            f"{FLAG} {place}: it returned the shape {values.shape} for {rows} completions; return "
-            "one number for each"
-        )
-    return values
-
-
-def _score_texts(
-    place: str,
-    function: Callable[..., Any],
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    batch: Any,
-    samples: Any,
-) -> np.ndarray:
-    requests = [prompt.text for prompt in prompts_of(batch, samples, prompts)]
-    rows = zip(samples.tokens, samples.present, strict=True)
-    completions = [decode(tokenizer, tokens, present) for tokens, present in rows]
-    try:
-        returned = function(requests, completions)
-    except Exception as error:  # whatever the user's code does
-        raise InputError(f"{FLAG} {place}: it raised {describe(error)}; mend it") from error
-    return checked_values(f"{FLAG} {place}", returned, completions)

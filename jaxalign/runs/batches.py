@@ -22,7 +22,7 @@ MakeFacts = Callable[[Sequence[Prompt]], Any]
 """`prompts -> Batch.facts`, as the run's reward needs them."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Batches:
     """The batch of each step: a pure function of the step number.
 
@@ -91,17 +91,16 @@ class Batches:
 
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
         """The batch of given prompts, as NumPy arrays."""
-        asked = encode_prompts(
+        asked: Any = encode_prompts(
             self.tokenizer,
             self.template,
             [prompt.text for prompt in prompts],
             max_tokens=self.max_prompt_tokens,
             width=self.max_prompt_tokens,
         )
-        rows: Any = (asked.tokens, asked.mask)
+        given = Prompts(asked.tokens, asked.mask)
         kind: Any = kind_indices(prompts)
-        prefix: Any = asked.prefix
-        return Batch(Prompts(*rows), kind, self.make_facts(prompts), prefix, self.tool)
+        return Batch(given, kind, self.make_facts(prompts), asked.prefix, self.tool)
 
     def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:
         """One row per prompt of a step: its first sample, with the rewards."""

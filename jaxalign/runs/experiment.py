@@ -36,9 +36,8 @@ from jaxalign.host.processes import all_of, any_of, is_first, join, wait_for_all
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
-from jaxalign.records import Batch, Params
+from jaxalign.records import Params
 from jaxalign.reports.run_page import write_report
-from jaxalign.rewards import Verifiers
 from jaxalign.rewards.terms import Reward
 from jaxalign.runs.added_rewards import load_added_rewards
 from jaxalign.runs.batches import Batches
@@ -51,24 +50,120 @@ from jaxalign.sampling import Stage, Temperature, Tool, stage_key
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is an experiment's own in a run.
+    """What is an experiment's own in a run: a reward to learn from, or something to tune on.
 
     Attributes:
       template: how prompts are asked, in training and evaluation.
-      training: of the run and the start parameters, which it must not keep.
+      reward: the start parameters to what completions are worth; flags may add to it.
+      tune: what the run trains with instead, of the start parameters, which it must not keep.
       cold_start: what is done to the start parameters first; None for nothing.
       tool: what completions may call.
+      encode: as for `jaxalign.runs.facts.prompt_facts`.
       facts: what else config.json should say and a resumed run must share, as JSON.
     """
 
     template: Template
-    training: Callable[["Experiment", Params], Training]
+    reward: Callable[[Params], Reward] | None = None
+    _: dataclasses.KW_ONLY
+    tune: Callable[["Experiment", Params], Training] | None = None
     cold_start: Callable[["Experiment", Params], Params] | None = None
     tool: Tool | None = None
+    encode: Callable[[Sequence[str]], Any] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Reinforcement:
+    """A run's reinforcement learning: its compiled step, and what the step takes.
+
+    Attributes:
+      step: from `make_step`.
+      sampling: how its completions are drawn.
+      batches: the batch of each step.
+      start: the start parameters to the state before the first step.
+      frozen: the start parameters to what stays as it is.
+    """
+
+    step: Step
+    sampling: Sampling
+    batches: Batches
+    start: Callable[[Params], TrainState]
+    frozen: Callable[[Params], Frozen]
+
+    def training(self, model: Transformer, params: Params) -> Training:
+        """What a run that starts from these parameters trains with."""
+        frozen = self.frozen(params)
+
+        def tokens_per_second(policy: Params) -> float:
+            """Of one rollout, compilation left out."""
+            batch, key = self.batches(0), stage_key(0, Stage.SPEED)
+            jax.block_until_ready(draw(model, self.sampling, policy, batch, key))
+            begun = time.perf_counter()
+            samples = jax.block_until_ready(draw(model, self.sampling, policy, batch, key))
+            return float(samples.mask.sum()) / (time.perf_counter() - begun)
+
+        return Training(
+            lambda state, batch, key: self.step(state, batch, key, frozen),
+            self.start,
+            self.batches,
+            self.batches.transcripts,
+            tokens_per_second,
+        )
+
+
+def make_reinforcement(
+    settings: RLSettings, model: Transformer, tokenizer: Any, prompts: list[Prompt], recipe: Recipe
+) -> Reinforcement:
+    """Composes a run's step with the objective, the optimizer and the batches of its settings.
+
+    Args:
+      settings: the run's.
+      model: the policy.
+      tokenizer: the policy's.
+      prompts: for training.
+      recipe: has a reward.
+
+    Raises:
+      InputError: prompts, lengths or added rewards that cannot work.
+    """
+    reward = recipe.reward
+    assert reward is not None
+    batches = Batches(
+        prompts,
+        tokenizer,
+        recipe.template,
+        counts={kind: getattr(settings, kind) for kind in KINDS},
+        max_prompt_tokens=settings.max_prompt_tokens,
+        seed=settings.seed,
+        make_facts=prompt_facts(prompts, recipe.encode),
+        tool=recipe.tool,
+        mesh=model.mesh,
+    )
+    batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
+    optimizer = make_run_optimizer(settings)
+    sampling = Sampling(
+        settings.samples_per_prompt,
+        settings.max_new_tokens,
+        stop_tokens(model, tokenizer),
+        Temperature(settings.temperature),
+    )
+    updates = Updates(settings.epochs, settings.minibatches, settings.micro_batches)
+    step = make_step(
+        model, optimizer, sampling=sampling, objective=settings.objective, updates=updates
+    )
+    add = load_added_rewards(settings.add_reward, tokenizer, prompts)
+
+    def start(params: Params) -> TrainState:
+        trained = with_critic(model, params) if settings.has_critic else params
+        return init_state(trained, optimizer)
+
+    def frozen(params: Params) -> Frozen:
+        return Frozen(add(reward(params)), params if settings.has_reference else None)
+
+    return Reinforcement(step, sampling, batches, start, frozen)
+
+
+@dataclasses.dataclass(eq=False)
 class Experiment:
     """The frame of a run: evaluations, training, and what its folder gets.
 
@@ -81,10 +176,11 @@ class Experiment:
       heldout: for the evaluations; may be empty.
       interruption: heeded during evaluations and training.
       begun: `time.perf_counter()` when the script started.
+      work: the reinforcement learning of a recipe with a reward.
 
     Raises:
-      InputError: on a resume, other settings or prompts than the run's; of several processes, other
-        ones than the first's, or a folder that not all of them see.
+      InputError: as `make_reinforcement`; on a resume, other settings or prompts than the run's; of
+        several processes, other ones than the first's, or a folder that not all of them see.
     """
 
     settings: Any  # Settings; recipes read their own
@@ -96,8 +192,12 @@ class Experiment:
     heldout: Sequence[Prompt]
     interruption: Interruption
     begun: float
+    work: Reinforcement | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        if self.recipe.reward is not None:
+            given = (self.settings, self.model, self.tokenizer, self.prompts)
+            self.work = make_reinforcement(*given, self.recipe)
         self._folder = folder = self.settings.run
         self._dtype = jnp.dtype(self.model.dtype).name
         self._saved = to_json(self.settings) | {
@@ -192,6 +292,13 @@ class Experiment:
             print(f"{len(result.skipped)} held-out prompts were too long and not asked")
         return summary
 
+    def training(self, params: Params) -> Training:
+        """What it trains with, from these parameters on."""
+        if self.work is not None:
+            return self.work.training(self.model, params)
+        assert self.recipe.tune is not None
+        return self.recipe.tune(self, params)
+
     def train(self, training: Training, state: TrainState) -> tuple[TrainState, bool]:
         """`jaxalign.runs.loop.train`, from the newest checkpoint where the run is resumed."""
         return train(
@@ -214,7 +321,7 @@ class Experiment:
         Args:
           state: the last one.
           evaluations: what `assess` returned, by name.
-          rollout_tokens_per_second: as `rollout_speed` measures it, of a run that samples.
+          rollout_tokens_per_second: of one rollout, of a run that samples.
         """
         summary = dict(evaluations) | {
             "steps": int(state.step),
@@ -231,103 +338,6 @@ class Experiment:
             write_json(self._folder / "summary.json", summary)
             print(f"wrote {write_report(self._folder)}")
         wait_for_all()
-
-
-@dataclasses.dataclass(frozen=True)
-class Reinforcement:
-    """A run's reinforcement learning: its compiled step, and what the step takes.
-
-    Attributes:
-      step: from `make_step`.
-      sampling: how its completions are drawn.
-      batches: the batch of each step.
-      verifiers: of format and refusal, bound to the tokenizer.
-      template: how requests are asked.
-      start: the start parameters to the state before the first step.
-      frozen: the start parameters to what stays as it is.
-    """
-
-    step: Step
-    sampling: Sampling
-    batches: Batches
-    verifiers: Verifiers
-    template: Template
-    start: Callable[[Params], TrainState]
-    frozen: Callable[[Params], Frozen]
-
-    def training(self, run: Experiment, params: Params) -> Training:
-        """What a run that starts from these parameters trains with."""
-        frozen, model = self.frozen(params), run.model
-        return Training(
-            lambda state, batch, key: self.step(state, batch, key, frozen),
-            self.start,
-            self.batches,
-            self.batches.transcripts,
-            lambda policy: rollout_speed(model, self.sampling, policy, self.batches(0)),
-        )
-
-
-def make_reinforcement(
-    settings: RLSettings,
-    model: Transformer,
-    tokenizer: Any,
-    prompts: list[Prompt],
-    *,
-    verifiers: Verifiers,
-    template: Template,
-    reward: Callable[[Params], Reward],
-    tool: Tool | None = None,
-    encode: Callable[[Sequence[str]], Any] | None = None,
-) -> Reinforcement:
-    """Composes a run's step with the objective, the optimizer and the batches of its settings.
-
-    Args:
-      settings: the run's.
-      model: the policy.
-      tokenizer: the policy's.
-      prompts: for training.
-      verifiers: of format and refusal, bound to the tokenizer.
-      template: how requests are asked.
-      reward: the start parameters to what completions are worth; what flags add is added to it.
-      tool: what completions may call.
-      encode: as for `jaxalign.runs.facts.prompt_facts`.
-
-    Raises:
-      InputError: prompts, lengths or added rewards that cannot work.
-    """
-    batches = Batches(
-        prompts,
-        tokenizer,
-        template,
-        counts={kind: getattr(settings, kind) for kind in KINDS},
-        max_prompt_tokens=settings.max_prompt_tokens,
-        seed=settings.seed,
-        make_facts=prompt_facts(prompts, encode),
-        tool=tool,
-        mesh=model.mesh,
-    )
-    batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
-    optimizer = make_run_optimizer(settings)
-    sampling = Sampling(
-        settings.samples_per_prompt,
-        settings.max_new_tokens,
-        stop_tokens(model, tokenizer),
-        Temperature(settings.temperature),
-    )
-    updates = Updates(settings.epochs, settings.minibatches, settings.micro_batches)
-    step = make_step(
-        model, optimizer, sampling=sampling, objective=settings.objective, updates=updates
-    )
-    add = load_added_rewards(settings.add_reward, tokenizer, prompts)
-
-    def start(params: Params) -> TrainState:
-        trained = with_critic(model, params) if settings.has_critic else params
-        return init_state(trained, optimizer)
-
-    def frozen(params: Params) -> Frozen:
-        return Frozen(add(reward(params)), params if settings.has_reference else None)
-
-    return Reinforcement(step, sampling, batches, verifiers, template, start, frozen)
 
 
 def supervised(run: Experiment, answers: Sequence[tuple[str, Sequence[int]]]) -> Training:
@@ -364,27 +374,11 @@ def tuning(
     return Training(lambda state, batch, key: step(state, batch), start, batch_at)
 
 
-def choose_dtype(settings: Settings) -> Any:
-    """The dtype asked for; of a resumed run, the one it had; else the faster one in a probe."""
-    config = settings.run / "config.json"
-    if settings.dtype != "auto":
-        name, reason = settings.dtype, "as asked for"
-    elif all_of(settings.resume and config.exists()):
-        name, reason = read_json(config)["compute_dtype"], "as before"
-    else:
-        dtype, reason = fastest_dtype()
-        if any_of(dtype == jnp.float32) and dtype != jnp.float32:
-            dtype, reason = jnp.float32, "float32: another process chose it"
-        print(f"compute dtype: {reason}")
-        return dtype
-    print(f"compute dtype: {name}, {reason}")
-    return jnp.dtype(name)
-
-
 def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     """The start model in the compute dtype, on the mesh, its parameters and its tokenizer.
 
-    Of a run of several processes it is what brings them together.
+    The dtype is the one asked for; of a resumed run, the one it had; else the faster in a probe. Of
+    a run of several processes this is what brings them together.
 
     Raises:
       InputError: as `load_pretrained` and `jaxalign.host.processes.join`, or a mesh of another
@@ -392,8 +386,19 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     """
     join(settings.processes)
     mesh = None if settings.mesh is None else make_mesh(*settings.mesh)
-    dtype = choose_dtype(settings)
-    return load_pretrained(settings.model, dtype=dtype, remat=settings.remat, mesh=mesh)
+    dtype: Any = settings.dtype
+    config = settings.run / "config.json"
+    if dtype != "auto":
+        reason = f"{dtype}, as asked for"
+    elif all_of(settings.resume and config.exists()):
+        dtype = read_json(config)["compute_dtype"]
+        reason = f"{dtype}, as before"
+    else:
+        dtype, reason = fastest_dtype()
+        if any_of(dtype == jnp.float32) and dtype != jnp.float32:
+            dtype, reason = jnp.float32, "float32: another process chose it"
+    print(f"compute dtype: {reason}")
+    return load_pretrained(settings.model, dtype=jnp.dtype(dtype), remat=settings.remat, mesh=mesh)
 
 
 @contextlib.contextmanager
@@ -426,12 +431,3 @@ def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
     if isinstance(settings, RLSettings) and settings.has_critic:
         optimizer = with_critic_optimizer(optimizer, scheduled(settings.critic_learning_rate))
     return skip_nonfinite(optimizer)
-
-
-def rollout_speed(model: Transformer, sampling: Sampling, params: Params, batch: Batch) -> float:
-    """Generated tokens per second of one rollout, compilation left out."""
-    key = stage_key(0, Stage.SPEED)
-    jax.block_until_ready(draw(model, sampling, params, batch, key))
-    begun = time.perf_counter()
-    samples = jax.block_until_ready(draw(model, sampling, params, batch, key))
-    return float(samples.mask.sum()) / (time.perf_counter() - begun)

@@ -61,9 +61,10 @@ def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
     prompts = settings.load_prompts()
     heldout = load_all(settings.heldout, settings.text_field)
     model, params, tokenizer = load_start(settings)
+    recipe = build(settings, model, tokenizer, prompts)
     experiment = Experiment(
         settings,
-        build(settings, model, tokenizer, prompts),
+        recipe,
         model=model,
         tokenizer=tokenizer,
         prompts=prompts,
@@ -71,12 +72,11 @@ def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
         interruption=interruption,
         begun=begun,
     )
-    recipe = experiment.recipe
     evaluations = {"before": experiment.assess("before", params)}
     if recipe.cold_start is not None:
         params = recipe.cold_start(experiment, params)
         evaluations["cold_start"] = experiment.assess("cold_start", params)
-    training = recipe.training(experiment, params)
+    training = experiment.training(params)
     state = training.start(params)
     del params  # or the float32 start model would stay in memory
     state, interrupted = experiment.train(training, state)

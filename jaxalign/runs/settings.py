@@ -202,6 +202,9 @@ class RLSettings(Settings):
         """Whether the steps sample completions of prompts."""
         return True
 
+    def check_plan(self) -> None:
+        """Refuses settings whose step can't be planned."""
+
     def check(self) -> None:
         """Also that prompts and completions of a step can be parted as asked."""
         super().check()

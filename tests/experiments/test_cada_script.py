@@ -105,7 +105,7 @@ def test_no_arm_has_code_or_cases_in_context_while_it_learns(arm, arguments, gen
         interruption=Interruption(),
         begun=0.0,
     )
-    batch = run.recipe.training(run, params).batch_at(0)
+    batch = run.training(params).batch_at(0)
     if arm == "rl":
         rows = batch.prompts.tokens
     else:

@@ -14,7 +14,7 @@ from eight_devices import run_on_eight_devices
 from safetensors.numpy import load_file
 from tiny_model import random_params
 
-from experiments.alphaalign import PRESETS, main, prepare
+from experiments.alphaalign import PRESETS, build, main
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import encode_exchange
 from jaxalign.engine.state import init_state
@@ -36,6 +36,7 @@ from jaxalign.records import Batch, Prompts
 from jaxalign.rewards import Safety, safety_verifiers
 from jaxalign.rewards.terms import host_parts
 from jaxalign.runs.batches import kind_indices
+from jaxalign.runs.experiment import make_reinforcement
 from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.loop import Interruption
 from jaxalign.sampling import Temperature
@@ -366,7 +367,8 @@ def test_without_helpfulness_nobody_is_asked():
     settings = dataclasses.replace(
         PRESETS["zero"], harmful=1, benign=1, lookalike=1, helpfulness="nothere.py:f"
     )
-    work = prepare(settings, MODEL, TOKENIZER, PROMPTS)
+    given = settings, MODEL, TOKENIZER, PROMPTS
+    work = make_reinforcement(*given, build(*given))
     batch = work.batches.encode(PROMPTS)
     assert batch.kind.tolist() == [0, 1, 2] and batch.facts.questions.size == 0
     frozen = work.frozen(random_params(POLICY))
@@ -376,7 +378,7 @@ def test_without_helpfulness_nobody_is_asked():
 def test_a_plan_is_of_the_likelihood_alone():
     settings = dataclasses.replace(PRESETS["demo"], helpfulness="some/model")
     with pytest.raises(InputError, match="helpfulness=some/model: only the start model's likelih"):
-        prepare(settings, MODEL, TOKENIZER, PROMPTS)
+        settings.check_plan()
 
 
 # --- what can be wrong ---------------------------------------------------------------------------

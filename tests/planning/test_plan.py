@@ -35,6 +35,7 @@ from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import plan_step
 from jaxalign.planning.scripts import load_script, read_settings
+from jaxalign.runs.experiment import make_reinforcement
 
 def bytes_read(plan, weights, sizes, rows, heads, context):
     # bf16 weights, keys and values of the context, and half of the completions' own
@@ -51,7 +52,8 @@ for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     settings = read_settings(module, "demo", (flags + more).split())
     mesh = make_mesh(*sizes)
     model, params, tokenizer = load_pretrained(folder, mesh=mesh)
-    work = module.prepare(settings, model, tokenizer, load_all(settings.prompts))
+    given = settings, model, tokenizer, load_all(settings.prompts)
+    work = make_reinforcement(*given, module.build(*given))
     plan = plan_step(work, model, work.batches(0))
 
     def on_first(tree):
@@ -163,7 +165,7 @@ def test_the_architecture_of_a_folder(tiny_model_folder):
     ("arguments", "message"),
     [
         (["nothere.py", "--preset", "demo", "--topology", "v5e:2x2"], "no such script"),
-        ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS, prepare"),
+        ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS, build"),
         ([ALPHAALIGN, "--preset", "demos", "--topology", "v5e:2x2"], "unknown preset 'demos'"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v9"], "unknown TPU 'v9'; use one of v5e"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v5e:3x3"], "use v5e:1x1, v5e:2x2"),
@@ -290,7 +292,7 @@ def test_cases_are_planned_for_the_arm_that_samples():
     module = load_script(Path(ALPHAALIGN).with_name("cada.py"))
     settings = read_settings(module, "smollm2", [])
     with pytest.raises(InputError, match="arm=reasoning takes no RL steps: add --arm rl"):
-        module.prepare(settings, None, None, [])
+        next(scripts.plans(module, settings, ["v5e:2x2"], None))
 
 
 def test_the_compiler_is_named_where_it_is_missing(monkeypatch):

@@ -58,12 +58,9 @@ class Scoring:
 
 
 def start_likelihood(model: Transformer, tokenizer: Any, max_prompt_tokens: int) -> Scoring:
-    """The likelihood under the start model, which needs nothing else.
+    """The likelihood under the policy's start, which needs nothing else.
 
-    Args:
-      model: the policy.
-      tokenizer: the policy's.
-      max_prompt_tokens: the longest request, beyond what all chats begin with.
+    `max_prompt_tokens` is the longest request, beyond what all chats begin with.
     """
 
     def encode(requests: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -136,10 +133,6 @@ def shares_tokenizer(theirs: Any, policys: Any) -> bool:
 
     Both must have the same tokens with the same ids, and the reward model's template must not
     tokenize an answer's first or last word together with what stands around it.
-
-    Args:
-      theirs: the reward model's tokenizer.
-      policys: the policy's.
     """
     if theirs.get_vocab() != policys.get_vocab():
         return False
@@ -217,14 +210,10 @@ def reward_model_texts(reward_model: LoadedRewardModel) -> ScoreTexts:
 
 
 def function_texts(spec: str) -> ScoreTexts:
-    """Scores by a Python function of the user's.
+    """Scores by a Python function of the user's, FILE.py:FUNCTION, whose result is checked.
 
-    Args:
-      spec: FILE.py:FUNCTION. The function takes two lists of n texts, requests and answers, and
-        returns n finite numbers, higher for better answers.
-
-    Returns:
-      the function with its result checked.
+    It takes two lists of n texts, requests and answers, and returns n finite numbers, higher for
+    better answers.
 
     Raises:
       InputError: as `load_function`; and, from the result, where the function raises or returns
@@ -261,7 +250,7 @@ def load_scoring(
       model: the policy; a reward model gets its compute dtype and its mesh.
       tokenizer: the policy's.
       prompts: of the run.
-      max_prompt_tokens: as for `start_likelihood`.
+      max_prompt_tokens: the longest request, beyond what all chats begin with.
       max_new_tokens: T.
 
     Raises:
@@ -288,10 +277,7 @@ def load_scoring(
 def on_host(score_texts: ScoreTexts, tokenizer: Any, prompts: Sequence[Prompt]) -> Scoring:
     """Scores the harmless prompts' answers between two compiled programs.
 
-    Args:
-      score_texts: scores the answers' texts.
-      tokenizer: the policy's.
-      prompts: of the run, as `PromptFacts.index` counts them.
+    `prompts` are the run's, as `PromptFacts.index` counts them.
     """
 
     def score(batch: Any, samples: Any) -> np.ndarray:

@@ -41,14 +41,9 @@ class Consulting(Addable):
 
 
 def consulting_metrics(kind: jax.Array, samples: Rollout) -> Metrics:
-    """How often samples consult, in all and by kind, and how often an answer was cut.
+    """`consulted` and `cut`, shares of the samples, and `KIND_consulted`, NaN without such a kind.
 
-    Args:
-      kind: `[B]` int32 index into `KINDS`, of each completion's prompt.
-      samples: B completions.
-
-    Returns:
-      `consulted`, `cut` and `KIND_consulted`, each a share; NaN for a kind that does not occur.
+    `kind` is the `[B]` int32 index into `KINDS` of each completion's prompt.
     """
     chex.assert_equal_shape([kind, samples.mode])
     consulted = samples.mode > 0

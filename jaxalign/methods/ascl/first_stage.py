@@ -9,7 +9,8 @@ from jaxalign.methods.ascl.cold_start import balance_traces, collect_traces, fin
 from jaxalign.methods.ascl.openings import encode_openings
 from jaxalign.models import load_pretrained, save_pretrained
 from jaxalign.records import Params
-from jaxalign.runs.experiment import Experiment, Reinforcement
+from jaxalign.rewards import Verifiers
+from jaxalign.runs.experiment import Experiment
 from jaxalign.sampling import Stage, stage_key
 
 COLD_START_FOLDER = "cold_start"
@@ -17,17 +18,19 @@ COLD_START_FOLDER = "cold_start"
 
 
 def cold_start(
-    run: Experiment, params: Params, *, work: Reinforcement, rules: Mapping[str, str]
+    run: Experiment, params: Params, *, verifiers: Verifiers, rules: Mapping[str, str]
 ) -> Params:
     """The fine-tuned start model; after a resume the one that the run has kept.
 
     Args:
       run: its settings are those of experiments/ascl.py.
       params: the start model's.
-      work: what is trained afterwards.
+      verifiers: of the consulting format and of refusals.
       rules: that are consulted.
     """
     settings, model, begun = run.settings, run.model, time.perf_counter()
+    work = run.work
+    assert work is not None
     folder, told = settings.run / COLD_START_FOLDER, settings.run / "traces.json"
     if all_of(settings.resume and folder.exists()):
         run.add_seconds(read_json(told)["seconds"])
@@ -39,7 +42,7 @@ def cold_start(
             params,
             work.sampling,
             work.batches,
-            work.verifiers,
+            verifiers,
             rounds=rounds,
             key=stage_key(settings.seed, Stage.COLD_START),
             openings=encode_openings(rules, run.tokenizer),

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxalign.data.prompts import Prompt
+from jaxalign.data.templates import pad
 from jaxalign.engine.step import Sampling, draw
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
@@ -118,12 +119,9 @@ def guided_rollout(
         )
     given = [opening.tokens for opening in openings]
     prompts, prompt_mask = np.asarray(batch.prompts.tokens), np.asarray(batch.prompts.mask)
-    rows = [np.array([*p[m], *ids]) for p, m, ids in zip(prompts, prompt_mask, given, strict=True)]
-    tokens = np.zeros((len(rows), prompts.shape[1] + width), np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    exists = np.arange(tokens.shape[1]) < np.array([[len(ids)] for ids in rows])
-    asked, asked_mask = to_devices((tokens, exists), model.mesh, rows=True)
+    rows = [[*p[m], *ids] for p, m, ids in zip(prompts, prompt_mask, given, strict=True)]
+    padded = pad(rows, prompts.shape[1] + width)
+    asked, asked_mask = to_devices(padded, model.mesh, rows=True)
     samples = draw(
         model,
         dataclasses.replace(sampling, max_new_tokens=room),
