@@ -16,42 +16,24 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxalign.engine.baselines import (
-    Adjust,
-    Advantages,
-    Group,
-    InverseFrequency,
-    LeaveOneOut,
-    PerTerm,
-    Shrinkage,
-    WholeBatch,
-)
-from jaxalign.engine.objective import GRPO, Objective
-from jaxalign.engine.optimizer import Cosine, Decay, Linear
-from jaxalign.engine.penalties import K2, K3, KL, Penalty
-from jaxalign.engine.ppo import PPO
-from jaxalign.engine.reductions import (
-    Aggregation,
-    Constant,
-    Finished,
-    Informative,
-    Keep,
-    SequenceMean,
-    SequenceSum,
-    TokenMean,
-)
-from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated, Surrogate
+import jaxalign.engine as engine
+from jaxalign.engine.optimizer import Decay
 from jaxalign.host.errors import InputError
 
 CHOICES: dict[Any, tuple[type, ...]] = {
-    Objective: (GRPO, PPO),
-    Advantages: (Group, WholeBatch, Shrinkage, LeaveOneOut),
-    Adjust: (InverseFrequency, PerTerm),
-    Surrogate: (Clipped, Cispo, SoftGated),
-    Penalty: (KL, K2, K3),
-    Aggregation: (TokenMean, SequenceMean, SequenceSum, Constant),
-    Keep: (Finished, Informative),
-    Decay: (Linear, Cosine),
+    engine.Objective: (engine.GRPO, engine.PPO),
+    engine.Advantages: (engine.Group, engine.WholeBatch, engine.Shrinkage, engine.LeaveOneOut),
+    engine.Adjust: (engine.InverseFrequency, engine.PerTerm),
+    engine.Surrogate: (engine.Clipped, engine.Cispo, engine.SoftGated),
+    engine.Penalty: (engine.KL, engine.K2, engine.K3),
+    engine.Aggregation: (
+        engine.TokenMean,
+        engine.SequenceMean,
+        engine.SequenceSum,
+        engine.Constant,
+    ),
+    engine.Keep: (engine.Finished, engine.Informative),
+    Decay: (engine.Linear, engine.Cosine),
 }
 """What may stand in a field of each type."""
 
@@ -98,18 +80,20 @@ def _flags_of_optional(info: tyro.constructors.StructTypeInfo) -> Any:
 
 def choose_objects(settings: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
     """The settings with the objects that flags name, and the other flags."""
-    rest, named = list(arguments), True
-    while named:
-        named = False
-        for path, classes, optional in choosable(settings):
-            place = _find(rest, f"--{path}")
-            if place is None:
-                continue
-            named = True
-            name, rest = _take(rest, place)
-            settings = _replace(settings, path, _chosen(path, name, classes, optional, settings))
-            break  # what is chosen has other choices below it
-    return settings, rest
+    rest = list(arguments)
+    while True:
+        choices = {f"--{choice[0]}": choice for choice in choosable(settings)}
+        flags = [word.partition("=")[0].replace("_", "-") for word in rest]
+        named = next((flag for flag in choices if flag in flags), None)
+        if named is None:
+            return settings, rest
+        place = flags.index(named)
+        flag, equals, name = rest.pop(place).partition("=")
+        if not equals:
+            if place == len(rest):
+                raise InputError(f"{flag}: give the name of what you choose")
+            name = rest.pop(place)
+        settings = _choose(settings, name, *choices[named])  # which has other choices below it
 
 
 def choosable(settings: Any, above: str = "") -> Iterator[tuple[str, tuple[type, ...], bool]]:
@@ -141,41 +125,24 @@ def flag_name(one: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", one.__name__).lower()
 
 
-def _find(arguments: Sequence[str], flag: str) -> int | None:
-    """Where a flag stands, as `--flag value` or `--flag=value`, in either spelling."""
-    for place, word in enumerate(arguments):
-        if word.partition("=")[0].replace("_", "-") == flag:
-            return place
-    return None
-
-
-def _take(arguments: list[str], place: int) -> tuple[str, list[str]]:
-    flag, equals, value = arguments[place].partition("=")
-    if equals:
-        return value, arguments[:place] + arguments[place + 1 :]
-    if place + 1 == len(arguments):
-        raise InputError(f"{flag}: give the name of what you choose")
-    return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
-
-
-def _chosen(path: str, name: str, classes: tuple[type, ...], optional: bool, settings: Any) -> Any:
-    """The object of that name: the present one if it has it, else a new one.
+def _choose(settings: Any, name: str, path: str, classes: tuple[type, ...], optional: bool) -> Any:
+    """The settings with the object of that name: the present one if it has it, else a new one.
 
     A new one keeps the fields that it shares with the present one, such as an objective's surrogate
     or a KL's coefficient.
     """
     if optional and name.lower() == NONE:
-        return None
+        return _replace(settings, path, None)
     by_name = {flag_name(one): one for one in classes}
     if name not in by_name:
         names = ", ".join([*by_name, *([NONE] if optional else [])])
         raise InputError(f"--{path}: unknown value {name!r}; use one of {names}")
     present, wanted = _at(settings, path), by_name[name]
     if type(present) is wanted:
-        return present
+        return settings
     fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
     kept = {f.name: getattr(present, f.name) for f in fields if hasattr(present, f.name)}
-    return wanted(**kept)
+    return _replace(settings, path, wanted(**kept))
 
 
 def _at(settings: Any, path: str) -> Any:
