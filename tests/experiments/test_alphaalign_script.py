@@ -133,12 +133,8 @@ def test_training_changed_the_model(whole_run, tiny_model_folder):
     assert all((before[name] != after[name]).any() for name in before)
 
 
-def test_two_runs_with_one_seed_are_bit_identical(whole_run, arguments, tmp_path):
-    assert main([*arguments, f"--run={tmp_path / 'again'}"]) == 0
-    assert_same_weights(whole_run, tmp_path / "again")
-
-
 def test_kill_dash_nine_and_resume_ends_with_the_same_bits(whole_run, arguments, tmp_path):
+    """So two runs with one seed do, in two processes."""
     folder = tmp_path / "killed"
     process = start(arguments, folder)
     wait_for_checkpoint(folder, process)
@@ -231,8 +227,10 @@ def test_bad_settings_give_one_line_and_exit_code_two(
 
 
 def test_a_run_that_died_before_its_first_checkpoint_can_start_again(arguments, tmp_path):
+    """Here with harmful prompts alone, which train too."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert main([*arguments, f"--run={tmp_path / 'run'}", "--steps=1"]) == 0
+    changes = ["--harmful=2", "--benign=0", f"--run={tmp_path / 'run'}", "--steps=1"]
+    assert main([*arguments, *changes]) == 0
 
 
 def test_a_model_folder_in_use_is_refused_before_training(arguments, tmp_path, capsys):
@@ -241,11 +239,6 @@ def test_a_model_folder_in_use_is_refused_before_training(arguments, tmp_path, c
     assert main([*arguments, f"--run={tmp_path / 'run'}"]) == 2
     assert "no saved model (it holds 'notes.txt')" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_harmful_prompts_alone_train_too(arguments, tmp_path):
-    changes = ["--harmful=2", "--benign=0", f"--run={tmp_path / 'run'}", "--steps=1"]
-    assert main([*arguments, *changes]) == 0
 
 
 def test_a_run_of_an_earlier_format_names_the_commit_that_reads_it(
