@@ -62,6 +62,14 @@ def generated(arguments, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def reasoned(arguments, generated, tmp_path_factory):
+    """A run that has learned its own reasoning, without held-out prompts."""
+    folder = tmp_path_factory.mktemp("reasoned") / "run"
+    assert main([*arguments, f"--run={folder}", f"--generated={generated}"]) == 0
+    return folder
+
+
 def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
@@ -139,11 +147,10 @@ def test_a_hazard_without_survivors_is_said_and_the_others_are_learned(
 
 
 @pytest.mark.parametrize("arm", ["preference", "rl"])
-def test_from_a_model_that_has_learned_its_reasoning(arm, arguments, generated, tmp_path):
+def test_from_a_model_that_has_learned_its_reasoning(arm, arguments, generated, reasoned, tmp_path):
     """DPO and RL go on from it, DPO with the answers of the model before it and another seed."""
-    start, folder = tmp_path / "start", tmp_path / arm
-    assert main([*arguments, f"--run={start}", f"--generated={generated}"]) == 0
-    given = [f"--arm={arm}", f"--model={start / 'model'}", f"--generated={generated}", "--seed=1"]
+    folder, model = tmp_path / arm, reasoned / "model"
+    given = [f"--arm={arm}", f"--model={model}", f"--generated={generated}", "--seed=1"]
     assert main([*arguments, *given, f"--run={folder}"]) == 0
     assert len(metrics_of(folder)) == 3
     if arm == "rl":  # the reference of the KL is the model that it starts from
@@ -152,12 +159,10 @@ def test_from_a_model_that_has_learned_its_reasoning(arm, arguments, generated, 
         assert metrics_of(folder)[-1]["loss"] < metrics_of(folder)[0]["loss"]
 
 
-def test_a_run_folder_is_no_model(arguments, generated, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main([*arguments, "--steps=1", f"--run={run}", f"--generated={generated}"]) == 0
-    assert main([*arguments, f"--model={run}", f"--run={tmp_path / 'next'}"]) == 2
-    assert f"{run}: a run folder; its model is {run / 'model'}" in capsys.readouterr().err
-    assert "no held-out prompts were given" in (run / "report.html").read_text()
+def test_a_run_folder_is_no_model(arguments, reasoned, tmp_path, capsys):
+    assert main([*arguments, f"--model={reasoned}", f"--run={tmp_path / 'next'}"]) == 2
+    assert f"{reasoned}: a run folder; its model is {reasoned / 'model'}" in capsys.readouterr().err
+    assert "no held-out prompts were given" in (reasoned / "report.html").read_text()
 
 
 def test_rl_without_code_or_cases(arguments, tmp_path):
