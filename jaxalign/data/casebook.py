@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Literal
 
 from jaxalign.data.order import first_of_each
-from jaxalign.data.yaml_files import check_category, check_text, parse_yaml, read_builtin, read_file
+from jaxalign.data.yaml_files import OWN, by_category, check_text, named_errors, read_yaml
 from jaxalign.host.errors import InputError
 
 #: The longest text, in characters: of the short code, and of a clause, request or reasoning.
@@ -133,7 +133,7 @@ def context_text(
 
 def builtin_code() -> Code:
     """Our own code: the twelve hazard categories."""
-    return _parse_code(read_builtin("code.yaml"), "code.yaml")
+    return load_code(OWN / "code.yaml")
 
 
 def load_code(path: str | Path) -> Code:
@@ -146,12 +146,22 @@ def load_code(path: str | Path) -> Code:
     Raises:
       InputError: the file is missing or not as described; names the file, the place and the remedy.
     """
-    return _parse_code(read_file(path), str(path))
+    with named_errors(path):
+        code = read_yaml(path, ("version", "short", "detailed"))
+        short = check_text(code["short"], "short", limit=MAX_SHORT_CHARACTERS)
+        detailed = {
+            category: tuple(
+                check_text(clause, f"clause {category}.{number}", limit=MAX_TEXT_CHARACTERS)
+                for number, clause in enumerate(clauses, start=1)
+            )
+            for category, clauses in _lists(code["detailed"], "detailed").items()
+        }
+    return Code(code["version"], short, MappingProxyType(detailed))
 
 
 def builtin_cases() -> tuple[Case, ...]:
     """Our own cases: two to refuse and two to answer for each of the twelve hazard categories."""
-    return _parse_cases(read_builtin("cases.yaml"), "cases.yaml")
+    return load_cases(OWN / "cases.yaml")
 
 
 def load_cases(path: str | Path) -> tuple[Case, ...]:
@@ -165,58 +175,43 @@ def load_cases(path: str | Path) -> tuple[Case, ...]:
     Raises:
       InputError: the file is missing or not as described; names the file, the place and the remedy.
     """
-    return _parse_cases(read_file(path), str(path))
-
-
-def _parse_code(text: str, source: str) -> Code:
-    code = parse_yaml(text, source, ("version", "short", "detailed"))
-    short = check_text(code["short"], "short", source, limit=MAX_SHORT_CHARACTERS)
-    detailed = {}
-    for category, clauses in _categories(code["detailed"], "detailed", source).items():
-        detailed[category] = tuple(
-            check_text(clause, f"clause {category}.{number}", source, limit=MAX_TEXT_CHARACTERS)
-            for number, clause in enumerate(clauses, start=1)
+    with named_errors(path):
+        rows = _lists(read_yaml(path, ("version", "cases"))["cases"], "cases")
+        cases = tuple(
+            _case(category, row, f"case {category}.{number}")
+            for category, here in rows.items()
+            for number, row in enumerate(here, start=1)
         )
-    return Code(code["version"], short, MappingProxyType(detailed))
-
-
-def _parse_cases(text: str, source: str) -> tuple[Case, ...]:
-    book = parse_yaml(text, source, ("version", "cases"))
-    cases: list[Case] = []
-    for category, rows in _categories(book["cases"], "cases", source).items():
-        for number, row in enumerate(rows, start=1):
-            what = f"case {category}.{number}"
-            if not isinstance(row, dict) or set(row) != {"request", "reasoning", "outcome"}:
+        for category in rows:
+            outcomes = {case.outcome for case in cases if case.category == category}
+            if len(outcomes) < 2:
                 raise InputError(
-                    f"{source}: {what} must have request, reasoning and outcome, and nothing else"
+                    f"all cases of {category} end in {outcomes.pop()}; add one that does not"
                 )
-            if row["outcome"] not in ("refuse", "comply"):
-                raise InputError(
-                    f"{source}: outcome of {what} is {row['outcome']!r}; use refuse or comply"
-                )
-            request, reasoning = (
-                check_text(row[name], f"{name} of {what}", source, limit=MAX_TEXT_CHARACTERS)
-                for name in ("request", "reasoning")
-            )
-            cases.append(Case(category, request, reasoning, cast(Outcome, row["outcome"])))
-        outcomes = {case.outcome for case in cases if case.category == category}
-        if len(outcomes) < 2:
-            raise InputError(
-                f"{source}: all cases of {category} end in {outcomes.pop()}; add one that does not"
-            )
-    requests = [case.request for case in cases]
-    for case in cases:
-        if requests.count(case.request) > 1:
-            raise InputError(f"{source}: request {case.request!r} occurs twice; leave one out")
-    return tuple(cases)
+        requests = [case.request for case in cases]
+        for request in requests:
+            if requests.count(request) > 1:
+                raise InputError(f"request {request!r} occurs twice; leave one out")
+    return cases
 
 
-def _categories(values: object, field: str, source: str) -> dict[str, list[object]]:
+def _case(category: str, row: object, what: str) -> Case:
+    if not isinstance(row, dict) or set(row) != {"request", "reasoning", "outcome"}:
+        raise InputError(f"{what} must have request, reasoning and outcome, and nothing else")
+    outcome = row["outcome"]
+    if outcome not in ("refuse", "comply"):
+        raise InputError(f"outcome of {what} is {outcome!r}; use refuse or comply")
+    request, reasoning = (
+        check_text(row[name], f"{name} of {what}", limit=MAX_TEXT_CHARACTERS)
+        for name in ("request", "reasoning")
+    )
+    return Case(category, request, reasoning, outcome)
+
+
+def _lists(values: object, field: str) -> dict[str, list[object]]:
     """The field as a mapping of categories to lists that are not empty."""
-    if not isinstance(values, dict) or not values:
-        raise InputError(f"{source}: {field} must map at least one category to a list")
-    for category, rows in values.items():
-        check_category(category, source)
+    lists = by_category(values, field, "a list")
+    for category, rows in lists.items():
         if not isinstance(rows, list) or not rows:
-            raise InputError(f"{source}: {field} of {category} must be a list of at least one")
-    return values
+            raise InputError(f"{field} of {category} must be a list of at least one")
+    return lists

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from jaxalign.data.yaml_files import check_category, check_text, parse_yaml, read_builtin, read_file
-from jaxalign.host.errors import InputError
+from jaxalign.data.yaml_files import OWN, by_category, check_text, named_errors, read_yaml
 
 #: The longest text of a rule, in characters: it is read in the middle of an answer.
 MAX_RULE_CHARACTERS = 400
@@ -27,7 +26,7 @@ class RuleBook:
 
 def builtin_rules() -> RuleBook:
     """Our own rules: the twelve hazard categories of `CATEGORIES`, and "general"."""
-    return _parse(read_builtin("rules.yaml"), "rules.yaml")
+    return load_rules(OWN / "rules.yaml")
 
 
 def load_rules(path: str | Path) -> RuleBook:
@@ -41,16 +40,10 @@ def load_rules(path: str | Path) -> RuleBook:
       InputError: the file is missing or not as described; names the file, the category and the
         remedy.
     """
-    return _parse(read_file(path), str(path))
-
-
-def _parse(text: str, source: str) -> RuleBook:
-    book = parse_yaml(text, source, ("version", "rules"))
-    rules = book["rules"]
-    if not isinstance(rules, dict) or not rules:
-        raise InputError(f"{source}: rules must map at least one category to its text")
-    texts = {}
-    for category, rule in rules.items():
-        check_category(category, source)
-        texts[category] = check_text(rule, f"rule {category}", source, limit=MAX_RULE_CHARACTERS)
-    return RuleBook(book["version"], MappingProxyType(texts))
+    with named_errors(path):
+        book = read_yaml(path, ("version", "rules"))
+        rules = {
+            category: check_text(rule, f"rule {category}", limit=MAX_RULE_CHARACTERS)
+            for category, rule in by_category(book["rules"], "rules", "its text").items()
+        }
+    return RuleBook(book["version"], MappingProxyType(rules))

@@ -1,7 +1,8 @@
 """YAML files of short texts, our own and users': plain values, nothing lost, clear errors."""
 
-import importlib.resources
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,78 +10,81 @@ import yaml
 
 from jaxalign.host.errors import InputError
 
-
-def read_builtin(name: str) -> str:
-    """The text of one of the package's own data files."""
-    return (importlib.resources.files("jaxalign.data") / "files" / name).read_text("utf-8")
+OWN = Path(__file__).parent / "files"
+"""The package's own data."""
 
 
-def read_file(path: str | Path) -> str:
-    """The text of a user's file.
+@contextlib.contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Puts the file's name before what is said within about its contents."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_yaml(path: str | Path, fields: tuple[str, ...]) -> dict[str, Any]:
+    """A file's YAML mapping with exactly these fields, the first of them `version`.
 
     Raises:
-      InputError: it cannot be read as UTF-8.
+      InputError: it cannot be read as UTF-8, or has another form, a key twice, or a version that is
+        no whole number from 1.
     """
     try:
-        return Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; give a YAML file in UTF-8") from None
-
-
-def parse_yaml(text: str, source: str, fields: tuple[str, ...]) -> dict[str, Any]:
-    """A YAML mapping with exactly these fields, the first of them `version`.
-
-    Raises:
-      InputError: another form, a key twice, or a version that is no whole number from 1.
-    """
+        raise InputError(f"cannot be read: {error}; give a YAML file in UTF-8") from None
     try:
         values = yaml.load(text, _UniqueKeys)  # a safe loader: it builds plain values only
     except (yaml.YAMLError, ValueError, IndexError) as error:  # the last two: ill-formed scalars
         reason = " ".join(str(error).split())
-        raise InputError(f"{source}: not a YAML file of plain texts: {reason}; mend it") from None
+        raise InputError(f"not a YAML file of plain texts: {reason}; mend it") from None
     if not isinstance(values, dict) or set(values) != set(fields):
         count = {2: "two", 3: "three"}[len(fields)]
         names = f"{', '.join(fields[:-1])} and {fields[-1]}"
-        raise InputError(f"{source}: must have the {count} fields {names}, and no other")
+        raise InputError(f"must have the {count} fields {names}, and no other")
     version = values["version"]
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise InputError(f"{source}: version is {version!r}; use a whole number from 1")
+        raise InputError(f"version is {version!r}; use a whole number from 1")
     return values
 
 
-def check_category(category: Any, source: str) -> None:
-    """Refuses a name that is not lower-case words joined by _.
+def by_category(values: Any, field: str, what: str) -> dict[str, Any]:
+    """The field as a mapping from at least one category, lower-case words joined by _, to `what`.
 
     Raises:
-      InputError: names the source and the category.
+      InputError: it is something else; names the field or the category.
     """
-    if not isinstance(category, str) or not re.fullmatch(r"[a-z]+(_[a-z]+)*", category):
-        raise InputError(
-            f"{source}: category {category!r}; use lower-case letters joined by _, as in self_harm"
-        )
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{field} must map at least one category to {what}")
+    for category in values:
+        if not isinstance(category, str) or not re.fullmatch(r"[a-z]+(_[a-z]+)*", category):
+            raise InputError(
+                f"category {category!r}; use lower-case letters joined by _, as in self_harm"
+            )
+    return values
 
 
-def check_text(text: Any, what: str, source: str, *, limit: int) -> str:
+def check_text(text: Any, what: str, *, limit: int) -> str:
     """The text on one line.
 
     Args:
       text: what the file has.
       what: its name in messages, such as "rule privacy".
-      source: the file.
       limit: the most characters.
 
     Raises:
       InputError: no text, too long, unprintable characters, or < and >, which mark tags.
     """
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{source}: {what} must be a text")
+        raise InputError(f"{what} must be a text")
     if len(text) > limit:
-        raise InputError(f"{source}: {what} has {len(text)} characters; shorten it to {limit}")
+        raise InputError(f"{what} has {len(text)} characters; shorten it to {limit}")
     line = " ".join(text.split())
     if not line.isprintable():
-        raise InputError(f"{source}: {what} has an unprintable character; take it out")
+        raise InputError(f"{what} has an unprintable character; take it out")
     if "<" in line or ">" in line:
-        raise InputError(f"{source}: {what} has < or >, which mark tags; leave them out")
+        raise InputError(f"{what} has < or >, which mark tags; leave them out")
     return line
 
 
