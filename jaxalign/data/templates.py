@@ -7,7 +7,7 @@ and not the token; the template's own special tokens are the only ones in the re
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,13 @@ def coded_messages(context: str) -> Template:
       context: such as `jaxalign.data.code_text` gives; empty for none.
     """
     instruction = f"{INSTRUCTION}\n\n{context}" if context else INSTRUCTION
+    return _worked(instruction, EXAMPLES)
+
+
+def _worked(instruction: str, exchanges: Iterable[tuple[str, str]]) -> Template:
+    """The request behind an instruction and worked examples, which don't depend on it."""
     messages = [{"role": "system", "content": instruction}]
-    for question, reply in EXAMPLES:
+    for question, reply in exchanges:
         messages.append({"role": "user", "content": REQUEST.format(question)})
         messages.append({"role": "assistant", "content": reply})
     return lambda request: [*messages, {"role": "user", "content": REQUEST.format(request)}]
@@ -104,15 +109,12 @@ def consulting_messages(
       examples: whether to show the worked examples, which small models need; without them it is the
         zero-shot prompt.
     """
-    messages = [{"role": "system", "content": CONSULTING_INSTRUCTION.format(", ".join(categories))}]
+    exchanges = []
     for question, category, reply in CONSULTING_EXAMPLES if examples else ():
-        call = ""
-        if category is not None:
-            known = category if category in categories else categories[0]
-            call = f"<consult>{known}</consult>{answer(known)}"
-        messages.append({"role": "user", "content": REQUEST.format(question)})
-        messages.append({"role": "assistant", "content": call + reply})
-    return lambda request: [*messages, {"role": "user", "content": REQUEST.format(request)}]
+        known = category if category in categories else categories[0]
+        call = f"<consult>{known}</consult>{answer(known)}" if category else ""
+        exchanges.append((question, call + reply))
+    return _worked(CONSULTING_INSTRUCTION.format(", ".join(categories)), exchanges)
 
 
 def bare_messages(request: str) -> list[Message]:
@@ -135,12 +137,17 @@ class PromptTokens:
     mask: np.ndarray
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    plain: Callable[[str], list[int]] | None = None,
+) -> tuple[list[int], list[int]]:
     """Encodes a chat whose last message is the user's, ready for the assistant's reply.
 
     Args:
       tokenizer: a fast Hugging Face tokenizer with a chat template.
       messages: role and content of each turn; contents are plain text.
+      plain: encodes that in the place of `encode_text`, such as one that remembers.
 
     Returns:
       token ids up to the last message's content (they do not depend on it), and the rest.
@@ -148,24 +155,31 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list
     Raises:
       InputError: the tokenizer has no chat template.
     """
-    return _encode_chat(tokenizer, messages, functools.partial(encode_text, tokenizer))
-
-
-def _encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], encode_plain: Callable[[str], list[int]]
-) -> tuple[list[int], list[int]]:
-    special = tokenizer.get_added_vocab()
+    parts = _template_parts(tokenizer, [message["role"] for message in messages])
     contents = [message["content"].strip() for message in messages]
-    head: list[int] = []
-    tail: list[int] = []
-    for part in _template_parts(tokenizer, [message["role"] for message in messages]):
+    last = next(i for i, part in enumerate(parts) if _slot(len(messages) - 1) in part)
+    return (
+        _encode_parts(tokenizer, parts[:last], contents, plain),
+        _encode_parts(tokenizer, parts[last:], contents, plain),
+    )
+
+
+def _encode_parts(
+    tokenizer: Tokenizer,
+    parts: Sequence[str],
+    contents: Sequence[str],
+    plain: Callable[[str], list[int]] | None = None,
+) -> list[int]:
+    """The ids of a template's parts, its slots filled with the contents."""
+    special = tokenizer.get_added_vocab()
+    plain = plain or functools.partial(encode_text, tokenizer)
+    ids: list[int] = []
+    for part in parts:
         if part in special:
-            (tail if tail else head).append(special[part])
-            continue
-        text = _SLOT.sub(lambda slot: contents[int(slot[1])], part)
-        last = f"{_OPEN}{len(messages) - 1}{_CLOSE}" in part
-        (tail if tail or last else head).extend(encode_plain(text))
-    return head, tail
+            ids.append(special[part])
+        elif part:
+            ids.extend(plain(_SLOT.sub(lambda slot: contents[int(slot[1])], part)))
+    return ids
 
 
 def encode_exchange(tokenizer: Tokenizer, request: str, answer: str) -> list[int]:
@@ -182,16 +196,8 @@ def encode_exchange(tokenizer: Tokenizer, request: str, answer: str) -> list[int
     Raises:
       InputError: the tokenizer has no chat template.
     """
-    special = tokenizer.get_added_vocab()
-    contents = [request.strip(), answer]
-    ids: list[int] = []
-    for part in _template_parts(tokenizer, ["user", "assistant"], finished=True):
-        if part in special:
-            ids.append(special[part])
-        else:
-            text = _SLOT.sub(lambda slot: contents[int(slot[1])], part)
-            ids.extend(encode_text(tokenizer, text))
-    return ids
+    parts = _template_parts(tokenizer, ["user", "assistant"], finished=True)
+    return _encode_parts(tokenizer, parts, [request.strip(), answer])
 
 
 def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[int]]:
@@ -207,21 +213,12 @@ def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[in
     Raises:
       InputError: the tokenizer has no chat template.
     """
-    special = tokenizer.get_added_vocab()
-    before: list[int] = []
-    behind: list[int] = []
-    ids = before
-    for part in _template_parts(tokenizer, ["user", "assistant"], finished=True):
-        if part in special:
-            ids.append(special[part])
-            continue
-        left, slot, right = part.partition(f"{_OPEN}1{_CLOSE}")
-        text = _SLOT.sub(lambda _: request.strip(), left)
-        ids.extend(encode_text(tokenizer, text) if text else [])
-        if slot:
-            ids = behind
-            ids.extend(encode_text(tokenizer, right) if right else [])
-    return before, behind
+    parts = _template_parts(tokenizer, ["user", "assistant"], finished=True)
+    index = next(i for i, part in enumerate(parts) if _slot(1) in part)
+    left, _, right = parts[index].partition(_slot(1))
+    before, behind = [*parts[:index], left], [right, *parts[index + 1 :]]
+    contents = [request.strip()]
+    return _encode_parts(tokenizer, before, contents), _encode_parts(tokenizer, behind, contents)
 
 
 def encode_prompts(
@@ -275,8 +272,8 @@ def encode_requests(
       InputError: the tokenizer has no chat template.
     """
     # The worked examples of a template are many times as long as a request.
-    encode_plain = functools.lru_cache(maxsize=64)(functools.partial(encode_text, tokenizer))
-    encoded = [_encode_chat(tokenizer, template(request), encode_plain) for request in requests]
+    plain = functools.lru_cache(maxsize=64)(functools.partial(encode_text, tokenizer))
+    encoded = [encode_chat(tokenizer, template(request), plain) for request in requests]
     prefix = encoded[0][0]
     if any(head != prefix for head, _ in encoded):
         raise ValueError("the template's earlier messages must not depend on the request")
@@ -289,14 +286,12 @@ def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarr
     Raises:
       ValueError: one is longer than `width`.
     """
-    longest = max(map(len, rows))
-    if longest > width:
-        raise ValueError(f"the longest prompt takes {longest} tokens, width is {width}")
-    tokens = np.zeros((len(rows), width), np.int32)
-    mask = np.zeros((len(rows), width), bool)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = row
-        mask[index, : len(row)] = True
+    lengths = np.array([len(row) for row in rows])
+    if lengths.max() > width:
+        raise ValueError(f"the longest prompt takes {lengths.max()} tokens, width is {width}")
+    mask = np.arange(width) < lengths[:, None]
+    tokens = np.zeros(mask.shape, np.int32)
+    tokens[mask] = np.concatenate(rows)
     return tokens, mask
 
 
@@ -304,6 +299,10 @@ def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarr
 # template only, never in a user's text.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _SLOT = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+
+def _slot(index: int) -> str:
+    return f"{_OPEN}{index}{_CLOSE}"
 
 
 def _template_parts(
@@ -327,7 +326,7 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool)
 
     Some templates take contents as text, others as lists of parts and drop text silently.
     """
-    slots = [f"{_OPEN}{index}{_CLOSE}" for index in range(len(roles))]
+    slots = [_slot(index) for index in range(len(roles))]
     for contents in (slots, [[{"type": "text", "text": slot}] for slot in slots]):
         messages = [
             {"role": role, "content": content}
