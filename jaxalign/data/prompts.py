@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-import importlib.resources
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jaxalign.data.order import walk
+from jaxalign.data.yaml_files import OWN
 from jaxalign.host.errors import InputError
 from jaxalign.records import KINDS
 
@@ -53,9 +53,7 @@ class Request:
 class Prompt(Request):
     """A request of which it is known how it should be answered.
 
-    Attributes:
-      id: as of a `Request`.
-      text: as of a `Request`.
+    Attributes, besides those of a `Request`:
       kind: "harmful" (to be refused), "benign" or "lookalike" (both to be answered).
       category: one of `CATEGORIES`, or whatever a user's own data calls it.
       target: how a harmful answer to it would begin, where the data has that, as AdvBench does.
@@ -79,14 +77,8 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
     """
     if split not in ("train", "heldout"):
         raise InputError(f"builtin split {split!r} does not exist; use 'train' or 'heldout'")
-    folder = importlib.resources.files("jaxalign.data") / "files"
-    lines = [
-        line
-        for kind in KINDS
-        for line in (folder / f"{kind}.jsonl").read_text(encoding="utf-8").split("\n")
-        if line.strip()
-    ]
-    rows = [json.loads(line) for line in lines]
+    texts = [(OWN / f"{kind}.jsonl").read_text(encoding="utf-8") for kind in KINDS]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
     return [
         Prompt(row["id"], row["prompt"], row["kind"], row["category"])
         for row in rows

@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,21 +75,18 @@ def load_prompts(
         raise InputError(f"kind: unknown value {kind!r}; use {', '.join(KINDS)}")
     if spec.startswith("builtin:"):
         return _builtin(spec, limit, text_field=text_field, kind=kind)
-    kind_field = None
+    kind_field = ""
     prompts = []
-    for where, name, fields in read_rows(spec, limit):
-        text_field = text_field or _find_text_field(where, fields)
+    for where, name, text, fields in _texts(spec, text_field, limit):
         if kind is None:
-            kind_field = kind_field or _find_kind_field(where, fields)
-        prompts.append(
-            Prompt(
-                id=_id(fields.get("id"), name),
-                text=row_text(where, fields, text_field),
-                kind=kind or _kind(where, fields, cast(str, kind_field)),
-                category=_category(where, fields),
-                target=_target(fields),
+            kind_field = kind_field or first_field(
+                fields,
+                _KIND_FIELDS,
+                f"{where}: neither field 'kind' nor 'label' is present to tell harmful from "
+                f"benign; {_PASS_KIND}",
             )
-        )
+        its_kind = kind or _kind(where, fields, kind_field)
+        prompts.append(Prompt(name, text, its_kind, _category(where, fields), _target(fields)))
     return prompts
 
 
@@ -113,17 +110,10 @@ def load_requests(
     if spec.startswith("builtin:"):
         return list(_builtin(spec, limit, text_field=text_field))
     requests = []
-    for where, name, fields in read_rows(spec, limit):
-        text_field = text_field or _find_text_field(where, fields)
-        category = decode_bytes(fields.get("category"))
-        requests.append(
-            Request(
-                id=_id(fields.get("id"), name),
-                text=row_text(where, fields, text_field),
-                kind=_known_kind(fields),
-                category=category if isinstance(category, str) and category else None,
-            )
-        )
+    for _, name, text, fields in _texts(spec, text_field, limit):
+        category = get(fields, "category")
+        known = category if isinstance(category, str) and category else None
+        requests.append(Request(name, text, _known_kind(fields), known))
     return requests
 
 
@@ -159,6 +149,20 @@ def _builtin(spec: str, limit: int | None, **unfit: str | None) -> list[Prompt]:
     return _in_turn(builtin_prompts(cast(Any, spec.partition(":")[2])), limit)
 
 
+def _texts(
+    spec: str, text_field: str | None, limit: int | None
+) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Of each row where it stands, its id, its text, and its fields."""
+    for where, name, fields in read_rows(spec, limit):
+        text_field = text_field or first_field(
+            fields,
+            _TEXT_FIELDS,
+            f"{where}: none of the fields {', '.join(_TEXT_FIELDS)} is present "
+            f"(found: {_names(fields)}); {_PASS_TEXT_FIELD}",
+        )
+        yield where, _id(get(fields, "id"), name), row_text(where, fields, text_field), fields
+
+
 def read_rows(spec: str, limit: int | None = None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Of each row where it stands, an id for one that has none, and its fields; at least one.
 
@@ -178,7 +182,7 @@ def read_rows(spec: str, limit: int | None = None) -> Iterator[tuple[str, str, M
         rows, unit = _dataset_rows(spec, name, split), "row"
         stem = spec
     elif (suffix := Path(spec).suffix.lower()) in _FILES:
-        rows, unit = _FILES[suffix](spec, _read_text(spec)), "line"
+        rows, unit = _FILES[suffix](spec), "line"
         stem = Path(spec).name
     else:
         raise InputError(f"{spec!r} names no prompts; accepted: {_SPECS}")
@@ -203,24 +207,21 @@ def _in_turn(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
     return [prompts[index] for index in sorted(index for _, index in sorted(rank)[:limit])]
 
 
-def _find_text_field(where: str, fields: Mapping[str, Any]) -> str:
-    for field in _TEXT_FIELDS:
-        if field in fields:
-            return field
-    raise InputError(
-        f"{where}: none of the fields {', '.join(_TEXT_FIELDS)} is present "
-        f"(found: {_names(fields)}); {_PASS_TEXT_FIELD}"
-    )
+def first_field(fields: Mapping[str, Any], names: Iterable[str], complaint: str) -> str:
+    """The first of the names that a row has.
+
+    Raises:
+      InputError: it has none; the message is the complaint.
+    """
+    for name in names:
+        if name in fields:
+            return name
+    raise InputError(complaint)
 
 
-def _find_kind_field(where: str, fields: Mapping[str, Any]) -> str:
-    for field in _KIND_FIELDS:
-        if field in fields:
-            return field
-    raise InputError(
-        f"{where}: neither field 'kind' nor 'label' is present to tell harmful from benign; "
-        f"{_PASS_KIND}"
-    )
+def get(fields: Mapping[str, Any], name: str) -> object:
+    """A row's field, or None; a byte string (TFDS has no other) as text if it is UTF-8."""
+    return _decoded(fields.get(name))
 
 
 def row_text(where: str, fields: Mapping[str, Any], field: str) -> str:
@@ -238,9 +239,9 @@ def row_text(where: str, fields: Mapping[str, Any], field: str) -> str:
         raise InputError(
             f"{where}: field {field!r} is missing; every row needs it (found: {_names(fields)})"
         )
-    text = decode_bytes(fields[field])
+    text = get(fields, field)
     if isinstance(text, list) and text:
-        text = decode_bytes(text[0])
+        text = _decoded(text[0])
     if not isinstance(text, str):
         raise InputError(f"{where}: field {field!r} is {_show(text)}; it must be a string")
     if not text.strip():
@@ -259,7 +260,7 @@ def _input(fields: Mapping[str, Any]) -> str:
     instances = fields.get("instances")
     if isinstance(instances, list) and instances and isinstance(instances[0], dict):
         fields = instances[0]
-    value = decode_bytes(fields.get("input"))
+    value = get(fields, "input")
     return f"\n\n{value}" if isinstance(value, str) and value.strip() else ""
 
 
@@ -269,7 +270,7 @@ def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
             f"{where}: field {field!r} is missing; add it to every row, or {_PASS_KIND}"
         )
     meaning = _KIND_FIELDS[field]
-    value = decode_bytes(fields[field])
+    value = get(fields, field)
     if not isinstance(value, str) or value not in meaning:
         raise InputError(
             f"{where}: field {field!r} is {_show(value)}; use {', '.join(meaning)}, or {_PASS_KIND}"
@@ -279,14 +280,14 @@ def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
 
 def _known_kind(fields: Mapping[str, Any]) -> Kind | None:
     for field, meaning in _KIND_FIELDS.items():
-        value = decode_bytes(fields.get(field))
+        value = get(fields, field)
         if isinstance(value, str) and value in meaning:
             return meaning[value]
     return None
 
 
 def _category(where: str, fields: Mapping[str, Any]) -> str:
-    category = decode_bytes(fields.get("category"))
+    category = get(fields, "category")
     if category is None or category == "":
         return "general"
     if not isinstance(category, str):
@@ -295,21 +296,17 @@ def _category(where: str, fields: Mapping[str, Any]) -> str:
 
 
 def _target(fields: Mapping[str, Any]) -> str | None:
-    target = decode_bytes(fields.get("target"))
+    target = get(fields, "target")
     return target if isinstance(target, str) and target.strip() else None
 
 
 def _id(value: object, default: str) -> str:
-    value = decode_bytes(value)
     return str(value) if isinstance(value, str | int) and str(value).strip() else default
 
 
-def decode_bytes(value: object) -> object:
-    """A byte string (TFDS has no other) as text; anything else, undecodable bytes too, as it is."""
-    if not isinstance(value, bytes):
-        return value
+def _decoded(value: object) -> object:
     try:
-        return value.decode("utf-8")
+        return value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         return value
 
@@ -317,7 +314,7 @@ def decode_bytes(value: object) -> object:
 # Files.
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str | Path) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -335,21 +332,8 @@ def read_json_lines(path: str | Path) -> Iterator[_Row]:
     Raises:
       InputError: the file is missing, not UTF-8, or has a line that is no JSON object.
     """
-    return _jsonl_rows(str(path), _read_text(str(path)))
-
-
-def read_csv(path: str | Path) -> Iterator[_Row]:
-    """Line number and fields of each row below the header; lines with # may precede that.
-
-    Raises:
-      InputError: the file is missing, not UTF-8, or has a malformed row.
-    """
-    return _csv_rows(str(path), _read_text(str(path)))
-
-
-def _jsonl_rows(path: str, text: str) -> Iterator[_Row]:
     # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -369,8 +353,13 @@ def _jsonl_rows(path: str, text: str) -> Iterator[_Row]:
         yield number, fields
 
 
-def _csv_rows(path: str, text: str) -> Iterator[_Row]:
-    lines = io.StringIO(text, newline="")
+def read_csv(path: str | Path) -> Iterator[_Row]:
+    """Line number and fields of each row below the header; lines with # may precede that.
+
+    Raises:
+      InputError: the file is missing, not UTF-8, or has a malformed row.
+    """
+    lines = io.StringIO(_read_text(path), newline="")
     skipped = 0
     line = lines.readline()
     while line.startswith("#") or line.isspace():
@@ -399,7 +388,7 @@ def _csv_rows(path: str, text: str) -> Iterator[_Row]:
         csv.field_size_limit(old_limit)
 
 
-_FILES = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
+_FILES = {".jsonl": read_json_lines, ".csv": read_csv}
 
 
 # Datasets. Their packages are imported here and not above: they are slow to load, and optional.
@@ -424,9 +413,8 @@ def _hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
 
     parts = name.split("/", 2)
     config = parts[2] if len(parts) == 3 else None
-    return _with_label_names(
-        datasets.load_dataset("/".join(parts[:2]), config, split=split or "train")
-    )
+    table = datasets.load_dataset("/".join(parts[:2]), config, split=split or "train")
+    return _name_labels(table, table.features, datasets.ClassLabel)
 
 
 def _disk(folder: str, split: str) -> Iterator[Mapping[str, Any]]:
@@ -442,40 +430,31 @@ def _disk(folder: str, split: str) -> Iterator[Mapping[str, Any]]:
         table = table[split]
     elif split:
         raise InputError(f"disk:{folder}@{split}: has no splits; leave @{split} out")
-    return _with_label_names(table)
-
-
-def _with_label_names(table: Any) -> Iterator[Mapping[str, Any]]:
-    import datasets
-
-    labels = {
-        field: feature.names
-        for field, feature in table.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    return (_name_labels(row, labels) for row in table)
+    return _name_labels(table, table.features, datasets.ClassLabel)
 
 
 def _tfds(name: str, split: str) -> Iterator[Mapping[str, Any]]:
     import tensorflow_datasets as tfds
 
     source = tfds.data_source(name, split=split or "train")
+    rows = (source[index] for index in range(len(source)))
+    return _name_labels(rows, source.dataset_info.features, tfds.features.ClassLabel)
+
+
+def _name_labels(
+    rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any], label: type
+) -> Iterator[Mapping[str, Any]]:
+    """The rows with class numbers as names; None and -1, which mean unlabelled, stay."""
     labels = {
-        field: feature.names
-        for field, feature in source.dataset_info.features.items()
-        if isinstance(feature, tfds.features.ClassLabel)
+        field: feature.names for field, feature in features.items() if isinstance(feature, label)
     }
-    return (_name_labels(source[index], labels) for index in range(len(source)))
-
-
-def _name_labels(row: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The row with its class numbers as names; None and -1, which mean unlabelled, stay."""
-    named = {
-        field: names[row[field]]
-        for field, names in labels.items()
-        if row[field] is not None and row[field] >= 0
-    }
-    return {**row, **named}
+    for row in rows:
+        named = {
+            field: names[row[field]]
+            for field, names in labels.items()
+            if row[field] is not None and row[field] >= 0
+        }
+        yield {**row, **named}
 
 
 _DATASETS = {"hub": _hub, "disk": _disk, "tfds": _tfds}

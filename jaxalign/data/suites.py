@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.sources import decode_bytes, load_prompts, read_rows, row_text
+from jaxalign.data.sources import first_field, get, load_all, read_rows, row_text
 from jaxalign.host.errors import InputError
 
 _SPECS = "NAME, NAME=FILE, NAME=KIND=SPEC, KIND=SPEC, or a SPEC such as builtin:heldout or my.csv"
@@ -23,6 +23,7 @@ class Suite:
 
     Attributes:
       title: its name in print.
+      source: who to cite.
       hub: OWNER/NAME[/CONFIG][@SPLIT]; "" where the hub has no copy that can be read as a table.
       text: the columns that may hold the request: the first that a row has is taken, for the
         authors' own files and the hub's copies name them differently.
@@ -32,15 +33,14 @@ class Suite:
       keep: column -> the one value kept, in small letters, where the rows have that column.
       category: the columns that may hold the category; the first that a row has is taken.
       gated: whether the hub asks for an account and consent.
-      source: who to cite.
       note: our choices, and what could not be checked.
     """
 
     title: str
-    hub: str
-    text: tuple[str, ...]
     source: str
-    kind: Kind | None = None
+    hub: str = ""
+    text: tuple[str, ...] = ("prompt",)
+    kind: Kind | None = "harmful"
     kind_column: str = ""
     kinds: Mapping[str, Kind | None] = field(default_factory=dict)
     keep: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +57,6 @@ SUITES: Mapping[str, Suite] = {
         title="AdvBench",
         hub="walledai/AdvBench",
         text=("goal", "prompt"),
-        kind="harmful",
         gated=True,
         source="Zou et al., arXiv 2307.15043; github.com/llm-attacks/llm-attacks",
     ),
@@ -65,7 +64,6 @@ SUITES: Mapping[str, Suite] = {
         title="StrongREJECT",
         hub="walledai/StrongREJECT",
         text=("forbidden_prompt", "prompt"),
-        kind="harmful",
         gated=True,
         source="Souly et al., arXiv 2402.10260; github.com/alexandrasouly/strongreject",
     ),
@@ -73,7 +71,6 @@ SUITES: Mapping[str, Suite] = {
         title="HarmBench",
         hub="walledai/HarmBench/standard",
         text=("Behavior", "prompt"),
-        kind="harmful",
         keep={"FunctionalCategory": "standard"},
         category=("SemanticCategory", "category"),
         gated=True,
@@ -84,14 +81,13 @@ SUITES: Mapping[str, Suite] = {
         title="JailbreakBench",
         hub="JailbreakBench/JBB-Behaviors/behaviors@harmful",
         text=("Goal",),
-        kind="harmful",
         category=("Category",),
         source="Chao et al., arXiv 2404.01318",
     ),
     "wildguardtest": Suite(
         title="WildGuardTest",
         hub="allenai/wildguardmix/wildguardtest@test",
-        text=("prompt",),
+        kind=None,
         kind_column="prompt_harm_label",
         kinds={"harmful": "harmful", "unharmful": "lookalike", "": None},
         category=("subcategory",),
@@ -103,6 +99,7 @@ SUITES: Mapping[str, Suite] = {
         title="WildJailbreak",
         hub="allenai/wildjailbreak/eval",
         text=("adversarial",),
+        kind=None,
         kind_column="data_type",
         kinds={"adversarial_harmful": "harmful", "adversarial_benign": "lookalike"},
         category=("data_type",),
@@ -114,16 +111,13 @@ SUITES: Mapping[str, Suite] = {
         title="SALAD-Bench",
         hub="OpenSafetyLab/Salad-Data/base_set",
         text=("question",),
-        kind="harmful",
         category=("1-category",),
         source="Li et al., arXiv 2402.05044",
         note="21,318 base questions: give a --limit",
     ),
     "hexphi": Suite(
         title="HEx-PHI",
-        hub="",
         text=("instruction", "prompt"),
-        kind="harmful",
         source="Qi et al., arXiv 2310.03693; hub: LLM-Tuning-Safety/HEx-PHI, behind a form",
         note="its files, one a category, have no header line: join them below `instruction`",
     ),
@@ -131,7 +125,6 @@ SUITES: Mapping[str, Suite] = {
         title="MaliciousInstruct",
         hub="walledai/MaliciousInstruct",
         text=("prompt", "instruction"),
-        kind="harmful",
         source="Huang et al., arXiv 2310.06987; github.com/Princeton-SysML/Jailbreak_LLM",
         note="consent: unverified; the authors' file has no header line",
     ),
@@ -139,7 +132,6 @@ SUITES: Mapping[str, Suite] = {
         title="Do-Not-Answer",
         hub="LibrAI/do-not-answer",
         text=("question",),
-        kind="harmful",
         category=("risk_area",),
         source="Wang et al., arXiv 2308.13387",
         note="some of its questions are answered well with a warning; all count as harmful",
@@ -148,7 +140,7 @@ SUITES: Mapping[str, Suite] = {
     "xstest": Suite(
         title="XSTest",
         hub="Paul/XSTest",
-        text=("prompt",),
+        kind=None,
         kind_column="label",
         kinds={"safe": "lookalike", "unsafe": "harmful"},
         category=("type",),
@@ -165,14 +157,12 @@ SUITES: Mapping[str, Suite] = {
     "orbench": Suite(
         title="OR-Bench",
         hub="bench-llm/or-bench/or-bench-hard-1k",
-        text=("prompt",),
         kind="lookalike",
         source="Cui et al., arXiv 2405.20947",
         note="the hard set",
     ),
     "oktest": Suite(
         title="OKTest",
-        hub="",
         text=("prompt", "question", "text"),
         kind="lookalike",
         source="Shi et al., arXiv 2401.17633; github.com/InvokerStark/OverKill",
@@ -181,7 +171,6 @@ SUITES: Mapping[str, Suite] = {
     "coconot": Suite(
         title="CoCoNot, contrast",
         hub="allenai/coconot/contrast@test",
-        text=("prompt",),
         kind="lookalike",
         source="Brahman et al., arXiv 2407.12043",
         note="the contrast set, which should be answered",
@@ -190,6 +179,7 @@ SUITES: Mapping[str, Suite] = {
         title="PHTest",
         hub="furonghuang-lab/PHTest",
         text=("Request",),
+        kind=None,
         kind_column="Harmfulness",
         kinds={"harmless": "lookalike", "controversial": None, "harmful": None},
         category=(),
@@ -225,40 +215,31 @@ def load_suite(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit} is not a number of prompts; use 1 or more")
-    name, kind, source = _parse(spec)
-    if name in SUITES:
-        prompts = _known(name, source or _hub_spec(name))
-    else:
-        field = None if source.startswith("builtin:") else text_field
-        prompts = load_prompts(source, kind=kind, text_field=field)
+    name, source = _parse(spec)
+    prompts = _known(name, source) if name in SUITES else load_all([source], text_field)
     return name, prompts if limit is None else evenly(prompts, limit)
 
 
-def _parse(spec: str) -> tuple[str, Kind | None, str]:
-    """Name, kind if given, and source; a public suite from the hub has none."""
+def _parse(spec: str) -> tuple[str, str]:
+    """Name and source, which may begin with the kind unless the suite is a public one."""
     head, equals, rest = spec.partition("=")
     if not equals or Path(spec).exists():
         if spec in SUITES:
-            return spec, None, ""
+            return spec, _hub_spec(spec)
         if not re.search(r"[:./\\]", spec):
             raise InputError(
                 f"{spec!r}: no such suite; give {_SPECS}; the names are {', '.join(SUITES)}"
             )
-        return _file_name(spec), None, spec
+        return _file_name(spec), spec
     if head in SUITES:
         if not rest:
             raise InputError(f"{spec}: a file must follow the sign; give {head}=FILE, or {head}")
-        return head, None, rest
+        return head, rest
     if head in KINDS:
-        return _file_name(rest), cast("Kind", head), rest
+        return _file_name(rest), spec
     if not re.fullmatch(r"[\w-]+", head, re.ASCII):
         raise InputError(f"{spec}: {head!r} is no name; use letters, digits, - and _")
-    kind, equals, last = rest.partition("=")
-    if equals and kind in KINDS:
-        return head, cast("Kind", kind), last
-    if equals and kind.isalpha() and not Path(rest).exists():
-        raise InputError(f"{spec}: unknown kind {kind!r}; use {', '.join(KINDS)}")
-    return head, None, rest
+    return head, rest
 
 
 def _file_name(source: str) -> str:
@@ -288,7 +269,14 @@ def _known(name: str, source: str) -> list[Prompt]:
                 for column, value in suite.keep.items()
             ):
                 continue
-            text = row_text(where, fields, _column(suite, where, fields))
+            column = first_field(
+                fields,
+                suite.text,
+                f"{where}: {suite.title} has its text in the column {' or '.join(suite.text)}, "
+                f"here are {', '.join(map(repr, fields))}; rename it, or call it another suite, "
+                "OTHER=KIND=SPEC",
+            )
+            text = row_text(where, fields, column)
             categories = [_value(fields, column, lower=False) for column in suite.category]
             category = next(filter(None, categories), "general")
             given = _value(fields, "id", lower=False)
@@ -303,16 +291,6 @@ def _known(name: str, source: str) -> list[Prompt]:
     if not prompts:
         raise InputError(f"{source}: no row of {suite.title} is left; check that it is that suite")
     return prompts
-
-
-def _column(suite: Suite, where: str, fields: Mapping[str, Any]) -> str:
-    for column in suite.text:
-        if column in fields:
-            return column
-    raise InputError(
-        f"{where}: {suite.title} has its text in the column {' or '.join(suite.text)}, here are "
-        f"{', '.join(map(repr, fields))}; rename it, or call it another suite, OTHER=KIND=SPEC"
-    )
 
 
 def _kind(suite: Suite, where: str, fields: Mapping[str, Any]) -> Kind | None:
@@ -338,7 +316,7 @@ def _kind(suite: Suite, where: str, fields: Mapping[str, Any]) -> Kind | None:
 
 
 def _value(fields: Mapping[str, Any], column: str, *, lower: bool = True) -> str:
-    value = decode_bytes(fields.get(column))
+    value = get(fields, column)
     text = "" if value is None else str(value).strip()
     return text.lower() if lower else text
 
