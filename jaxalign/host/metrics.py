@@ -1,19 +1,14 @@
 """What a run writes while it trains: ``metrics.jsonl``, ``samples.jsonl`` and TensorBoard scalars.
 
-Both files hold one JSON object per line, each with an integer ``step``. A line reaches the
-operating system before ``write`` returns, so a killed process loses at most the line in flight. A
-resumed run first drops what the interrupted one wrote past its last checkpoint, so that every step
-appears once.
-
-A number that is not finite has no JSON form: it is stored as null, and the line gains a field
-``nonfinite`` that says what it was: ``{"grad_norm": null, "nonfinite": {"grad_norm": "inf"}}``.
+Both files are `StepLines`. A resumed run first drops what the interrupted one wrote past its last
+checkpoint, so that every step appears once.
 """
 
 import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 
@@ -23,7 +18,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
 
-class MetricsWriter:
+class MetricsWriter(StepLines):
     """Writes each training step to ``metrics.jsonl``, and the same scalars to TensorBoard.
 
     The column ``time`` is filled in here: seconds of training, which go on from the last kept line
@@ -39,15 +34,14 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: str | Path, *, resume_step: int = 0) -> None:
-        """Opens the files; see the class."""
         from tensorboardX import SummaryWriter
 
-        self._lines = StepLines(Path(folder) / METRICS_FILE, resume_step)
+        super().__init__(Path(folder) / METRICS_FILE, resume_step)
         # purge_step tells TensorBoard to hide what older event files say about this step and later.
         self._tensorboard = SummaryWriter(
             str(Path(folder) / "tensorboard"), purge_step=resume_step, flush_secs=2
         )
-        last = self._lines.last_row.get("time") or 0.0
+        last = self.last_row.get("time") or 0.0
         self._start = time.monotonic() - last
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -67,40 +61,22 @@ class MetricsWriter:
             raise ValueError(f"the writer itself writes {sorted(reserved)}: rename the metric")
         values = jax.device_get(list(metrics.values()))  # a list, for it keeps its order
         scalars = {name: float(value) for name, value in zip(metrics, values, strict=True)}
-        self._lines.append({"step": step, "time": time.monotonic() - self._start, **scalars})
+        self.append({"step": step, "time": time.monotonic() - self._start, **scalars})
         for name, x in scalars.items():
             if math.isfinite(x):
                 self._tensorboard.add_scalar(name, x, step)
 
     def close(self) -> None:
         """Closes the files."""
-        self._lines.close()
+        super().close()
         self._tensorboard.close()
 
-    def __enter__(self) -> Self:
-        """Returns the writer itself."""
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Closes the files, whether or not the block failed."""
-        self.close()
-
-
-class SamplesWriter:
-    """Writes transcripts to ``samples.jsonl``, any number a step; resumes as MetricsWriter does.
-
-    Args:
-        folder: the run folder; created when absent.
-        resume_step: the first step that this process will write; lines of this step and later are
-            dropped.
-
-    Raises:
-        InputError: a line of the existing file other than a torn last one is malformed.
-    """
+class SamplesWriter(StepLines):
+    """Writes transcripts to ``samples.jsonl``, any number a step; opened as `MetricsWriter` is."""
 
     def __init__(self, folder: str | Path, *, resume_step: int = 0) -> None:
-        """Opens the file; see the class."""
-        self._lines = StepLines(Path(folder) / SAMPLES_FILE, resume_step)
+        super().__init__(Path(folder) / SAMPLES_FILE, resume_step)
 
     def write(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
         """Appends one line per sample.
@@ -111,19 +87,7 @@ class SamplesWriter:
                 ``refused`` and ``helpfulness``; values are Python or NumPy scalars.
         """
         for sample in samples:
-            self._lines.append({"step": step, **sample})
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._lines.close()
-
-    def __enter__(self) -> Self:
-        """Returns the writer itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Closes the file, whether or not the block failed."""
-        self.close()
+            self.append({"step": step, **sample})
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
@@ -136,9 +100,5 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def read_samples(folder: str | Path) -> list[dict[str, Any]]:
-    """Reads ``samples.jsonl``, in file order; the torn last line of a killed run is left out.
-
-    Raises:
-        InputError: there is no such file, or a line other than a torn last one is malformed.
-    """
+    """Reads ``samples.jsonl`` as `read_metrics` does its file."""
     return [row for _, row in read_lines(Path(folder) / SAMPLES_FILE)]

@@ -1,7 +1,8 @@
 """Files of JSON lines that a killed run leaves whole, and that a resumed one goes on with.
 
 Each line is an object with an integer ``step``. A number that is not finite has no JSON form: it is
-stored as null, and the line gains a field ``nonfinite`` that says what it was.
+stored as null, and the line gains a field ``nonfinite`` that says what it was:
+``{"grad_norm": null, "nonfinite": {"grad_norm": "inf"}}``.
 """
 
 import json
@@ -9,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from jaxalign.host.errors import InputError
 
 class StepLines:
     """An append-only file of JSON lines, cut back to the steps before ``resume_step``.
+
+    A context manager that closes it.
 
     Args:
         path: of the file; its folder is created when absent.
@@ -55,6 +58,12 @@ class StepLines:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
