@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.rewards.refusals import REFUSAL_PATTERN
-from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
-from jaxalign.text.matcher import NEVER, Reader, Reading, Tokenizer
+from jaxalign.text.automaton import compile_pattern, compile_phrases
+from jaxalign.text.matcher import NEVER, Reader, Tokenizer
 
 ANSWER_TAGS = ("<answer>", "</answer>")
 
@@ -75,10 +75,14 @@ class Verifiers:
           mask: `[B, T]` bool; it may have holes.
         """
         reading = self.reader.read(tokens, mask)
+        opened, closed = reading.first[:, 2:3], reading.first[:, 3:]
+        start = jnp.where(opened == NEVER, 0, opened)
+        stop = jnp.where(closed == NEVER, NEVER, closed - self.closing_bytes)
+        has_bytes = reading.end > reading.begin
         return Verdict(
             well_formed=reading.accepted[:, 0],
             refused=reading.accepted[:, 1],
-            answer=_inside(reading, reading.first[:, 2:], self.closing_bytes),
+            answer=has_bytes & (reading.begin >= start) & (reading.end <= stop),
         )
 
 
@@ -105,26 +109,12 @@ def safety_verifiers(
       ValueError: the tokenizer decodes in a way that is not supported, or a pattern does not
         compile.
     """
+    opening, closing = ANSWER_TAGS
     automata = [
         compile_pattern(pattern),
-        compile_pattern(refusal).within(*ANSWER_TAGS),
-        *_tag_automata(*ANSWER_TAGS),
-    ]
-    return Verifiers(Reader.build(automata, tokenizer), len(ANSWER_TAGS[1]))
-
-
-def _tag_automata(opening: str, closing: str) -> list[Automaton]:
-    """Automata that first accept where the opening tag ends, and where the closing one does."""
-    return [
+        compile_pattern(refusal).within(opening, closing),
+        # These first accept where the opening tag ends, and where the closing one does.
         compile_phrases([opening]),
         compile_pattern(f"{re.escape(opening)}.*{re.escape(closing)}"),
     ]
-
-
-def _inside(reading: Reading, tag_ends: jax.Array, closing_bytes: int) -> jax.Array:
-    """`[B, T]` bool: tokens with bytes, all of them between the tags that end at `[B, 2]`."""
-    opened, closed = tag_ends[:, :1], tag_ends[:, 1:]
-    start = jnp.where(opened == NEVER, 0, opened)
-    stop = jnp.where(closed == NEVER, NEVER, closed - closing_bytes)
-    has_bytes = reading.end > reading.begin
-    return has_bytes & (reading.begin >= start) & (reading.end <= stop)
+    return Verifiers(Reader.build(automata, tokenizer), len(closing))

@@ -13,24 +13,15 @@ import numpy as np
 
 from jaxalign.text.matcher import Matcher, Reader, Tokenizer
 from jaxalign.text.regex import MAX_STATES, pattern_dfa, phrases_dfa
-from jaxalign.text.utf8 import byte_dfa
+from jaxalign.text.utf8 import ByteDfa, byte_dfa
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Automaton:
-    """A deterministic automaton over bytes, minimal; it accepts the texts that hold a match.
+class Automaton(ByteDfa):
+    """A minimal automaton (`transitions`, `accepting`, `start`) of the texts that hold a match.
 
     Bytes that are not UTF-8 count as U+FFFD, as in `bytes.decode("utf-8", errors="replace")`.
-
-    Attributes:
-      transitions: `[Q, 256]` int32, the next state for a state and a byte.
-      accepting: `[Q]` bool, whether a text that ends in this state matches.
-      start: the state before the first byte.
     """
-
-    transitions: np.ndarray
-    accepting: np.ndarray
-    start: int
 
     def matches(self, text: str | bytes) -> bool:
         """Whether the text matches, read byte by byte on the host: the reference for `bind`.
@@ -57,8 +48,9 @@ class Automaton:
         Raises:
           ValueError: a tag is empty or not ASCII, or the result needs too many states.
         """
-        _check_tag(opening)
-        _check_tag(closing)
+        for tag in (opening, closing):
+            if not (tag and tag.isascii()):
+                raise ValueError(f"a tag must be ASCII and not empty, got {tag!r}")
         return _within(self, opening.encode(), closing.encode())
 
     def bind(self, tokenizer: Tokenizer, *, span: tuple[str, str] | None = None) -> Matcher:
@@ -88,7 +80,7 @@ def compile_phrases(phrases: Iterable[str], *, ignore_case: bool = False) -> Aut
     """
     if isinstance(phrases, str):
         raise ValueError(f"phrases must be several strings; write [{phrases!r}] for one")
-    return _minimal(*byte_dfa(phrases_dfa(phrases, ignore_case=ignore_case)), start=0)
+    return _minimal(byte_dfa(phrases_dfa(phrases, ignore_case=ignore_case)))
 
 
 def compile_pattern(regex: str) -> Automaton:
@@ -106,26 +98,20 @@ def compile_pattern(regex: str) -> Automaton:
       ValueError: the expression is malformed, uses something that is not supported (the message
         names it), or needs more than 20,000 states.
     """
-    return _minimal(*byte_dfa(pattern_dfa(regex)), start=0)
+    return _minimal(byte_dfa(pattern_dfa(regex)))
 
 
-def _check_tag(tag: str) -> None:
-    """Raises ValueError for a tag that is empty or not ASCII."""
-    if not (tag and tag.isascii()):
-        raise ValueError(f"a tag must be ASCII and not empty, got {tag!r}")
-
-
-def _minimal(transitions: np.ndarray, accepting: np.ndarray, start: int) -> Automaton:
+def _minimal(dfa: ByteDfa) -> Automaton:
     """Moore's algorithm: split states that differ in acceptance, then in where they lead."""
-    reached = np.zeros(len(transitions), bool)
-    frontier = np.array([start])
+    reached = np.zeros(len(dfa.transitions), bool)
+    frontier = np.array([dfa.start])
     while frontier.size:
         reached[frontier] = True
-        frontier = np.unique(transitions[frontier])
+        frontier = np.unique(dfa.transitions[frontier])
         frontier = frontier[~reached[frontier]]
     kept = np.flatnonzero(reached)
-    transitions = np.searchsorted(kept, transitions[kept])
-    accepting = accepting[kept]
+    transitions = np.searchsorted(kept, dfa.transitions[kept])
+    accepting = dfa.accepting[kept]
     columns = np.unique(transitions, axis=1).T
     count, block = 0, accepting.astype(np.int64)
     while int(block.max()) + 1 > count:
@@ -140,7 +126,7 @@ def _minimal(transitions: np.ndarray, accepting: np.ndarray, start: int) -> Auto
     return Automaton(
         transitions=block[transitions[first]].astype(np.int32),
         accepting=accepting[first],
-        start=int(block[np.searchsorted(kept, start)]),
+        start=int(block[np.searchsorted(kept, dfa.start)]),
     )
 
 
@@ -181,7 +167,7 @@ def _within(inner: Automaton, opening: bytes, closing: bytes) -> Automaton:
             else:  # what is no longer part of the tag belonged to the span
                 released = (closing[:seen] + bytes([byte]))[: seen + 1 - now]
                 transitions[rows, byte] = inside + now * num_inner + _run(inner, released)
-    return _minimal(transitions, accepting, start=inner.start)
+    return _minimal(ByteDfa(transitions, accepting, inner.start))
 
 
 def _tag_progress(tag: bytes, seen: int, byte: int) -> int:

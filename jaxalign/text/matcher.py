@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxalign.text.utf8 import ByteDfa
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which importing here would slow down
 
@@ -20,25 +23,6 @@ NEVER = np.iinfo(np.int32).max
 _CHUNK = 64  # bytes looked up at once; a compromise between overhead and waste in the last chunk
 _Carry = tuple[jax.Array, jax.Array, jax.Array]
 _NO_BYTE = 256  # the column that leaves every state as it is
-
-
-class ByteTable(Protocol):
-    """What a matcher needs of an automaton (`jaxalign.text.automaton.Automaton`).
-
-    Attributes:
-      transitions: `[Q, 256]` int32, the next state for a state and a byte.
-      accepting: `[Q]` bool.
-      start: the state before the first byte.
-    """
-
-    @property
-    def transitions(self) -> np.ndarray: ...  # noqa: D102
-
-    @property
-    def accepting(self) -> np.ndarray: ...  # noqa: D102
-
-    @property
-    def start(self) -> int: ...  # noqa: D102
 
 
 def token_bytes(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -124,11 +108,8 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def _byte_fallback_bytes(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return bytes.fromhex(token[3:5])
-        except ValueError:
-            pass
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
+        return bytes.fromhex(token[3:5])
     return token.replace("▁", " ").encode()
 
 
@@ -211,7 +192,7 @@ class Reader:
     initial: jax.Array
 
     @classmethod
-    def build(cls, automata: Sequence[ByteTable], tokenizer: Tokenizer) -> Reader:
+    def build(cls, automata: Sequence[ByteDfa], tokenizer: Tokenizer) -> Reader:
         """Puts the automata into one table; raises what `token_bytes` raises."""
         sizes = [len(automaton.transitions) for automaton in automata]
         offsets = np.cumsum([0, *sizes[:-1]])

@@ -20,7 +20,6 @@ MAX_STATES = 20_000
 CodePoints = tuple[tuple[int, int], ...]  # sorted, disjoint ranges, both ends included
 
 _SIZE = sys.maxunicode + 1
-_REPLACEMENT = 0xFFFD
 _EVERYTHING: CodePoints = ((0, sys.maxunicode),)
 _NEWLINE: CodePoints = ((10, 10),)
 
@@ -66,11 +65,6 @@ class CodePointDfa:
     transitions: np.ndarray
     accepting: np.ndarray
     class_of: np.ndarray
-
-    @property
-    def replacement_class(self) -> int:
-        """The class of U+FFFD, which decoding writes for malformed bytes."""
-        return int(self.class_of[_REPLACEMENT])
 
 
 def pattern_dfa(regex: str) -> CodePointDfa:

@@ -4,14 +4,32 @@ The result reads bytes as `bytes.decode("utf-8", errors="replace")` does: each m
 part counts as one U+FFFD, also where the text breaks off inside a character.
 """
 
+import dataclasses
+
 import numpy as np
 
 from jaxalign.text.regex import MAX_STATES, CodePointDfa
 
+_REPLACEMENT = 0xFFFD  # what decoding writes for malformed bytes
 _INVALID = -1  # also an index: tables below end with a row for it
 
 
-def byte_dfa(dfa: CodePointDfa) -> tuple[np.ndarray, np.ndarray]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByteDfa:
+    """A deterministic automaton over bytes.
+
+    Attributes:
+      transitions: `[Q, 256]` int, the next state for a state and a byte.
+      accepting: `[Q]` bool, whether a text that ends in this state matches.
+      start: the state before the first byte.
+    """
+
+    transitions: np.ndarray
+    accepting: np.ndarray
+    start: int = 0
+
+
+def byte_dfa(dfa: CodePointDfa) -> ByteDfa:
     """Composes an automaton over code points with a decoder of UTF-8.
 
     A state of the result is a state of `dfa`, or such a state and the beginning of a character;
@@ -19,9 +37,6 @@ def byte_dfa(dfa: CodePointDfa) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
       dfa: the automaton over code points, start state 0.
-
-    Returns:
-      transitions `[Q, 256]` int64 with start state 0, and accepting `[Q]` bool.
 
     Raises:
       ValueError: more than `MAX_STATES` states are needed.
@@ -46,7 +61,7 @@ def byte_dfa(dfa: CodePointDfa) -> tuple[np.ndarray, np.ndarray]:
 
     whole = np.empty((num_whole, 256), np.int64)
     for state, targets in enumerate(dfa.transitions):
-        fallback = int(targets[dfa.replacement_class])
+        fallback = int(targets[dfa.class_of[_REPLACEMENT]])
         leaves = begun(targets[leaf_rows], fallback)
         mids = begun(leaves[mid_rows], fallback)
         whole[state] = fallback
@@ -60,7 +75,7 @@ def byte_dfa(dfa: CodePointDfa) -> tuple[np.ndarray, np.ndarray]:
     continued = np.array([row for row, _ in nodes])
     partial = whole[fallbacks]
     partial[:, 0x80:0xC0] = np.where(continued == _INVALID, partial[:, 0x80:0xC0], continued)
-    return (
+    return ByteDfa(
         np.concatenate([whole, partial]),
         np.concatenate([dfa.accepting, dfa.accepting[fallbacks]]),
     )
