@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxalign.host.processes import fetch
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params, Rollout
 from jaxalign.sampling.sampler import sample
-from jaxalign.sampling.tools import Tool, encode_answers
+from jaxalign.sampling.tools import Tool, check_calls, encode_answers
 from jaxalign.text.automaton import compile_pattern
 from jaxalign.text.matcher import Reader, Tokenizer, token_bytes
 
@@ -62,10 +62,7 @@ class HostTool:
     def __post_init__(self) -> None:
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
-        if self.max_calls < 1:
-            raise ValueError(f"max_calls must be at least 1, got {self.max_calls}")
-        if not all((*self.call_tags, *self.answer_tags)):
-            raise ValueError("tags must not be empty")
+        check_calls(self.max_calls, self.call_tags, self.answer_tags)
 
 
 def sample_with_host_tool(
@@ -181,10 +178,6 @@ def _encode(tool: HostTool, tokenizer: Tokenizer, text: str) -> list[int]:
     return encode_answers(tokenizer, [f"\n{opening}{text}{closing}\n"])[0]
 
 
-async def _wait(result: Awaitable[object]) -> object:
-    return await result
-
-
 def _call(tool: HostTool, arguments: Sequence[str]) -> list[str]:
     """The answers to calls made at the same time, each an answer or a line on what went wrong."""
     late = f"The tool failed: no answer within {tool.timeout:g} seconds."
@@ -198,31 +191,31 @@ def _call(tool: HostTool, arguments: Sequence[str]) -> list[str]:
         else:
             answers[index] = f"The tool failed: it returned {type(result).__name__}, not a string."
 
-    def plain(index: int, argument: str) -> None:
+    def call(argument: str) -> Any:
         try:
-            result = tool.function(argument)
-            if inspect.isawaitable(result):  # of a lambda, a partial, a callable object
-                note(index, asyncio.run(_wait(result)))
-            else:
-                note(index, result)
+            return tool.function(argument)
+        except BaseException as error:
+            return error
+
+    async def settle(index: int, result: Any) -> None:
+        try:
+            note(index, await result if inspect.isawaitable(result) else result)
         except BaseException as error:
             note(index, error)
 
-    async def whole() -> None:
-        async def one(index: int, argument: str) -> None:
-            try:
-                note(index, await cast(Awaitable[str], tool.function(argument)))
-            except BaseException as error:
-                note(index, error)
+    async def settle_all() -> None:
+        await asyncio.gather(*(settle(*made) for made in enumerate(map(call, arguments))))
 
-        await asyncio.gather(*(one(*call) for call in enumerate(arguments)))
+    def settle_one(index: int, argument: str) -> None:
+        asyncio.run(settle(index, call(argument)))  # called outside the loop, it may run its own
 
     # Daemons: a call that hangs must not keep the process from ending.
     if inspect.iscoroutinefunction(tool.function):
-        threads = [threading.Thread(target=asyncio.run, args=(whole(),), daemon=True)]
+        threads = [threading.Thread(target=asyncio.run, args=(settle_all(),), daemon=True)]
     else:
         threads = [
-            threading.Thread(target=plain, args=call, daemon=True) for call in enumerate(arguments)
+            threading.Thread(target=settle_one, args=asked, daemon=True)
+            for asked in enumerate(arguments)
         ]
     deadline = time.monotonic() + tool.timeout
     for thread in threads:

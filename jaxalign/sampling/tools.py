@@ -76,10 +76,7 @@ def consultation(
     """
     if not rules:
         raise ValueError("rules must have at least one category")
-    if max_calls < 1:
-        raise ValueError(f"max_calls must be at least 1, got {max_calls}")
-    if not all((*call_tags, *answer_tags)):
-        raise ValueError(f"tags must not be empty, got {call_tags} and {answer_tags}")
+    check_calls(max_calls, call_tags, answer_tags)
     opening, closing = map(re.escape, call_tags)
     calls = [rf"{opening}\s*{re.escape(category)}\s*{closing}" for category in rules]
     # None is no category, so its answer is the one to every unknown argument.
@@ -95,6 +92,14 @@ def consultation(
         lengths=jnp.asarray([len(tokens) for tokens in encoded], jnp.int32),
         max_calls=max_calls,
     )
+
+
+def check_calls(max_calls: int, *tags: tuple[str, str]) -> None:
+    """Refuses a tool that answers no call, or that has an empty tag, by a `ValueError`."""
+    if max_calls < 1:
+        raise ValueError(f"max_calls must be at least 1, got {max_calls}")
+    if not all(tag for pair in tags for tag in pair):
+        raise ValueError(f"tags must not be empty, got {' and '.join(map(str, tags))}")
 
 
 def rule_answer(
