@@ -1,12 +1,12 @@
 """Plans as a table for people and as JSON for programs."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from jaxalign.planning.chips import GIB, chip_of
+from jaxalign.planning.chips import GIB, Chip, chip_of
 from jaxalign.planning.compiled_step import Phase, Plan
 
 
@@ -26,9 +26,7 @@ def plan_json(plan: Plan, topology: str, *, completions: int) -> dict[str, Any]:
     return {
         "topology": topology,
         "mesh": dict(zip(("data", "fsdp", "tensor"), plan.mesh, strict=True)),
-        "chip": {
-            name: value for name, value in dataclasses.asdict(chip).items() if name != "slices"
-        },
+        "chip": {name: x for name, x in dataclasses.asdict(chip).items() if name != "slices"},
         "bytes_per_device": plan.memory | {"all": plan.bytes},
         "within_temporary": plan.within,
         "sampling": phase(plan.sampling),
@@ -46,45 +44,34 @@ def plan_table(plans: Mapping[str, Plan | str], title: str) -> Table:
     table.add_column("of each device")
     for topology in plans:
         table.add_column(topology, justify="right")
-
-    def row(label: str, value: Any) -> None:
-        cells = ["" if isinstance(p, str) else value(p, chip_of(t)) for t, p in plans.items()]
-        table.add_row(label, *cells)
-
-    row("mesh (data x fsdp x tensor)", lambda p, _: " x ".join(map(str, p.mesh)))
-    for name in ("parameters", "optimizer", "frozen", "batch", "outputs", "program", "temporary"):
-        row(f"{name}, GiB", lambda p, _, name=name: _gib(p.memory[name]))
-    row("all, GiB", lambda p, chip: f"{_gib(p.bytes)} of {chip.memory / GIB:.0f}")
-    for name in ("decoding_weights", "cache", "gradients"):
-        label = name.replace("_", " ")
-        row(f"of temporary: {label}, GiB", lambda p, _, name=name: _gib(p.within[name]))
-    for name in ("sampling", "update"):
-        row(f"{name}: TFLOP", lambda p, _, n=name: f"{getattr(p, n).flops / 1e12:.2f}")
-        for kind in sorted(
-            {k for p in plans.values() if not isinstance(p, str) for k in getattr(p, name).messages}
-        ):
-            row(
-                f"{name}: {kind}, GB",
-                lambda p, _, n=name, k=kind: _giga(getattr(p, n).messages.get(k, 0.0)),
-            )
-        for part in ("products", "memory", "messages"):
-            row(
-                f"{name}: {part}, s",
-                lambda p, c, n=name, k=part: f"{getattr(p, n).seconds(c)[k]:.2f}",
-            )
-    row(
-        "decoding a token: largest all-gather, MB",
-        lambda p, _: f"{p.largest_gather_of_a_token / 1e6:.2f}",
-    )
-    row("step, s at least", lambda p, chip: f"{p.step_seconds(chip):.2f}")
-    refused = [p if isinstance(p, str) else "fits" for p in plans.values()]
-    table.add_row("", *refused)
+    made = [plan for plan in plans.values() if not isinstance(plan, str)]
+    kinds = {
+        name: sorted({kind for plan in made for kind in getattr(plan, name).messages})
+        for name in ("sampling", "update")
+    }
+    columns = [
+        {} if isinstance(plan, str) else _column(plan, chip_of(topology), kinds)
+        for topology, plan in plans.items()
+    ]
+    for label in dict.fromkeys(label for column in columns for label in column):
+        table.add_row(label, *(column.get(label, "") for column in columns))
+    table.add_row("", *(plan if isinstance(plan, str) else "fits" for plan in plans.values()))
     return table
 
 
-def _gib(count: float) -> str:
-    return f"{count / GIB:.2f}"
-
-
-def _giga(count: float) -> str:
-    return f"{count / 1e9:.2f}"
+def _column(plan: Plan, chip: Chip, kinds: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The cells of a plan by their labels; `kinds` of messages in sampling and update."""
+    cells = {"mesh (data x fsdp x tensor)": " x ".join(map(str, plan.mesh))}
+    cells |= {f"{name}, GiB": f"{size / GIB:.2f}" for name, size in plan.memory.items()}
+    cells["all, GiB"] = f"{plan.bytes / GIB:.2f} of {chip.memory / GIB:.0f}"
+    for name, size in plan.within.items():
+        cells[f"of temporary: {name.replace('_', ' ')}, GiB"] = f"{size / GIB:.2f}"
+    for name, its_kinds in kinds.items():
+        phase = getattr(plan, name)
+        cells[f"{name}: TFLOP"] = f"{phase.flops / 1e12:.2f}"
+        for kind in its_kinds:
+            cells[f"{name}: {kind}, GB"] = f"{phase.messages.get(kind, 0.0) / 1e9:.2f}"
+        cells |= {f"{name}: {part}, s": f"{x:.2f}" for part, x in phase.seconds(chip).items()}
+    largest = plan.largest_gather_of_a_token
+    cells["decoding a token: largest all-gather, MB"] = f"{largest / 1e6:.2f}"
+    return cells | {"step, s at least": f"{plan.step_seconds(chip):.2f}"}
