@@ -93,19 +93,10 @@ def load_prompts(
 def load_requests(
     spec: str, *, text_field: str | None = None, limit: int | None = None
 ) -> list[Request]:
-    """Reads what is to be answered, as `load_prompts` does, where kinds need not be known.
+    """Reads what is to be answered, where kinds need not be known; all else as in `load_prompts`.
 
-    Args:
-      spec: as in `load_prompts`.
-      text_field: as in `load_prompts`.
-      limit: as in `load_prompts`.
-
-    Returns:
-      At least one request, in the order of the source. Its kind is None where the row's `kind` or
-      `label` tells none of ours, its category where the row has no text of that name.
-
-    Raises:
-      InputError: as `load_prompts`.
+    A request's kind is None where the row's `kind` or `label` tells none of ours, its category
+    where the row has no text of that name.
     """
     if spec.startswith("builtin:"):
         return list(_builtin(spec, limit, text_field=text_field))
@@ -120,9 +111,7 @@ def load_requests(
 def load_all(specs: Sequence[str], text_field: str | None = None) -> list[Prompt]:
     """The prompts of all specs, each a spec of `load_prompts` or KIND=SPEC, in their order.
 
-    Args:
-      specs: as above; none give no prompts.
-      text_field: as in `load_prompts`, for all but the builtin ones.
+    The text field, as in `load_prompts`, is for all but the builtin ones.
 
     Raises:
       InputError: as `load_prompts`, and for a KIND that there is not.

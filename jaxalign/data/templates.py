@@ -185,13 +185,8 @@ def _encode_parts(
 def encode_exchange(tokenizer: Tokenizer, request: str, answer: str) -> list[int]:
     """Encodes a request and its answer as a finished chat, which is what reward models read.
 
-    The ids are those of `apply_chat_template` on the two messages, but for special tokens in the
-    texts, which are plain text here.
-
-    Args:
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
-      request: the user's turn; space around it is left out.
-      answer: the assistant's turn, as it is.
+    The ids are those of `apply_chat_template` on the two messages, the request without the space
+    around it, but for special tokens in the texts, which are plain text here.
 
     Raises:
       InputError: the tokenizer has no chat template.
@@ -203,15 +198,7 @@ def encode_exchange(tokenizer: Tokenizer, request: str, answer: str) -> list[int
 def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[int]]:
     """The ids of `encode_exchange` before and behind the answer, for one that is tokens already.
 
-    Args:
-      tokenizer: as there.
-      request: the user's turn.
-
-    Returns:
-      the ids before the answer, and those behind it, which do not depend on the request.
-
-    Raises:
-      InputError: the tokenizer has no chat template.
+    Those behind it do not depend on the request. Raises what `encode_exchange` raises.
     """
     parts = _template_parts(tokenizer, ["user", "assistant"], finished=True)
     index = next(i for i, part in enumerate(parts) if _slot(1) in part)
@@ -239,7 +226,7 @@ def encode_prompts(
       width: P, so that batches of one bucket share a compilation; default the longest request's.
 
     Raises:
-      InputError: no requests, or one that is longer than `max_tokens`.
+      InputError: no requests, one that is longer than `max_tokens`, or no chat template.
       ValueError: one that is longer than `width`.
     """
     if not requests:
@@ -258,18 +245,14 @@ def encode_prompts(
 def encode_requests(
     tokenizer: Tokenizer, template: Template, requests: Sequence[str]
 ) -> tuple[np.ndarray, list[list[int]]]:
-    """Encodes any number of requests through a template, what they share once.
-
-    Args:
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
-      template: turns a request into messages; only the last message may depend on it.
-      requests: at least one text.
+    """Encodes at least one request through a template as `encode_prompts` does, of any length.
 
     Returns:
       `[P0]` int32, the tokens before every request, and the rest of each.
 
     Raises:
       InputError: the tokenizer has no chat template.
+      ValueError: an earlier message than the last depends on the request.
     """
     # The worked examples of a template are many times as long as a request.
     plain = functools.lru_cache(maxsize=64)(functools.partial(encode_text, tokenizer))

@@ -38,6 +38,8 @@ _WHOLE = re.compile(
 _PART = re.compile(r"%?([\w.\-]+) = .* get-tuple-element\(.*\bindex=(\d+)")
 _COMPARED = re.compile(r"ROOT .* compare\(%?([\w.\-]+),")
 _OPERAND = re.compile(r"%([\w.\-]+)")
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _PARTITIONS = re.compile(r"^HloModule.*\bnum_partitions=(\d+)", re.MULTILINE)
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
@@ -84,8 +86,7 @@ def read_messages(hlo: str) -> list[Message]:
     computations, entry = _split(hlo)
     if not entry:
         raise ValueError("no ENTRY in this text: not a compiled program")
-    partitions = _PARTITIONS.search(hlo)
-    devices = int(partitions[1]) if partitions else 1
+    devices = int(_group(_PARTITIONS, hlo) or 1)
 
     @functools.cache
     def largest(name: str, sign: str) -> int:
@@ -111,30 +112,30 @@ def read_messages(hlo: str) -> list[Message]:
                 continue
             kind = instruction["kind"].removesuffix("-start")
             if kind in KINDS:
-                channel = _CHANNEL.search(line)
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
                 if not times:
                     raise ValueError(f"cannot tell how often this runs: {line.strip()[:300]}")
-                message = _message(kind, instruction, line, times, devices)
-                message = dataclasses.replace(message, loops=loops)
-                yield channel[1] if channel else "", starts, message
+                message = _message(kind, instruction, devices=devices, times=times, loops=loops)
+                yield _group(_CHANNEL, line), starts, message
             turns, around = times, loops
             if kind == "while":
-                known = _TRIPS.search(line)
-                condition = re.search(r"condition=%?([\w.\-]+)", line)
-                body = re.search(r"\bbody=%?([\w.\-]+)", line)
-                assert condition is not None and body is not None
-                steps = _stride(computations[condition[1]], computations[body[1]])
-                turns *= int(known[1]) if known else -(-bound(condition[1]) // steps)
-                operation = _OPERATION.search(line)
-                around = (*loops, operation[1] if operation else "")
+                condition, body = _group(_CONDITION, line), _group(_BODY, line)
+                stride = _stride(computations[condition], computations[body])
+                turns *= int(_group(_TRIPS, line) or -(-bound(condition) // stride))
+                around = (*loops, _group(_OPERATION, line))
             for called in _called(line):
                 yield from walk(called, turns, around)
 
     found = list(walk(entry, 1))
     in_steps = {channel for channel, starts, _ in found if starts}
     return [message for channel, starts, message in found if starts or channel not in in_steps]
+
+
+def _group(pattern: re.Pattern[str], text: str) -> str:
+    """What the pattern's group holds where it is found first; "" where it is not."""
+    found = pattern.search(text)
+    return found[1] if found else ""
 
 
 def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -155,12 +156,11 @@ def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
 def _stride(condition: list[str], body: list[str]) -> int:
     """What a turn of a loop adds to its counter: 1 unless the body says another number."""
     text = "\n".join(condition)
-    compared = _COMPARED.search(text)
-    parts = dict(_PART.findall(text))
-    if compared is None or compared[1] not in parts:
+    compared, parts = _group(_COMPARED, text), dict(_PART.findall(text))
+    if compared not in parts:
         return 1
     (result,) = [line for line in body if line.lstrip().startswith("ROOT")]
-    counter = _OPERAND.findall(result.partition(" tuple(")[2])[int(parts[compared[1]])]
+    counter = _OPERAND.findall(result.partition(" tuple(")[2])[int(parts[compared])]
     added = re.search(rf"%{re.escape(counter)} = \S+ add\((.*?)\)", "\n".join(body))
     wholes = {whole["name"]: int(whole["value"]) for x in body if (whole := _WHOLE.search(x))}
     return next((wholes[x] for x in _OPERAND.findall(added[1]) if x in wholes), 1) if added else 1
@@ -171,7 +171,10 @@ def _called(line: str) -> list[str]:
     return _CALLED.findall(line) + re.findall(r"[\w.\-]+", sets)
 
 
-def _message(kind: str, instruction: re.Match[str], line: str, times: int, devices: int) -> Message:
+def _message(
+    kind: str, instruction: re.Match[str], *, devices: int, times: int, loops: tuple[str, ...]
+) -> Message:
+    line = instruction.string
     arrays = [
         (array["dtype"], _bytes(array["dtype"], array["shape"]), array["shape"])
         for array in _ARRAY.finditer(re.sub(r"\{[^}]*\}", "", instruction["type"]))
@@ -192,8 +195,7 @@ def _message(kind: str, instruction: re.Match[str], line: str, times: int, devic
         "all-to-all": size * share,
         "collective-permute": float(size),
     }[kind]
-    operation = _OPERATION.search(line)
-    return Message(kind, arrays[0][0], size, received, times, operation[1] if operation else "")
+    return Message(kind, arrays[0][0], size, received, times, _group(_OPERATION, line), loops)
 
 
 def _group_size(line: str, devices: int) -> int:

@@ -99,16 +99,10 @@ class RewardModel:
     def __call__(
         self, questions: jax.Array, question_mask: jax.Array, tokens: jax.Array, answer: jax.Array
     ) -> jax.Array:
-        """Scores answers.
+        """Scores answers, `[B]` float32, from the arguments of a `Likelihood`.
 
-        Args:
-          questions: `[N, Q]` int32, chats up to where the answer begins, in the model's form.
-          question_mask: `[N, Q]` bool.
-          tokens: `[B, T]` int32 completions, B = N·G, of the model's vocabulary.
-          answer: `[B, T]` bool, the tokens of the answer.
-
-        Returns:
-          `[B]` float32.
+        The questions are chats up to where the answer begins, in this model's form, and the
+        completions are of its vocabulary.
         """
         chex.assert_rank([questions, tokens], 2)
         chex.assert_equal_shape([questions, question_mask])

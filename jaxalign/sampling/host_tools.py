@@ -82,21 +82,12 @@ def sample_with_host_tool(
 
     With a function that looks up `rules` it returns what `sample` does with `consultation(rules)`.
 
-    Args:
-      model: the decoder.
-      params: its parameters.
-      prompts: `[N, P]` int32.
-      prompt_mask: `[N, P]` bool.
-      key: as for `sample`.
+    Args, besides those of `sample`:
       tool: what rows may call.
       tokenizer: a fast Hugging Face tokenizer. Answers are encoded as plain text.
-      samples_per_prompt: G.
       max_new_tokens: T, answers included. An answer that passes it is cut off there, and the row is
         marked `cut`; a call that leaves no room at all is not made.
       rest: `method`, `stop` and `prefix`, as for `sample`.
-
-    Returns:
-      the completions.
 
     Raises:
       ValueError: the tokenizer cannot spell English.

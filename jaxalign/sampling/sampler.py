@@ -24,10 +24,7 @@ class SamplingState:
       step: scalar int32, tokens written so far.
       current: `[B]` int32, the next input token.
       done: `[B]` bool, rows that met a stop token or wait for a tool on the host.
-      tokens: `[B, T]` int32.
-      mask: `[B, T]` bool.
-      present: `[B, T]` bool.
-      logps: `[B, T]` float32.
+      written: `tokens`, `mask`, `present` and `logps` of the `Rollout`, `[B, T]`.
       turns: with a tool, where the rows stand with it.
       cache: the completions' own, as the decoder has it.
     """
@@ -35,10 +32,7 @@ class SamplingState:
     step: jax.Array
     current: jax.Array
     done: jax.Array
-    tokens: jax.Array
-    mask: jax.Array
-    present: jax.Array
-    logps: jax.Array
+    written: dict[str, jax.Array]
     turns: Turns | None
     cache: Any
 
@@ -127,9 +121,18 @@ def _sample(
     context = model.prefill(params, prompts, prompt_mask, prefix)
     cache = model.start(params, context, samples_per_prompt, max_new_tokens)
     last = jnp.take_along_axis(prompts, last_place(prompt_mask)[:, None], axis=1)[:, 0]
-    state = _initial_state(jnp.repeat(last, samples_per_prompt), max_new_tokens, tool, cache)
+    batch = prompts.shape[0] * samples_per_prompt
+    dtypes = {"tokens": jnp.int32, "mask": bool, "present": bool, "logps": jnp.float32}
+    state = SamplingState(
+        step=jnp.zeros((), jnp.int32),
+        current=jnp.repeat(last, samples_per_prompt),
+        done=jnp.zeros((batch,), bool),
+        written={name: jnp.zeros((batch, max_new_tokens), x) for name, x in dtypes.items()},
+        turns=None if tool is None else Turns.start(tool, batch),
+        cache=cache,
+    )
     stop_ids = jnp.asarray(stop, jnp.int32)
-    rows = jnp.arange(state.current.shape[0]) if rows is None else rows
+    rows = jnp.arange(batch) if rows is None else rows
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
     def unfinished(state: SamplingState) -> jax.Array:
@@ -151,48 +154,27 @@ def _sample(
             done = done | turns.waiting(tool)
         chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
         logp = chosen - jax.nn.logsumexp(scaled, axis=-1)
+        columns = {
+            "tokens": jnp.where(alive, token, 0),
+            "mask": drawn,
+            "present": alive,
+            "logps": jnp.where(drawn, logp, 0.0),
+        }
         put = lambda x, column: jax.lax.dynamic_update_slice(  # noqa: E731
             x, column[:, None].astype(x.dtype), (0, step)
         )
-        return SamplingState(
-            step=step + 1,
-            current=token,
-            done=done,
-            tokens=put(state.tokens, jnp.where(alive, token, 0)),
-            mask=put(state.mask, drawn),
-            present=put(state.present, alive),
-            logps=put(state.logps, jnp.where(drawn, logp, 0.0)),
-            turns=turns,
-            cache=cache,
-        )
+        written = jax.tree.map(put, state.written, columns)
+        return SamplingState(step + 1, token, done, written, turns, cache)
 
     state = jax.lax.while_loop(unfinished, decode, state)
     turns = state.turns
     no = jnp.zeros(state.done.shape, bool)
     waiting = no if tool is None or turns is None else turns.waiting(tool)
     return Rollout(
-        tokens=state.tokens,
-        mask=state.mask,
-        present=state.present,
-        logps=state.logps,
+        **state.written,
         mode=(no if turns is None else turns.calls > 0).astype(jnp.int32),
         finished=state.done & ~waiting,
         cut=no if turns is None else turns.answer >= 0,
         prompt_of_row=jnp.repeat(jnp.arange(prompts.shape[0]), samples_per_prompt),
         temperature=method.temperature,
-    )
-
-
-def _initial_state(first: jax.Array, length: int, tool: Tool | None, cache: Any) -> SamplingState:
-    batch = first.shape[0]
-    return SamplingState(
-        step=jnp.zeros((), jnp.int32),
-        current=first,
-        done=jnp.zeros((batch,), bool),
-        tokens=jnp.zeros((batch, length), jnp.int32),
-        mask=jnp.zeros((batch, length), bool),
-        present=jnp.zeros((batch, length), bool),
-        logps=jnp.zeros((batch, length), jnp.float32),
-        turns=None if tool is None else Turns.start(tool, batch),
-        cache=cache,
     )
