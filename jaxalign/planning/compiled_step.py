@@ -192,20 +192,17 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
 def _placed(tree: Any, model: Transformer) -> Any:
     """Shapes with places: what is shaped and named like a parameter lies where it does."""
     assert model.mesh is not None
-    places = {
-        path: (leaf.shape, leaf.sharding)
-        for path, leaf in traverse_util.flatten_dict(
-            abstract_params(model.config, model.mesh), sep="/"
-        ).items()
-    }
+    params = traverse_util.flatten_dict(abstract_params(model.config, model.mesh), sep="/")
     everywhere = NamedSharding(model.mesh, PartitionSpec())
 
     def place(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
         names = "/" + "/".join(str(getattr(entry, "key", "")) for entry in path)
-        sharding = everywhere
-        for name, (shape, its) in places.items():
-            if names.endswith(f"/{name}") and shape == leaf.shape:
-                sharding = its
+        like = [
+            param.sharding
+            for name, param in params.items()
+            if names.endswith(f"/{name}") and param.shape == leaf.shape
+        ]
+        sharding = like[-1] if like else everywhere
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, tree)
@@ -219,9 +216,8 @@ def _rows_split(batch: Batch, mesh: Mesh) -> Batch:
             leaf.shape, leaf.dtype, sharding=batch_sharding(leaf.shape, mesh)
         )
 
-    rows = (batch.prompts, batch.kind, batch.facts)
-    prompts, kind, facts = jax.tree.map(place, rows)
-    return dataclasses.replace(batch, prompts=prompts, kind=kind, facts=facts)
+    rows = {"prompts": batch.prompts, "kind": batch.kind, "facts": batch.facts}
+    return dataclasses.replace(batch, **jax.tree.map(place, rows))
 
 
 def _bytes(tree: Any, *, of_model: bool = False) -> int:
@@ -287,8 +283,10 @@ def _temporary_bytes(analysis: Any, arguments_and_outputs: int) -> int:
 
 def _excess(message: str) -> str:
     """Of the compiler's message: how much is needed and how much there is."""
-    wanted = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
-    if wanted:
-        return f"{wanted[1]} of {wanted[2]} GiB"
-    wanted = re.search(r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
-    return f"{wanted[1]} of {wanted[2]} GiB" if wanted else message.splitlines()[0]
+    for form in (
+        r"Used ([\d.]+)G of ([\d.]+)G hbm",
+        r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)",
+    ):
+        if wanted := re.search(form, message):
+            return f"{wanted[1]} of {wanted[2]} GiB"
+    return message.splitlines()[0]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from jaxalign.text.matcher import Matcher, Reader, Tokenizer
-from jaxalign.text.regex import MAX_STATES, pattern_dfa, phrases_dfa
+from jaxalign.text.regex import MAX_STATES, pattern_dfa, phrases_pattern
 from jaxalign.text.utf8 import ByteDfa, byte_dfa
 
 
@@ -80,7 +80,7 @@ def compile_phrases(phrases: Iterable[str], *, ignore_case: bool = False) -> Aut
     """
     if isinstance(phrases, str):
         raise ValueError(f"phrases must be several strings; write [{phrases!r}] for one")
-    return _minimal(byte_dfa(phrases_dfa(phrases, ignore_case=ignore_case)))
+    return compile_pattern(phrases_pattern(phrases, ignore_case=ignore_case))
 
 
 def compile_pattern(regex: str) -> Automaton:

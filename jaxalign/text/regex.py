@@ -84,26 +84,14 @@ def pattern_dfa(regex: str) -> CodePointDfa:
     try:
         return _determinise(nfa, _add_sequence(nfa, nfa.start, parsed))
     except _Refusal as refusal:
-        raise ValueError(f"cannot compile {regex!r}: {refusal}") from None
+        raise ValueError(f"cannot compile {regex!r:.200}: {refusal}") from None
 
 
-def phrases_dfa(phrases: Iterable[str], *, ignore_case: bool) -> CodePointDfa:
-    """The automaton of the texts in which at least one of the phrases occurs.
-
-    Raises:
-      ValueError: the phrases need more than `MAX_STATES` states.
-    """
-    nfa = _Nfa()
-    final = nfa.add_state()
-    try:
-        for phrase in phrases:
-            state = nfa.start
-            for character in phrase:
-                state = nfa.add_read(state, _literal(character, ignore_case))
-            nfa.jumps[state].append(("", final))
-        return _determinise(nfa, final)
-    except _Refusal as refusal:
-        raise ValueError(f"cannot compile the phrases: {refusal}") from None
+def phrases_pattern(phrases: Iterable[str], *, ignore_case: bool) -> str:
+    """The expression of the texts in which at least one of the phrases occurs."""
+    spell = _any_case if ignore_case else re.escape
+    alternatives = ["".join(map(spell, phrase)) for phrase in phrases]
+    return "|".join(alternatives) if alternatives else r"[^\s\S]"
 
 
 class _Refusal(Exception):
@@ -196,10 +184,11 @@ def _members(name: str, argument: Any) -> CodePoints:
     return _complement(union) if items[0][0] == "NEGATE" else union
 
 
-def _literal(character: str, ignore_case: bool) -> CodePoints:
-    if ignore_case:
-        return _found_by(re.escape(character), re.IGNORECASE)
-    return ((ord(character), ord(character)),)
+def _any_case(character: str) -> str:
+    """The class of the characters that `re.IGNORECASE` takes for one."""
+    points = _found_by(re.escape(character), re.IGNORECASE)
+    ranges = (f"{re.escape(chr(low))}-{re.escape(chr(high))}" for low, high in points)
+    return f"[{''.join(ranges)}]"
 
 
 @functools.cache
