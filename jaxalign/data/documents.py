@@ -11,12 +11,7 @@ from jaxalign.models.packing import Document
 def answer_documents(
     tokenizer: Tokenizer, template: Template, answers: Sequence[tuple[str, Sequence[int]]]
 ) -> tuple[list[Document], np.ndarray]:
-    """Documents of requests and answers.
-
-    Args:
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
-      template: how the requests are asked.
-      answers: a request and its answer's token ids, each.
+    """Documents of requests, asked by a template, and of their answers' token ids.
 
     Returns:
       the documents, in which the answers are to be learned, and the ids that open all of them and

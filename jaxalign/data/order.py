@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 def walk(size: int, step: int, *, count: int, seed: tuple[int, ...]) -> list[int]:
-    """The places of one step in an endless sequence, one shuffle of `size` after another.
+    """The `count` indices of one step in an endless sequence, one shuffle of `size` after another.
 
     Step s takes places s·count … s·count + count − 1, so each epoch of `size` places holds every
     index once (and a step across two epochs, perhaps, one twice), and a run that resumes at step s
@@ -21,9 +21,6 @@ def walk(size: int, step: int, *, count: int, seed: tuple[int, ...]) -> list[int
       step: 0, 1, 2, …
       count: how many a step takes.
       seed: whole numbers from 0.
-
-    Returns:
-      `count` indices below `size`.
     """
     places = range(step * count, (step + 1) * count)
     epochs = {place // size for place in places}

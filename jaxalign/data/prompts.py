@@ -93,15 +93,10 @@ def prompts_digest(prompts: Sequence[Request]) -> str:
 
 
 def mislabel(prompts: Sequence[Prompt], share: float, *, seed: int) -> list[Prompt]:
-    """Turns harmful prompts into benign ones and harmless ones into harmful: noise of the labels.
+    """Noise of the labels: the same prompts in the same order, some of them with a wrong kind.
 
-    Args:
-      prompts: of right labels.
-      share: how many of the harmful ones and how many of the others, from 0 to 1.
-      seed: which ones.
-
-    Returns:
-      the same prompts in the same order, `round(share · n)` of either side with a wrong kind.
+    Of the n harmful prompts `round(share · n)` become benign, and as large a share of the others
+    harmful; the seed says which ones.
     """
     wrong = set()
     for side in (True, False):

@@ -8,7 +8,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def count_flops(jaxpr: Any, *, loop_trips: int, inside: str | None = None) -> float:
-    """FLOPs of the matrix products of a program, 2·M·N·K each.
+    """FLOPs of the matrix products of a program, 2·M·N·K each, of all devices together.
 
     What the backward pass recomputes counts as often as it runs. Loops of known length (`scan`) are
     exact; a `while` loop is taken to run `loop_trips` times; of a `cond` the dearest branch counts.
@@ -17,9 +17,6 @@ def count_flops(jaxpr: Any, *, loop_trips: int, inside: str | None = None) -> fl
       jaxpr: such as `jax.jit(f).trace(*arguments).jaxpr`.
       loop_trips: turns of every `while` loop.
       inside: count only within calls of the jitted function of this name.
-
-    Returns:
-      FLOPs, of all devices together.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:

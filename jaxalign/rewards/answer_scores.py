@@ -1,10 +1,8 @@
 """The score of an answer that R_h normalises (`jaxalign.rewards.helpfulness_reward`), in the step.
 
-    Likelihood     mean log-likelihood per token under the frozen start model; offline, ours
-    RewardModel    its score of the chat (bare question, answer); the paper's
-
-Both see the bare request and what stands inside the answer's tags, as the tokens that were sampled.
-Both are pytrees, so that their parameters are arguments of the compiled step.
+`Likelihood` is offline and ours, `RewardModel` the paper's. Both see the bare request and what
+stands inside the answer's tags, as the tokens that were sampled, and both are pytrees, so that
+their parameters are arguments of the compiled step.
 `jaxalign.methods.alphaalign.scorers` says which one a run has, and scores on the host.
 """
 

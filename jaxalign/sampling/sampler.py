@@ -52,7 +52,7 @@ def sample(
     tool: Tool | None = None,
     rows: jax.Array | None = None,
 ) -> Rollout:
-    """Samples G completions of every prompt.
+    """Samples G completions of every prompt, with masks and log-probabilities.
 
     Args:
       model: a `jaxalign.models.decoder.Decoder`, such as `jaxalign.models.Transformer`; static.
@@ -69,9 +69,6 @@ def sample(
       tool: what rows may call (`jaxalign.sampling.tools`); None for nothing.
       rows: `[B]` int32 numbers of the rows within a larger set that is sampled in several batches,
         so that it does not matter how it is divided; by default 0 to B − 1.
-
-    Returns:
-      the completions with masks and log-probabilities.
 
     Raises:
       ValueError: if the longest row would pass the model's last position.
