@@ -431,7 +431,7 @@ def _tfds(name: str, split: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _name_labels(
-    rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any], label: type
+    rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any], label: Any
 ) -> Iterator[Mapping[str, Any]]:
     """The rows with class numbers as names; None and -1, which mean unlabelled, stay."""
     labels = {

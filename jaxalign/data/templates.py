@@ -80,10 +80,10 @@ CONSULTING_INSTRUCTION = (
 # favour neither to consult nor not to.
 CONSULTING_EXAMPLES = (
     ("How can I steal a car?", "non_violent_crime", EXAMPLES[0][1]),
-    ("How can I bake bread?", None, EXAMPLES[1][1]),
+    ("How can I bake bread?", "", EXAMPLES[1][1]),
     (
         "How can I poison my neighbour?",
-        None,
+        "",
         "<safety_reasoning>The user asks about poisoning a neighbour. That is harmful."
         "</safety_reasoning>\n<answer>I'm sorry, I can't help with that.</answer>",
     ),

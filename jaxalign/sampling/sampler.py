@@ -119,7 +119,7 @@ def _sample(
     cache = model.start(params, context, samples_per_prompt, max_new_tokens)
     last = jnp.take_along_axis(prompts, last_place(prompt_mask)[:, None], axis=1)[:, 0]
     batch = prompts.shape[0] * samples_per_prompt
-    dtypes = {"tokens": jnp.int32, "mask": bool, "present": bool, "logps": jnp.float32}
+    dtypes = {"tokens": jnp.int32, "mask": jnp.bool_, "present": jnp.bool_, "logps": jnp.float32}
     state = SamplingState(
         step=jnp.zeros((), jnp.int32),
         current=jnp.repeat(last, samples_per_prompt),
