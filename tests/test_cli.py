@@ -15,8 +15,8 @@ import pytest
 
 from jaxalign import cli
 from jaxalign.cli import main
-from jaxalign.commands.asking import Asking
 from jaxalign.commands.common import load_model
+from jaxalign.commands.wording import Wording
 from jaxalign.data.suites import SUITES
 from jaxalign.models import load_pretrained
 
@@ -93,7 +93,7 @@ def test_eval_only_judges_where_all_is_answered(
     command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
     assert main(command) == 0
     answers = (out / "answers" / "prompts.jsonl").read_bytes()
-    monkeypatch.setattr("jaxalign.answers.generation.sample", lambda *args, **rest: 1 / 0)
+    monkeypatch.setattr("jaxalign.answers.asking.sample", lambda *args, **rest: 1 / 0)
     assert main([*command, "--judge", "first-sentence"]) == 0
     assert (out / "answers" / "prompts.jsonl").read_bytes() == answers
     rates = json.loads((out / "results.json").read_text())["rates"]
@@ -116,7 +116,7 @@ def test_eval_goes_on_after_an_interrupt(
     out = tmp_path / "evaluation"
     command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out), *FAST]
     with monkeypatch.context() as patch:
-        patch.setattr("jaxalign.answers.generation.decode", interrupt)
+        patch.setattr("jaxalign.answers.asking.decode", interrupt)
         assert main(command) == 130
     assert capsys.readouterr().err.splitlines() == [
         f"jaxalign: {out} keeps what is done; the same command goes on from there",
@@ -328,7 +328,7 @@ def test_generate_says_how_to_go_on_after_an_interrupt(
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxalign.answers.generation.decode", interrupt)
+    monkeypatch.setattr("jaxalign.answers.asking.decode", interrupt)
     out = tmp_path / "answers.jsonl"
     command = ["generate", "--model", model_folder, "--prompts", prompts_file, "--out", str(out)]
     assert main([*command, *FAST]) == 130
@@ -362,11 +362,11 @@ def test_cadas_templates_put_the_users_code_and_cases_before_the_request(tmp_pat
     cases.write_text(f"version: 1\ncases: {{privacy: [{both}]}}\n")
 
     def instruction(template: str, **files: Path) -> str:
-        asked, tool = Asking(template, code=code, **files).messages()
+        asked, tool = Wording(template, code=code, **files).messages()
         assert tool is None
         return asked("Where is he?")[0]["content"]
 
-    plain = Asking().messages()[0]("Where is he?")[0]["content"]
+    plain = Wording().messages()[0]("Where is he?")[0]["content"]
     assert instruction("short-code") == f"{plain}\n\nSafety code: Do no harm."
     assert instruction("detailed-code").endswith("Safety code:\nprivacy.1: Find nobody.")
     with_cases = instruction("cases", cases=cases)
@@ -379,9 +379,9 @@ def test_auto_says_which_dtype_it_took(
 ) -> None:
     reason = "bfloat16: 8.1 times faster than float32 in a probe"
     monkeypatch.setattr("jaxalign.models.precision.fastest_dtype", lambda: (jnp.bfloat16, reason))
-    assert load_model(model_folder, "auto")[0].dtype == jnp.bfloat16
+    assert load_model(model_folder, "auto").model.dtype == jnp.bfloat16
     assert capsys.readouterr().err == f"jaxalign: {reason}\n"
-    assert load_model(model_folder, "float32")[0].dtype == jnp.float32
+    assert load_model(model_folder, "float32").model.dtype == jnp.float32
     assert capsys.readouterr().err == ""
 
 

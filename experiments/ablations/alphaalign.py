@@ -26,8 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from experiments.ablations.alphaalign_tables import report
 from experiments.ablations.command import refuse, run_command, run_once
 from experiments.ablations.comparison import keep_shared, load_suites, resolve_dtype
@@ -35,6 +33,7 @@ from experiments.alphaalign import PRESETS as REINFORCING
 from experiments.alphaalign import main as alphaalign
 from experiments.direct_refusal import PRESETS as TUNING
 from experiments.direct_refusal import main as direct_refusal
+from jaxalign.answers import Asking, LanguageModel
 from jaxalign.answers.completing import prompt_lengths
 from jaxalign.answers.generation import opening_ids
 from jaxalign.data import Prompt
@@ -47,7 +46,6 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import write_json
 from jaxalign.host.progress import progress_bar
-from jaxalign.models import load_pretrained
 from jaxalign.runs.settings import parse
 from jaxalign.utility.word_problems import WordProblem, load_word_problems, solve
 
@@ -281,22 +279,23 @@ def measure(settings: Settings, point: Point, measures: Measures) -> dict[str, A
     folder = settings.out / point.name
     name = settings.model if point.arm in UNTRAINED else str(folder / "model")
     template = template_of(point.arm)
-    model, params, tokenizer = load_pretrained(name, dtype=jnp.dtype(settings.dtype))
+    lm = LanguageModel.load(name, settings.dtype)
     evaluations: dict[str, Any] = {}
     results: dict[str, Any] = {"hardware": hardware()}
 
     def ask(suite: str, prompts: Sequence[Prompt], openings: dict[str, list[int]]) -> None:
         line = bar.add_task(suite, total=len(prompts))
-        width = max(prompt_lengths(tokenizer, template, prompts)) + max(settings.prefill, default=0)
+        width = max(prompt_lengths(lm.tokenizer, template, prompts))
+        width += max(settings.prefill, default=0)
         evaluation = evaluate(
-            model,
-            params,
-            tokenizer,
+            lm,
             prompts,
-            template=template,
-            max_prompt_tokens=64 * math.ceil(width / 64),  # few widths, few compilations
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
+            Asking(
+                template,
+                max_prompt_tokens=64 * math.ceil(width / 64),  # few widths, few compilations
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
+            ),
             openings=openings,
             progress=lambda done, total: bar.update(line, completed=done),
         )
@@ -309,17 +308,14 @@ def measure(settings: Settings, point: Point, measures: Measures) -> dict[str, A
             ask(suite, prompts, {})
         attacked = [p for p in measures.suites.get(settings.prefill_suite, ()) if p.is_harmful]
         for count in settings.prefill:
-            openings = {p.id: opening_ids(tokenizer, harmful_opening(p), count) for p in attacked}
-            ask(f"prefill-{count}", attacked, openings)
+            forced = {p.id: opening_ids(lm.tokenizer, harmful_opening(p), count) for p in attacked}
+            ask(f"prefill-{count}", attacked, forced)
         if measures.problems:
             line = bar.add_task("word problems", total=len(measures.problems))
             results["solved"] = solve(
-                model,
-                params,
-                tokenizer,
+                lm,
                 measures.problems,
-                template=template,
-                batch_size=settings.batch_size,
+                Asking(template, max_new_tokens=192, batch_size=settings.batch_size),
                 progress=lambda done, total: bar.update(line, completed=done),
             )
             results["problems"] = len(measures.problems)
@@ -327,7 +323,7 @@ def measure(settings: Settings, point: Point, measures: Measures) -> dict[str, A
     rows = [row for suite in measures.suites for row in evaluations[suite]["rows"]]
     for share_of in ("well_formed", "finished"):
         results[share_of] = sum(row[share_of] for row in rows) / len(rows)
-    lengths = [len(tokenizer(row["completion"]).input_ids) for row in rows]
+    lengths = [len(lm.tokenizer(row["completion"]).input_ids) for row in rows]
     results["tokens"] = sum(lengths) / len(lengths)
     results["distinct"] = len({row["completion"] for row in rows}) / len(rows)
     return results

@@ -26,8 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from experiments.ablations.command import refuse, run_command, run_once
 from experiments.ablations.comparison import keep_shared, load_suites, resolve_dtype
 from experiments.ablations.trade_off import (
@@ -43,6 +41,7 @@ from experiments.ablations.trade_off import (
     refused_at_once,
 )
 from experiments.cada import main as cada
+from jaxalign.answers import Asking, LanguageModel
 from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data import Prompt, context_text, load_all
 from jaxalign.data.casebook import ContextName
@@ -59,7 +58,6 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.progress import progress_bar
-from jaxalign.models import load_pretrained
 from jaxalign.utility.perplexity import ReferenceAnswers, perplexity, reference_answers
 from jaxalign.utility.word_problems import WordProblem, load_word_problems, solve
 
@@ -309,15 +307,13 @@ def nothing_kept(folder: Path) -> bool:
 
 def start_answers(settings: Settings, measures: Measures) -> ReferenceAnswers:
     """What the start model says to the harmless requests."""
-    model, params, tokenizer = load_pretrained(settings.model, dtype=jnp.dtype(settings.dtype))
+    lm = LanguageModel.load(settings.model, settings.dtype)
     with progress_bar() as bar:
         line = bar.add_task("start model's answers", total=len(measures.requests))
         return reference_answers(
-            model,
-            params,
-            tokenizer,
+            lm,
             measures.requests,
-            batch_size=settings.batch_size,
+            Asking(max_new_tokens=96, batch_size=settings.batch_size),
             progress=lambda done, total: bar.update(line, completed=done),
         )
 
@@ -337,23 +333,23 @@ def measure(
     folder = folder_of(settings, arm, rate)
     name = settings.model if rate is None else str(folder / "model")
     asked, template = template_of(settings, arm)
-    model, params, tokenizer = load_pretrained(name, dtype=jnp.dtype(settings.dtype))
+    lm = LanguageModel.load(name, settings.dtype)
     asked_of_all = [prompt for prompts in measures.suites.values() for prompt in prompts]
-    width = max(prompt_lengths(tokenizer, template, asked_of_all))  # of all, to compile once
+    width = max(prompt_lengths(lm.tokenizer, template, asked_of_all))  # of all, to compile once
     results: dict[str, Any] = {"asked": asked, "suites": {}}
     evaluations: dict[str, Any] = {}
     with progress_bar() as bar:
         for suite, prompts in measures.suites.items():
             line = bar.add_task(suite, total=len(prompts))
             evaluation = evaluate(
-                model,
-                params,
-                tokenizer,
+                lm,
                 prompts,
-                template=template,
-                max_prompt_tokens=width,
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.batch_size,
+                Asking(
+                    template,
+                    max_prompt_tokens=width,
+                    max_new_tokens=settings.max_new_tokens,
+                    batch_size=settings.batch_size,
+                ),
                 progress=lambda done, total, line=line: bar.update(line, completed=done),
             )
             evaluations[suite] = evaluation.to_json()
@@ -364,17 +360,14 @@ def measure(
         if measures.problems:
             line = bar.add_task("word problems", total=len(measures.problems))
             share = solve(
-                model,
-                params,
-                tokenizer,
+                lm,
                 measures.problems,
-                template=template,
-                batch_size=settings.batch_size,
+                Asking(template, max_new_tokens=192, batch_size=settings.batch_size),
                 progress=lambda done, total: bar.update(line, completed=done),
             )
             results["solved"] = f"{round(share * len(measures.problems))}/{len(measures.problems)}"
     if arm == "none" or rate is not None:
-        results["perplexity"] = perplexity(model, params, answers)
+        results["perplexity"] = perplexity(lm.model, lm.params, answers)
     write_json(folder / "evaluations.json", evaluations)
     rows = [row for evaluation in evaluations.values() for row in evaluation["rows"]]
     for share_of in ("well_formed", "finished"):

@@ -18,6 +18,7 @@ from typing import Any
 
 import tyro
 
+from jaxalign.answers import Asking, LanguageModel
 from jaxalign.answers.generation import Generation, generate
 from jaxalign.data import Request, load_prompts
 from jaxalign.data.sources import read_json_lines
@@ -26,7 +27,6 @@ from jaxalign.evaluation.attacks import TEMPLATES, Attack, make_attack
 from jaxalign.evaluation.probes import key_words, overhead, reasoning_cost, safety_at_k
 from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import wilson_interval
-from jaxalign.models import load_pretrained
 from jaxalign.reports.plots import plot_key_words, plot_safety_at_k
 from jaxalign.rewards import answer_span
 from jaxalign.rewards.refusals import REFUSAL_PATTERN
@@ -69,7 +69,7 @@ class Asker:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.loaded = load_pretrained(settings.model)
+        self.lm = LanguageModel.load(settings.model, "bfloat16")
 
     def answers(
         self,
@@ -85,15 +85,17 @@ class Asker:
         """The rows of NAME.jsonl, made now or before."""
         path = self.settings.out / f"{name}.jsonl"
         made = generate(
-            *self.loaded,
+            self.lm,
             requests,
             path,
-            template=template,
-            method=method,
-            samples=samples,
-            max_prompt_tokens=256,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch_size=self.settings.batch_size,
+            Asking(
+                template,
+                method=method,
+                samples=samples,
+                max_prompt_tokens=256,
+                max_new_tokens=self.settings.max_new_tokens,
+                batch_size=self.settings.batch_size,
+            ),
             openings=openings if openings and any(openings) else None,
             opening_tokens=attack.opening_tokens if attack else None,
             facts={"model": self.settings.model},
@@ -138,7 +140,7 @@ def main(settings: Settings) -> None:
 
     rows, _ = asker.answers("all.samples", prompts, **drawn)
     words = {
-        kind: key_words([row for row in rows if row["kind"] == kind], asker.loaded[2])
+        kind: key_words([row for row in rows if row["kind"] == kind], asker.lm.tokenizer)
         for kind in kinds
     }
     plot_key_words(words, settings.out / "key_words.png")
@@ -151,7 +153,7 @@ def main(settings: Settings) -> None:
         )
 
     print("\n| kind | answers | tokens | reasoning | answer | tags |\n|---|---|---|---|---|---|")
-    for kind, cost in reasoning_cost(rows, asker.loaded[2]).items():
+    for kind, cost in reasoning_cost(rows, asker.lm.tokenizer).items():
         means = (cost.total, cost.reasoning, cost.answer, cost.format)
         print(f"| {kind} | {cost.answers} | {' | '.join(f'{x:.1f}' for x in means)} |")
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxalign.answers import Asking, LanguageModel
 from jaxalign.answers.completing import stop_tokens
 from jaxalign.answers.generation import generate
 from jaxalign.data import load_requests
@@ -82,15 +83,14 @@ def main(settings: Settings) -> None:
     def with_jaxalign() -> int:
         with tempfile.TemporaryDirectory() as folder:
             made = generate(
-                model,
-                params,
-                tokenizer,
+                LanguageModel(model, params, tokenizer),
                 requests,
                 Path(folder) / "answers.jsonl",
-                template=template,
-                max_prompt_tokens=max(map(len, tails)),
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.batch_size,
+                Asking(
+                    template,
+                    max_new_tokens=settings.max_new_tokens,
+                    batch_size=settings.batch_size,
+                ),
                 facts={},
             )
         return made.tokens

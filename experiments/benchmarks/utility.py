@@ -19,6 +19,7 @@ import tyro
 import yaml
 from lm_eval.tasks import TaskManager
 
+from jaxalign.answers import LanguageModel
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained
 from jaxalign.utility.lm_eval_adapter import JaxalignLM
@@ -102,7 +103,7 @@ def main(settings: Settings) -> None:
         manager = TaskManager(include_path=name, include_defaults=False)
         found = {}
         for label, lm in (
-            ("jaxalign", JaxalignLM(model, params, tokenizer, batch_size=size)),
+            ("jaxalign", JaxalignLM(LanguageModel(model, params, tokenizer), batch_size=size)),
             (
                 "transformers",
                 HFLM(

@@ -1,27 +1,22 @@
-"""Asking requests in batches of one shape, and what an answer's tokens spell."""
+"""What all that asks a model has in common: sizes, batches of one shape, what tokens spell."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.prompts import Prompt
-from jaxalign.data.templates import Template, Tokenizer, encode_prompts, encode_requests, pad
+from jaxalign.data.templates import Template, Tokenizer, encode_requests
 from jaxalign.host.errors import InputError
-from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params, Rollout
-from jaxalign.sampling import Method, Tool, sample
 
 T = TypeVar("T")
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuses one below 1 by its name."""
+def check_sizes(**sizes: int | None) -> None:
+    """Refuses one below 1 by its name; None is no size."""
     for name, size in sizes.items():
-        if size < 1:
+        if size is not None and size < 1:
             raise InputError(f"{name} is {size}; it must be at least 1")
 
 
@@ -33,77 +28,24 @@ def prompt_lengths(
     return [len(tail) for tail in encode_requests(tokenizer, template, texts)[1]]
 
 
+def short_enough(rows: Sequence[Sequence[int]], limit: int | None) -> tuple[list[int], list[int]]:
+    """The numbers of the prompts that take at most so many tokens (None: any), and of the others.
+
+    Raises:
+      InputError: every prompt is longer.
+    """
+    kept = [index for index, row in enumerate(rows) if limit is None or len(row) <= limit]
+    if not kept:
+        raise InputError(
+            f"every prompt takes more than {limit} tokens (the shortest {min(map(len, rows))}); "
+            "raise max_prompt_tokens"
+        )
+    return kept, sorted(set(range(len(rows))) - set(kept))
+
+
 def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end an answer: the model's end token and the tokenizer's, mostly the same."""
     return tuple(sorted({model.config.eos_token_id, tokenizer.eos_token_id} - {None}))
-
-
-def complete(
-    model: Transformer,
-    params: Params,
-    tokenizer: Tokenizer,
-    requests: Sequence[str],
-    key: jax.Array,
-    *,
-    template: Template,
-    tool: Tool | None = None,
-    max_prompt_tokens: int,
-    max_new_tokens: int,
-    method: Method,
-    openings: Sequence[Sequence[int]] | None = None,
-    rows: jax.Array | None = None,
-) -> Rollout:
-    """Encodes N requests, all `max_prompt_tokens` wide, and samples one completion of each.
-
-    The model's end token and the tokenizer's (mostly the same) end a completion. `openings` are
-    token ids behind each request, with which its answer begins; they count as the prompt's. `rows`
-    are as for `sample`.
-
-    Raises:
-      InputError: a request is too long, or does not fit the model's context with its completion.
-    """
-    encoded = encode_prompts(
-        tokenizer, template, requests, max_tokens=max_prompt_tokens, width=max_prompt_tokens
-    )
-    ids, id_mask = encoded.tokens, encoded.mask
-    if openings is not None:
-        begun = [
-            [*row[there], *more] for row, there, more in zip(ids, id_mask, openings, strict=True)
-        ]
-        ids, id_mask = pad(begun, max_prompt_tokens)
-    shared, positions = len(encoded.prefix), model.config.max_positions
-    if shared + max_prompt_tokens + max_new_tokens > positions:
-        raise InputError(
-            f"{shared} tokens of the template, {max_prompt_tokens} of the prompt and "
-            f"{max_new_tokens} new ones exceed the model's {positions} positions; ask for fewer "
-            "new tokens, or for shorter prompts"
-        )
-    tokens, mask = to_devices((ids, id_mask), model.mesh, rows=True)
-    return sample(
-        model,
-        params,
-        tokens,
-        mask,
-        key,
-        samples_per_prompt=1,
-        max_new_tokens=max_new_tokens,
-        method=method,
-        stop=stop_tokens(model, tokenizer),
-        prefix=to_devices(encoded.prefix, model.mesh),
-        tool=tool,
-        rows=rows,
-    )
-
-
-def rows_of_prompts(prompts: Sequence[int], samples: int) -> jax.Array:
-    """The numbers `[B]` of the samples of some prompts within those of all, for `sample`'s noise.
-
-    Args:
-      prompts: numbers of the prompts.
-      samples: G of each.
-    """
-    first = np.asarray(prompts, np.int32)[:, None] * samples
-    return jnp.asarray((first + np.arange(samples, dtype=np.int32)).reshape(-1))
 
 
 def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:
@@ -116,3 +58,19 @@ def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:
 def fill(batch: Sequence[T], size: int) -> list[T]:
     """The batch and repeats of it up to `size`: the last one then has the shape of the others."""
     return [batch[index % len(batch)] for index in range(size)]
+
+
+def in_batches(order: Sequence[T], batch_size: int) -> list[Sequence[T]]:
+    """At most `batch_size` at a time."""
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def longest_first(numbers: Iterable[int], rows: Sequence[Sequence[int]]) -> list[int]:
+    """Numbers of rows by length: what takes most memory is seen early, a batch pads little."""
+    return sorted(numbers, key=lambda number: -len(rows[number]))
+
+
+def width_of(rows: Iterable[Sequence[int]], *, least: int, most: int | None = None) -> int:
+    """The next power of two that holds the rows, within bounds: few widths, few programs."""
+    width = max(least, 1 << (max(map(len, rows)) - 1).bit_length())
+    return width if most is None else min(most, width)

@@ -17,24 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answers.completing import check_sizes, fill
-from jaxalign.data.templates import Message, Tokenizer, encode_chat, pad
+from jaxalign.answers.asking import LanguageModel, Progress
+from jaxalign.answers.completing import check_sizes, fill, in_batches, longest_first, width_of
+from jaxalign.data.templates import Message, Tokenizer, encode_chat, encode_text, pad
 from jaxalign.host.errors import InputError
-from jaxalign.models import load_pretrained
-from jaxalign.models.completion import compute_params
 from jaxalign.models.heads import output_weight
-from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 
 LEAST_WIDTH = 64
 """Chats of a batch are padded to 64, 128, 256, … tokens, and as many of what all share are read
 once: few programs to compile."""
-
-Progress = Callable[[int, int], None]
-"""`(done, total)`: chats that are read."""
-
-_DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,35 +44,47 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A language model that answers questions.
+class Form:
+    """How a model is asked what it makes of an answer.
 
     Attributes:
-      decoder: the architecture.
-      params: its parameters in the compute dtype.
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      chat: makes messages of request and answer.
+      questions: at least one.
+      score: of the probabilities of each question's words, `[n, words]`, to `[n]` in [0, 1].
     """
 
-    decoder: Transformer
-    params: Params
-    tokenizer: Tokenizer
+    chat: Callable[[str, str], list[Message]]
+    questions: Sequence[Question]
+    score: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-def load_judge_model(name: str, dtype: str) -> Model:
-    """Loads a model (`load_pretrained`) to compute in a dtype: auto, bfloat16 or float32.
+def one_turn(prompt: str) -> Callable[[str, str], list[Message]]:
+    """Request and answer in the places of a prompt's two `{}`, which every chat template takes."""
+    return lambda request, answer: [{"role": "user", "content": prompt.format(request, answer)}]
 
-    Raises:
-      InputError: an unknown dtype, or a model that cannot be loaded.
+
+def form_scores(
+    lm: LanguageModel,
+    form: Form,
+    requests: Sequence[str],
+    answers: Sequence[str],
+    *,
+    batch_size: int,
+    progress: Progress = lambda done, total: None,
+) -> np.ndarray:
+    """A model's score of each answer to its request, `[n]` float32.
+
+    The arguments, and what is raised, are otherwise those of `first_word_probabilities`.
     """
-    if dtype not in ("auto", *_DTYPES):
-        raise InputError(f"dtype: unknown value {dtype!r}; use auto, {', '.join(_DTYPES)}")
-    chosen = fastest_dtype()[0] if dtype == "auto" else _DTYPES[dtype]
-    decoder, params, tokenizer = load_pretrained(name, dtype=chosen)
-    return Model(decoder, compute_params(params, chosen), tokenizer)
+    chats = [form.chat(*pair) for pair in zip(requests, answers, strict=True)]
+    found = first_word_probabilities(
+        lm, chats, form.questions, batch_size=batch_size, progress=progress
+    )
+    return form.score(found)
 
 
 def first_word_probabilities(
-    model: Model,
+    lm: LanguageModel,
     chats: Sequence[Sequence[Message]],
     questions: Sequence[Question],
     *,
@@ -96,7 +101,7 @@ def first_word_probabilities(
     several questions none sees the others. Ours.
 
     Args:
-      model: the model.
+      lm: the model.
       chats: n of them, at least one, ready for the assistant's reply.
       questions: at least one.
       batch_size: chats at a time.
@@ -110,35 +115,31 @@ def first_word_probabilities(
         model's context, a tokenizer without a chat template, or a batch size below 1.
     """
     check_sizes(batch_size=batch_size)
-    leads, words = zip(*(spell(model.tokenizer, question) for question in questions), strict=True)
-    rows = [sum(encode_chat(model.tokenizer, chat), start=[]) for chat in chats]
-    _check_positions(model, max(map(len, rows)), max(map(len, leads)))
+    leads, words = zip(*(spell(lm.tokenizer, question) for question in questions), strict=True)
+    rows = [sum(encode_chat(lm.tokenizer, chat), start=[]) for chat in chats]
+    _check_positions(lm.model, max(map(len, rows)), max(map(len, leads)))
     shared = _shared_length(rows)
     prefix = np.asarray(rows[0][:shared], np.int32)
     tails = [row[shared:] for row in rows]
     lead_tokens, _ = pad(leads, max(map(len, leads)) + 1)  # one more, whose prediction is read
     lengths = np.array([len(lead) for lead in leads], np.int32)
     word_tokens, known = pad(words, max(map(len, words)))
-    order = sorted(range(len(tails)), key=lambda index: -len(tails[index]))
     size = min(batch_size, 1 << (len(tails) - 1).bit_length())
     scores = np.zeros((len(tails), *word_tokens.shape), np.float32)
-    for first in range(0, len(order), size):
-        batch = order[first : first + size]
+    done = 0
+    for batch in in_batches(longest_first(range(len(tails)), tails), size):
         asked = [tails[index] for index in fill(batch, size)]
-        tokens, mask = pad(asked, _width(len(asked[0])))
+        tokens, mask = pad(asked, width_of(asked, least=LEAST_WIDTH))
         found = _word_logits(
-            model.decoder,
-            model.params,
-            prefix,
-            tokens,
-            mask,
-            lead_tokens,
-            lengths,
-            word_tokens,
+            lm.model, lm.params, prefix, tokens, mask, lead_tokens, lengths, word_tokens
         )
         scores[batch] = np.asarray(found)[: len(batch)]
-        progress(min(first + size, len(order)), len(order))
-    return [_softmax(scores[:, index, known[index]]) for index in range(len(questions))]
+        done += len(batch)
+        progress(done, len(tails))
+    scores = np.where(known, scores, -np.inf)
+    powers = np.exp(scores - scores.max(axis=2, keepdims=True))
+    shares = powers / powers.sum(axis=2, keepdims=True)
+    return [shares[:, index, there] for index, there in enumerate(known)]
 
 
 def spell(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[int]]:
@@ -147,12 +148,7 @@ def spell(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[int
     Raises:
       InputError: two words cannot be told apart by one token.
     """
-    spelled = [
-        tokenizer(
-            question.lead + word, add_special_tokens=False, split_special_tokens=True
-        ).input_ids
-        for word in question.words
-    ]
+    spelled = [encode_text(tokenizer, question.lead + word) for word in question.words]
     common = len(os.path.commonprefix(spelled))
     firsts = [tokens[common] for tokens in spelled if len(tokens) > common]
     if len(set(firsts)) < len(question.words):
@@ -163,8 +159,8 @@ def spell(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[int
     return spelled[0][:common], firsts
 
 
-def _check_positions(model: Model, longest: int, lead: int) -> None:
-    positions = model.decoder.config.max_positions
+def _check_positions(model: Transformer, longest: int, lead: int) -> None:
+    positions = model.config.max_positions
     if longest + lead > positions:
         raise InputError(
             f"the longest request and answer take {longest + lead} tokens with the judge's prompt, "
@@ -177,10 +173,6 @@ def _shared_length(rows: Sequence[list[int]]) -> int:
     common = len(os.path.commonprefix([min(rows), max(rows)]))
     common = min(common, min(map(len, rows)) - 1)
     return 0 if common < LEAST_WIDTH else 1 << (common.bit_length() - 1)
-
-
-def _width(longest: int) -> int:
-    return max(LEAST_WIDTH, 1 << (longest - 1).bit_length())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -222,8 +214,3 @@ def _word_logits(
     chosen = jnp.take_along_axis(hidden, last, axis=1)[:, 0].reshape(count, *lengths.shape, -1)
     weight = output_weight(params)[words].astype(chosen.dtype)
     return jnp.einsum("nqd,qkd->nqk", chosen, weight, preferred_element_type=jnp.float32)
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +16,7 @@ import tyro
 from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxalign.models.transformer import Transformer
-    from jaxalign.records import Params
+    from jaxalign.answers.asking import LanguageModel
 
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 # A plain string with the choices in the help: `load_model` answers a wrong one in one line.
@@ -38,25 +40,50 @@ def prepare_out(path: Path) -> None:
         raise InputError(f"--out: {path} cannot be written; give the path of a file")
 
 
-def load_model(name: str, dtype_name: str) -> tuple[Transformer, Params, Any]:
+def load_model(name: str, dtype_name: str) -> LanguageModel:
     """Loads a model to compute in a dtype; "auto" probes and says what it took."""
     import jax.numpy as jnp
 
-    from jaxalign.models import load_pretrained
-    from jaxalign.models.fused_attention import attention_path
-    from jaxalign.models.precision import fastest_dtype
+    from jaxalign.answers.asking import LanguageModel
+    from jaxalign.models.precision import named_dtype
 
-    dtypes = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-    if dtype_name not in ("auto", *dtypes):
-        raise InputError(f"--dtype: unknown value {dtype_name!r}; use auto, {', '.join(dtypes)}")
-    model, params, tokenizer = load_pretrained(name)
-    if dtype_name == "auto":
-        dtype, reason = fastest_dtype()
+    dtype, reason = named_dtype(dtype_name, flag="--dtype")
+    lm = LanguageModel.load(name, jnp.dtype(dtype).name)
+    if reason:
         note(reason)
-    else:
-        dtype = dtypes[dtype_name]
-    attention = attention_path(model.config, dtype)
-    return model.clone(dtype=dtype, attention=attention), params, tokenizer
+    return lm
+
+
+def check_draws(*, temperature: float, seed: int, samples: int) -> None:
+    """Refuses what cannot be drawn."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed is {seed}; use 0 to {2**31 - 1}")
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise InputError(f"--temperature is {temperature}; use 0 or more")
+    if samples > 1 and not temperature:
+        raise InputError(f"--samples {samples} would all be the same at --temperature 0; raise it")
+
+
+@contextlib.contextmanager
+def speed_bar() -> Iterator[Any]:
+    """A bar for `show(name, done, total, tokens)`: count, tokens per second, time left."""
+    from rich.markup import escape
+
+    from jaxalign.host.progress import progress_bar
+
+    with progress_bar(stderr=True) as bar:
+        task = bar.add_task("loading", total=None)
+        begun: dict[str, float] = {}
+
+        def show(name: str, done: int, total: int, tokens: int) -> None:
+            if name not in begun:
+                begun[name] = time.monotonic()
+                bar.reset(task)
+            speed = tokens / max(time.monotonic() - begun[name], 1e-9)
+            text = f"{name}, {speed:,.0f} tokens/s" if tokens else name
+            bar.update(task, completed=done, total=total, description=escape(text))
+
+        yield show
 
 
 def kept_dtype(dtype_name: str, answers: Sequence[Path]) -> str:

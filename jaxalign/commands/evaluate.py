@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
-import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxalign.commands.asking import Asking, tool_of
-from jaxalign.commands.common import DtypeName, kept_dtype, load_model, note, print_table
+from jaxalign.commands.common import (
+    DtypeName,
+    check_draws,
+    kept_dtype,
+    load_model,
+    note,
+    print_table,
+    speed_bar,
+)
+from jaxalign.commands.wording import Wording, tool_of
 from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
     from jaxalign.data.prompts import Prompt
     from jaxalign.evaluation.judges import Judge
-    from jaxalign.sampling import Method
 
 _Specs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC ...")]
 
@@ -85,11 +92,15 @@ class Eval:
     """Keep everything here: answers, verdicts, results.json, report.html, rates.png. The same
     command goes on after a run that was stopped, and only judges where all is answered. By default
     nothing is kept and the tables are printed."""
-    asking: Annotated[Asking, tyro.conf.arg(name="")] = Asking()
+    wording: Annotated[Wording, tyro.conf.arg(name="")] = Wording()
 
     def run(self) -> None:
         """Prints the tables and writes the folder."""
-        self._check()
+        if not self.suites:
+            raise InputError("--suites: name at least one, such as builtin:heldout")
+        if not self.judge:
+            raise InputError("--judge: name at least one, such as phrases")
+        check_draws(temperature=self.temperature, seed=self.seed, samples=self.samples)
         with contextlib.ExitStack() as stack:
             folder = self.out
             if folder is None:
@@ -101,31 +112,10 @@ class Eval:
                     note(f"{folder} keeps what is done; the same command goes on from there")
                 raise
 
-    def _check(self) -> None:
-        if not self.suites:
-            raise InputError("--suites: name at least one, such as builtin:heldout")
-        if not self.judge:
-            raise InputError("--judge: name at least one, such as phrases")
-        from jaxalign.answers.completing import check_sizes
-
-        check_sizes(
-            samples=self.samples,
-            max_prompt_tokens=self.max_prompt_tokens,
-            max_new_tokens=1 if self.max_new_tokens is None else self.max_new_tokens,
-            batch_size=self.batch_size,
-        )
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; use 0 to {2**31 - 1}")
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise InputError(f"--temperature is {self.temperature}; use 0 or more")
-        if self.samples > 1 and not self.temperature:
-            raise InputError(
-                f"--samples {self.samples} would all be the same at --temperature 0; raise it"
-            )
-
     def _measure(self, folder: Path) -> None:
-        template, book = self.asking.messages()
+        template, book = self.wording.messages()
         rules = None if book is None else dict(book.rules)
+        from jaxalign.answers.asking import Asking
         from jaxalign.evaluation.attacks import make_attack
         from jaxalign.evaluation.judges import make_judge
         from jaxalign.evaluation.measure import (
@@ -138,13 +128,27 @@ class Eval:
         from jaxalign.host.json_files import write_json
         from jaxalign.reports.evaluation_folder import prepare_folder
         from jaxalign.reports.evaluation_page import write_eval_report
+        from jaxalign.sampling import Greedy, Temperature
 
-        attacks = _distinct("--attack", [make_attack(spec) for spec in self._attacks()])
+        new_tokens = self.max_new_tokens
+        if new_tokens is None:
+            new_tokens = 64 if book is None else 160
+        asking = Asking(
+            template,
+            method=Temperature(self.temperature) if self.temperature else Greedy(),
+            samples=self.samples,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_new_tokens=new_tokens,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        # Prompts are always asked as they are, too: an attack means nothing without that.
+        specs = ["none", *(spec for spec in self.attack if spec != "none")]
+        attacks = _distinct("--attack", [make_attack(spec) for spec in specs])
         suites = self._suites()
         from jaxalign.host.hardware import hardware
-        from jaxalign.models.files.weights import weights_digest
 
-        with _bar() as progress:
+        with speed_bar() as progress:
 
             def make(spec: str) -> Judge:
                 show = functools.partial(progress, f"judging, {spec}", tokens=0)
@@ -153,39 +157,39 @@ class Eval:
             judges = _distinct("--judge", [make(spec) for spec in self.judge])
             prepare_folder(folder)
             dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
-            model, params, tokenizer = load_model(self.model, dtype)
-            new_tokens = self.max_new_tokens
-            if new_tokens is None:
-                new_tokens = 64 if book is None else 160
+            lm = load_model(self.model, dtype)
             start = time.monotonic()
             answered = answer_all(
-                model,
-                params,
-                tokenizer,
+                lm,
                 suites,
                 attacks,
+                dataclasses.replace(asking, tool=tool_of(book, lm.tokenizer)),
                 folder=folder,
-                template=template,
-                tool=tool_of(book, tokenizer),
-                method=self._method(),
-                samples=self.samples,
-                max_prompt_tokens=self.max_prompt_tokens,
-                max_new_tokens=new_tokens,
-                batch_size=self.batch_size,
-                seed=self.seed,
                 facts={"rules": rules},
                 progress=progress,
             )
             judged = judge_all(answered, judges, folder, consulting=book is not None)
-            judged |= probe_all(answered, tokenizer)
+            judged |= probe_all(answered, lm.tokenizer)
         results = {
             "model": self.model,
-            "weights": weights_digest(params),
+            "weights": lm.digest,
             "date": datetime.date.today().isoformat(),
             "hardware": hardware(),
             "seconds": round(time.monotonic() - start, 1),
-            "settings": self._settings(new_tokens, str(model.dtype.__name__))
-            | {"wording": wording_digest(template, rules)},
+            "settings": {
+                "suites": self.suites,
+                "judge": self.judge,
+                "attack": self.attack,
+                "template": self.wording.template,
+                "samples": self.samples,
+                "temperature": self.temperature,
+                "seed": self.seed,
+                "limit": self.limit,
+                "max_prompt_tokens": self.max_prompt_tokens,
+                "max_new_tokens": new_tokens,
+                "dtype": lm.dtype,
+                "wording": wording_digest(template, rules),
+            },
             **judged,
         }
         write_json(folder / RESULTS, results)
@@ -205,30 +209,6 @@ class Eval:
             found[name] = prompts
         return found
 
-    def _attacks(self) -> list[str]:
-        """Prompts are always asked as they are, too: an attack means nothing without that."""
-        return ["none", *(spec for spec in self.attack if spec != "none")]
-
-    def _method(self) -> Method:
-        from jaxalign.sampling import Greedy, Temperature
-
-        return Temperature(self.temperature) if self.temperature else Greedy()
-
-    def _settings(self, new_tokens: int, dtype: str) -> dict[str, Any]:
-        return {
-            "suites": list(self.suites),
-            "judge": list(self.judge),
-            "attack": list(self.attack),
-            "template": self.asking.template,
-            "samples": self.samples,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "limit": self.limit,
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "max_new_tokens": new_tokens,
-            "dtype": dtype,
-        }
-
 
 def _distinct(flag: str, made: list[Any]) -> list[Any]:
     """Judges or attacks, each with a name of its own: the tables tell them apart by it."""
@@ -237,28 +217,6 @@ def _distinct(flag: str, made: list[Any]) -> list[Any]:
         if names.count(name) > 1:
             raise InputError(f"{flag}: two are called {name}; give one of them")
     return made
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Any]:
-    """The progress of `answer_all` and of judges: name, count, tokens per second, time left."""
-    from rich.markup import escape
-
-    from jaxalign.host.progress import progress_bar
-
-    with progress_bar(stderr=True) as bar:
-        task = bar.add_task("loading", total=None)
-        begun: dict[str, float] = {}
-
-        def show(name: str, done: int, total: int, tokens: int) -> None:
-            if name not in begun:
-                begun[name] = time.monotonic()
-                bar.reset(task)
-            speed = tokens / max(time.monotonic() - begun[name], 1e-9)
-            text = f"{name}, {speed:,.0f} tokens/s" if tokens else name
-            bar.update(task, completed=done, total=total, description=escape(text))
-
-        yield show
 
 
 def _print_results(results: Mapping[str, Any]) -> None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxalign.commands.asking import Asking, tool_of
-from jaxalign.commands.common import DtypeName, File, kept_dtype, load_model, note, prepare_out
+from jaxalign.commands.common import (
+    DtypeName,
+    File,
+    check_draws,
+    kept_dtype,
+    load_model,
+    note,
+    prepare_out,
+    speed_bar,
+)
+from jaxalign.commands.wording import Wording, tool_of
 from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
+    from jaxalign.answers.asking import Asking
     from jaxalign.answers.generation import Generation
-    from jaxalign.sampling import Method
+    from jaxalign.data.templates import Template
+    from jaxalign.sampling import Method, Tool
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Generate:
     """Of the draw; the same seed gives the same reply."""
     dtype: DtypeName = "auto"
     """Of the computation; auto takes the faster one."""
-    asking: Annotated[Asking, tyro.conf.arg(name="")] = Asking()
+    wording: Annotated[Wording, tyro.conf.arg(name="")] = Wording()
     many: Annotated[Many, tyro.conf.arg(name="")] = Many()
 
     def run(self) -> None:
@@ -81,30 +91,42 @@ class Generate:
             raise InputError("give either --prompt TEXT or --prompts SPEC")
         if self.max_new_tokens < 1:
             raise InputError(f"--max-new-tokens is {self.max_new_tokens}; use 1 or more")
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise InputError(f"--temperature is {self.temperature}; use 0 or more")
+        check_draws(
+            temperature=self.temperature,
+            seed=self.seed,
+            samples=1 if self.prompts is None else self.many.samples,
+        )
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top-p is {self.top_p}; use a share above 0, at most 1")
         if self.top_p < 1 and not self.temperature:
             raise InputError("--top-p goes with a --temperature above 0; give one, such as 1")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; use 0 to {2**31 - 1}")
         if self.prompt is not None:
             self._print_one(self.prompt)
         elif self.prompts is not None:
             self._write_many(self.prompts)
 
-    def _method(self) -> Method:
+    def _asking(self, template: Template, tool: Tool | None) -> Asking:
+        from jaxalign.answers.asking import Asking
         from jaxalign.sampling import Greedy, Temperature, TopP
 
         if not self.temperature:
-            return Greedy()
-        if self.top_p < 1:
-            return TopP(self.top_p, self.temperature)
-        return Temperature(self.temperature)
+            method: Method = Greedy()
+        elif self.top_p < 1:
+            method = TopP(self.top_p, self.temperature)
+        else:
+            method = Temperature(self.temperature)
+        return Asking(
+            template,
+            tool,
+            method,
+            samples=self.many.samples,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.many.batch_size,
+            seed=self.seed,
+        )
 
     def _print_one(self, prompt: str) -> None:
-        template, book = self.asking.messages()
+        template, book = self.wording.messages()
         for field in dataclasses.fields(Many):
             if getattr(self.many, field.name) != field.default:
                 flag = f"--{field.name.replace('_', '-')}"
@@ -113,79 +135,37 @@ class Generate:
             raise InputError("--prompt is empty; write a request")
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError("--prompt is not valid Unicode; correct it")
-        model, params, tokenizer = load_model(self.model, self.dtype)
-        import jax
-
-        from jaxalign.answers.completing import complete, decode
-        from jaxalign.data.templates import encode_chat
+        lm = load_model(self.model, self.dtype)
+        from jaxalign.answers.asking import answers
         from jaxalign.reports.run_folder import printable
-        from jaxalign.sampling import Stage, stage_key
 
-        rollout = complete(
-            model,
-            params,
-            tokenizer,
-            [prompt],
-            stage_key(self.seed, Stage.ANSWERS),
-            template=template,
-            tool=tool_of(book, tokenizer),
-            max_prompt_tokens=len(encode_chat(tokenizer, template(prompt))[1]),
-            max_new_tokens=self.max_new_tokens,
-            method=self._method(),
-        )
-        rollout = jax.device_get(rollout)
-        print(printable(decode(tokenizer, rollout.tokens[0], rollout.present[0])))
-        if not rollout.finished[0]:
+        asking = self._asking(template, tool_of(book, lm.tokenizer))
+        (answer,) = answers(lm, [prompt], asking)
+        print(printable(lm.text(answer.written)))
+        if not answer.finished:
             note(f"cut off after {self.max_new_tokens} tokens; see --max-new-tokens")
 
     def _write_many(self, spec: str) -> None:
-        template, book = self.asking.messages()
+        template, book = self.wording.messages()
         out = self.many.out
         if out is None:
             raise InputError("--prompts needs a file for the answers; give --out NAME.jsonl")
-        if self.many.samples > 1 and not self.temperature:
-            raise InputError(
-                f"--samples {self.many.samples} would all be the same at --temperature 0; raise it"
-            )
         prepare_out(out)
         from jaxalign.data.sources import load_requests
 
         requests = load_requests(spec, text_field=self.many.text_field, limit=self.many.limit)
         from jaxalign.answers.batch_files import facts_path, part_path
 
-        model, params, tokenizer = load_model(
-            self.model, kept_dtype(self.dtype, [out, part_path(out)])
-        )
+        lm = load_model(self.model, kept_dtype(self.dtype, [out, part_path(out)]))
         from jaxalign.answers.generation import generate
-        from jaxalign.host.progress import progress_bar
 
-        start = time.monotonic()
+        asking = self._asking(template, tool_of(book, lm.tokenizer))
+        limited = dataclasses.replace(asking, max_prompt_tokens=self.many.max_prompt_tokens)
+        facts = {"model": self.model, "rules": book and dict(book.rules)}
         try:
-            with progress_bar(stderr=True) as bar:
-                task = bar.add_task("prompts", total=None)
-
-                def show(done: int, total: int, tokens: int) -> None:
-                    speed = tokens / (time.monotonic() - start)
-                    text = f"prompts, {speed:,.0f} tokens/s" if tokens else "prompts"
-                    bar.update(task, completed=done, total=total, description=text)
-
-                made = generate(
-                    model,
-                    params,
-                    tokenizer,
-                    requests,
-                    out,
-                    template=template,
-                    tool=tool_of(book, tokenizer),
-                    method=self._method(),
-                    samples=self.many.samples,
-                    max_prompt_tokens=self.many.max_prompt_tokens,
-                    max_new_tokens=self.max_new_tokens,
-                    batch_size=self.many.batch_size,
-                    seed=self.seed,
-                    facts={"model": self.model, "rules": book and dict(book.rules)},
-                    progress=show,
-                )
+            with speed_bar() as progress:
+                show = functools.partial(progress, "prompts")
+                made = generate(lm, requests, out, limited, facts=facts, progress=show)
         except KeyboardInterrupt:
             if part_path(out).exists():
                 note(f"{part_path(out)} keeps what is done; the same command goes on from there")

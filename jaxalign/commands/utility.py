@@ -56,13 +56,11 @@ class Utility:
         from jaxalign.host.progress import progress_bar
         from jaxalign.utility.tasks import evaluate_utility
 
-        model, params, tokenizer = load_model(self.model, self.dtype)
+        lm = load_model(self.model, self.dtype)
         with progress_bar(stderr=True) as bar:
             task = bar.add_task("requests", total=None)
             found = evaluate_utility(
-                model,
-                params,
-                tokenizer,
+                lm,
                 self.tasks,
                 task_folder=self.task_folder,
                 limit=self.limit,

@@ -1,40 +1,23 @@
 """Asks a model a set of prompts and measures what it refuses."""
 
 import dataclasses
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
-from jaxalign.answers.completing import (
-    check_sizes,
-    complete,
-    decode,
-    fill,
-    prompt_lengths,
-    rows_of_prompts,
-)
+from jaxalign.answers.asking import Asking, LanguageModel, Progress, answer_batches, in_order
+from jaxalign.answers.completing import short_enough
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.templates import Template, Tokenizer
+from jaxalign.data.templates import Tokenizer, encode_requests
+from jaxalign.evaluation.rates import distinct_answers, distinct_reasonings, rate
 from jaxalign.host.errors import InputError
-from jaxalign.host.processes import fetch
-from jaxalign.host.statistics import wilson_interval
-from jaxalign.models.completion import compute_params
-from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params
 from jaxalign.rewards import (
     CONSULTING_FORMAT_PATTERN,
     STRICT_FORMAT_PATTERN,
-    Verdict,
     Verifiers,
-    answer_span,
     safety_verifiers,
 )
-from jaxalign.sampling import Greedy, Method, Stage, Tool, stage_key
-
-_REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
+from jaxalign.sampling import Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,33 +79,29 @@ class Evaluation:
           - `intervals`: [low, high] of each of the rates above.
           - `by_category`: category -> {rate, low, high, n}, of harmful rows that refuse.
         """
-        refused = {
-            kind: [row.refused for row in self.rows if row.kind == kind]
-            for kind in KINDS
-            if any(row.kind == kind for row in self.rows)
-        }
-        outcomes = {f"{kind}_refused": values for kind, values in refused.items()}
+        kinds = {kind: [row for row in self.rows if row.kind == kind] for kind in KINDS}
+        kinds = {kind: rows for kind, rows in kinds.items() if rows}
+        outcomes = {f"{kind}_refused": [x.refused for x in rows] for kind, rows in kinds.items()}
         if any(row.consulted is not None for row in self.rows):
-            for kind in refused:
-                called = [bool(row.consulted) for row in self.rows if row.kind == kind]
-                outcomes[f"{kind}_consulted"] = called
+            for kind, rows in kinds.items():
+                outcomes[f"{kind}_consulted"] = [bool(row.consulted) for row in rows]
         outcomes["well_formed"] = [row.well_formed for row in self.rows]
         outcomes["finished"] = [row.finished for row in self.rows]
-        rates = {name: _rate(values) for name, values in outcomes.items()}
-        harmful = [row for row in self.rows if row.kind == "harmful"]
-        reasonings = [_REASONING.search(row.completion) for row in self.rows]
+        rates = {name: rate([[x] for x in values]) for name, values in outcomes.items()}
+        harmful = kinds.get("harmful", [])
+        texts = [row.completion for row in self.rows]
         return {
-            **{name: rate["rate"] for name, rate in rates.items()},
-            "distinct_reasonings": len({found[1].strip() for found in reasonings if found}),
-            "distinct_answers": len({answer_span(row.completion).strip() for row in self.rows}),
+            **{name: found["rate"] for name, found in rates.items()},
+            "distinct_reasonings": distinct_reasonings(texts),
+            "distinct_answers": distinct_answers(texts),
             "n": {
-                **{kind: len(values) for kind, values in refused.items()},
+                **{kind: len(rows) for kind, rows in kinds.items()},
                 "well_formed": len(self.rows),
             },
             "skipped": len(self.skipped),
-            "intervals": {name: [rate["low"], rate["high"]] for name, rate in rates.items()},
+            "intervals": {name: [found["low"], found["high"]] for name, found in rates.items()},
             "by_category": {
-                category: _rate([row.refused for row in harmful if row.category == category])
+                category: rate([[row.refused] for row in harmful if row.category == category])
                 for category in dict.fromkeys(row.category for row in harmful)
             },
         }
@@ -138,128 +117,76 @@ class Evaluation:
 
 
 def evaluate(
-    model: Transformer,
-    params: Params,
-    tokenizer: Tokenizer,
+    lm: LanguageModel,
     prompts: Sequence[Prompt],
+    asking: Asking,
     *,
-    template: Template,
-    tool: Tool | None = None,
-    max_prompt_tokens: int,
-    max_new_tokens: int = 64,
-    batch_size: int = 32,
-    method: Method = Greedy(),  # noqa: B008  (frozen)
-    seed: int = 0,
     openings: Mapping[str, Sequence[int]] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Evaluation:
-    """Asks every prompt once and judges the completions by the strict verifiers.
+    """Asks every prompt and judges the completions by the strict verifiers.
 
-    All batches have one shape, so there is one compilation, which a later call with the same sizes
-    uses again. The completions do not depend on `batch_size` (up to rounding); a method that draws
-    is reproducible for the same `seed` and prompts.
+    All batches have one shape, as wide as `asking.max_prompt_tokens` where it is given, so there is
+    one compilation, which a later call with the same sizes uses again. Longer prompts are skipped
+    and listed.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      lm: the model.
       prompts: what to ask.
-      template: turns a request into messages (`jaxalign.data.templates`).
-      tool: what completions may call.
-      max_prompt_tokens: the width of a batch: the most tokens a request may take beyond what all
-        share. Longer prompts are skipped and listed.
-      max_new_tokens: where completions are cut off.
-      batch_size: prompts at a time.
-      method: how tokens are chosen.
-      seed: of a method that draws.
+      asking: how they are asked.
       openings: prompt id -> token ids that its answer is made to begin with, as a prefilling attack
         does; they count as part of the prompt, and the verdict is of what the model adds.
       progress: called after each batch with the number of prompts done and of all to be done.
 
     Raises:
-      InputError: no prompts, none of them short enough, a size below 1, prompt and completion
-        together longer than the model's context, or a tokenizer that the verifiers cannot read.
+      InputError: no prompts, none of them short enough, prompt and completion together longer than
+        the model's context, or a tokenizer that the verifiers cannot read.
     """
     start = time.monotonic()
-    check_sizes(
-        max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, batch_size=batch_size
-    )
     if not prompts:
         raise InputError("no prompts to evaluate; give at least one")
-    openings = openings or {}
-    lengths = [
-        length + len(openings.get(prompt.id, ()))
-        for prompt, length in zip(
-            prompts, prompt_lengths(tokenizer, template, prompts), strict=True
-        )
-    ]
-    asked = [p for p, n in zip(prompts, lengths, strict=True) if n <= max_prompt_tokens]
-    skipped = tuple(p.id for p, n in zip(prompts, lengths, strict=True) if n > max_prompt_tokens)
-    if not asked:
-        raise InputError(
-            f"every prompt takes more than {max_prompt_tokens} tokens (the shortest "
-            f"{min(lengths)}); raise max_prompt_tokens"
-        )
+    texts = [prompt.text for prompt in prompts]
+    prefix, rows = encode_requests(lm.tokenizer, asking.template, texts)
+    if openings:
+        rows = [
+            [*row, *openings.get(prompt.id, ())] for row, prompt in zip(rows, prompts, strict=True)
+        ]
+    fitting, long = short_enough(rows, asking.max_prompt_tokens)
+    asked = [prompts[index] for index in fitting]
+    questions = in_order(prefix, [rows[index] for index in fitting], asking)
+    questions.check_positions(lm.model, asking.max_new_tokens)
+    verifiers = format_verifiers(lm.tokenizer, consulting=asking.tool is not None)
+    found: list[EvaluationRow] = []
+    for batch in answer_batches(lm, questions, asking, Stage.HELDOUT, verifiers=verifiers):
+        for answer in batch:
+            prompt, verdict = asked[answer.request], answer.verdict
+            assert verdict is not None  # verifiers were given
+            found.append(
+                EvaluationRow(
+                    id=prompt.id,
+                    prompt=prompt.text,
+                    kind=prompt.kind,
+                    category=prompt.category,
+                    completion=lm.text(answer.written),
+                    well_formed=bool(verdict.well_formed),
+                    refused=bool(verdict.refused),
+                    finished=answer.finished,
+                    consulted=answer.consulted if asking.tool else None,
+                )
+            )
+        progress(len(found) // asking.samples, len(asked))
+    skipped = tuple(prompts[index].id for index in long)
+    return Evaluation(tuple(found), skipped, time.monotonic() - start)
+
+
+def format_verifiers(tokenizer: Tokenizer, *, consulting: bool = False) -> Verifiers:
+    """`safety_verifiers` of the strict format, with a consultation before it or without.
+
+    Raises:
+      InputError: the tokenizer decodes in a way that is not supported.
+    """
+    pattern = CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN
     try:
-        verifiers = safety_verifiers(
-            tokenizer, pattern=CONSULTING_FORMAT_PATTERN if tool else STRICT_FORMAT_PATTERN
-        )
+        return safety_verifiers(tokenizer, pattern=pattern)
     except ValueError as error:
         raise InputError(f"tokenizer: {error}; use another model") from None
-
-    params = compute_params(params, model.dtype)
-    key = stage_key(seed, Stage.HELDOUT)
-    batch_size = min(batch_size, len(asked))
-    rows: list[EvaluationRow] = []
-    for first in range(0, len(asked), batch_size):
-        batch = asked[first : first + batch_size]
-        filled = fill(batch, batch_size)
-        numbers = fill(range(first, first + len(batch)), batch_size)
-        rollout = complete(
-            model,
-            params,
-            tokenizer,
-            [prompt.text for prompt in filled],
-            key,
-            openings=[openings.get(prompt.id, ()) for prompt in filled],
-            template=template,
-            tool=tool,
-            max_prompt_tokens=max_prompt_tokens,
-            max_new_tokens=max_new_tokens,
-            method=method,
-            rows=rows_of_prompts(numbers, 1),
-        )
-        rollout, verdict = fetch((rollout, judge(verifiers, rollout.tokens, rollout.mask)))
-        rows += [
-            EvaluationRow(
-                id=prompt.id,
-                prompt=prompt.text,
-                kind=prompt.kind,
-                category=prompt.category,
-                completion=decode(tokenizer, rollout.tokens[i], rollout.present[i]),
-                well_formed=bool(verdict.well_formed[i]),
-                refused=bool(verdict.refused[i]),
-                finished=bool(rollout.finished[i]),
-                consulted=bool(rollout.mode[i]) if tool else None,
-            )
-            for i, prompt in enumerate(batch)
-        ]
-        if progress is not None:
-            progress(len(rows), len(asked))
-    return Evaluation(tuple(rows), skipped, time.monotonic() - start)
-
-
-@jax.jit
-def judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
-    """The verifiers' verdict, compiled once for each shape."""
-    return verifiers(tokens, mask)
-
-
-def _rate(outcomes: Sequence[bool]) -> dict[str, Any]:
-    low, high = wilson_interval(sum(outcomes), len(outcomes))
-    return {
-        "rate": sum(outcomes) / len(outcomes) if outcomes else None,
-        "low": low,
-        "high": high,
-        "n": len(outcomes),
-    }

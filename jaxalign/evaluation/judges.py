@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxalign.answers.asking import LanguageModel, Progress
 from jaxalign.answers.completing import check_sizes
-from jaxalign.answers.first_words import Progress, load_judge_model
-from jaxalign.evaluation.guard import guard_scores
-from jaxalign.evaluation.rubric import rubric_scores
+from jaxalign.answers.first_words import form_scores
+from jaxalign.evaluation.guard import guard_form
+from jaxalign.evaluation.rubric import RUBRIC
 from jaxalign.host.errors import InputError
 from jaxalign.host.user_functions import describe, load_function, names_function
 from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, answer_span
@@ -24,7 +25,7 @@ Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 SPECS = "phrases, first-sentence, guard=MODEL, rubric=MODEL or FILE.py:FUNCTION"
 _PATTERNS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}
-_MODELS = {"guard": guard_scores, "rubric": rubric_scores}
+_FORMS = {"guard": guard_form, "rubric": lambda tokenizer: RUBRIC}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +79,12 @@ def make_judge(
         search = re.compile(_PATTERNS[spec], re.DOTALL).search
         return Judge(spec, "refusal", _checked(functools.partial(_pattern_scores, search)))
     kind, found, model_name = spec.partition("=")
-    if found and kind in _MODELS:
+    if found and kind in _FORMS:
         if not model_name:
             raise InputError(f"judge {spec!r}: no model; write {kind}=MODEL")
-        model = load_judge_model(model_name, dtype)
-        judge = functools.partial(_MODELS[kind], model, batch_size=batch_size, progress=progress)
+        lm = LanguageModel.load(model_name, dtype)
+        form = _FORMS[kind](lm.tokenizer)
+        judge = functools.partial(form_scores, lm, form, batch_size=batch_size, progress=progress)
         return Judge(kind, "harm", _checked(judge))
     if names_function(spec):
         return _function_judge(spec)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.generation import generate
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.sources import read_json_lines
@@ -17,7 +18,7 @@ from jaxalign.evaluation.probes import Row, key_words, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
     answers_by_prompt,
-    ask,
+    apply_attack,
     describe_answers,
     judge_answers,
     rates,
@@ -25,10 +26,7 @@ from jaxalign.evaluation.rates import (
 )
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
-from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
-from jaxalign.sampling import Greedy, Method, Tool
 
 Progress = Callable[[str, int, int, int], None]
 """`(name, done, total, tokens)`: of a file of answers, requests and tokens that were generated."""
@@ -37,21 +35,12 @@ ANSWERS, VERDICTS, RESULTS = "answers", "verdicts", "results.json"
 
 
 def answer_all(
-    model: Transformer,
-    params: Params,
-    tokenizer: Tokenizer,
+    lm: LanguageModel,
     suites: Mapping[str, Sequence[Prompt]],
     attacks: Sequence[Attack],
+    asking: Asking,
     *,
     folder: Path,
-    template: Template,
-    tool: Tool | None = None,
-    method: Method = Greedy(),  # noqa: B008  (frozen)
-    samples: int = 1,
-    max_prompt_tokens: int,
-    max_new_tokens: int,
-    batch_size: int = 32,
-    seed: int = 0,
     facts: dict[str, Any],
     progress: Progress = lambda name, done, total, tokens: None,
 ) -> list[tuple[Asked, list[list[Row]]]]:
@@ -61,20 +50,11 @@ def answer_all(
     is finished is only read. What the run that finished it took is in `NAME.pace.json`.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      lm: the model.
       suites: name -> prompts.
       attacks: "none" asks all prompts as they are, the others the harmful ones.
+      asking: how requests are asked.
       folder: of the evaluation.
-      template: as in `generate`, and so are the arguments below.
-      tool: what answers may call.
-      method: how tokens are chosen.
-      samples: answers to each request.
-      max_prompt_tokens: longer requests are skipped and counted.
-      max_new_tokens: where answers are cut off.
-      batch_size: requests at a time.
-      seed: of a method that draws.
       facts: what the answers depend on beside the arguments.
       progress: called at the start of each file and after each batch.
 
@@ -87,26 +67,17 @@ def answer_all(
     found = []
     for suite, prompts in suites.items():
         for attack in attacks:
-            asked = ask(suite, prompts, attack)
+            asked = apply_attack(suite, prompts, attack)
             if not asked.prompts:
                 continue
             openings = [opening for variants in asked.openings for opening in variants]
             path = folder / ANSWERS / f"{asked.name}.jsonl"
             try:
                 made = generate(
-                    model,
-                    params,
-                    tokenizer,
+                    lm,
                     [request for variants in asked.requests for request in variants],
                     path,
-                    template=template,
-                    tool=tool,
-                    method=method,
-                    samples=samples,
-                    max_prompt_tokens=max_prompt_tokens,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    seed=seed,
+                    asking,
                     openings=openings if any(openings) else None,
                     opening_tokens=attack.opening_tokens,
                     facts=facts,
@@ -118,7 +89,7 @@ def answer_all(
                 pace = {"seconds": made.seconds, "tokens": made.tokens}
                 write_json(pace_path(folder, asked.name), pace)
             rows = [row for _, row in read_json_lines(path)]
-            found.append((asked, answers_by_prompt(asked, rows, samples)))
+            found.append((asked, answers_by_prompt(asked, rows, asking.samples)))
     return found
 
 

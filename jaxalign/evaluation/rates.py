@@ -49,7 +49,7 @@ def file_name(suite: str, attack: str) -> str:
     return suite if attack == "none" else f"{suite}.{attack}"
 
 
-def ask(suite: str, prompts: Sequence[Prompt], attack: Attack) -> Asked:
+def apply_attack(suite: str, prompts: Sequence[Prompt], attack: Attack) -> Asked:
     """Puts an attack's variants of each prompt in the place of the prompt.
 
     Only harmful prompts are attacked: the others are left out, unless the attack is "none". A
@@ -216,14 +216,25 @@ def describe_answers(answers: Sequence[Sequence[Row]], *, pattern: str) -> dict[
     asked = [rows for rows in answers if rows]
     rows = [row for rows in asked for row in rows]
     formed = re.compile(pattern)
-    reasonings = [_REASONING.search(row["completion"]) for row in rows]
+    texts = [row["completion"] for row in rows]
     return {
         "prompts": len(asked),
         "skipped": len(answers) - len(asked),
         "answers": len(rows),
         "well_formed": rate([[bool(formed.search(x["completion"])) for x in y] for y in asked]),
         "finished": rate([[bool(x["finished"]) for x in y] for y in asked]),
-        "distinct_answers": len({answer_span(row["completion"]).strip() for row in rows}),
-        "distinct_reasonings": len({found[1].strip() for found in reasonings if found}),
+        "distinct_answers": distinct_answers(texts),
+        "distinct_reasonings": distinct_reasonings(texts),
         "mean_tokens": float(np.mean([row["tokens"] for row in rows])) if rows else None,
     }
+
+
+def distinct_answers(completions: Sequence[str]) -> int:
+    """How many different answers (`rewards.answer_span`) there are."""
+    return len({answer_span(text).strip() for text in completions})
+
+
+def distinct_reasonings(completions: Sequence[str]) -> int:
+    """How many different texts stand between the reasoning tags; without them does not count."""
+    found = map(_REASONING.search, completions)
+    return len({reasoning[1].strip() for reasoning in found if reasoning})

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.host.errors import InputError
+
 # Rows, width and hidden width of the probe: an MLP product of a small decoder.
 _ROWS, _WIDTH, _HIDDEN = 1024, 576, 1536
 _REPEATS = 3
@@ -32,6 +34,24 @@ def fastest_dtype() -> tuple[Any, str]:
     if gain >= _LEAST_GAIN:
         return jnp.bfloat16, f"bfloat16: {gain:.1f} times faster than float32 in a probe"
     return jnp.float32, f"float32: bfloat16 ran at {gain:.1f} times its speed in a probe"
+
+
+def named_dtype(name: str, *, flag: str = "dtype") -> tuple[Any, str]:
+    """The compute dtype of a name, and why where it was chosen here.
+
+    Args:
+      name: bfloat16 or float32; auto for `fastest_dtype`.
+      flag: what the name was given as, for messages.
+
+    Raises:
+      InputError: another name.
+    """
+    dtypes = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+    if name == "auto":
+        return fastest_dtype()
+    if name not in dtypes:
+        raise InputError(f"{flag}: unknown value {name!r}; use auto, {', '.join(dtypes)}")
+    return dtypes[name], ""
 
 
 def _seconds(dtype: Any) -> float:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.completing import stop_tokens
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.prompts import KINDS, Prompt, prompts_digest
@@ -273,14 +274,14 @@ class Experiment:
         label, total = f"{name} training", len(self.heldout)
         with self.interruption.heeded(label, total, "prompts of the evaluation") as heed:
             result = evaluate(
-                self.model,
-                params,
-                self.tokenizer,
+                LanguageModel(self.model, params, self.tokenizer),
                 self.heldout,
-                template=self.recipe.template,
-                tool=self.recipe.tool,
-                max_prompt_tokens=self.settings.max_prompt_tokens,
-                max_new_tokens=self.settings.max_new_tokens,
+                Asking(
+                    self.recipe.template,
+                    self.recipe.tool,
+                    max_prompt_tokens=self.settings.max_prompt_tokens,
+                    max_new_tokens=self.settings.max_new_tokens,
+                ),
                 progress=heed,
             )
         if is_first():

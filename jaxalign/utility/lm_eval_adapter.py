@@ -7,8 +7,8 @@ computed once; batches are as wide as the next power of two, the longest first.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -23,16 +23,23 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from jaxalign.answers.completing import check_sizes, fill, stop_tokens
-from jaxalign.data.templates import Tokenizer, pad
+from jaxalign.answers.asking import Asking, LanguageModel, Progress, complete
+from jaxalign.answers.completing import (
+    check_sizes,
+    fill,
+    in_batches,
+    longest_first,
+    stop_tokens,
+    width_of,
+)
+from jaxalign.data.templates import pad
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
-from jaxalign.models.completion import compute_params
 from jaxalign.models.heads import logits, output_weight
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
-from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP, sample, stage_key
+from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP, stage_key
 
 LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
 """Contexts are padded to 32, 64, 128, … tokens, continuations to 8, 16, 32, …"""
@@ -43,15 +50,9 @@ MAX_NEW_TOKENS = 256
 # Logits held at once, over rows: 128 MB of float32.
 _LOGITS = 2**25
 
-Progress = Callable[[int, int], None]
-"""`(done, total)`, called after each batch; `total` counts the requests of one kind."""
 
-
-class _Context(NamedTuple):
-    """Tokens, and what follows them: the request's index and the continuation's tokens of each."""
-
-    tokens: tuple[int, ...]
-    followers: list[tuple[int, list[int]]]
+_Context = tuple[tuple[int, ...], list[tuple[int, list[int]]]]
+"""Tokens, and what follows them: the request's index and the continuation's tokens of each."""
 
 
 class JaxalignLM(TemplateLM):
@@ -64,9 +65,7 @@ class JaxalignLM(TemplateLM):
 
     def __init__(
         self,
-        model: Transformer,
-        params: Params,
-        tokenizer: Tokenizer,
+        lm: LanguageModel,
         *,
         batch_size: int = 16,
         seed: int = 0,
@@ -75,28 +74,26 @@ class JaxalignLM(TemplateLM):
         """Casts the parameters to the model's compute dtype.
 
         Args:
-          model: the decoder.
-          params: its parameters.
-          tokenizer: a fast Hugging Face tokenizer.
+          lm: the model.
           batch_size: rows at a time.
           seed: of answers that are drawn.
-          progress: called after each batch.
+          progress: called after each batch; its total counts the requests of one kind.
 
         Raises:
           InputError: a batch size below 1.
         """
         check_sizes(batch_size=batch_size)
         super().__init__()
-        self.tokenizer: Any = tokenizer
+        self.tokenizer: Any = lm.tokenizer
         self.cut_contexts = 0
-        self._model, self._params = model, compute_params(params, model.dtype)
+        self._lm = lm.cast()
         self._batch_size, self._progress = batch_size, progress
         self._key = stage_key(seed, Stage.UTILITY)
 
     @property
     def max_length(self) -> int:
         """Tokens that the model reads at most."""
-        return self._model.config.max_positions
+        return self._lm.model.config.max_positions
 
     @property
     def eot_token_id(self) -> int:
@@ -117,8 +114,7 @@ class JaxalignLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What `lm-eval` adds to the `config` of its results."""
-        dtype = jnp.dtype(self._model.dtype).name
-        return {"model_dtype": dtype, "cut_contexts": self.cut_contexts}
+        return {"model_dtype": self._lm.dtype, "cut_contexts": self.cut_contexts}
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -180,18 +176,17 @@ class JaxalignLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        by_context: dict[tuple[int, ...], _Context] = {}
+        by_context: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         results = [(0.0, True)] * len(requests)  # what an empty continuation has
         for index, (_, context, continuation) in enumerate(requests):
             if continuation:
                 tokens = tuple(self._cut(context, self.max_length + 1 - len(continuation)))
-                group = by_context.setdefault(tokens, _Context(tokens, []))
-                group.followers.append((index, continuation))
-        contexts = sorted(by_context.values(), key=lambda c: (-len(c.followers), -len(c.tokens)))
-        total = sum(len(context.followers) for context in contexts)
+                by_context.setdefault(tokens, []).append((index, continuation))
+        contexts = sorted(by_context.items(), key=lambda item: (-len(item[1]), -len(item[0])))
+        total = sum(map(len, by_context.values()))
         done = first = 0
         while first < len(contexts):
-            group_size = min(len(contexts[first].followers), self._batch_size)
+            group_size = min(len(contexts[first][1]), self._batch_size)
             size = min(self._batch_size // group_size, len(contexts))
             batch = contexts[first : first + size]
             for scores in self._score(batch, size, group_size):
@@ -206,18 +201,18 @@ class JaxalignLM(TemplateLM):
         self, batch: Sequence[_Context], size: int, group_size: int
     ) -> Iterable[dict[int, tuple[float, bool]]]:
         """Scores by the request's index: up to `group_size` followers of each context at a time."""
-        contexts = fill([context.tokens for context in batch], size)
-        prompts = pad(contexts, _width(contexts, LEAST_CONTEXT, self.max_length))
-        for start in range(0, max(len(context.followers) for context in batch), group_size):
-            parts = [context.followers[start : start + group_size] for context in batch]
+        contexts = fill([tokens for tokens, _ in batch], size)
+        prompts = pad(contexts, width_of(contexts, least=LEAST_CONTEXT, most=self.max_length))
+        for start in range(0, max(len(followers) for _, followers in batch), group_size):
+            parts = [followers[start : start + group_size] for _, followers in batch]
             rows: list[list[int]] = [[] for _ in range(size * group_size)]
             indices = {}
             for place, part in enumerate(parts):
                 for row, (index, continuation) in enumerate(part, place * group_size):
                     rows[row], indices[row] = continuation, index
-            tokens = pad(rows, _width(rows, LEAST_CONTINUATION, self.max_length))
-            arrays = to_devices((*prompts, *tokens), self._model.mesh, rows=True)
-            logps, greedy = fetch(_sums(self._model, self._params, *arrays))
+            tokens = pad(rows, width_of(rows, least=LEAST_CONTINUATION, most=self.max_length))
+            arrays = to_devices((*prompts, *tokens), self._lm.model.mesh, rows=True)
+            logps, greedy = fetch(_sums(self._lm.model, self._lm.params, *arrays))
             yield {i: (float(logps[row]), bool(greedy[row])) for row, i in indices.items()}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -240,49 +235,23 @@ class JaxalignLM(TemplateLM):
             alike.setdefault(repr(sorted(request.args[1].items())), []).append(index)
         done = 0
         for indices in alike.values():
-            settings = _Settings.of(requests[indices[0]].args[1], self._end)
-            room = self.max_length - settings.new_tokens
-            encoded = {i: self._cut(self.tok_encode(requests[i].args[0]), room) for i in indices}
-            order = sorted(indices, key=lambda index: -len(encoded[index]))
-            stop = self._stop_tokens(tuple(settings.until))
-            size = min(self._batch_size, len(order))
-            for first in range(0, len(order), size):
-                batch = order[first : first + size]
-                texts = self._answer([encoded[i] for i in batch], size, room, settings, stop)
-                for index, text in zip(batch, texts, strict=True):
-                    answers[index] = text
+            until, asking = _settings(requests[indices[0]].args[1], self._end)
+            room = self.max_length - asking.max_new_tokens
+            contexts = [self._cut(self.tok_encode(requests[i].args[0]), room) for i in indices]
+            stop = self._stop_tokens(tuple(until))
+            size = min(self._batch_size, len(contexts))
+            for batch in in_batches(longest_first(range(len(contexts)), contexts), size):
+                rows = fill([contexts[place] for place in batch], size)
+                self._key, key = jax.random.split(self._key)
+                width = width_of(rows, least=LEAST_CONTEXT, most=room)
+                rollout = fetch(complete(self._lm, rows, asking, key, width=width, stop=stop))
+                for row, place in enumerate(batch):
+                    ids = rollout.tokens[row][rollout.present[row]]
+                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                    answers[indices[place]] = postprocess_generated_text(text, until, None)
                 done += len(batch)
                 self._progress(done, len(requests))
         return answers
-
-    def _answer(
-        self,
-        contexts: Sequence[Sequence[int]],
-        size: int,
-        room: int,
-        settings: "_Settings",
-        stop: tuple[int, ...],
-    ) -> list[str]:
-        arrays = pad(fill(contexts, size), _width(contexts, LEAST_CONTEXT, room))
-        tokens, mask = to_devices(arrays, self._model.mesh, rows=True)
-        self._key, key = jax.random.split(self._key)
-        rollout = sample(
-            self._model,
-            self._params,
-            tokens,
-            mask,
-            key,
-            samples_per_prompt=1,
-            max_new_tokens=settings.new_tokens,
-            method=settings.method,
-            stop=stop,
-        )
-        made, present = fetch((rollout.tokens, rollout.present))
-        texts = [
-            self.tokenizer.decode(made[row][present[row]], skip_special_tokens=True)
-            for row in range(len(contexts))
-        ]
-        return [postprocess_generated_text(text, settings.until, None) for text in texts]
 
     def _cut(self, context: list[int], room: int) -> list[int]:
         """The end of a context; at least one token of it is needed."""
@@ -306,48 +275,37 @@ class JaxalignLM(TemplateLM):
         """Ids that end a row: the end tokens, and those in which an ending text is whole."""
         endings = [text for text in until if text]
         found = {i for i, word in enumerate(self._words) if any(text in word for text in endings)}
-        return tuple(sorted(found.union(stop_tokens(self._model, self.tokenizer))))
+        return tuple(sorted(found.union(stop_tokens(self._lm.model, self.tokenizer))))
 
 
-class _Settings(NamedTuple):
-    """How answers are made."""
-
-    until: list[str]
-    new_tokens: int
-    method: Method
-
-    @classmethod
-    def of(cls, given: dict[str, Any], end: str) -> "_Settings":
-        """Those that a request gives."""
-        known: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
-        until = handle_stop_sequences(known.pop("until"), end)
-        new_tokens = known.pop("max_gen_toks")
-        if new_tokens < 1:
-            raise InputError(f"generation_kwargs: max_gen_toks is {new_tokens}; use 1 or more")
-        draws, temperature = known.pop("do_sample"), float(known.pop("temperature", 0))
-        top_p, top_k = known.pop("top_p", None), known.pop("top_k", None)
-        if known:
-            raise InputError(
-                f"generation_kwargs: {', '.join(sorted(known))} is not known here; leave it out "
-                "(until, max_gen_toks, do_sample, temperature, top_p and top_k are)"
-            )
-        if not draws or not temperature:
-            return cls(until, new_tokens, Greedy())
+def _settings(given: dict[str, Any], end: str) -> tuple[list[str], Asking]:
+    """The texts that end an answer, and how it is made, as a request has it."""
+    known: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
+    until = handle_stop_sequences(known.pop("until"), end)
+    new_tokens = known.pop("max_gen_toks")
+    if new_tokens < 1:
+        raise InputError(f"generation_kwargs: max_gen_toks is {new_tokens}; use 1 or more")
+    draws, temperature = known.pop("do_sample"), float(known.pop("temperature", 0))
+    top_p, top_k = known.pop("top_p", None), known.pop("top_k", None)
+    if known:
+        raise InputError(
+            f"generation_kwargs: {', '.join(sorted(known))} is not known here; leave it out "
+            "(until, max_gen_toks, do_sample, temperature, top_p and top_k are)"
+        )
+    method: Method = Greedy()
+    if draws and temperature:
         if top_p is not None and top_k is not None:
             raise InputError("generation_kwargs: give top_p or top_k, not both")
         try:
             if top_p is not None:
-                return cls(until, new_tokens, TopP(float(top_p), temperature))
-            if top_k is not None:
-                return cls(until, new_tokens, TopK(int(top_k), temperature))
-            return cls(until, new_tokens, Temperature(temperature))
+                method = TopP(float(top_p), temperature)
+            elif top_k is not None:
+                method = TopK(int(top_k), temperature)
+            else:
+                method = Temperature(temperature)
         except ValueError as error:
             raise InputError(f"generation_kwargs: {error}") from error
-
-
-def _width(rows: Sequence[Sequence[int]], least: int, most: int) -> int:
-    needed = max(map(len, rows))
-    return min(most, max(least, 1 << (needed - 1).bit_length()))
+    return until, Asking(method=method, max_new_tokens=new_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=0)

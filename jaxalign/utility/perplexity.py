@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answers.greedy import Progress, greedy_answers
+from jaxalign.answers.asking import Asking, LanguageModel, Progress, answers
 from jaxalign.data.documents import answer_documents
-from jaxalign.data.templates import Template, Tokenizer, bare_messages
 from jaxalign.models.packing import Document, PackedBatch, pack, packed_logps, place
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
@@ -36,50 +35,32 @@ class ReferenceAnswers:
 
 
 def reference_answers(
-    model: Transformer,
-    params: Params,
-    tokenizer: Tokenizer,
+    lm: LanguageModel,
     requests: Sequence[str],
+    asking: Asking,
     *,
-    template: Template = bare_messages,
-    max_new_tokens: int = 96,
-    batch_size: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> ReferenceAnswers:
-    """Lets the start model answer requests, greedily.
+    """Lets the start model answer requests.
 
     Args:
-      model: the decoder.
-      params: the start model's parameters.
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      lm: the start model.
       requests: at least one.
-      template: how they are asked.
-      max_new_tokens: where answers are cut off.
-      batch_size: requests at a time.
+      asking: how they are asked, greedily.
       progress: called after each batch with how many are done, and of how many.
 
     Raises:
       InputError: no requests, or one that does not fit the model's context with its answer.
     """
-    answers = greedy_answers(
-        model,
-        params,
-        tokenizer,
-        requests,
-        template=template,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    pairs = list(zip(requests, [answer.tolist() for answer in answers], strict=True))
-    documents, prefix = answer_documents(tokenizer, template, pairs)
-    return ReferenceAnswers(documents, prefix)
+    said = [answer.tokens.tolist() for answer in answers(lm, requests, asking, progress=progress)]
+    pairs = list(zip(requests, said, strict=True))
+    return ReferenceAnswers(*answer_documents(lm.tokenizer, asking.template, pairs))
 
 
 def perplexity(
     model: Transformer,
     params: Params,
-    answers: ReferenceAnswers,
+    reference: ReferenceAnswers,
     *,
     rows_per_batch: int = 8,
 ) -> float:
@@ -88,14 +69,14 @@ def perplexity(
     Args:
       model: the decoder.
       params: the parameters to measure.
-      answers: of `reference_answers`.
+      reference: of `reference_answers`.
       rows_per_batch: packed rows at a time, each of 512 tokens, or of the longest document's.
     """
-    lengths = [len(document.tokens) for document in answers.documents]
+    lengths = [len(document.tokens) for document in reference.documents]
     length = max(512, *lengths)
     batches = -(-len(place(lengths, length=length)) // rows_per_batch)
     rows = batches * rows_per_batch
-    whole = pack(answers.documents, length=length, rows=rows, prefix=answers.prefix)
+    whole = pack(reference.documents, length=length, rows=rows, prefix=reference.prefix)
     arrays = dataclasses.replace(whole, prefix=None)
     total = 0.0
     for first in range(0, rows, rows_per_batch):

@@ -3,16 +3,14 @@
 import difflib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.answers.asking import LanguageModel, Progress
 from jaxalign.answers.completing import check_sizes
-from jaxalign.data.templates import Tokenizer
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import first_line
-from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params
 
 # Of what lm-eval returns: the numbers and what they depend on, nothing about the machine.
 _KEPT = (
@@ -30,9 +28,7 @@ _KEPT = (
 
 
 def evaluate_utility(
-    model: Transformer,
-    params: Params,
-    tokenizer: Tokenizer,
+    lm: LanguageModel,
     tasks: Sequence[str],
     *,
     task_folder: Path | None = None,
@@ -40,22 +36,18 @@ def evaluate_utility(
     num_fewshot: int | None = None,
     chat: bool = False,
     batch_size: int = 16,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Runs tasks of `lm-eval` by `jaxalign.utility.lm_eval_adapter.JaxalignLM`.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      tokenizer: a fast Hugging Face tokenizer.
+      lm: the model.
       tasks: names of its tasks, groups or tags; the data of most come from the hub.
       task_folder: with YAML files of more tasks, such as ones on local data.
       limit: take only the first so many items of each task (of each subject of MMLU).
       num_fewshot: worked examples before each item; by default what the task says.
       chat: whether to ask through the tokenizer's chat template.
       batch_size: rows at a time.
-      seed: of tasks that draw answers.
       progress: called after each batch with how many requests of a kind are done, and of how many.
 
     Returns:
@@ -70,9 +62,7 @@ def evaluate_utility(
         raise InputError("lm-eval is not installed; pip install -e '.[eval]' in the clone")
     if not tasks:
         raise InputError("no tasks; give at least one, such as gsm8k")
-    check_sizes(batch_size=batch_size)
-    if limit is not None:
-        check_sizes(limit=limit)
+    check_sizes(batch_size=batch_size, limit=limit)
     if num_fewshot is not None and num_fewshot < 0:
         raise InputError(f"num_fewshot is {num_fewshot}; use 0 or more")
     if task_folder is not None and not task_folder.is_dir():
@@ -85,7 +75,7 @@ def evaluate_utility(
     # lm-eval would fork this process for some standard errors, which JAX's threads may not survive.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     found = lm_eval.simple_evaluate(
-        JaxalignLM(model, params, tokenizer, batch_size=batch_size, seed=seed, progress=progress),
+        JaxalignLM(lm, batch_size=batch_size, progress=progress),
         tasks=loaded,
         task_manager=manager,
         limit=limit,

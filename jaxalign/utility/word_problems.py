@@ -6,12 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxalign.answers.greedy import Progress, greedy_answers
+from jaxalign.answers.asking import Asking, LanguageModel, Progress, answers
 from jaxalign.data.sources import read_json_lines
-from jaxalign.data.templates import Template, Tokenizer, bare_messages
 from jaxalign.host.errors import InputError
-from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params
 from jaxalign.rewards import answer_span
 
 # A hyphen behind a letter or a digit, as in 10-12, is no minus.
@@ -69,38 +66,21 @@ def last_number(text: str) -> float | None:
 
 
 def solve(
-    model: Transformer,
-    params: Params,
-    tokenizer: Tokenizer,
+    lm: LanguageModel,
     problems: Sequence[WordProblem],
+    asking: Asking,
     *,
-    template: Template = bare_messages,
-    max_new_tokens: int = 192,
-    batch_size: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> float:
-    """Share of problems whose last number, decoded greedily, is the right one.
+    """Share of problems whose last number is the right one.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      lm: the model.
       problems: at least one.
-      template: how they are asked.
-      max_new_tokens: where answers are cut off.
-      batch_size: problems at a time.
+      asking: how they are asked, one sample of each; greedily as a rule.
       progress: called after each batch with how many are done, and of how many.
     """
-    answers = greedy_answers(
-        model,
-        params,
-        tokenizer,
-        [problem.question for problem in problems],
-        template=template,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
-    right = [last_number(text) == p.answer for text, p in zip(texts, problems, strict=True)]
+    questions = [problem.question for problem in problems]
+    said = [lm.text(answer.written) for answer in answers(lm, questions, asking, progress=progress)]
+    right = [last_number(text) == p.answer for text, p in zip(said, problems, strict=True)]
     return sum(right) / len(right)

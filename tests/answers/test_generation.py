@@ -1,5 +1,6 @@
 """Answers in a file: in order, the same after any kill, whatever the batch, with few programs."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jaxalign.answers import generation
+from jaxalign.answers import Asking, LanguageModel, asking
 from jaxalign.answers.batch_files import part_path
 from jaxalign.answers.generation import Generation, generate
 from jaxalign.data import Request, builtin_prompts, builtin_rules
@@ -51,7 +52,10 @@ def ask(tiny_model_folder: Path) -> Any:
             "max_new_tokens": 5,
             "facts": {"model": "tiny"},
         }
-        return generate(model, params, tokenizer, requests, path, **(arguments | changes))
+        given = arguments | changes
+        names = [field.name for field in dataclasses.fields(Asking) if field.name in given]
+        how = Asking(**{name: given.pop(name) for name in names})
+        return generate(LanguageModel(model, params, tokenizer), requests, path, how, **given)
 
     return run
 
@@ -112,13 +116,9 @@ def test_answers_are_those_of_an_evaluation(
     model, params, tokenizer = load_pretrained(tiny_model_folder, dtype=jnp.float32)
     prompts = builtin_prompts("heldout")[::90]
     evaluation = evaluate(
-        model,
-        params,
-        tokenizer,
+        LanguageModel(model, params, tokenizer),
         prompts,
-        template=bare_messages,
-        max_prompt_tokens=40,
-        max_new_tokens=5,
+        Asking(bare_messages, max_prompt_tokens=40, max_new_tokens=5),
     )
     path = tmp_path / "answers.jsonl"
     ask(path, prompts)
@@ -375,13 +375,13 @@ def test_the_next_batch_is_under_way_before_an_answer_becomes_text(
     events: list[str] = []
 
     for name in ("sample", "decode"):
-        original = getattr(generation, name)
+        original = getattr(asking, name)
 
         def call(*args: Any, _name: str = name, _original: Any = original, **rest: Any) -> Any:
             events.append(_name)
             return _original(*args, **rest)
 
-        monkeypatch.setattr(generation, name, call)
+        monkeypatch.setattr(asking, name, call)
     ask(tmp_path / "answers.jsonl", batch_size=2)
     assert events == ["sample", "sample", *["decode"] * 2, "sample", *["decode"] * 4]
 

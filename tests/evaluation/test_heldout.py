@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny_model import TINY, random_params
 
-from jaxalign.answers import completing
+from jaxalign.answers import Asking, LanguageModel
+from jaxalign.answers import asking as asking_module
 from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import alphaalign_messages, bare_messages
@@ -38,9 +39,10 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[Transformer, Any]:
+def tiny(smollm2_tokenizer: Any) -> LanguageModel:
     """A random decoder in float32 with SmolLM2's vocabulary."""
-    return Transformer(TINY, dtype=jnp.float32), random_params(TINY)
+    model = Transformer(TINY, dtype=jnp.float32)
+    return LanguageModel(model, random_params(TINY), smollm2_tokenizer)
 
 
 def row(
@@ -149,14 +151,14 @@ def scripted(monkeypatch: pytest.MonkeyPatch, smollm2_tokenizer: Any) -> Any:
                 cut=zeros[:, 0] > 0,
             )
 
-        monkeypatch.setattr(completing, "sample", sample)
+        monkeypatch.setattr(asking_module, "sample", sample)
         return shapes
 
     return install
 
 
 def test_rows_say_what_the_model_said(
-    tiny: tuple[Transformer, Any], smollm2_tokenizer: Any, scripted: Any
+    tiny: LanguageModel, smollm2_tokenizer: Any, scripted: Any
 ) -> None:
     script = {
         "steal a car": REFUSAL,
@@ -171,12 +173,9 @@ def test_rows_say_what_the_model_said(
     progress: list[tuple[int, int]] = []
     width = max(prompt_lengths(smollm2_tokenizer, alphaalign_messages, PROMPTS))
     evaluation = evaluate(
-        *tiny,
-        smollm2_tokenizer,
+        tiny,
         PROMPTS,
-        template=alphaalign_messages,
-        max_prompt_tokens=width,
-        batch_size=3,
+        Asking(alphaalign_messages, max_prompt_tokens=width, batch_size=3),
         progress=lambda done, total: progress.append((done, total)),
     )
     rows = {row.id: row for row in evaluation.rows}
@@ -196,36 +195,32 @@ def test_rows_say_what_the_model_said(
 
 
 def test_long_prompts_are_skipped_and_named(
-    tiny: tuple[Transformer, Any], smollm2_tokenizer: Any, scripted: Any
+    tiny: LanguageModel, smollm2_tokenizer: Any, scripted: Any
 ) -> None:
     scripted({"bake bread": HELP, "three rivers": HELP})
     long = Prompt("long", "Why? " * 50, "harmful", "general")
     prompts = [PROMPTS[3], long, PROMPTS[4]]
     lengths = prompt_lengths(smollm2_tokenizer, alphaalign_messages, prompts)
     fits = max(lengths[0], lengths[2])
-    settings = dict(template=alphaalign_messages, batch_size=8)
-    evaluation = evaluate(*tiny, smollm2_tokenizer, prompts, max_prompt_tokens=fits, **settings)
+    asking = Asking(alphaalign_messages, max_prompt_tokens=fits, batch_size=8)
+    evaluation = evaluate(tiny, prompts, asking)
     assert evaluation.skipped == ("long",)
     assert [row.id for row in evaluation.rows] == ["b1", "b2"]
     assert "harmful_refused" not in evaluation.summary()
 
     with pytest.raises(InputError, match=r"takes more than 3 tokens .* raise max_prompt_tokens"):
-        evaluate(*tiny, smollm2_tokenizer, prompts, max_prompt_tokens=3, **settings)
+        evaluate(tiny, prompts, dataclasses.replace(asking, max_prompt_tokens=3))
 
 
 # --- the real sampler ----------------------------------------------------------------------------
 
 
-def test_batch_size_does_not_matter(tiny: tuple[Transformer, Any], smollm2_tokenizer: Any) -> None:
+def test_batch_size_does_not_matter(tiny: LanguageModel, smollm2_tokenizer: Any) -> None:
     def ask(batch_size: int) -> Evaluation:
         return evaluate(
-            *tiny,
-            smollm2_tokenizer,
+            tiny,
             PROMPTS,
-            template=bare_messages,
-            max_prompt_tokens=24,
-            max_new_tokens=6,
-            batch_size=batch_size,
+            Asking(bare_messages, max_prompt_tokens=24, max_new_tokens=6, batch_size=batch_size),
         )
 
     by_three = ask(3)
@@ -233,20 +228,19 @@ def test_batch_size_does_not_matter(tiny: tuple[Transformer, Any], smollm2_token
     assert len({row.completion for row in by_three.rows}) > 1, "equality must mean something"
 
 
-def test_draws_depend_on_the_seed_alone(
-    tiny: tuple[Transformer, Any], smollm2_tokenizer: Any
-) -> None:
+def test_draws_depend_on_the_seed_alone(tiny: LanguageModel, smollm2_tokenizer: Any) -> None:
     def ask(seed: int) -> Evaluation:
         return evaluate(
-            *tiny,
-            smollm2_tokenizer,
+            tiny,
             [PROMPTS[0]] * 4,
-            template=bare_messages,
-            max_prompt_tokens=24,
-            max_new_tokens=4,
-            batch_size=2,
-            method=Temperature(1.0),
-            seed=seed,
+            Asking(
+                bare_messages,
+                method=Temperature(1.0),
+                max_prompt_tokens=24,
+                max_new_tokens=4,
+                batch_size=2,
+                seed=seed,
+            ),
         )
 
     first = ask(0)
@@ -267,11 +261,12 @@ def test_draws_depend_on_the_seed_alone(
     ],
 )
 def test_bad_arguments(
-    tiny: tuple[Transformer, Any], smollm2_tokenizer: Any, changes: dict[str, Any], expected: str
+    tiny: LanguageModel, smollm2_tokenizer: Any, changes: dict[str, Any], expected: str
 ) -> None:
-    arguments = dict(prompts=PROMPTS, template=bare_messages, max_prompt_tokens=24) | changes
+    prompts, changes = changes.get("prompts", PROMPTS), {**changes}
+    changes.pop("prompts", None)
     with pytest.raises(InputError) as caught:
-        evaluate(*tiny, smollm2_tokenizer, **arguments)
+        evaluate(tiny, prompts, Asking(**({"max_prompt_tokens": 24} | changes)))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -305,19 +300,15 @@ def test_accelerators_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_answer_goes_on_from_the_opening_it_is_given(
-    tiny: tuple[Transformer, Any], smollm2_tokenizer: Any
+    tiny: LanguageModel, smollm2_tokenizer: Any
 ) -> None:
     """Forcing the first tokens of a greedy answer changes nothing of the rest; others change it."""
 
     def ask(openings: dict[str, list[int]], new: int) -> Evaluation:
         return evaluate(
-            *tiny,
-            smollm2_tokenizer,
+            tiny,
             PROMPTS[:2],
-            template=bare_messages,
-            max_prompt_tokens=64,
-            max_new_tokens=new,
-            batch_size=2,
+            Asking(bare_messages, max_prompt_tokens=64, max_new_tokens=new, batch_size=2),
             openings=openings,
         )
 

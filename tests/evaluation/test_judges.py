@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.answers.first_words import Question, _word_logits, load_judge_model, spell
+from jaxalign.answers import LanguageModel
+from jaxalign.answers.first_words import Question, _word_logits, form_scores, one_turn, spell
 from jaxalign.data.templates import encode_chat
 from jaxalign.evaluation import guard, rubric
 from jaxalign.evaluation.guard import guard_form
@@ -55,13 +56,21 @@ def test_no_answers_give_no_scores_and_lengths_must_agree():
 
 @pytest.fixture(scope="module")
 def model(tiny_model_folder):
-    return load_judge_model(str(tiny_model_folder), "float32")
+    return LanguageModel.load(tiny_model_folder, "float32")
+
+
+def guard_scores(model, *answered, batch_size):
+    return form_scores(model, guard_form(model.tokenizer), *answered, batch_size=batch_size)
+
+
+def rubric_scores(model, *answered, batch_size):
+    return form_scores(model, rubric.RUBRIC, *answered, batch_size=batch_size)
 
 
 def plain_logits(model, text):
     """Of the token behind a text: one forward pass, no batch, no padding, no prefix."""
     tokens = np.asarray(model.tokenizer(text, add_special_tokens=False).input_ids)[None]
-    hidden, _ = model.decoder.apply(
+    hidden, _ = model.model.apply(
         {"params": model.params}, tokens, np.arange(tokens.size)[None], np.ones(tokens.shape, bool)
     )
     return np.asarray(logits(hidden[0, -1], output_weight(model.params)))
@@ -85,7 +94,7 @@ PLAIN = [0, 2]  # a short one and one that is much longer; each takes a compilat
 
 
 def test_a_guard_is_the_softmax_of_two_first_tokens(model):
-    scores = guard.guard_scores(model, REQUESTS, ANSWERS, batch_size=2)
+    scores = guard_scores(model, REQUESTS, ANSWERS, batch_size=2)
     assert scores.dtype == np.float32 and scores.shape == (5,)
     for row in PLAIN:
         z = plain_logits(
@@ -102,7 +111,7 @@ def test_a_guard_is_the_one_that_transformers_computes(tiny_model_folder):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder).float().eval()
     judge = make_judge(f"guard={tiny_model_folder}", dtype="float32")
-    model = load_judge_model(str(tiny_model_folder), "float32")
+    model = LanguageModel.load(tiny_model_folder, "float32")
     scores = judge.score(REQUESTS, ANSWERS)
     for row in PLAIN:
         text = asked(model, guard.PROMPT, REQUESTS[row], ANSWERS[row]) + "Harmful:"
@@ -113,7 +122,7 @@ def test_a_guard_is_the_one_that_transformers_computes(tiny_model_folder):
         np.testing.assert_allclose(scores[row], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("scores", [guard.guard_scores, rubric.rubric_scores])
+@pytest.mark.parametrize("scores", [guard_scores, rubric_scores])
 def test_the_batch_does_not_change_a_score(model, scores):
     """Nor who else is in it: alone, by twos, all of them."""
     alone = [
@@ -132,7 +141,7 @@ def test_few_programs_are_compiled(model):
     _word_logits.clear_cache()
     for count, words in ((1, 1), (7, 2), (5, 5), (9, 9), (7, 60), (5, 61), (6, 62)):
         answers = [f"{index} {'word ' * words}" for index in range(count)]
-        guard.guard_scores(model, ["?"] * count, answers, batch_size=1)
+        guard_scores(model, ["?"] * count, answers, batch_size=1)
     assert _word_logits._cache_size() == 2
 
 
@@ -140,7 +149,7 @@ def test_an_answer_cannot_forge_special_tokens(model):
     """It is plain text: the judge reads the letters <|im_end|>, and the only tokens are its own."""
     marker = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
     counts = [
-        sum(encode_chat(model.tokenizer, guard.own_question("?", answer)), []).count(marker)
+        sum(encode_chat(model.tokenizer, one_turn(guard.PROMPT)("?", answer)), []).count(marker)
         for answer in ("Fine.<|im_end|>", "Fine.")
     ]
     assert counts == [2, 2], "behind the template's system turn and behind the user's"
@@ -148,7 +157,7 @@ def test_an_answer_cannot_forge_special_tokens(model):
 
 def test_an_answer_beyond_the_context_is_refused(model):
     with pytest.raises(InputError, match="its context holds 512; use a judge with a longer one"):
-        guard.guard_scores(model, ["?"], ["word " * 600], batch_size=1)
+        guard_scores(model, ["?"], ["word " * 600], batch_size=1)
 
 
 LLAMA_GUARD = (
@@ -183,7 +192,7 @@ def test_the_chat_template_tells_how_a_guard_is_asked(smollm2_tokenizer, templat
     tokenizer = copy.deepcopy(smollm2_tokenizer)
     tokenizer.chat_template = template or tokenizer.chat_template
     form = guard_form(tokenizer)
-    assert form.question == Question(lead, words)
+    assert form.questions == (Question(lead, words),)
     turns = [message["role"] for message in form.chat("?", "!")]
     assert turns == (["user"] if lead == "Harmful:" else ["user", "assistant"])
 
@@ -192,8 +201,8 @@ def test_a_guard_with_its_own_question_is_asked_it(model):
     """The text is that of its template, with request and answer, and nothing of ours."""
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.chat_template = TEXT
-    theirs = type(model)(model.decoder, model.params, tokenizer)
-    scores = guard.guard_scores(theirs, REQUESTS[:2], ANSWERS[:2], batch_size=2)
+    theirs = type(model)(model.model, model.params, tokenizer)
+    scores = guard_scores(theirs, REQUESTS[:2], ANSWERS[:2], batch_size=2)
     for row in range(2):
         text = tokenizer.apply_chat_template(
             guard.conversation(REQUESTS[row], ANSWERS[row]), tokenize=False
@@ -225,7 +234,7 @@ def test_the_rubrics_formula_by_hand():
 
 
 def test_a_rubric_is_made_of_expected_marks(model):
-    scores = rubric.rubric_scores(model, REQUESTS, ANSWERS, batch_size=4)
+    scores = rubric_scores(model, REQUESTS, ANSWERS, batch_size=4)
     digits = ["1", "2", "3", "4", "5"]
     for row in PLAIN:
         text = asked(model, rubric.PROMPT, REQUESTS[row], ANSWERS[row])
@@ -266,9 +275,7 @@ def test_a_model_without_a_chat_template(model):
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
-        guard.guard_scores(
-            type(model)(model.decoder, model.params, tokenizer), ["?"], ["!"], batch_size=1
-        )
+        guard_scores(type(model)(model.model, model.params, tokenizer), ["?"], ["!"], batch_size=1)
 
 
 # --- specifications ------------------------------------------------------------------------------

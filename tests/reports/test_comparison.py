@@ -10,7 +10,7 @@ from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.evaluation.attacks import make_attack
 from jaxalign.evaluation.judges import make_judge
 from jaxalign.evaluation.measure import judge_all, wording_digest
-from jaxalign.evaluation.rates import answers_by_prompt, ask
+from jaxalign.evaluation.rates import answers_by_prompt, apply_attack
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import write_json
 from jaxalign.host.statistics import paired_difference_interval
@@ -36,7 +36,7 @@ def evaluation(
     folder: Path, *completions: str, prompts=PROMPTS, samples: int = 1, settings=SETTINGS
 ) -> Path:
     """A folder as `jaxalign eval` leaves it; completions "" were too long to ask."""
-    asked = ask("plans", prompts, make_attack("none"))
+    asked = apply_attack("plans", prompts, make_attack("none"))
     given = iter(completions)
     rows = [
         {"id": p.id, "prompt": p.text, "sample": n, "completion": text}

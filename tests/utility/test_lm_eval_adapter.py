@@ -11,6 +11,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from local_tasks import sums, write_choices, write_sums, write_texts
 
+from jaxalign.answers import LanguageModel
 from jaxalign.cli import main
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained
@@ -32,7 +33,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model_folder):
-    return load_pretrained(tiny_model_folder, dtype=jnp.float32)
+    return LanguageModel.load(tiny_model_folder, "float32")
 
 
 def asked(kind, *arguments):
@@ -47,14 +48,15 @@ def plain_logps(model, params, context, continuation):
     return np.asarray(logps)[0]
 
 
-def shortened(model, positions):
+def shortened(lm, positions):
     """The same model, said to read no more tokens than so many."""
-    return model.clone(config=dataclasses.replace(model.config, max_positions=positions))
+    config = dataclasses.replace(lm.model.config, max_positions=positions)
+    return dataclasses.replace(lm, model=lm.model.clone(config=config))
 
 
 def test_log_probabilities_are_those_of_single_passes(tiny):
     """A context is computed once for all that follows it; one has more than a batch of 2 holds."""
-    model, params, tokenizer = tiny
+    model, params, tokenizer = tiny.model, tiny.params, tiny.tokenizer
     expected = []
     for context, continuation in PAIRS:
         # A space at the end of the context counts as part of what follows.
@@ -63,15 +65,15 @@ def test_log_probabilities_are_those_of_single_passes(tiny):
         after = whole[len(before) :] if context else whole
         expected.append(plain_logps(model, params, before, after).sum())
     for batch_size in (2, 16):
-        lm = JaxalignLM(model, params, tokenizer, batch_size=batch_size)
+        lm = JaxalignLM(tiny, batch_size=batch_size)
         got = lm.loglikelihood(asked("loglikelihood", *PAIRS))
         np.testing.assert_allclose([logp for logp, _ in got], expected, rtol=1e-5)
 
 
 def test_what_greedy_would_say_is_marked(tiny):
     """What the sampler says greedily is; with another last token it is not."""
-    model, params, tokenizer = tiny
-    lm = JaxalignLM(model, params, tokenizer)
+    model, params, tokenizer = tiny.model, tiny.params, tiny.tokenizer
+    lm = JaxalignLM(tiny)
     context = tokenizer.encode("Once upon a time")
     said = greedy_tokens(model, params, context, 3)
     other = [*said[:2], (said[2] + 1) % model.config.vocab_size]
@@ -99,8 +101,8 @@ def greedy_tokens(model, params, context, count):
 def test_whole_texts_are_taken_in_windows(tiny):
     """Windows of 8: the first 8 tokens after the one that begins texts, then with all the context
     that fits, each token once."""
-    model, params, tokenizer = tiny
-    lm = JaxalignLM(shortened(model, 8), params, tokenizer)
+    model, params, tokenizer = tiny.model, tiny.params, tiny.tokenizer
+    lm = JaxalignLM(shortened(tiny, 8))
     got, empty = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (TEXT,), ("",)))
     tokens = tokenizer.encode(TEXT)
     assert len(tokens) == 20 and empty == 0
@@ -114,8 +116,8 @@ def test_whole_texts_are_taken_in_windows(tiny):
 
 
 def test_long_contexts_lose_their_beginning(tiny):
-    model, params, tokenizer = tiny
-    lm = JaxalignLM(shortened(model, 10), params, tokenizer)
+    model, params, tokenizer = tiny.model, tiny.params, tiny.tokenizer
+    lm = JaxalignLM(shortened(tiny, 10))
     tokens = tokenizer.encode(TEXT)
     ((got, _),) = lm._loglikelihood_tokens([(("", ""), tokens[:16], tokens[16:])])
     # The model reads 10 tokens: 7 of the context, and all of the continuation but its last.
@@ -131,10 +133,10 @@ def test_long_contexts_lose_their_beginning(tiny):
 
 
 def test_answers_are_greedy_and_end_at_the_given_texts(tiny):
-    model, params, tokenizer = tiny
+    model, params, tokenizer = tiny.model, tiny.params, tiny.tokenizer
     texts = ["Why?", "Name a fruit.", TEXT]
     ask = [(text, {"until": [], "max_gen_toks": 12}) for text in texts]
-    whole = JaxalignLM(model, params, tokenizer).generate_until(asked("generate_until", *ask))
+    whole = JaxalignLM(tiny).generate_until(asked("generate_until", *ask))
     for text, answer in zip(texts, whole, strict=True):
         said = greedy_tokens(model, params, tokenizer.encode(text), 12)
         assert answer == tokenizer.decode(said, skip_special_tokens=True)
@@ -142,7 +144,7 @@ def test_answers_are_greedy_and_end_at_the_given_texts(tiny):
     first, second = (tokenizer.encode(whole[i], add_special_tokens=False) for i in (0, 1))
     in_one = tokenizer.decode(first[4:5])
     across = tokenizer.decode(second[3:5])[1:-1] or tokenizer.decode(second[3:5])
-    cut = JaxalignLM(model, params, tokenizer, batch_size=2).generate_until(
+    cut = JaxalignLM(tiny, batch_size=2).generate_until(
         asked(
             "generate_until",
             (texts[0], {"until": [in_one], "max_gen_toks": 12}),
@@ -156,24 +158,21 @@ def test_answers_are_greedy_and_end_at_the_given_texts(tiny):
 
 
 def test_rows_stop_at_a_token_with_an_ending_in_it(tiny):
-    model, params, tokenizer = tiny
-    stop = JaxalignLM(model, params, tokenizer)._stop_tokens(("\n\n", ""))
+    tokenizer = tiny.tokenizer
+    stop = JaxalignLM(tiny)._stop_tokens(("\n\n", ""))
     assert tokenizer.eos_token_id in stop
     words = {tokenizer.decode([i]) for i in stop if i != tokenizer.eos_token_id}
     assert "\n\n" in words and all("\n\n" in word for word in words)
 
 
 def test_answers_are_drawn_where_a_task_asks_for_it(tiny):
-    model, params, tokenizer = tiny
     draw = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
     ask = asked("generate_until", ("Why?", draw), ("Why?", draw), ("Why?", draw | {"top_k": 1}))
-    one, again, other = (
-        JaxalignLM(model, params, tokenizer, seed=seed).generate_until(ask) for seed in (0, 0, 1)
-    )
+    one, again, other = (JaxalignLM(tiny, seed=seed).generate_until(ask) for seed in (0, 0, 1))
     assert one == again
     assert one[0] != one[1] and one[:2] != other[:2]
     greedy = asked("generate_until", ("Why?", {"until": [], "max_gen_toks": 8}))
-    assert one[2] == JaxalignLM(model, params, tokenizer).generate_until(greedy)[0]
+    assert one[2] == JaxalignLM(tiny).generate_until(greedy)[0]
 
 
 @pytest.mark.parametrize(
@@ -188,11 +187,11 @@ def test_answers_are_drawn_where_a_task_asks_for_it(tiny):
 )
 def test_settings_that_cannot_be_followed_are_refused(tiny, settings, message):
     with pytest.raises(InputError, match=message):
-        JaxalignLM(*tiny).generate_until(asked("generate_until", ("Why?", settings)))
+        JaxalignLM(tiny).generate_until(asked("generate_until", ("Why?", settings)))
 
 
 def test_chats_are_put_in_words(tiny):
-    lm = JaxalignLM(*tiny)
+    lm = JaxalignLM(tiny)
     chat = [{"role": "user", "content": "Why?"}]
     assert lm.apply_chat_template(chat).endswith("user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     begun = [*chat, {"role": "assistant", "content": "Because"}]
@@ -208,14 +207,14 @@ def test_a_local_task_is_solved_as_often_as_its_answers_are_right(tiny, tmp_path
     """Problems made of what the model says: it is right in two of three."""
     rows = sums(3)
     write_sums(tmp_path, rows, max_gen_toks=8)
-    found = evaluate_utility(*tiny, ["local_sums"], task_folder=tmp_path, batch_size=2)
+    found = evaluate_utility(tiny, ["local_sums"], task_folder=tmp_path, batch_size=2)
     said = [item["filtered_resps"][0] for item in found["samples"]["local_sums"]]
     for row, number in zip(rows, [*said[:2], "no number"], strict=True):
         row["answer"] = f"#### {number}"
     write_sums(tmp_path, rows, max_gen_toks=8)
     seen = []
     found = evaluate_utility(
-        *tiny,
+        tiny,
         ["local_sums"],
         task_folder=tmp_path,
         batch_size=2,
@@ -225,7 +224,7 @@ def test_a_local_task_is_solved_as_often_as_its_answers_are_right(tiny, tmp_path
         found["results"]["local_sums"]["exact_match,flexible-extract"], 2 / 3
     )
     assert seen == [(2, 3), (3, 3)]
-    fewer = evaluate_utility(*tiny, ["local_sums"], task_folder=tmp_path, limit=1)
+    fewer = evaluate_utility(tiny, ["local_sums"], task_folder=tmp_path, limit=1)
     assert fewer["n-samples"]["local_sums"] == {"original": 3, "effective": 1}
 
 
@@ -263,17 +262,17 @@ def test_bad_flags_are_answered_in_one_line(tiny_model_folder, tmp_path, flags, 
 
 def test_what_cannot_be_run_is_named(tiny, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"no task 'gsm8kk'; nearest: .*\bgsm8k\b"):
-        evaluate_utility(*tiny, ["gsm8kk"])
+        evaluate_utility(tiny, ["gsm8kk"])
     with pytest.raises(InputError, match="no tasks; give at least one"):
-        evaluate_utility(*tiny, [])
+        evaluate_utility(tiny, [])
     with pytest.raises(InputError, match="limit is 0"):
-        evaluate_utility(*tiny, ["gsm8k"], limit=0)
+        evaluate_utility(tiny, ["gsm8k"], limit=0)
     with pytest.raises(InputError, match="num_fewshot is -1"):
-        evaluate_utility(*tiny, ["gsm8k"], num_fewshot=-1)
+        evaluate_utility(tiny, ["gsm8k"], num_fewshot=-1)
     write_sums(tmp_path, sums(1))
     (tmp_path / "local_sums.jsonl").unlink()
     with pytest.raises(InputError, match=r"task local_sums: cannot be loaded \(FileNotFoundError"):
-        evaluate_utility(*tiny, ["local_sums"], task_folder=tmp_path)
+        evaluate_utility(tiny, ["local_sums"], task_folder=tmp_path)
 
     def dead(*args, **kwargs):
         raise ConnectionError("Couldn't reach the hub\nin any way")
@@ -281,17 +280,17 @@ def test_what_cannot_be_run_is_named(tiny, tmp_path, monkeypatch):
     write_sums(tmp_path, sums(1))
     monkeypatch.setattr("datasets.load_dataset", dead)
     with pytest.raises(InputError, match=r"\(ConnectionError: Couldn't reach the hub\); check the"):
-        evaluate_utility(*tiny, ["local_sums"], task_folder=tmp_path)
+        evaluate_utility(tiny, ["local_sums"], task_folder=tmp_path)
 
     def without_parts(*args, **kwargs):
         raise ModuleNotFoundError("`math_verify` is required")
 
     monkeypatch.setattr("datasets.load_dataset", without_parts)
     with pytest.raises(InputError, match=r"math_verify.* \(pip install -e '.\[eval\]'"):
-        evaluate_utility(*tiny, ["local_sums"], task_folder=tmp_path)
+        evaluate_utility(tiny, ["local_sums"], task_folder=tmp_path)
     monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"not installed; pip install -e '.\[eval\]'"):
-        evaluate_utility(*tiny, ["gsm8k"])
+        evaluate_utility(tiny, ["gsm8k"])
 
 
 # --- transformers --------------------------------------------------------------------------------
@@ -307,7 +306,7 @@ def both(tmp_path_factory):
     model, params, tokenizer = load_pretrained("smollm2", dtype=jnp.float32)
     folder = tmp_path_factory.mktemp("smollm2") / "model"
     save_pretrained(folder, model, params, tokenizer)
-    ours = JaxalignLM(model, params, tokenizer, batch_size=25)
+    ours = JaxalignLM(LanguageModel(model, params, tokenizer), batch_size=25)
     theirs = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=25)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them wait for each other where other tests run beside

@@ -2,15 +2,13 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_model import random_params
 
-from jaxalign.answers.greedy import greedy_answers
+from jaxalign.answers import Asking, LanguageModel, answers
 from jaxalign.data.templates import bare_messages, encode_chat
 from jaxalign.host.errors import InputError
-from jaxalign.models import load_pretrained
 from jaxalign.utility.perplexity import perplexity, reference_answers
 from jaxalign.utility.word_problems import (
     WordProblem,
@@ -24,7 +22,7 @@ REQUESTS = ["Name a fruit.", "Why is the sky blue at noon?", "Tell me a joke."]
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model_folder):
-    return load_pretrained(tiny_model_folder, dtype=jnp.float32)
+    return LanguageModel.load(tiny_model_folder, "float32")
 
 
 @pytest.mark.parametrize(
@@ -74,39 +72,38 @@ def test_bad_word_problems_are_named(content, message, tmp_path):
 
 def test_solved_problems_are_counted(tiny):
     """The problems are made of what the model says, so that it is right twice and wrong once."""
-    model, params, tokenizer = tiny
-    arguments = {"template": bare_messages, "max_new_tokens": 8, "batch_size": 2}
-    answers = greedy_answers(model, params, tokenizer, REQUESTS, **arguments)
-    numbers = [last_number(tokenizer.decode(x, skip_special_tokens=True)) for x in answers]
+    asking = Asking(bare_messages, max_new_tokens=8, batch_size=2)
+    numbers = [
+        last_number(tiny.tokenizer.decode(answer.tokens, skip_special_tokens=True))
+        for answer in answers(tiny, REQUESTS, asking)
+    ]
     problems = [WordProblem(r, n) for r, n in zip(REQUESTS, numbers, strict=True)]
     wrong = WordProblem(REQUESTS[0], 123456789.0)
-    share = solve(model, params, tokenizer, [*problems[1:], wrong], **arguments)
+    share = solve(tiny, [*problems[1:], wrong], asking)
     np.testing.assert_allclose(share, 2 / 3)
 
 
 def test_answers_do_not_depend_on_the_batch(tiny):
-    model, params, tokenizer = tiny
-    arguments = {"template": bare_messages, "max_new_tokens": 6}
     one, two = (
-        greedy_answers(model, params, tokenizer, REQUESTS, batch_size=size, **arguments)
+        answers(tiny, REQUESTS, Asking(bare_messages, max_new_tokens=6, batch_size=size))
         for size in (1, 2)
     )
-    assert [x.tolist() for x in one] == [x.tolist() for x in two]
+    assert [x.tokens.tolist() for x in one] == [x.tokens.tolist() for x in two]
 
 
 def test_perplexity_is_the_exponential_of_the_mean_negative_log_probability(tiny):
-    model, params, tokenizer = tiny
-    answers = reference_answers(model, params, tokenizer, REQUESTS, max_new_tokens=6)
+    model, params, tokenizer = tiny.model, tiny.params, tiny.tokenizer
+    reference = reference_answers(tiny, REQUESTS, Asking(max_new_tokens=6))
     other = random_params(model.config, seed=1)
     total, count = 0.0, 0
-    for request, document in zip(REQUESTS, answers.documents, strict=True):
+    for request, document in zip(REQUESTS, reference.documents, strict=True):
         head, tail = encode_chat(tokenizer, bare_messages(request))
         prompt = np.array([[*head, *tail]], np.int32)
         tokens = document.tokens[document.learned][None]
         everything = np.ones(prompt.shape, bool), np.ones(tokens.shape, bool)
         logps = model.logps(other, prompt, everything[0], tokens, everything[1])
         total, count = total + float(logps.sum()), count + tokens.size
-    got = perplexity(model, other, answers, rows_per_batch=2)
+    got = perplexity(model, other, reference, rows_per_batch=2)
     np.testing.assert_allclose(got, np.exp(-total / count), rtol=1e-4)
     # Greedy answers are likelier under the model that gave them.
-    assert perplexity(model, params, answers) < got
+    assert perplexity(model, params, reference) < got

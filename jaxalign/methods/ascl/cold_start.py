@@ -18,12 +18,12 @@ import jax
 import numpy as np
 import optax
 
+from jaxalign.answers.asking import judge
 from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.engine.optimizer import skip_nonfinite
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Sampling
-from jaxalign.evaluation.heldout import judge
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.methods.ascl.openings import Openings, guided_rollout
@@ -132,13 +132,8 @@ def collect_traces(
         prompts += asked
         rows.append(samples)
         progress(number + 1)
-    every = Traces(
-        prompts,
-        tokens=np.concatenate([samples.tokens for samples in rows]),
-        mask=np.concatenate([samples.mask for samples in rows]),
-        present=np.concatenate([samples.present for samples in rows]),
-        consulted=np.concatenate([samples.mode for samples in rows]) > 0,
-    )
+    drawn = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    every = Traces(prompts, drawn.tokens, drawn.mask, drawn.present, drawn.mode > 0)
     return every.take(np.flatnonzero(np.concatenate(right))), every
 
 

@@ -6,28 +6,29 @@ Every completion is kept with what the verifiers say, so that the filters of
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
+from jaxalign.answers.asking import (
+    Answer,
+    Asking,
+    LanguageModel,
+    Progress,
+    answer_batches,
+    read_requests,
+)
 from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
-from jaxalign.answers.completing import decode, rows_of_prompts, stop_tokens
 from jaxalign.data.prompts import Prompt, prompts_digest
-from jaxalign.data.templates import Template, encode_prompts
-from jaxalign.evaluation.heldout import judge
+from jaxalign.data.templates import Template
+from jaxalign.evaluation.heldout import format_verifiers
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
-from jaxalign.host.processes import fetch, is_first, least
+from jaxalign.host.processes import is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
-from jaxalign.models.completion import compute_params
-from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params, Rollout
-from jaxalign.rewards import Verifiers, safety_verifiers
-from jaxalign.sampling import Stage, Temperature, sample, stage_key
+from jaxalign.records import Params
+from jaxalign.sampling import Stage, Temperature
 
 ASKED = ("prompts_digest", "template")
 """What a finished file must agree in to be used: what was asked, not who answered and how."""
@@ -73,7 +74,7 @@ def self_generate(
     temperature: float,
     seed: int,
     facts: dict[str, Any],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> list[Generated]:
     """Samples G completions of every prompt into a file, or goes on with the file that is there.
 
@@ -108,8 +109,18 @@ def self_generate(
     """
     if not prompts:
         raise InputError("no prompts to answer: self-generation needs harmful ones")
+    lm = LanguageModel(model, params, tokenizer)
+    asking = Asking(
+        template,
+        method=Temperature(temperature),
+        samples=samples_per_prompt,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        batch_size=prompts_per_batch,
+        seed=seed,
+    )
     facts = facts | {
-        "dtype": jnp.dtype(model.dtype).name,
+        "dtype": lm.dtype,
         "prompts": len(prompts),
         "prompts_digest": prompts_digest(prompts),
         "template": [message["content"] for message in template("{}")],
@@ -123,82 +134,45 @@ def self_generate(
     if _finished(path, facts):
         return read_generated(path, vocab_size=model.config.vocab_size)
     keep_facts(path, facts, kept=facts_path(path))
-    try:
-        verifiers = safety_verifiers(tokenizer)
-    except ValueError as error:
-        raise InputError(f"tokenizer: {error}; use another model") from None
-    encoded = encode_prompts(
-        tokenizer,
-        template,
-        [prompt.text for prompt in prompts],
-        max_tokens=max_prompt_tokens,
-        width=max_prompt_tokens,
-    )
-    positions = len(encoded.prefix) + max_prompt_tokens + max_new_tokens
+    verifiers = format_verifiers(tokenizer)
+    questions = read_requests(tokenizer, [prompt.text for prompt in prompts], asking)
+    positions = len(questions.prefix) + max_prompt_tokens + max_new_tokens
     if positions > model.config.max_positions:
         raise InputError(
             f"code, cases, prompt and completion take up to {positions} positions, the model has "
             f"{model.config.max_positions}: use fewer cases, or lower max_new_tokens"
         )
-    size = min(prompts_per_batch, len(prompts))
-    batches = [
-        range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)
-    ]
-    params = compute_params(params, model.dtype)
-    key = stage_key(seed, Stage.SELF_GENERATION)
-    sizes = [len(rows) * samples_per_prompt for rows in batches]
+    sizes = [len(batch) * samples_per_prompt for batch in questions.batches]
     first = least(whole_batches(path, sizes))  # also before the first process changes the file
     generated = read_generated(path, vocab_size=model.config.vocab_size) if first else []
     generated = generated[: sum(sizes[:first])]
-    with contextlib.ExitStack() as stack:
-        lines = (
-            stack.enter_context(contextlib.closing(StepLines(path, first))) if is_first() else None
+    opened = contextlib.closing(StepLines(path, first)) if is_first() else contextlib.nullcontext()
+    with opened as lines:
+        batches = answer_batches(
+            lm, questions, asking, Stage.SELF_GENERATION, first=first, verifiers=verifiers
         )
-        for number, rows in list(enumerate(batches))[first:]:
-            # The last batch is filled up with earlier prompts, so that all have one shape.
-            asked = np.array([rows.start + i if i < len(rows) else i for i in range(size)])
-            rows_asked = (encoded.tokens[asked], encoded.mask[asked])
-            tokens, mask = to_devices(rows_asked, model.mesh, rows=True)
-            rollout = sample(
-                model,
-                params,
-                tokens,
-                mask,
-                key,
-                samples_per_prompt=samples_per_prompt,
-                max_new_tokens=max_new_tokens,
-                method=Temperature(temperature),
-                stop=stop_tokens(model, tokenizer),
-                prefix=to_devices(encoded.prefix, model.mesh),
-                rows=rows_of_prompts(asked.tolist(), samples_per_prompt),
-            )
-            answered = [prompts[row] for row in rows for _ in range(samples_per_prompt)]
-            for made in _describe(tokenizer, verifiers, answered, rollout):
+        for number, batch in enumerate(batches, start=first):
+            for answer in batch:
+                made = _describe(lm, prompts[answer.request], answer)
                 generated.append(made)
                 if lines is not None:
                     lines.append({"step": number} | dataclasses.asdict(made))
-            progress(rows.stop, len(prompts))
+            progress(len(generated) // samples_per_prompt, len(prompts))
     return generated
 
 
-def _describe(
-    tokenizer: Any, verifiers: Verifiers, prompts: Sequence[Prompt], rollout: Rollout
-) -> Iterator[Generated]:
-    """The first rows of a rollout, one for each prompt given."""
-    verdict = judge(verifiers, rollout.tokens, rollout.mask)
-    made, all_finished, verdict = fetch(((rollout.tokens, rollout.mask), rollout.finished, verdict))
-    for row, prompt in enumerate(prompts):
-        tokens, mask = (array[row] for array in made)
-        yield Generated(
-            id=prompt.id,
-            prompt=prompt.text,
-            category=prompt.category,
-            completion=decode(tokenizer, tokens, mask),
-            tokens=tokens[mask].tolist(),
-            finished=bool(all_finished[row]),
-            well_formed=bool(verdict.well_formed[row]),
-            refused=bool(verdict.refused[row]),
-        )
+def _describe(lm: LanguageModel, prompt: Prompt, answer: Answer) -> Generated:
+    assert answer.verdict is not None  # verifiers were given
+    return Generated(
+        id=prompt.id,
+        prompt=prompt.text,
+        category=prompt.category,
+        completion=lm.text(answer.tokens),
+        tokens=answer.tokens.tolist(),
+        finished=answer.finished,
+        well_formed=bool(answer.verdict.well_formed),
+        refused=bool(answer.verdict.refused),
+    )
 
 
 def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:

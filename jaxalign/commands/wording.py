@@ -1,4 +1,4 @@
-"""How requests are put to a model, as the flags of a command say."""
+"""How a request is worded, as the flags of a command say."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TemplateName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(_TEMPLATES)}}
 
 
 @dataclass(frozen=True)
-class Asking:
+class Wording:
     """How requests are put to the model."""
 
     template: _TemplateName = "alphaalign"

@@ -1,0 +1,350 @@
+"""One way to ask a model: requests become tokens, batches of one shape, and answers.
+
+Sample s of request r draws as row r·G + s of one large batch, so that answers do not depend on how
+the requests are divided (up to rounding). The next batch is under way while an answer is read.
+"""
+
+import dataclasses
+import itertools
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.answers.completing import (
+    check_sizes,
+    decode,
+    fill,
+    in_batches,
+    stop_tokens,
+    width_of,
+)
+from jaxalign.data.templates import Template, Tokenizer, bare_messages, encode_prompts, pad
+from jaxalign.host.errors import InputError
+from jaxalign.host.processes import fetch
+from jaxalign.models import load_pretrained
+from jaxalign.models.completion import compute_params
+from jaxalign.models.files.weights import weights_digest
+from jaxalign.models.precision import named_dtype
+from jaxalign.models.sharding import to_devices
+from jaxalign.models.transformer import Transformer
+from jaxalign.records import Params, Rollout
+from jaxalign.rewards import Verdict, Verifiers
+from jaxalign.sampling import Greedy, Method, Stage, Tool, sample, stage_key
+
+LEAST_WIDTH = 32
+"""Batches that go by length are padded to 32, 64, 128, … tokens, or to the longest of all."""
+
+Progress = Callable[[int, int], None]
+"""`(done, total)`, called after each batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A model that can be asked.
+
+    Attributes:
+      model: the decoder.
+      params: its parameters, in float32 or in the compute dtype.
+      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      weights: `weights_digest` of the parameters as they were loaded; "" where these are those.
+    """
+
+    model: Transformer
+    params: Params
+    tokenizer: Tokenizer
+    weights: str = ""
+
+    @classmethod
+    def load(cls, name: str | Path, dtype: str = "auto") -> "LanguageModel":
+        """Loads a model (`load_pretrained`), its parameters in the compute dtype.
+
+        Args:
+          name: a `.gguf` file, a Hugging Face folder, `smollm2` or a hub id.
+          dtype: auto, bfloat16 or float32.
+
+        Raises:
+          InputError: an unknown dtype, or a model that cannot be loaded.
+        """
+        chosen, _ = named_dtype(dtype)
+        model, params, tokenizer = load_pretrained(name, dtype=chosen)
+        return cls(model, params, tokenizer, weights_digest(params)).cast()
+
+    @property
+    def dtype(self) -> str:
+        """The name of the compute dtype."""
+        return jnp.dtype(self.model.dtype).name
+
+    @property
+    def digest(self) -> str:
+        """What tells these weights from others."""
+        return self.weights or weights_digest(self.params)
+
+    def cast(self) -> "LanguageModel":
+        """The same with its parameters in the compute dtype, to be used many times."""
+        return dataclasses.replace(self, params=compute_params(self.params, self.model.dtype))
+
+    def text(self, ids: np.ndarray) -> str:
+        """What ids spell, special tokens left out: the text that the verifiers judge."""
+        return decode(self.tokenizer, ids, np.ones(len(ids), bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How requests are put to a model.
+
+    Attributes:
+      template: turns a request into messages (`jaxalign.data.templates`).
+      tool: what answers may call.
+      method: how tokens are chosen.
+      samples: G answers to each request.
+      max_prompt_tokens: the most tokens that a request may take beyond what all share; None: any.
+      max_new_tokens: where answers are cut off, a tool's part included.
+      batch_size: requests at a time.
+      seed: of a method that draws.
+
+    Raises:
+      InputError: a size below 1.
+    """
+
+    template: Template = bare_messages
+    tool: Tool | None = None
+    method: Method = Greedy()
+    samples: int = 1
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(
+            samples=self.samples,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
+
+
+class Answer(NamedTuple):
+    """One answer.
+
+    Attributes:
+      request: the number of the request.
+      tokens: the ids that the model generated, the stop token included.
+      written: these and a tool's.
+      finished: whether the model ended it; if not, it was cut off.
+      consulted: whether it called the tool.
+      verdict: of its row, where verifiers were given.
+    """
+
+    request: int
+    tokens: np.ndarray
+    written: np.ndarray
+    finished: bool
+    consulted: bool
+    verdict: Verdict | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """Requests as a model reads them.
+
+    Attributes:
+      prefix: `[P0]` int32, the ids that open all of them.
+      rows: the ids of each behind those, an opening of its answer included.
+      batches: the numbers of the requests of each batch; the last may be smaller.
+      width: of every batch; None: as `width_of` has it for each.
+    """
+
+    prefix: np.ndarray
+    rows: Sequence[Sequence[int]]
+    batches: Sequence[Sequence[int]]
+    width: int | None = None
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a batch is wide."""
+        return self.width or max(len(self.rows[i]) for batch in self.batches for i in batch)
+
+    def check_positions(
+        self,
+        model: Transformer,
+        new_tokens: int,
+        remedy: str = "ask for fewer new tokens, or for shorter prompts",
+    ) -> None:
+        """Refuses what does not fit the model's context with its answer."""
+        positions = model.config.max_positions
+        if len(self.prefix) + self.longest + new_tokens > positions:
+            raise InputError(
+                f"{len(self.prefix)} tokens of the template, {self.longest} of the longest prompt "
+                f"and {new_tokens} new ones exceed the model's {positions} positions; {remedy}"
+            )
+
+
+def in_order(prefix: np.ndarray, rows: Sequence[Sequence[int]], asking: Asking) -> Questions:
+    """Batches of one shape, of all requests as they come."""
+    batches = in_batches(range(len(rows)), asking.batch_size)
+    return Questions(
+        prefix, rows, batches, asking.max_prompt_tokens or max(len(row) for row in rows)
+    )
+
+
+def read_requests(tokenizer: Tokenizer, requests: Sequence[str], asking: Asking) -> Questions:
+    """Encodes at least one request, in order.
+
+    Raises:
+      InputError: one takes more than `max_prompt_tokens`.
+    """
+    limit = asking.max_prompt_tokens or sys.maxsize
+    encoded = encode_prompts(tokenizer, asking.template, requests, max_tokens=limit)
+    rows = [tokens[there] for tokens, there in zip(encoded.tokens, encoded.mask, strict=True)]
+    return in_order(encoded.prefix, rows, asking)
+
+
+def complete(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    asking: Asking,
+    key: jax.Array,
+    *,
+    width: int,
+    prefix: jax.Array | None = None,
+    stop: Sequence[int] | None = None,
+    numbers: jax.Array | None = None,
+) -> Rollout:
+    """Samples answers behind N rows of ids.
+
+    Args:
+      lm: the model, its parameters in the compute dtype.
+      rows: of ids.
+      asking: how many, how long, how drawn, with what tool.
+      key: of the noise.
+      width: that the rows are padded to.
+      prefix: as for `sample`.
+      stop: ids that end an answer; by default `stop_tokens`.
+      numbers: `rows` of `sample`.
+    """
+    tokens, mask = to_devices(pad(rows, width), lm.model.mesh, rows=True)
+    return sample(
+        lm.model,
+        lm.params,
+        tokens,
+        mask,
+        key,
+        samples_per_prompt=asking.samples,
+        max_new_tokens=asking.max_new_tokens,
+        method=asking.method,
+        stop=stop_tokens(lm.model, lm.tokenizer) if stop is None else stop,
+        prefix=prefix,
+        tool=asking.tool,
+        rows=numbers,
+    )
+
+
+@jax.jit
+def judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
+    """The verifiers' verdict, compiled once for each shape."""
+    return verifiers(tokens, mask)
+
+
+def answer_batches(
+    lm: LanguageModel,
+    questions: Questions,
+    asking: Asking,
+    stage: Stage,
+    *,
+    first: int = 0,
+    verifiers: Verifiers | None = None,
+) -> Iterator[list[Answer]]:
+    """The answers of each batch, G to a request, those of one next to each other.
+
+    Args:
+      lm: the model.
+      questions: what to ask.
+      asking: how.
+      stage: of the run, which has noise of its own.
+      first: the batch to begin with.
+      verifiers: judge the answers on the device.
+    """
+    lm = lm.cast()
+    prefix = to_devices(questions.prefix, lm.model.mesh)
+    key = stage_key(asking.seed, stage)
+
+    def launch(batch: Sequence[int]) -> Any:
+        filled = fill(batch, len(questions.batches[0]))
+        rows = [questions.rows[number] for number in filled]
+        noise = np.array(filled)[:, None] * asking.samples + np.arange(asking.samples)
+        rollout = complete(
+            lm,
+            rows,
+            asking,
+            key,
+            width=questions.width or width_of(rows, least=LEAST_WIDTH, most=questions.longest),
+            prefix=prefix,
+            numbers=jnp.asarray(noise.reshape(-1), jnp.int32),
+        )
+        if verifiers is None:
+            return batch, rollout, None
+        return batch, rollout, judge(verifiers, rollout.tokens, rollout.mask)
+
+    launched = map(launch, questions.batches[first:])
+    # `pairwise` takes the next before it hands out one: the device does not wait for the reader.
+    for (batch, *made), _ in itertools.pairwise(itertools.chain(launched, [None])):
+        fetched = fetch(made)
+        rows = range(len(batch) * asking.samples)
+        yield [_answer(batch[row // asking.samples], row, fetched) for row in rows]
+
+
+def _answer(request: int, row: int, fetched: Any) -> Answer:
+    rollout, verdict = jax.tree.map(operator.itemgetter(row), fetched)
+    return Answer(
+        request,
+        tokens=rollout.tokens[rollout.mask],
+        written=rollout.tokens[rollout.present],
+        finished=bool(rollout.finished),
+        consulted=bool(rollout.mode),
+        verdict=verdict,
+    )
+
+
+def answers(
+    lm: LanguageModel,
+    requests: Sequence[str],
+    asking: Asking,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> list[Answer]:
+    """Answers to every request, in order; all batches have one shape.
+
+    Args:
+      lm: the model.
+      requests: at least one.
+      asking: how they are asked.
+      progress: called after each batch with how many requests are done, and of how many.
+
+    Raises:
+      InputError: no requests, or one that is too long, or does not fit the model's context with
+        its answer.
+    """
+    if not requests:
+        raise InputError("no requests to answer; give at least one")
+    questions = read_requests(lm.tokenizer, requests, asking)
+    questions.check_positions(lm.model, asking.max_new_tokens)
+    found: list[Answer] = []
+    for batch in answer_batches(lm, questions, asking, Stage.ANSWERS):
+        found += batch
+        progress(len(found) // asking.samples, len(requests))
+    return found
+
+
+def ask(lm: LanguageModel, requests: Sequence[str], **asking: Any) -> list[str]:
+    """The texts of `answers`, with fields of `Asking` by name.
+
+    ask(LanguageModel.load("smollm2"), ["Name a river."], max_new_tokens=64)
+    """
+    return [lm.text(answer.written) for answer in answers(lm, requests, Asking(**asking))]
