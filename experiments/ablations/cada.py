@@ -367,7 +367,7 @@ def measure(
             )
             results["solved"] = f"{round(share * len(measures.problems))}/{len(measures.problems)}"
     if arm == "none" or rate is not None:
-        results["perplexity"] = perplexity(lm.model, lm.params, answers)
+        results["perplexity"] = perplexity(lm, answers)
     write_json(folder / "evaluations.json", evaluations)
     rows = [row for evaluation in evaluations.values() for row in evaluation["rows"]]
     for share_of in ("well_formed", "finished"):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answers.asking import Asking, LanguageModel, Progress, answers
+from jaxalign.answers.completing import in_batches
 from jaxalign.data.documents import answer_documents
 from jaxalign.models.packing import Document, PackedBatch, pack, packed_logps, place
 from jaxalign.models.transformer import Transformer
@@ -57,33 +58,23 @@ def reference_answers(
     return ReferenceAnswers(*answer_documents(lm.tokenizer, asking.template, pairs))
 
 
-def perplexity(
-    model: Transformer,
-    params: Params,
-    reference: ReferenceAnswers,
-    *,
-    rows_per_batch: int = 8,
-) -> float:
+def perplexity(lm: LanguageModel, reference: ReferenceAnswers, *, rows_per_batch: int = 8) -> float:
     """Perplexity of the reference's answers under a model.
 
     Args:
-      model: the decoder.
-      params: the parameters to measure.
+      lm: the model to measure.
       reference: of `reference_answers`.
       rows_per_batch: packed rows at a time, each of 512 tokens, or of the longest document's.
     """
-    lengths = [len(document.tokens) for document in reference.documents]
+    documents = reference.documents
+    lengths = [len(document.tokens) for document in documents]
     length = max(512, *lengths)
-    batches = -(-len(place(lengths, length=length)) // rows_per_batch)
-    rows = batches * rows_per_batch
-    whole = pack(reference.documents, length=length, rows=rows, prefix=reference.prefix)
-    arrays = dataclasses.replace(whole, prefix=None)
     total = 0.0
-    for first in range(0, rows, rows_per_batch):
-        part = jax.tree.map(lambda x, at=first: x[at : at + rows_per_batch], arrays)
-        part = dataclasses.replace(part, prefix=whole.prefix)
-        total += float(_negative_logp(model, params, part))
-    return float(np.exp(total / int(whole.learned.sum())))
+    for rows in in_batches(place(lengths, length=length), rows_per_batch):
+        part = [documents[index] for row in rows for index in row]
+        packed = pack(part, length=length, rows=rows_per_batch, prefix=reference.prefix)
+        total += float(_negative_logp(lm.model, lm.params, packed))
+    return float(np.exp(total / sum(int(document.learned.sum()) for document in documents)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
