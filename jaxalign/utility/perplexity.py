@@ -42,17 +42,7 @@ def reference_answers(
     *,
     progress: Progress = lambda done, total: None,
 ) -> ReferenceAnswers:
-    """Lets the start model answer requests.
-
-    Args:
-      lm: the start model.
-      requests: at least one.
-      asking: how they are asked, greedily.
-      progress: called after each batch with how many are done, and of how many.
-
-    Raises:
-      InputError: no requests, or one that does not fit the model's context with its answer.
-    """
+    """What the start model answers; arguments, and what is raised, are those of `answers`."""
     said = [answer.tokens.tolist() for answer in answers(lm, requests, asking, progress=progress)]
     pairs = list(zip(requests, said, strict=True))
     return ReferenceAnswers(*answer_documents(lm.tokenizer, asking.template, pairs))

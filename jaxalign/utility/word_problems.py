@@ -72,13 +72,9 @@ def solve(
     *,
     progress: Progress = lambda done, total: None,
 ) -> float:
-    """Share of problems whose last number is the right one.
+    """Share of problems whose last number is the right one, one sample of each.
 
-    Args:
-      lm: the model.
-      problems: at least one.
-      asking: how they are asked, one sample of each; greedily as a rule.
-      progress: called after each batch with how many are done, and of how many.
+    Arguments, and what is raised, are otherwise those of `answers`.
     """
     questions = [problem.question for problem in problems]
     said = [lm.text(answer.written) for answer in answers(lm, questions, asking, progress=progress)]
