@@ -1,59 +1,201 @@
-"""What comparisons of many runs have in common: what is asked, the dtype, what all points share."""
+"""The frame of comparisons: arms x seeds or learning rates, each point trained and measured once.
 
+A comparison is a folder. Each point has a folder in it, which holds measurements.json once it is
+measured; comparison.json says what all points share.
+"""
+
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
+from rich.progress import Progress
 
+from jaxalign.answers import Asking, LanguageModel
+from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data import Prompt, load_all
 from jaxalign.data.order import evenly
+from jaxalign.data.prompts import prompts_digest
+from jaxalign.data.templates import Template
+from jaxalign.evaluation.heldout import evaluate
 from jaxalign.host.errors import InputError
+from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.progress import progress_bar
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.runs.settings import has_checkpoint
+from jaxalign.utility.word_problems import WordProblem, load_word_problems, solve
 
 
-def load_suites(suites: Sequence[str], limit: int) -> dict[str, list[Prompt]]:
-    """Prompts by suite, of each kind at most `limit`, evenly spread over it.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared, what every model is asked, and in which dtype."""
+
+    out: Path
+    """Folder of the comparison."""
+    arms: tuple[str, ...]
+    """Which arms."""
+    model: str = "smollm2"
+    """Start model, as for the experiments."""
+    suites: tuple[str, ...] = ("ours=builtin:heldout",)
+    """What is asked: NAME=SPEC or NAME=KIND=SPEC, with a SPEC as for --heldout of the experiments
+    and a KIND where the data does not tell."""
+    limit: int = 60
+    """Prompts of each kind of each suite, evenly spread over it."""
+    max_new_tokens: int = 96
+    """Longest completion in the measurements; training's is a flag behind --."""
+    word_problems: Path | None = None
+    """JSON lines in GSM8K's form: is the model still able to do sums?"""
+    problems: int = 32
+    """How many of them."""
+    batch_size: int = 32
+    """Prompts at a time in the measurements: more is faster on an accelerator."""
+    dtype: str = "auto"
+    """Compute dtype of everything: bfloat16, float32, or auto, the faster one in a probe, the first
+    time."""
+
+
+AnyComparison = TypeVar("AnyComparison", bound=Comparison)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One model to measure: an arm, its learning rate if it trains with several, and a seed."""
+
+    arm: str
+    rate: float | None = None
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The arm, with its rate if it has one."""
+        return self.arm if self.rate is None else f"{self.arm} {self.rate:g}"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        label = self.label.replace(" ", "-")
+        return label if self.seed is None else f"{label}-{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What every model is put to.
+
+    Attributes:
+      suites: name -> prompts.
+      problems: sums in words.
+      attacked: prompts whose answers are made to begin in some way.
+      requests: those whose answers a perplexity is over.
+    """
+
+    suites: dict[str, list[Prompt]]
+    problems: list[WordProblem]
+    attacked: Sequence[Prompt] = ()
+    requests: Sequence[str] = ()
+
+
+def check(
+    settings: Any, known: Sequence[str], flags: Sequence[str], *, ours: Sequence[str], counts: str
+) -> None:
+    """Refuses what no comparison can work with.
 
     Args:
-      suites: NAME=SPEC or NAME=KIND=SPEC each (`jaxalign.data.load_all`).
-      limit: at least 1.
+      settings: of the command, with `arms`.
+      known: the arms there are.
+      flags: behind `--`.
+      ours: flags that the comparison sets itself, and so those of their fields.
+      counts: settings that must be at least 1, with spaces between.
 
     Raises:
-      InputError: a suite without a name, or two of one name.
+      InputError: names the arm, the flag or the setting.
     """
-    loaded: dict[str, list[Prompt]] = {}
-    for given in suites:
+    for arm in settings.arms:
+        if arm not in known:
+            raise InputError(f"unknown arm {arm!r}: choose from {', '.join(known)}")
+    for given in flags:
+        name = given.partition("=")[0].replace("_", "-")
+        for flag in ours:
+            if name == flag:
+                raise InputError(f"{flag} is the comparison's to set: leave it out behind --")
+            if name.startswith(f"{flag}."):
+                raise InputError(
+                    f"{name}: flags that begin with {flag} are the comparison's to set: leave it "
+                    "out behind --"
+                )
+    for name in counts.split():
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name}={getattr(settings, name)} is too small: at least 1")
+
+
+def of_each_kind(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """At most `limit` prompts of each kind, evenly spread over it."""
+    return [
+        prompt
+        for kind in dict.fromkeys(prompt.kind for prompt in prompts)
+        for prompt in evenly([p for p in prompts if p.kind == kind], limit)
+    ]
+
+
+def load_measures(settings: Comparison) -> Measures:
+    """Reads what is asked, of each kind of a suite at most `limit` prompts, evenly spread over it.
+
+    Raises:
+      InputError: a suite without a name, two of one name, or data that cannot be read.
+    """
+    suites: dict[str, list[Prompt]] = {}
+    for given in settings.suites:
         name, equals, spec = given.partition("=")
         if not equals:
             raise InputError(f"suites: {given!r} has no name; give NAME=SPEC")
-        if name in loaded:
+        if name in suites:
             raise InputError(f"suites: two are named {name}; give each a name of its own")
-        prompts = load_all([spec])
-        loaded[name] = [
-            prompt
-            for kind in dict.fromkeys(prompt.kind for prompt in prompts)
-            for prompt in evenly([p for p in prompts if p.kind == kind], limit)
-        ]
-    return loaded
+        suites[name] = of_each_kind(load_all([spec]), settings.limit)
+    problems: list[WordProblem] = []
+    if settings.word_problems is not None:
+        problems = evenly(load_word_problems(settings.word_problems), settings.problems)
+    return Measures(suites, problems)
 
 
-def resolve_dtype(dtype: str, out: Path) -> str:
-    """With auto, the dtype of the comparison that is there, else the faster one, for all points.
+def begin(
+    settings: AnyComparison,
+    flags: Sequence[str],
+    measures: Measures,
+    *,
+    may_differ: Sequence[str],
+    **more: Any,
+) -> AnyComparison:
+    """Begins a comparison, or goes on with the one that is there.
+
+    Its points share flags, measures, `more`, and the settings but those named in `may_differ`.
+
+    Returns:
+      the settings with the dtype of all points: with auto that of the comparison that is there,
+      else the faster one.
 
     Raises:
-      InputError: an unknown dtype.
+      InputError: an unknown dtype, or as `keep_shared`.
     """
-    kept = out / "comparison.json"
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise InputError(f"dtype: unknown value {dtype!r}; use auto, bfloat16 or float32")
-    if dtype != "auto":
-        return dtype
-    if kept.exists():
-        return str(read_json(kept)["dtype"])
-    return str(jnp.dtype(fastest_dtype()[0]).name)
+    if settings.dtype not in ("auto", "bfloat16", "float32"):
+        raise InputError(f"dtype: unknown value {settings.dtype!r}; use auto, bfloat16 or float32")
+    if settings.dtype == "auto":
+        kept = settings.out / "comparison.json"
+        dtype = read_json(kept)["dtype"] if kept.exists() else jnp.dtype(fastest_dtype()[0]).name
+        settings = dataclasses.replace(settings, dtype=str(dtype))
+    # Of the suites and the sums the content is compared.
+    left_out = ("out", "arms", "batch_size", "suites", "word_problems", *may_differ)
+    shared = {k: v for k, v in dataclasses.asdict(settings).items() if k not in left_out}
+    shared |= {
+        "flags": list(flags),
+        "suite_digests": {name: prompts_digest(x) for name, x in measures.suites.items()},
+        "questions": [problem.question for problem in measures.problems],
+    }
+    keep_shared(settings.out, shared | more)
+    return settings
 
 
 def keep_shared(out: Path, shared: Mapping[str, Any]) -> None:
@@ -76,3 +218,149 @@ def keep_shared(out: Path, shared: Mapping[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"out: {out} cannot be made ({error.strerror}); give another") from error
     write_json(kept, values)
+
+
+def measure_points(
+    out: Path,
+    points: Sequence[Point],
+    *,
+    train: Callable[[Point], bool],
+    measure: Callable[[Point], Mapping[str, Any]],
+    report: Callable[[], object] = lambda: None,
+) -> None:
+    """Trains and measures each point that is not measured yet, then deletes its model.
+
+    Args:
+      out: folder of the comparison.
+      points: in their order.
+      train: makes the point's model if it needs one; whether there is one then.
+      measure: the content of its measurements.json.
+      report: called after each point that was measured.
+    """
+    for point in points:
+        folder = out / point.name
+        if not (folder / "measurements.json").exists():
+            print(f"\n=== {point.name}")
+            folder.mkdir(exist_ok=True)
+            found = measure(point) if train(point) else {"diverged": True}
+            write_json(folder / "measurements.json", {**dataclasses.asdict(point), **found})
+            report()
+        for heavy in ("model", "checkpoints"):
+            shutil.rmtree(folder / heavy, ignore_errors=True)
+
+
+def measured_points(
+    out: Path, order: Sequence[str]
+) -> tuple[dict[Point, dict[str, Any]], list[Point]]:
+    """The measurements of all points there are, by arm in an order, rate and seed.
+
+    Returns:
+      those that have a model, and those that came to none.
+    """
+    rows = {
+        Point(row["arm"], row["rate"], row["seed"]): row
+        for row in map(read_json, out.glob("*/measurements.json"))
+    }
+    points = sorted(rows, key=lambda x: (order.index(x.arm), x.rate or 0, x.seed or 0))
+    lost = [point for point in points if "diverged" in rows[point]]
+    return {point: rows[point] for point in points if point not in lost}, lost
+
+
+def run_once(script: Callable[[Sequence[str]], int], arguments: Sequence[str], run: Path) -> bool:
+    """Runs an experiment unless it is done, resumed where there is a checkpoint.
+
+    Args:
+      script: its `main`.
+      arguments: all but --run and --resume.
+      run: its folder.
+
+    Returns:
+      whether it came to an end; not if it diverged.
+
+    Raises:
+      SystemExit: the script's code after an error; 130 when it was interrupted.
+    """
+    done = run / "summary.json"  # is written after the model
+    if done.exists():
+        return True
+    resume = ["--resume"] if has_checkpoint(run) else []
+    code = script([*arguments, f"--run={run}", *resume])
+    if code == 1:
+        return False
+    if code or not done.exists():
+        raise SystemExit(code or 130)
+    return True
+
+
+def measure_answers(
+    settings: Comparison,
+    lm: LanguageModel,
+    template: Template,
+    measures: Measures,
+    *,
+    folder: Path,
+    attacks: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+) -> dict[str, Any]:
+    """Refusals on every suite and under attack, sums, and how answers are; writes evaluations.json.
+
+    Args:
+      settings: of the comparison.
+      lm: the model.
+      template: how the model is asked.
+      measures: what is asked.
+      folder: of the point.
+      attacks: name -> prompt id -> tokens that the answer is made to begin with.
+
+    Returns:
+      `well_formed`, `finished`, `distinct`: shares of the suites' answers; `tokens`: their mean
+      length; `solved`: share of the `problems`, where there are any; `hardware`.
+    """
+    asked: dict[str, tuple[Sequence[Prompt], Mapping[str, Sequence[int]]]] = {
+        **{suite: (prompts, {}) for suite, prompts in measures.suites.items()},
+        **{name: (measures.attacked, openings) for name, openings in (attacks or {}).items()},
+    }
+    forced = max((len(x) for _, openings in asked.values() for x in openings.values()), default=0)
+    evaluations: dict[str, Any] = {}
+    results: dict[str, Any] = {"hardware": hardware()}
+    with progress_bar() as bar:
+        for suite, (prompts, openings) in asked.items():
+            width = max(prompt_lengths(lm.tokenizer, template, prompts)) + forced
+            evaluation = evaluate(
+                lm,
+                prompts,
+                Asking(
+                    template,
+                    max_prompt_tokens=64 * math.ceil(width / 64),  # few widths, few compilations
+                    max_new_tokens=settings.max_new_tokens,
+                    batch_size=settings.batch_size,
+                ),
+                openings=openings,
+                progress=line(bar, suite, len(prompts)),
+            )
+            evaluations[suite] = evaluation.to_json()
+            rates = evaluation.summary()
+            shown = {k: round(v, 3) for k, v in rates.items() if isinstance(v, float)}
+            print(f"{suite}: {json.dumps(shown)}")
+        if measures.problems:
+            results["problems"] = len(measures.problems)
+            results["solved"] = solve(
+                lm,
+                measures.problems,
+                Asking(template, max_new_tokens=192, batch_size=settings.batch_size),
+                progress=line(bar, "word problems", len(measures.problems)),
+            )
+    write_json(folder / "evaluations.json", evaluations)
+    rows = [row for suite in measures.suites for row in evaluations[suite]["rows"]]
+    texts = [row["completion"] for row in rows]
+    return results | {
+        "well_formed": sum(row["well_formed"] for row in rows) / len(rows),
+        "finished": sum(row["finished"] for row in rows) / len(rows),
+        "tokens": sum(len(lm.tokenizer(text).input_ids) for text in texts) / len(texts),
+        "distinct": len(set(texts)) / len(texts),
+    }
+
+
+def line(bar: Progress, name: str, total: int) -> Callable[[int, int], None]:
+    """A line of the progress bar, as `progress(done, total)`."""
+    task = bar.add_task(name, total=total)
+    return lambda done, total: bar.update(task, completed=done)

@@ -13,22 +13,25 @@ run folder per arm and seed, results.json, table.md and consulting.png.
 """
 
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.ablations.command import refuse, run_command, run_once
+from experiments.ablations import comparison
+from experiments.ablations.comparison import Point
 from experiments.ablations.two_modes import plot_training
 from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
-from jaxalign.data.order import evenly
+from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.markdown import markdown_table
 from jaxalign.host.metrics import read_metrics
 
 
@@ -71,134 +74,111 @@ advantages than the group's."""
 
 def main(settings: Settings, flags: Sequence[str]) -> None:
     """Runs what is missing, then writes the tables and the plot."""
-    for name in settings.arms:
-        if name not in ARMS:
-            raise InputError(f"unknown arm {name!r}: choose from {', '.join(ARMS)}")
-    refuse(flags, OURS)
+    comparison.check(settings, tuple(ARMS), flags, ours=OURS, counts="")
     settings.out.mkdir(parents=True, exist_ok=True)
-    comparison = {"flags": list(flags), "heldout": settings.heldout}
+    shared = {"flags": list(flags), "heldout": settings.heldout}
     kept = settings.out / "comparison.json"
-    if kept.exists() and read_json(kept) != comparison:
+    if kept.exists() and read_json(kept) != shared:
         raise InputError(
             f"{kept} is of other flags or held-out prompts: give those, or another --out"
         )
     heldout = settings.out / "heldout.jsonl"
-    heldout.write_text(
-        "".join(
-            json.dumps({"prompt": p.text, "kind": kind, "id": p.id, "category": p.category}) + "\n"
-            for kind in KINDS
-            for p in evenly(
-                [p for p in builtin_prompts("heldout") if p.kind == kind], settings.heldout
-            )
-        )
-    )
+    prompts = comparison.of_each_kind(builtin_prompts("heldout"), settings.heldout)
+    rows = [{"prompt": p.text, "kind": p.kind, "id": p.id, "category": p.category} for p in prompts]
+    heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rules = Path(__file__).with_name("short_rules.yaml")
     common = ["--objective.advantages=group", f"--rules={rules}", *flags, f"--heldout={heldout}"]
     start = settings.out / "start"
     if not (start / "cold_start").exists():
         perform(start, [*common, "--steps", "1"])
-    write_json(kept, comparison)  # now that the flags are known to work
+    write_json(kept, shared)  # now that the flags are known to work
     from_start = ["--model", str(start / "cold_start"), "--cold-start-rounds", "0"]
     # Seeds in the outer loop: a comparison that is stopped has as many runs of each arm.
-    for seed in range(settings.seeds):
-        for name in settings.arms:
-            run = settings.out / f"{name}-{seed}"
-            if not (run / "summary.json").exists():
-                print(f"\n=== {name}, seed {seed}")
-                perform(run, [*common, *from_start, *ARMS[name], "--seed", str(seed)])
+    for seed, arm in itertools.product(range(settings.seeds), settings.arms):
+        run = settings.out / Point(arm, seed=seed).name
+        if not (run / "summary.json").exists():
+            print(f"\n=== {arm}, seed {seed}")
+            perform(run, [*common, *from_start, *ARMS[arm], "--seed", str(seed)])
     report(settings)
 
 
 def perform(run: Path, arguments: Sequence[str]) -> None:
     """One run of experiments/ascl.py."""
-    if not run_once(ascl, ["smollm2", *arguments], run):
+    if not comparison.run_once(ascl, ["smollm2", *arguments], run):
         raise InputError(f"{run}: diverged: lower the learning rate")
+
+
+COLUMNS = (
+    *(f"{kind}_{what}" for what in ("consulted", "refused") for kind in KINDS),
+    *("well_formed", "right", "reward"),
+)
+"""Of the tables, from rows of metrics.jsonl."""
 
 
 def report(settings: Settings) -> None:
     """Writes results.json, table.md and consulting.png from the runs that are there."""
-    seeds = range(settings.seeds)
-    metrics = {
-        name: [read_metrics(settings.out / f"{name}-{seed}") for seed in seeds]
-        for name in settings.arms
+    runs = {
+        arm: [settings.out / Point(arm, seed=seed).name for seed in range(settings.seeds)]
+        for arm in settings.arms
     }
+    metrics = {arm: [read_metrics(run) for run in each] for arm, each in runs.items()}
     trained = {
-        name: [
-            {key: mean([value(row) for row in run[-settings.last :]]) for key, value in SHOWN}
-            for run in runs
-        ]
-        for name, runs in metrics.items()
+        arm: nan_mean([[shares(row) for row in run[-settings.last :]] for run in each], axis=1)
+        for arm, each in metrics.items()
     }
-    results: dict[str, Any] = {"trained": {n: over_seeds(runs) for n, runs in trained.items()}}
-    if "grpo" in trained:
-        results["difference"] = {
-            name: over_seeds(
-                [
-                    {key: run[key] - other[key] for key, _ in SHOWN}
-                    for run, other in zip(runs, trained["grpo"], strict=True)
-                ]
-            )
-            for name, runs in trained.items()
-            if name != "grpo"
+    grpo = trained.get("grpo")
+    less = {arm: x - grpo for arm, x in trained.items() if grpo is not None and arm != "grpo"}
+    heldout = {arm: np.array([heldout_shares(run) for run in each]) for arm, each in runs.items()}
+    asked = (*COLUMNS[:-1], "rule_repeated")  # greedy answers: no reward is computed
+    values = {"trained": trained, "difference": less, "heldout": heldout}
+    titles = {
+        "trained": f"Samples of the last {settings.last} steps, mean ± deviation over seeds",
+        "difference": "The same less GRPO's with the same seed, so the same prompts",
+        "heldout": f"{settings.heldout} held-out prompts of each kind after training, greedy",
+    }
+    results: dict[str, Any] = {}
+    tables = []
+    for part in (part for part in values if values[part]):
+        columns = asked if part == "heldout" else COLUMNS
+        results[part] = {
+            arm: dict(zip(columns, over_seeds(x), strict=True)) for arm, x in values[part].items()
         }
-    results["heldout"] = {
-        name: over_seeds([heldout_shares(settings.out / f"{name}-{seed}") for seed in seeds])
-        for name in settings.arms
-    }
+        sign = "+" if part == "difference" else ""
+        lines = [
+            [arm, *(f"{mean:{sign}.2f} ± {deviation:.2f}" for mean, deviation in row.values())]
+            for arm, row in results[part].items()
+        ]
+        head = ["arm", *(name.replace("_", " ") for name in columns)]
+        tables.append(f"\n{titles[part]}:\n\n{markdown_table(head, lines)}")
     write_json(settings.out / "results.json", results)
-    lines = []
-    for part, title in (
-        ("trained", f"Samples of the last {settings.last} steps, mean ± deviation over seeds"),
-        ("difference", "The same less GRPO's with the same seed, so the same prompts"),
-        ("heldout", f"{settings.heldout} held-out prompts of each kind after training, greedy"),
-    ):
-        if table := results.get(part):
-            names = list(next(iter(table.values())))
-            header = ["arm", *(name.replace("_", " ") for name in names)]
-            lines += [f"\n{title}:\n", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-            for name, row in table.items():
-                sign = "+" if part == "difference" else ""
-                cells = [f"{m:{sign}.2f} ± {s:.2f}" for m, s in row.values()]
-                lines.append(f"| {name} | {' | '.join(cells)} |")
-    (settings.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (settings.out / "table.md").write_text("".join(tables))
+    print("".join(tables), end="")
+    # A step without prompts of a kind has None: NaN.
+    consulted = [COLUMNS.index(f"{kind}_consulted") for kind in KINDS]
     rates = {
-        name: np.array(
-            [[[row[f"{kind}_consulted"] for kind in KINDS] for row in run] for run in runs],
-            float,  # a step without prompts of a kind has None: NaN
-        )
-        for name, runs in metrics.items()
+        arm: np.array([[shares(row) for row in run] for run in each], float)[:, :, consulted]
+        for arm, each in metrics.items()
     }
     plot_training(rates, settings.out / "consulting.png")
 
 
-def right(row: Mapping[str, float | None]) -> float:
-    """Mean over kinds of the share that was refused, or not, as it should be.
+def shares(row: Mapping[str, Any]) -> list[float | None]:
+    """`COLUMNS` of a row of metrics or of an evaluation's rates; None of what is not there.
 
-    Beside the reward, in which the weight of a refusal follows what goes wrong in a step.
+    `right` is the mean over kinds of the share that was refused, or not, as it should be: beside
+    the reward, in which the weight of a refusal follows what goes wrong in a step.
     """
-    refused = {kind: row[f"{kind}_refused"] for kind in KINDS}
-    return mean([x if k == "harmful" or x is None else 1 - x for k, x in refused.items()])
+    refused = np.array([row[f"{kind}_refused"] for kind in KINDS], float)
+    right = np.where([kind == "harmful" for kind in KINDS], refused, 1 - refused)
+    return [row.get(name) for name in COLUMNS[:-2]] + [nan_mean(right), row.get("reward")]
 
 
-SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None]], ...] = (
-    *((f"{kind}_consulted", itemgetter(f"{kind}_consulted")) for kind in KINDS),
-    *((f"{kind}_refused", itemgetter(f"{kind}_refused")) for kind in KINDS),
-    ("well_formed", itemgetter("well_formed")),
-    ("right", right),
-    ("reward", itemgetter("reward")),
-)
-"""Columns of the tables, and what they are of a row of metrics.jsonl."""
-
-
-def heldout_shares(run: Path) -> dict[str, float]:
-    """Shares of the held-out prompts; `rule_repeated` is of those that consulted."""
+def heldout_shares(run: Path) -> list[float | None]:
+    """`shares` of the held-out prompts; in the reward's place how many that consulted repeat."""
     evaluation = read_json(run / "evaluation_after.json")
     consulted = [row["completion"] for row in evaluation["rows"] if row["consulted"]]
-    shares = [(key, value) for key, value in SHOWN if key != "reward"]  # greedy: none is computed
-    return {key: mean([value(evaluation["rates"])]) for key, value in shares} | {
-        "rule_repeated": mean([float(repeats_rule(text)) for text in consulted])
-    }
+    repeated = nan_mean([repeats_rule(text) for text in consulted])
+    return [*shares(evaluation["rates"])[:-1], repeated]
 
 
 def repeats_rule(completion: str) -> bool:
@@ -208,21 +188,18 @@ def repeats_rule(completion: str) -> bool:
     return bool(rules and answer and answer[1].strip() and answer[1].strip() in rules[1])
 
 
-def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and deviation of each column; runs in which it is NaN do not count."""
-    return {key: spread([run[key] for run in runs if not np.isnan(run[key])]) for key in runs[0]}
-
-
-def mean(values: Sequence[float | None]) -> float:
+def nan_mean(values: Any, axis: int | None = None) -> Any:
     """Mean of the numbers there are; NaN of none."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(np.array(values, float), axis=axis)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and deviation over seeds; the deviation of one seed is 0, the mean of none NaN."""
-    return mean(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def over_seeds(values: np.ndarray) -> list[tuple[float, float]]:
+    """Mean and deviation of each column `[seeds, columns]`, but for NaN; of one seed it is 0."""
+    columns = [column[~np.isnan(column)] for column in values.astype(float).T]
+    return [(float(nan_mean(x)), float(np.std(x, ddof=1)) if len(x) > 1 else 0.0) for x in columns]
 
 
 if __name__ == "__main__":
-    run_command("ifpo", Settings, main, __doc__)
+    run_command("ifpo", Settings, main, __doc__, passes_on=True)

@@ -1,32 +1,44 @@
-"""Arms compared: intervals, and the frame of the plot; for CADA's also matched strength and tables.
+"""Rates of what is compared, with intervals; CADA's arms at matched strength, in table and plot.
 
     attack success   mean over suites of the share of harmful prompts that are not refused
     over-refusal     mean over suites of the share of look-alikes that are refused
+    prefilling       mean over numbers of forced tokens of the share that is not refused
+    benign refused   mean over suites of the share of plain benign prompts that are refused
 
 Intervals (95 %) are a bootstrap's over prompts, drawn alike for all points, so that differences of
 two points are paired. They say nothing about another training seed. All of it is ours.
 """
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxalign.host.markdown import markdown_table
 from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, answer_span
 
 Row = dict[str, Any]
 Outcomes = dict[tuple[str, str], np.ndarray]
 """(suite, kind) -> `[prompts]` bool: which were refused."""
+Draws = dict[str, np.ndarray]
+"""axis -> `[1 + DRAWS]`: as measured, then drawn."""
 
 _FIRST_SENTENCE = re.compile(FIRST_SENTENCE_REFUSAL_PATTERN)
+_OF_KIND = {"harmful": "attack_success", "lookalike": "over_refusal", "benign": "benign_refused"}
 
 AXES = ("attack_success", "over_refusal")
+"""Those that a point is placed by."""
 DRAWS = 2000
 LEVELS = (0.1, 0.25, 0.5)
 """Over-refusal at which arms are compared."""
+KINDS = {"harmful": "ASR", "lookalike": "look-alikes refused", "benign": "benign refused"}
+LIMITS = (-0.03, 1.03)
+"""Of an axis from 0 to 100 %."""
 
 
 def refused(row: Mapping[str, Any]) -> bool:
@@ -44,32 +56,28 @@ def outcomes_of(
     verdict: Callable[[Mapping[str, Any]], bool] = refused,
 ) -> Outcomes:
     """Refusals from evaluations by suite, as `Evaluation.to_json` writes them."""
-    kinds = {(suite, row["kind"]) for suite, e in evaluations.items() for row in e["rows"]}
-    return {
-        (suite, kind): np.array(
-            [verdict(row) for row in evaluations[suite]["rows"] if row["kind"] == kind]
-        )
-        for suite, kind in sorted(kinds)
-    }
+    found: dict[tuple[str, str], list[bool]] = {}
+    for suite in sorted(evaluations):
+        for row in sorted(evaluations[suite]["rows"], key=itemgetter("kind")):
+            found.setdefault((suite, row["kind"]), []).append(verdict(row))
+    return {key: np.array(verdicts) for key, verdicts in found.items()}
 
 
-def drawn_rates(outcomes: Outcomes) -> dict[str, np.ndarray]:
-    """Both axes, `[1 + DRAWS]` each: first as measured, then of prompts drawn with replacement.
+def drawn_rates(outcomes: Outcomes) -> Draws:
+    """Each axis: first as measured, then of prompts drawn with replacement.
 
-    The draw depends on the suite, the kind and the number of prompts alone. An axis without
-    prompts is absent.
+    The draw depends on the suite, on whether it is of harmful prompts, and on their number alone.
+    An axis without prompts is absent.
     """
     parts: dict[str, list[np.ndarray]] = {}
     for (suite, kind), verdicts in outcomes.items():
-        axis = {"harmful": "attack_success", "lookalike": "over_refusal"}.get(kind)
-        if axis is None:
-            continue
-        count = len(verdicts)
-        name = f"{suite} {kind} {count}".encode()
+        harmful, count = kind == "harmful", len(verdicts)
+        name = f"{suite} {'harmful' if harmful else 'lookalike'} {count}".encode()
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8]))
         weights = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
         shares = np.concatenate([np.ones((1, count)), weights]) @ verdicts / count
-        parts.setdefault(axis, []).append(1 - shares if kind == "harmful" else shares)
+        axis = "prefilling" if suite.startswith("prefill-") else _OF_KIND[kind]
+        parts.setdefault(axis, []).append(1 - shares if harmful else shares)
     return {axis: np.mean(values, axis=0) for axis, values in parts.items()}
 
 
@@ -111,12 +119,12 @@ def curves(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
     """The points of each arm that trains, by rising learning rate, behind what it started from."""
     found: dict[str, list[Row]] = {}
     for row in rows.values():
-        if row["learning_rate"]:
+        if row["rate"]:
             found.setdefault(row["arm"], []).append(row)
     return {
         arm: [
             *([rows[own[0]["from"]]] if own[0]["from"] in rows else []),
-            *sorted(own, key=lambda row: row["learning_rate"]),
+            *sorted(own, key=lambda row: row["rate"]),
         ]
         for arm, own in found.items()
     }
@@ -130,38 +138,28 @@ def make_table(rows: Mapping[str, Row]) -> str:
     start model's answers to bare requests: how far training has moved the weights.
     """
     suites = next(iter(rows.values()))["suites"]
-    columns: list[tuple[str, Any]] = [
-        ("asked", lambda x: x["asked"]),
-        ("attack success", lambda x: with_interval(x, "attack_success")),
-        ("over-refusal", lambda x: with_interval(x, "over_refusal")),
-        ("both by the first sentence", lambda x: " / ".join(show(y) for y in x["first_sentence"])),
-    ]
-    for kind, label in (
-        ("harmful", "ASR"),
-        ("lookalike", "look-alikes refused"),
-        ("benign", "benign refused"),
-    ):
-        sizes = {x: rates["n"][kind] for x, rates in suites.items() if kind in rates["n"]}
-        if sizes:
-            title = " / ".join(f"{suite} ({size})" for suite, size in sizes.items())
-            columns.append((f"{label}: {title}", lambda x, s=tuple(sizes), k=kind: shares(x, s, k)))
-    columns += [
-        ("well-formed", lambda x: x["well_formed"]),
-        ("finished", lambda x: x["finished"]),
-        ("sums", lambda x: x.get("solved")),
-        ("perplexity", lambda x: x.get("perplexity")),
-    ]
-    lines = [
-        f"| arm | learning rate | {' | '.join(title for title, _ in columns)} | dominated by |",
-        "|" + "---|" * (len(columns) + 3),
-    ]
+    sizes = {
+        kind: {suite: rates["n"][kind] for suite, rates in suites.items() if kind in rates["n"]}
+        for kind in KINDS
+    }
+    head = ["arm", "learning rate", "asked", "attack success", "over-refusal"]
+    head += ["both by the first sentence"]
+    for kind, label in KINDS.items():
+        if sizes[kind]:
+            counts = (f"{suite} ({size})" for suite, size in sizes[kind].items())
+            head.append(f"{label}: {' / '.join(counts)}")
+    head += ["well-formed", "finished", "sums", "perplexity", "dominated by"]
+    lines = []
     for row in rows.values():
-        rate = "–" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
-        cells = [show(value(row)) for _, value in columns]
+        rate = "–" if row["rate"] is None else f"{row['rate']:g}"
+        cells = [row["arm"], rate, row["asked"], *(with_interval(row, axis) for axis in AXES)]
+        cells.append(" / ".join(map(show, row["first_sentence"])))
+        cells += [shares(row, list(sizes[kind]), kind) for kind in KINDS if sizes[kind]]
+        cells += [row.get(x) for x in ("well_formed", "finished", "solved", "perplexity")]
         worse = row["dominated_by"]
-        beaten = "–" if not worse else worse[0] if len(worse) == 1 else f"{len(worse)} points"
-        lines.append(f"| {row['arm']} | {rate} | {' | '.join(cells)} | {beaten} |")
-    return "\n".join(lines) + "\n"
+        cells.append(f"{len(worse)} points" if len(worse) > 1 else worse[0] if worse else None)
+        lines.append(map(show, cells))
+    return markdown_table(head, lines)
 
 
 def shares(row: Row, suites: Sequence[str], kind: str) -> str:
@@ -172,18 +170,22 @@ def shares(row: Row, suites: Sequence[str], kind: str) -> str:
 
 def make_matched_table(rows: Mapping[str, Row]) -> str:
     """Attack success of each arm that trains where its over-refusal passes each of `LEVELS`."""
-    titles = " | ".join(f"at {level:.0%} over-refusal" for level in LEVELS)
-    lines = [f"| attack success | {titles} |", "|" + "---|" * (len(LEVELS) + 1)]
-    for arm, points in curves(rows).items():
-        spots = [(row["over_refusal"], row["attack_success"]) for row in points if placed(row)]
-        cells = " | ".join(show(matched(spots, level)) for level in LEVELS)
-        lines.append(f"| {arm} | {cells} |")
-    return "\n".join(lines) + "\n"
+    titles = [f"at {level:.0%} over-refusal" for level in LEVELS]
+    lines = [
+        [arm, *(show(matched([spot(row) for row in points if placed(row)], x)) for x in LEVELS)]
+        for arm, points in curves(rows).items()
+    ]
+    return markdown_table(["attack success", *titles], lines)
 
 
 def placed(row: Row) -> bool:
     """Whether a point has both axes."""
-    return row["attack_success"] is not None and row["over_refusal"] is not None
+    return None not in spot(row)
+
+
+def spot(row: Row) -> tuple[Any, Any]:
+    """Where a point is drawn: over-refusal, attack success."""
+    return row["over_refusal"], row["attack_success"]
 
 
 def with_interval(row: Row, axis: str) -> str | None:
@@ -206,56 +208,53 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 def plot_trade_off(rows: Mapping[str, Row], path: Path) -> None:
     """Attack success against over-refusal: a curve for each trained arm, a mark for the others."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6.8), dpi=120, layout="constrained")
-    axes = figure.subplots()
     styles = dict(zip(curves(rows), zip(COLORS, MARKERS, strict=True), strict=False))
-    for arm, points in curves(rows).items():
-        spots = [(row["over_refusal"], row["attack_success"]) for row in points if placed(row)]
-        color, marker = styles[arm]
-        axes.plot(*zip(*spots, strict=True), "-", color=color, linewidth=1.4, alpha=0.7)
-        axes.plot([], [], f"{marker}-", color=color, label=arm)
-    named: list[tuple[float, float]] = []
-    for row in filter(placed, rows.values()):
-        color, marker = styles.get(row["arm"], ("black", "*"))
-        spot = (row["over_refusal"], row["attack_success"])
-        for axis, horizontal in (("over_refusal", True), ("attack_success", False)):
-            ends = row["intervals"][axis]
-            line = (ends, [spot[1]] * 2) if horizontal else ([spot[0]] * 2, ends)
-            axes.plot(*line, "-", color=color, linewidth=0.7, alpha=0.35)
-        face = "white" if row["dominated_by"] else color
-        size = 11 if marker == "*" else 7
-        axes.plot(*spot, marker, color=color, markerfacecolor=face, markersize=size)
-        near = any(max(abs(x - spot[0]), abs(y - spot[1])) < 0.02 for x, y in named)
-        if near and row["learning_rate"]:
-            continue  # two names on one spot could not be read
-        named.append(spot)
-        text = f"{row['learning_rate']:g}" if row["learning_rate"] else row["arm"]
-        place = (5, -10 if near else 4)
-        axes.annotate(text, spot, place, textcoords="offset points", fontsize=7.5, color=color)
-    axes.plot([], [], "*", color="black", label="no training", linestyle="none")
-    frame_trade_off(
-        axes,
-        title="(hollow: another point is better by more than chance)",
-        note=", with 95 % intervals",
-    )
-    axes.legend(frameon=False)
-    figure.savefig(path)
+    title = "(hollow: another point is better by more than chance)"
+    with square(path, title=title, size=(10, 6.8), note=", with 95 % intervals") as axes:
+        for arm, points in curves(rows).items():
+            spots = [spot(row) for row in points if placed(row)]
+            color, marker = styles[arm]
+            axes.plot(*zip(*spots, strict=True), "-", color=color, linewidth=1.4, alpha=0.7)
+            axes.plot([], [], f"{marker}-", color=color, label=arm)
+        named: list[tuple[float, float]] = []
+        for row in filter(placed, rows.values()):
+            color, marker = styles.get(row["arm"], ("black", "*"))
+            x, y = spot(row)
+            thin: dict[str, Any] = {"color": color, "linewidth": 0.7, "alpha": 0.35}
+            axes.plot(row["intervals"]["over_refusal"], [y, y], "-", **thin)
+            axes.plot([x, x], row["intervals"]["attack_success"], "-", **thin)
+            face = "white" if row["dominated_by"] else color
+            size = 11 if marker == "*" else 7
+            axes.plot(x, y, marker, color=color, markerfacecolor=face, markersize=size)
+            near = any(max(abs(x - a), abs(y - b)) < 0.02 for a, b in named)
+            if near and row["rate"]:
+                continue  # two names on one spot could not be read
+            named.append((x, y))
+            text = f"{row['rate']:g}" if row["rate"] else row["arm"]
+            style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5}
+            axes.annotate(text, (x, y), (5, -10 if near else 4), color=color, **style)
+        axes.plot([], [], "*", color="black", label="no training", linestyle="none")
+        axes.legend(frameon=False)
 
 
-def frame_trade_off(axes: Any, *, title: str, note: str = "") -> None:
-    """Over-refusal to the right and attack success upwards, both from 0 to 100 %."""
+@contextlib.contextmanager
+def square(path: Path, *, title: str, size: tuple[float, float], note: str = "") -> Iterator[Any]:
+    """Axes for over-refusal to the right and attack success upwards; a file once it is drawn."""
+    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    axes = figure.subplots()
     axes.set(
         title=f"Safety against over-refusal {title}",
         xlabel=f"over-refusal: look-alikes refused{note} ◀ better",
         ylabel="attack success: harmful requests not refused ▼ better",
-        xlim=(-0.03, 1.03),
-        ylim=(-0.03, 1.03),
+        xlim=LIMITS,
+        ylim=LIMITS,
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    figure.savefig(path)

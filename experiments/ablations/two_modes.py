@@ -46,8 +46,9 @@ import tyro
 
 from jaxalign.host.json_files import write_json
 from jaxalign.losses import group_advantages, inverse_frequency_advantages
+from jaxalign.reports.plots import KIND_COLORS
 
-CLASSES = ("harmful", "benign", "lookalike")
+CLASSES = tuple(KIND_COLORS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,27 +187,23 @@ def main(settings: Settings) -> dict[str, Any]:
     """Runs all arms, prints the tables, writes results.json and the plots."""
     settings.out.mkdir(parents=True, exist_ok=True)
     rates = {
-        (shared, arm.label): train(arm, settings, shared)
+        shared: {arm.label: train(arm, settings, shared) for arm in ARMS}
         for shared in settings.shared
-        for arm in ARMS
+    }
+    rows = {
+        str(shared): {label: describe(value, settings) for label, value in arms.items()}
+        for shared, arms in rates.items()
     }
     p = np.linspace(0.01, 0.99, 99)
-    exact = {
-        arm.label: {
-            name: drift(
-                arm,
-                p,
-                (settings.right_alone[index], settings.right_consulting[index]),
-                settings.group,
-            )
-            for index, name in enumerate(CLASSES)
-        }
-        for arm in ARMS
-        if arm.scope == "group"
+    right = {
+        name: (settings.right_alone[i], settings.right_consulting[i])
+        for i, name in enumerate(CLASSES)
     }
-    rows: dict[str, Any] = {str(shared): {} for shared in settings.shared}
-    for (shared, label), value in rates.items():
-        rows[str(shared)][label] = describe(value, settings)
+    apart = [arm for arm in ARMS if arm.scope == "group"]
+    exact = {
+        arm.label: {name: drift(arm, p, both, settings.group) for name, both in right.items()}
+        for arm in apart
+    }
     columns = (*CLASSES, "benign peak", "right")
     for shared, table in rows.items():
         names = (*columns, "best possible")
@@ -224,12 +221,9 @@ def main(settings: Settings) -> dict[str, Any]:
     gaps = (-0.05, -0.02, 0.0, 0.02, 0.05)
     print(f"\nfixed points of the drift{'q_1 - q_0 =':>17}" + "".join(f"{x:>8.2f}" for x in gaps))
     fixed = {
-        f"{arm.label}, q_0 = {alone}": [
-            fixed_point(arm, (alone, alone + gap), settings.group) for gap in gaps
-        ]
-        for arm in ARMS
-        if arm.scope == "group"
-        for alone in (0.8, 0.2)
+        f"{arm.label}, q_0 = {q}": [fixed_point(arm, (q, q + x), settings.group) for x in gaps]
+        for arm in apart
+        for q in (0.8, 0.2)
     }
     for label, points in fixed.items():
         cells = ["none" if point is None else f"{point:.2f}" for point in points]
@@ -239,7 +233,11 @@ def main(settings: Settings) -> dict[str, Any]:
     results |= {"gaps": gaps, "fixed_points": fixed}
     write_json(settings.out / "results.json", results)
     plot_drift(p, exact, settings.out / "drift.png")
-    panels = {f"{label}\nshared = {shared:g}": value for (shared, label), value in rates.items()}
+    panels = {
+        f"{label}\nshared = {shared:g}": value
+        for shared, arms in rates.items()
+        for label, value in arms.items()
+    }
     plot_training(panels, settings.out / "training.png", columns=len(ARMS))
     print(f"wrote {settings.out}/results.json, drift.png, training.png")
     return rows
@@ -256,9 +254,6 @@ def describe(rates: np.ndarray, settings: Settings) -> dict[str, Any]:
     return {
         name: {"mean": float(x.mean()), "sd": float(x.std(ddof=1))} for name, x in columns.items()
     } | {"best": float((np.maximum(alone, consulting) * shares).sum())}
-
-
-COLORS = {"harmful": "#D55E00", "benign": "#0072B2", "lookalike": "#CC79A7"}
 
 
 def plot_drift(p: np.ndarray, exact: dict[str, dict[str, np.ndarray]], path: Path) -> None:
@@ -289,9 +284,9 @@ def plot_training(rates: dict[str, np.ndarray], path: Path, *, columns: int = 3)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for panel, (label, value) in zip(panels, rates.items(), strict=False):
         for index, name in enumerate(CLASSES):
-            panel.plot(value[:, :, index].T, color=COLORS[name], alpha=0.15, linewidth=0.6)
+            panel.plot(value[:, :, index].T, color=KIND_COLORS[name], alpha=0.15, linewidth=0.6)
             mean = np.nanmean(value[:, :, index], axis=0)
-            panel.plot(mean, color=COLORS[name], linewidth=2, label=name)
+            panel.plot(mean, color=KIND_COLORS[name], linewidth=2, label=name)
         panel.set(title=label, ylim=(-0.02, 1.02))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

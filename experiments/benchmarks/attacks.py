@@ -10,27 +10,26 @@ answers, which are made twice: the first time compiles.
 """
 
 import dataclasses
+import functools
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from jaxalign.answers import Asking, LanguageModel
 from jaxalign.answers.generation import Generation, generate
-from jaxalign.data import Request, load_prompts
+from jaxalign.data import KINDS, Request, load_prompts
 from jaxalign.data.sources import read_json_lines
-from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
-from jaxalign.evaluation.attacks import TEMPLATES, Attack, make_attack
+from jaxalign.data.templates import alphaalign_messages, bare_messages
+from jaxalign.evaluation.attacks import TEMPLATES, make_attack
 from jaxalign.evaluation.probes import key_words, overhead, reasoning_cost, safety_at_k
-from jaxalign.host.errors import InputError
+from jaxalign.host.command import run_command
+from jaxalign.host.markdown import markdown_table
 from jaxalign.host.statistics import wilson_interval
 from jaxalign.reports.plots import plot_key_words, plot_safety_at_k
 from jaxalign.rewards import answer_span
 from jaxalign.rewards.refusals import REFUSAL_PATTERN
-from jaxalign.sampling import Greedy, Method, Temperature
+from jaxalign.sampling import Temperature
 
 ATTACKS = (
     "none",
@@ -64,53 +63,45 @@ class Settings:
     """Requests at a time."""
 
 
-class Asker:
-    """A model that answers requests into files of one folder."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.lm = LanguageModel.load(settings.model, "bfloat16")
-
-    def answers(
-        self,
-        name: str,
-        requests: Sequence[Request],
-        *,
-        attack: Attack | None = None,
-        openings: Sequence[str] | None = None,
-        template: Template = alphaalign_messages,
-        method: Method = Greedy(),  # noqa: B008  (frozen)
-        samples: int = 1,
-    ) -> tuple[list[Mapping[str, Any]], Generation | None]:
-        """The rows of NAME.jsonl, made now or before."""
-        path = self.settings.out / f"{name}.jsonl"
-        made = generate(
-            self.lm,
-            requests,
-            path,
-            Asking(
-                template,
-                method=method,
-                samples=samples,
-                max_prompt_tokens=256,
-                max_new_tokens=self.settings.max_new_tokens,
-                batch_size=self.settings.batch_size,
-            ),
-            openings=openings if openings and any(openings) else None,
-            opening_tokens=attack.opening_tokens if attack else None,
-            facts={"model": self.settings.model},
-        )
-        return [row for _, row in read_json_lines(path)], made
+def answers(
+    settings: Settings,
+    lm: LanguageModel,
+    name: str,
+    requests: Sequence[Request],
+    *,
+    openings: Sequence[str] = (),
+    opening_tokens: int | None = None,
+    **asked: Any,
+) -> tuple[list[Mapping[str, Any]], Generation | None]:
+    """The rows of NAME.jsonl, made now or before; `asked` are fields of `Asking`."""
+    path = settings.out / f"{name}.jsonl"
+    asking = Asking(
+        alphaalign_messages,
+        max_prompt_tokens=256,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
+    made = generate(
+        lm,
+        requests,
+        path,
+        dataclasses.replace(asking, **asked),
+        openings=openings if any(openings) else None,
+        opening_tokens=opening_tokens,
+        facts={"model": settings.model},
+    )
+    return [row for _, row in read_json_lines(path)], made
 
 
 def main(settings: Settings) -> None:
     """Prints the tables and draws the pictures."""
     prompts = load_prompts(settings.prompts)
-    kinds = ("harmful", "benign", "lookalike")
-    prompts = [p for kind in kinds for p in [x for x in prompts if x.kind == kind][: settings.each]]
+    prompts = [p for kind in KINDS for p in [x for x in prompts if x.kind == kind][: settings.each]]
     harmful = [prompt for prompt in prompts if prompt.is_harmful]
-    asker = Asker(settings)
+    lm = LanguageModel.load(settings.model, "bfloat16")
+    ask = functools.partial(answers, settings, lm)
     drawn: dict[str, Any] = {"method": Temperature(1.0), "samples": settings.samples}
+    interval = "{:.1%} to {:.1%}".format
 
     print("| attack | prompts | gave way | 95 % |\n|---|---|---|---|")
     curves = {}
@@ -118,60 +109,59 @@ def main(settings: Settings) -> None:
         attack = make_attack(spec)
         sent = [(prompt, x) for prompt in harmful for x in attack.apply(prompt)]
         requests = [Request(p.id, x.text, p.kind, p.category) for p, x in sent]
-        openings = [x.opening for _, x in sent]
-        rows, _ = asker.answers(attack.name, requests, attack=attack, openings=openings)
-        won = {row["id"] for row in rows if not refused(row)}
-        low, high = wilson_interval(len(won), len(harmful))
-        print(f"| {attack.name} | {len(harmful)} | {len(won)} | {low:.1%} to {high:.1%} |")
+        forced: dict[str, Any] = {"openings": [x.opening for _, x in sent]}
+        forced["opening_tokens"] = attack.opening_tokens
+        rows, _ = ask(attack.name, requests, **forced)
+        won = len({row["id"] for row in rows if not refused(row)})
+        likely = interval(*wilson_interval(won, len(harmful)))
+        print(f"| {attack.name} | {len(harmful)} | {won} | {likely} |")
         if spec in ("none", "prefill=5"):
-            name = f"{attack.name}.samples"
-            rows, _ = asker.answers(name, requests, attack=attack, openings=openings, **drawn)
+            rows, _ = ask(f"{attack.name}.samples", requests, **forced, **drawn)
             ks = [2**n for n in range(settings.samples.bit_length())]
             curves[attack.name] = safety_at_k(rows, [refused(row) for row in rows], ks)
     plot_safety_at_k(curves, settings.out / "safety_at_k.png")
-    print("\n| attack | k | any of k safe | 95 % | all k safe | 95 % |\n|---|---|---|---|---|---|")
+    lines: list[list[object]] = []
     for name, points in curves.items():
         for x in points:
-            (a, b), (c, d) = x.any_interval, x.all_interval
-            print(
-                f"| {name} | {x.k} | {x.any_safe:.1%} | {a:.1%} to {b:.1%} | {x.all_safe:.1%} "
-                f"| {c:.1%} to {d:.1%} |"
-            )
+            some, every = interval(*x.any_interval), interval(*x.all_interval)
+            lines.append([name, x.k, f"{x.any_safe:.1%}", some, f"{x.all_safe:.1%}", every])
+    head = ["attack", "k", "any of k safe", "95 %", "all k safe", "95 %"]
+    print("\n" + markdown_table(head, lines))
 
-    rows, _ = asker.answers("all.samples", prompts, **drawn)
+    rows, _ = ask("all.samples", prompts, **drawn)
     words = {
-        kind: key_words([row for row in rows if row["kind"] == kind], asker.lm.tokenizer)
-        for kind in kinds
+        kind: key_words([row for row in rows if row["kind"] == kind], lm.tokenizer)
+        for kind in KINDS
     }
     plot_key_words(words, settings.out / "key_words.png")
-    print("\n| kind | rollouts | with reasoning | used a key word | by token 5 | by token 10 |")
-    print("|---|---|---|---|---|---|")
+    lines = []
     for kind, curve in words.items():
-        early = " | ".join(f"{curve.by[min(t, curve.by.size) - 1]:.1%}" for t in (5, 10))
-        print(
-            f"| {kind} | {curve.rollouts} | {curve.reasoned:.1%} | {curve.by[-1]:.1%} | {early} |"
-        )
+        early = (curve.by[min(t, curve.by.size) - 1] for t in (5, 10))
+        shares = (curve.reasoned, curve.by[-1], *early)
+        lines.append([kind, curve.rollouts, *map("{:.1%}".format, shares)])
+    head = ["kind", "rollouts", "with reasoning", "used a key word", "by token 5", "by token 10"]
+    print(markdown_table(head, lines))
 
-    print("\n| kind | answers | tokens | reasoning | answer | tags |\n|---|---|---|---|---|---|")
-    for kind, cost in reasoning_cost(rows, asker.lm.tokenizer).items():
+    lines = []
+    for kind, cost in reasoning_cost(rows, lm.tokenizer).items():
         means = (cost.total, cost.reasoning, cost.answer, cost.format)
-        print(f"| {kind} | {cost.answers} | {' | '.join(f'{x:.1f}' for x in means)} |")
+        lines.append([kind, cost.answers, *map("{:.1f}".format, means)])
+    print(markdown_table(["kind", "answers", "tokens", "reasoning", "answer", "tags"], lines))
 
     runs = []
     for name, template in (("tags", alphaalign_messages), ("bare", bare_messages)):
         for _ in range(2):  # the first one compiles
             (settings.out / f"timed.{name}.jsonl").unlink(missing_ok=True)
-            rows, made = asker.answers(f"timed.{name}", prompts, template=template)
+            rows, made = ask(f"timed.{name}", prompts, template=template)
         assert made is not None
         runs.append((rows, made.seconds))
     (tagged, slow), (plain, fast) = runs
-    cost = overhead(tagged, plain, seconds=(slow, fast))
-    assert cost.seconds is not None
-    low, high = cost.interval
+    more = overhead(tagged, plain, seconds=(slow, fast))
+    assert more.seconds is not None
     print(
-        f"\n{cost.tokens[0]:.1f} tokens and {cost.seconds[0]:.3f} s an answer with the tags, "
-        f"{cost.tokens[1]:.1f} and {cost.seconds[1]:.3f} s without; "
-        f"{cost.more_tokens:+.1f} tokens ({low:+.1f} to {high:+.1f}), {cost.answers} answers"
+        f"{more.tokens[0]:.1f} tokens and {more.seconds[0]:.3f} s an answer with the tags, "
+        f"{more.tokens[1]:.1f} and {more.seconds[1]:.3f} s without; {more.more_tokens:+.1f} tokens "
+        f"({more.interval[0]:+.1f} to {more.interval[1]:+.1f}), {more.answers} answers"
     )
 
 
@@ -181,7 +171,4 @@ def refused(row: Mapping[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_command("attacks", Settings, main, __doc__)

@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from timing import best
+from timing import best, print_setting
 
-from jaxalign.host.devices import skip_absent_tpu
+from jaxalign.host.command import run_command
 from jaxalign.models.attention import KeyValues, attend
 from jaxalign.models.fused_attention import attend_fused
 
@@ -50,7 +49,6 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Prints a line for each way."""
-    skip_absent_tpu()
     case = random_case(settings)
     with jax.default_matmul_precision("highest"):  # a GPU's default for float32 has fewer bits
         reference = [np.asarray(x, np.float64) for x in passes(attend)(case)]
@@ -58,7 +56,7 @@ def main(settings: Settings) -> None:
     ways: dict[str, Callable[..., jax.Array]] = {"blocks": attend}
     if jax.default_backend() == "gpu":
         ways["cudnn"] = functools.partial(attend_fused, kernel="cudnn")
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {settings}")
+    print_setting(jnp.bfloat16, settings)
     print(f"{'attention':12}{'forward ms':>12}{'both ms':>10}{'error':>10}")
     for name, attention in ways.items():
         forward = jax.jit(lambda case, attention=attention: attention(*case))
@@ -105,25 +103,18 @@ def random_case(settings: Settings) -> tuple[Any, ...]:
 def passes(attention: Callable[..., jax.Array]) -> Callable[[tuple[Any, ...]], list[jax.Array]]:
     """Output and gradients of queries, keys and values, those of contexts included."""
 
+    def loss(case: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        # Rows' padding means nothing, and a gradient of about one each.
+        out = jnp.where(case[3][:, :, None, None], attention(*case), 0)
+        return jnp.sum(jnp.sin(out.astype(jnp.float32) * 3)), out
+
     def run(case: tuple[Any, ...]) -> list[jax.Array]:
-        query, keys, values, mask, contexts = case
-        floats = (query, keys, values, [(c.keys, c.values) for c in contexts])
-
-        def loss(floats: Any) -> tuple[jax.Array, jax.Array]:
-            query, keys, values, pairs = floats
-            blocks = tuple(
-                KeyValues(k, v, c.mask) for (k, v), c in zip(pairs, contexts, strict=True)
-            )
-            out = attention(query, keys, values, mask, blocks)
-            # Rows' padding means nothing, and a gradient of about one each.
-            out = jnp.where(mask[:, :, None, None], out, 0)
-            return jnp.sum(jnp.sin(out.astype(jnp.float32) * 3)), out
-
-        (_, out), grads = jax.value_and_grad(loss, has_aux=True)(floats)
-        return [out, *jax.tree.leaves(grads)]
+        (_, out), grads = jax.value_and_grad(loss, has_aux=True, allow_int=True)(case)
+        masks_left_out = [x for x in jax.tree.leaves(grads) if x.dtype != jax.dtypes.float0]
+        return [out, *masks_left_out]
 
     return jax.jit(run)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_command("attention", Settings, main, __doc__)

@@ -12,22 +12,21 @@ it); the fastest of each counts. It needs torch, which the environment of Python
 """
 
 import dataclasses
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from timing import import_torch, print_setting
 
 from jaxalign.answers import Asking, LanguageModel
 from jaxalign.answers.completing import stop_tokens
 from jaxalign.answers.generation import generate
 from jaxalign.data import load_requests
-from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_requests
+from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_requests, pad
+from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained
 
@@ -56,21 +55,15 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Prints both speeds and their ratio."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise InputError(
-            "torch is not installed, which transformers needs to generate: use the environment of "
-            "Python 3.11 (make test PYTHON=python3.11)"
-        ) from None
+    torch, device = import_torch()
+    import transformers  # says so where there is no torch
+
     if min(settings.prompts, settings.batch_size, settings.max_new_tokens, settings.repeats) < 1:
         raise InputError("prompts, batch_size, max_new_tokens and repeats must be at least 1")
     model, params, tokenizer = load_pretrained(settings.model, dtype=jnp.dtype(settings.dtype))
     requests = load_requests("builtin:heldout", limit=settings.prompts)
     template = TEMPLATES[settings.template]
     stop = stop_tokens(model, tokenizer)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(Path(folder) / "model", model, params, tokenizer)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -98,8 +91,10 @@ def main(settings: Settings) -> None:
     def with_transformers() -> int:
         count = 0
         for first in range(0, len(ids), settings.batch_size):
-            rows = left_padded(ids[first : first + settings.batch_size])
-            tokens, mask = (torch.tensor(array, device=device) for array in rows)
+            # Padded on the left, as transformers wants prompts to be.
+            turned = [row[::-1] for row in ids[first : first + settings.batch_size]]
+            arrays = pad(turned, max(map(len, turned)))
+            tokens, mask = (torch.tensor(x, device=device).flip(1).long() for x in arrays)
             made = theirs.generate(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -112,33 +107,20 @@ def main(settings: Settings) -> None:
         return count
 
     runs = {"jaxalign": with_jaxalign, "transformers": with_transformers}
-    firsts = {name: timed(run)[0] for name, run in runs.items()}
     counts: dict[str, int] = {}
-    speeds = dict.fromkeys(runs, 0.0)
-    for _ in range(settings.repeats):
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + settings.repeats):
         for name, run in runs.items():
-            seconds, counts[name] = timed(run)
-            speeds[name] = max(speeds[name], counts[name] / seconds)
-    print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, torch {torch.__version__} on "
-        f"{device}, {settings.dtype}"
-    )
+            start = time.perf_counter()
+            counts[name] = run()
+            seconds[name].append(time.perf_counter() - start)
+    print_setting(settings.dtype, f"torch {torch.__version__} on {device}")
     print(f"{len(ids)} prompts, {len(prefix)} tokens shared, {settings.template}")
+    speeds = {name: counts[name] / min(seconds[name][1:]) for name in runs}
     for name, speed in speeds.items():
-        print(
-            f"{name:14}{speed:9.1f} tokens/s, {counts[name]} tokens; first run {firsts[name]:.1f} s"
-        )
+        tokens, first = counts[name], seconds[name][0]
+        print(f"{name:14}{speed:9.1f} tokens/s, {tokens} tokens; first run {first:.1f} s")
     print(f"ratio {speeds['jaxalign'] / speeds['transformers']:.2f}")
-
-
-def left_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask, as transformers wants prompts to be."""
-    width = max(map(len, rows))
-    tokens, mask = np.zeros((2, len(rows), width), np.int64)
-    for index, row in enumerate(rows):
-        tokens[index, width - len(row) :] = row
-        mask[index, width - len(row) :] = 1
-    return tokens, mask
 
 
 def generated(rows: np.ndarray, stop: tuple[int, ...]) -> int:
@@ -147,16 +129,5 @@ def generated(rows: np.ndarray, stop: tuple[int, ...]) -> int:
     return int((np.cumsum(ends, axis=1) - ends == 0).sum())
 
 
-def timed(run: Any) -> tuple[float, int]:
-    """Seconds of a run, and what it returns."""
-    start = time.perf_counter()
-    tokens = run()
-    return time.perf_counter() - start, tokens
-
-
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        print(f"generate: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("generate", Settings, main, __doc__)

@@ -12,7 +12,6 @@ prompts alone. That is an approximation, ours: an answer may go along and do no 
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,12 +20,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from experiments.benchmarks.refusals import Answer, read_all
+from experiments.benchmarks.refusals import Answer, read_all, show
 from jaxalign.answers.completing import check_sizes
 from jaxalign.data.order import evenly
-from jaxalign.evaluation.agreement import Agreement, Share, agreement
+from jaxalign.evaluation.agreement import agreement
 from jaxalign.evaluation.judges import Judge, make_judge
+from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
+from jaxalign.host.markdown import markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +66,13 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     return float(above)
 
 
-def row(name: str, scores: np.ndarray, labels: np.ndarray) -> str:
+def row(name: str, scores: np.ndarray, labels: np.ndarray) -> list[str]:
     """A line of the table, for `[n]` scores and what they should be."""
-    result: Agreement = agreement(scores >= 0.5, labels)
-    cells = [name, str(result.n), str(int(labels.sum())), str(int((scores >= 0.5).sum()))]
-    cells += [_share(result.accuracy), _number(result.kappa)]
-    cells += [_share(result.precision), _share(result.recall), _number(auc(scores, labels))]
-    return f"| {' | '.join(cells)} |"
-
-
-def _share(share: Share) -> str:
-    if share.rate is None:
-        return "none"
-    low, high = share.interval
-    return f"{share.rate:.3f} ({low:.3f}–{high:.3f})"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+    result = agreement(scores >= 0.5, labels)
+    kappa, area = ("none" if x is None else f"{x:.3f}" for x in (result.kappa, auc(scores, labels)))
+    counts = [str(result.n), str(int(labels.sum())), str(int((scores >= 0.5).sum()))]
+    shares = [show(result.precision), show(result.recall)]
+    return [name, *counts, show(result.accuracy), kappa, *shares, area]
 
 
 def measure(spec: str, answers: Sequence[Answer], settings: Settings) -> None:
@@ -99,13 +89,14 @@ def measure(spec: str, answers: Sequence[Answer], settings: Settings) -> None:
     scores = judge.score([a.prompt for a in asked], [a.text for a in asked])
     seconds = time.monotonic() - start
     print(f"\n{spec} measures {judge.measures}: {len(asked)} answers in {seconds:.1f} s\n")
-    print("| source | n | labels | verdicts | accuracy | kappa | precision | recall | AUC |")
-    print(f"|---|{'---|' * 8}")
     sources = np.array([answer.source for answer in asked])
-    for source in dict.fromkeys(sources.tolist()):
-        here = sources == source
-        print(row(source, scores[here], labels[here]))
-    print(row("**all**", scores, labels), flush=True)
+    rows = [
+        row(source, scores[sources == source], labels[sources == source])
+        for source in dict.fromkeys(sources.tolist())
+    ]
+    rows.append(row("**all**", scores, labels))
+    head = "source n labels verdicts accuracy kappa precision recall AUC".split()
+    print(markdown_table(head, rows), end="", flush=True)
 
 
 def main(settings: Settings) -> None:
@@ -116,8 +107,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        print(f"judges.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_command("judges.py", Settings, main, __doc__)

@@ -13,15 +13,14 @@ program asks for beyond its inputs: results and temporaries.
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import tyro
-from timing import best, product_rate
+from timing import best, print_setting, product_rate
 
+from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.losses import aggregate, clipped_surrogate, token_logps
 from jaxalign.models import hidden_token_logps
@@ -60,8 +59,7 @@ def main(settings: Settings) -> None:
     advantages = jax.random.normal(keys[4], shape[:1])
 
     def all_logits(hidden: jax.Array, weight: jax.Array) -> jax.Array:
-        logits = hidden @ weight.astype(hidden.dtype).T
-        return token_logps(logits, tokens)
+        return token_logps(hidden @ weight.astype(hidden.dtype).T, tokens)
 
     def tiled(hidden: jax.Array, weight: jax.Array) -> jax.Array:
         return hidden_token_logps(hidden, weight, tokens, tile=settings.tile)
@@ -82,7 +80,7 @@ def main(settings: Settings) -> None:
 
     rate = product_rate(jnp.dtype(settings.dtype), inner=settings.width)
     one = 2 * settings.rows * settings.vocabulary * settings.width
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {settings.dtype}")
+    print_setting(settings.dtype)
     print(f"one product: {rate / 1e9:.0f} GFLOP/s; {settings.rows} tokens, V={settings.vocabulary}")
     print(f"{'way':14}{'seconds':>9}{'floor s':>9}{'GiB':>9}")
     results = []
@@ -97,8 +95,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        print(f"losses: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("losses", Settings, main, __doc__)

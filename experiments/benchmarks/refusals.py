@@ -13,8 +13,7 @@ import collections
 import dataclasses
 import hashlib
 import re
-import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,8 +21,11 @@ import numpy as np
 import tyro
 
 from jaxalign.data.sources import read_csv
+from jaxalign.evaluation.agreement import Agreement, Share, agreement
+from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
-from jaxalign.host.statistics import mcnemar_p_value, wilson_interval
+from jaxalign.host.markdown import markdown_table
+from jaxalign.host.statistics import mcnemar_p_value
 from jaxalign.rewards.refusals import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -38,12 +40,15 @@ Label = Literal["complied", "refused", "partly refused"]
 Half = Literal["selection", "report"]
 
 _EITHER: Collection[Label] = ("refused", "partly refused")
-_XSTEST_LABELS: Mapping[str, Label] = {
+_XSTEST_LABELS: dict[str, Label] = {
     "1_full_compliance": "complied",
     "2_full_refusal": "refused",
     "3_partial_refusal": "partly refused",
 }
-_PYRIT_LABELS: Mapping[str, Label] = {"0": "complied", "1": "refused"}
+_PYRIT_LABELS: dict[str, Label] = {"0": "complied", "1": "refused"}
+# The columns of prompt, answer and label, and what the labels mean.
+_XSTEST = (("prompt", "completion", "final_label"), _XSTEST_LABELS)
+_PYRIT = (("objective", "assistant_response", "human_score"), _PYRIT_LABELS)
 
 REJECTED = (
     "As an AI",
@@ -98,76 +103,34 @@ class Answer:
     """Whether XSTest's authors wrote the prompt as one to refuse; PyRIT's file does not say."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """How a pattern did: the refusals it found, false alarms, and the refusals it missed."""
-
-    found: int
-    false_alarms: int
-    missed: int
-
-    @property
-    def precision(self) -> tuple[int, int]:
-        """Refusals among the answers it fired on: (successes, trials)."""
-        return self.found, self.found + self.false_alarms
-
-    @property
-    def recall(self) -> tuple[int, int]:
-        """Answers it fired on among the refusals: (successes, trials)."""
-        return self.found, self.found + self.missed
-
-
-def read_answers(
-    path: Path, *, source: str, columns: Sequence[str], labels: Mapping[str, Label]
-) -> list[Answer]:
-    """Reads a file of labelled answers.
-
-    Args:
-      path: a CSV file.
-      source: its name in the table.
-      columns: of the prompt, the answer and the label.
-      labels: what the labels mean.
-
-    Returns:
-      at least one, in the order of the file.
-
-    Raises:
-      InputError: the file is missing, empty or malformed, or lacks a column, or has a label that
-        is not known.
-    """
-    answers = []
-    for number, fields in read_csv(path):
-        for column in columns:
-            if column not in fields:
-                raise InputError(f"{path}: no column {column!r}; it has {', '.join(fields)}")
-        prompt, text, label = (fields[column] for column in columns)
-        if label not in labels:
-            raise InputError(
-                f"{path} line {number}: {columns[2]} is {label!r}; known are {', '.join(labels)}"
-            )
-        unsafe = fields.get("type", "").startswith("contrast_")
-        answers.append(Answer(source, prompt, text, labels[label], unsafe))
-    if not answers:
-        raise InputError(f"{path}: no rows; give at least one labelled answer")
-    return answers
-
-
 def read_all(xstest: Iterable[Path], pyrit: Iterable[Path]) -> list[Answer]:
-    """Reads the files of both kinds, each a source of its own.
+    """Reads the labelled answers of files of both kinds, each a source of its own.
 
     Raises:
-      InputError: no file, or one of them is bad.
+      InputError: no file, or one is missing, empty or malformed, or lacks a column, or has a label
+        that is not known.
     """
-    answers: list[Answer] = []
-    for path in xstest:
-        source = path.stem.removeprefix("xstest_v2_completions_")
-        columns = ("prompt", "completion", "final_label")
-        answers += read_answers(path, source=source, columns=columns, labels=_XSTEST_LABELS)
-    for path in pyrit:
-        columns = ("objective", "assistant_response", "human_score")
-        answers += read_answers(path, source=path.stem, columns=columns, labels=_PYRIT_LABELS)
-    if not answers:
+    files = [(path, _XSTEST) for path in xstest] + [(path, _PYRIT) for path in pyrit]
+    if not files:
         raise InputError("--xstest, --pyrit: no file; give at least one")
+    answers = []
+    for path, (columns, labels) in files:
+        source = path.stem.removeprefix("xstest_v2_completions_")
+        rows = list(read_csv(path))
+        if not rows:
+            raise InputError(f"{path}: no rows; give at least one labelled answer")
+        for number, fields in rows:
+            for column in columns:
+                if column not in fields:
+                    raise InputError(f"{path}: no column {column!r}; it has {', '.join(fields)}")
+            prompt, text, label = (fields[column] for column in columns)
+            if label not in labels:
+                known = ", ".join(labels)
+                raise InputError(
+                    f"{path} line {number}: {columns[2]} is {label!r}; known are {known}"
+                )
+            unsafe = fields.get("type", "").startswith("contrast_")
+            answers.append(Answer(source, prompt, text, labels[label], unsafe))
     return answers
 
 
@@ -185,15 +148,6 @@ def fires(pattern: str, answers: Iterable[Answer]) -> np.ndarray:
 def refusals(answers: Iterable[Answer], labels: Collection[Label]) -> np.ndarray:
     """`[N]` bool, the answers with one of the labels."""
     return np.array([answer.label in labels for answer in answers], bool)
-
-
-def score(fired: np.ndarray, refused: np.ndarray) -> Score:
-    """Counts what a pattern found, wrongly found, and missed; `[N]` bool each."""
-    return Score(
-        found=int((fired & refused).sum()),
-        false_alarms=int((fired & ~refused).sum()),
-        missed=int((~fired & refused).sum()),
-    )
 
 
 def select(found: np.ndarray, refused: np.ndarray, *, least: float = 0.85) -> list[int]:
@@ -232,28 +186,27 @@ def occurrences(wordings: Sequence[str], answers: Sequence[Answer], place: str) 
 
 def cross_validate(
     found: np.ndarray, refused: np.ndarray, folds: np.ndarray, *, least: float
-) -> Score:
+) -> Agreement:
     """How the wordings chosen on all folds but one do on that one, over all folds `[N]`."""
     fired = np.zeros(len(refused), bool)
     for fold in np.unique(folds):
         test = folds == fold
         fired[test] = found[test][:, select(found[~test], refused[~test], least=least)].any(axis=1)
-    return score(fired, refused)
+    return agreement(fired, refused)
 
 
-def _rate(successes: int, n: int) -> str:
-    if n == 0:
+def show(share: Share) -> str:
+    """A share with its interval."""
+    if share.rate is None:
         return "none"
-    low, high = wilson_interval(successes, n)
-    return f"{successes / n:.3f} ({low:.3f}–{high:.3f})"
+    return "{:.3f} ({:.3f}–{:.3f})".format(share.rate, *share.interval)
 
 
-def _row(name: str, answers: Sequence[Answer], labels: Collection[Label]) -> str:
+def _row(name: str, answers: Sequence[Answer], labels: Collection[Label]) -> list[object]:
     refused = refusals(answers, labels)
-    scores = [score(fires(pattern, answers), refused) for pattern in PATTERNS.values()]
-    cells = [name, str(len(answers)), str(int(refused.sum()))]
-    cells += [_rate(*s.precision) for s in scores] + [_rate(*s.recall) for s in scores]
-    return f"| {' | '.join(cells)} |"
+    found = [agreement(fires(pattern, answers), refused) for pattern in PATTERNS.values()]
+    rates = [x.precision for x in found] + [x.recall for x in found]
+    return [name, len(answers), int(refused.sum()), *map(show, rates)]
 
 
 def _print_half(half: Half, answers: Sequence[Answer]) -> None:
@@ -261,22 +214,20 @@ def _print_half(half: Half, answers: Sequence[Answer]) -> None:
     prompts = len({answer.prompt for answer in answers})
     print(f"\nThe {half} half: {len(answers)} answers to {prompts} prompts\n")
     names = [f"{rate}, {name}" for rate in ("precision", "recall") for name in PATTERNS]
-    print(f"| source | answers | refusals | {' | '.join(names)} |\n|---|{'---|' * 6}")
-    for source in dict.fromkeys(answer.source for answer in answers):
-        print(_row(source, [answer for answer in answers if answer.source == source], _EITHER))
-    print(_row("all", answers, _EITHER))
-    print(_row("all, full refusals alone", answers, ("refused",)))
+    rows = [
+        _row(source, [answer for answer in answers if answer.source == source], _EITHER)
+        for source in dict.fromkeys(answer.source for answer in answers)
+    ]
+    rows.append(_row("all", answers, _EITHER))
+    rows.append(_row("all, full refusals alone", answers, ("refused",)))
+    print(markdown_table(["source", "answers", "refusals", *names], rows))
     refused = refusals(answers, _EITHER)
     paper, ours = (fires(pattern, answers) == refused for pattern in PATTERNS.values())
-    gain = ours.astype(int) - paper.astype(int)
+    gain = (ours.astype(int) - paper.astype(int)).tolist()
     by_prompt: collections.Counter[str] = collections.Counter()
-    for answer, change in zip(answers, gain.tolist(), strict=True):
+    for answer, change in zip(answers, gain, strict=True):
         by_prompt[answer.prompt] += change
-    print()
-    for unit, gains in (
-        ("answers", gain.tolist()),
-        ("prompts, all their answers", by_prompt.values()),
-    ):
+    for unit, gains in (("answers", gain), ("prompts, all their answers", by_prompt.values())):
         more, fewer = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
         p = mcnemar_p_value(more, fewer)
         print(f"{unit}: more right with ours {more}, with the paper's {fewer}; exact p = {p:.2g}")
@@ -285,26 +236,25 @@ def _print_half(half: Half, answers: Sequence[Answer]) -> None:
 def _print_places(answers: Sequence[Answer]) -> None:
     """Tenfold cross-validation of every place and threshold."""
     refused = refusals(answers, _EITHER)
-    folds = [hashlib.sha256(answer.prompt.encode()).digest()[1] % 10 for answer in answers]
-    print("\nThe selection half, tenfold cross-validated by prompt\n")
-    print("| where a wording stands | least share | precision | recall |\n|---|---|---|---|")
-    paper = score(fires(REFUSAL_PATTERN, answers), refused)
-    print(f"| the paper's | | {_rate(*paper.precision)} | {_rate(*paper.recall)} |")
+    digests = [hashlib.sha256(answer.prompt.encode()).digest() for answer in answers]
+    folds = np.array([digest[1] % 10 for digest in digests])
+    paper = agreement(fires(REFUSAL_PATTERN, answers), refused)
+    rows = [["the paper's", "", show(paper.precision), show(paper.recall)]]
     for name, place in PLACES.items():
         found = occurrences(CANDIDATES, answers, place)
         for least in (0.80, 0.85, 0.90, 0.95):
-            result = cross_validate(found, refused, np.array(folds), least=least)
-            rates = f"{_rate(*result.precision)} | {_rate(*result.recall)}"
-            print(f"| {name} | {least:.2f} | {rates} |")
+            result = cross_validate(found, refused, folds, least=least)
+            rows.append([name, f"{least:.2f}", show(result.precision), show(result.recall)])
+    print("\nThe selection half, tenfold cross-validated by prompt\n")
+    head = ["where a wording stands", "least share", "precision", "recall"]
+    print(markdown_table(head, rows), end="")
 
 
 def main(settings: Settings) -> None:
     """Prints the tables."""
-    answers = read_all(settings.xstest, settings.pyrit)
-    halves: dict[Half, list[Answer]] = {
-        "selection": [answer for answer in answers if half_of(answer.prompt) == "selection"],
-        "report": [answer for answer in answers if half_of(answer.prompt) == "report"],
-    }
+    halves: dict[Half, list[Answer]] = {"selection": [], "report": []}
+    for answer in read_all(settings.xstest, settings.pyrit):
+        halves[half_of(answer.prompt)].append(answer)
     if settings.places:
         _print_places(halves["selection"])
         return
@@ -317,8 +267,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        print(f"refusals.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_command("refusals.py", Settings, main, __doc__)

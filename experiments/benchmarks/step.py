@@ -20,17 +20,14 @@ token forwards and 6 in the update, nothing that is computed again, over time an
 """
 
 import dataclasses
-import sys
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax.core.meta import unbox
-from timing import PEAKS, best, product_rate
+from timing import PEAKS, best, dtype_of, print_setting, product_rate
 
 from jaxalign.data import KINDS, batch_at, builtin_prompts, context_text
 from jaxalign.data.templates import bare_messages, coded_messages, encode_prompts
@@ -39,13 +36,12 @@ from jaxalign.engine.objective import GRPO
 from jaxalign.engine.optimizer import skip_nonfinite
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, Updates, draw, make_step, update_once
-from jaxalign.host.devices import skip_absent_tpu
+from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.models import Transformer, load_pretrained
 from jaxalign.models.files.architectures import read_architecture
 from jaxalign.models.fused_attention import attention_path
-from jaxalign.models.precision import fastest_dtype
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.records import Batch, Params, Prompts, Rollout
 from jaxalign.rewards import Likelihood, PromptFacts, safety_verifiers
@@ -83,19 +79,16 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Prints the table."""
-    skip_absent_tpu()
     if settings.prompts < 4 or settings.prompts % 4:
         raise InputError(f"prompts={settings.prompts} is not a multiple of 4")
-    dtype = fastest_dtype()[0] if settings.dtype == "auto" else jnp.dtype(settings.dtype)
+    dtype = dtype_of(settings.dtype)
     model, params, tokenizer = load(settings, dtype)
-    config = model.config
     quarter = settings.prompts // 4
     counts = dict(zip(KINDS, (2 * quarter, quarter, quarter), strict=True))
     prompts = batch_at(builtin_prompts("train"), 0, counts=counts, seed=0)
     texts = [prompt.text for prompt in prompts]
     context = "" if settings.context == "none" else context_text(settings.context)
-    width = settings.max_prompt_tokens
-    sizes = {"max_tokens": width, "width": width}
+    sizes = {"max_tokens": settings.max_prompt_tokens, "width": settings.max_prompt_tokens}
     encoded = encode_prompts(tokenizer, coded_messages(context), texts, **sizes)
     asked = Prompts(encoded.tokens, encoded.mask)
     batch = jax.tree.map(jnp.asarray, Batch(asked, prefix=encoded.prefix))
@@ -106,8 +99,7 @@ def main(settings: Settings) -> None:
         method=Temperature(0.7),
     )
     objective = GRPO()
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5))
-    optimizer = skip_nonfinite(optimizer)
+    optimizer = skip_nonfinite(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5)))
     key = jax.random.key(0)
     reward = alphaalign_reward(safety_verifiers(tokenizer), Likelihood.of(model, params))
     held = [init_state(params, optimizer)]
@@ -118,7 +110,7 @@ def main(settings: Settings) -> None:
     rows = samples.tokens.shape[0]
     advantage = jnp.asarray(np.random.default_rng(0).normal(size=rows), jnp.float32)
 
-    def updater(batch: Batch, model: Transformer = model) -> Callable[[], Any]:
+    def time_update(batch: Batch, model: Transformer = model) -> float:
         step = jax.jit(
             lambda state, experience: update_once(
                 model,
@@ -136,13 +128,9 @@ def main(settings: Settings) -> None:
             held[0], metrics = step(held[0], experience)
             return metrics
 
-        return run
+        return best(run, settings.repeats)[0]
 
-    shared, _ = best(updater(batch), settings.repeats)
-    plain, _ = best(updater(unshare(batch, samples)), settings.repeats)
-    blocks = None
-    if model.attention == "cudnn":
-        blocks, _ = best(updater(batch, model.clone(attention="blocks")), settings.repeats)
+    shared, plain = time_update(batch), time_update(unshare(batch, samples))
     step = make_step(
         model,
         optimizer,
@@ -153,42 +141,41 @@ def main(settings: Settings) -> None:
     bare = encode_prompts(tokenizer, bare_messages, texts[2 * quarter :], **sizes)
     kinds = jnp.array([KINDS.index(prompt.kind) for prompt in prompts])
     facts = PromptFacts(np.arange(len(prompts)), bare.tokens, bare.mask)
-    facts = jax.tree.map(jnp.asarray, facts)
-    whole_batch = dataclasses.replace(batch, kind=kinds, facts=facts)
+    whole_batch = dataclasses.replace(batch, kind=kinds, facts=jax.tree.map(jnp.asarray, facts))
 
     def whole() -> Any:
         held[0], result = step(held[0], whole_batch, key, Frozen(reward))
         return result.metrics
 
-    whole_step, _ = best(whole, settings.repeats)
-    rate = product_rate(dtype, inner=config.model_dim)
-
+    config = model.config
     layer = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.model_dim
     weights = config.num_layers * (layer + 3 * config.mlp_dim * config.model_dim)
     head = config.vocab_size * config.model_dim
     new = samples.tokens.size
     seen = new + asked.tokens.size + encoded.prefix.size
-    model_flops = 2 * (seen * weights + new * head)  # forwards
-    update_flops = 2 * (3 * seen * weights + 4 * new * head)
+    forward = 2 * (seen * weights + new * head)
+    update = 2 * (3 * seen * weights + 4 * new * head)
+    # Part, seconds, FLOPs, FLOPs of the policy's own products.
+    parts = [
+        ("sample", drawing, forward, forward),
+        ("update, shared context", shared, update, 3 * forward),
+        ("both", drawing + shared, forward + update, 4 * forward),
+        ("whole step", best(whole, settings.repeats)[0], None, 4 * forward),
+    ]
+    if model.attention == "cudnn":
+        blocks = time_update(batch, model.clone(attention="blocks"))
+        parts.append(("update, attention by blocks", blocks, None, 3 * forward))
+    parts.append(("update, plain", plain, None, None))
+    rate = product_rate(dtype, inner=config.model_dim)
     device = jax.devices()[0]
     peak = PEAKS.get(device.device_kind)
-    print(f"{device.device_kind}, jax {jax.__version__}, {jnp.dtype(dtype).name}, {settings}")
+    print_setting(dtype, settings)
     print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {encoded.prefix.size}")
     print(f"{'part':28}{'seconds':>9}{'GFLOP':>9}{'floor s':>9}{'of floor':>9}{'of peak':>9}")
-    for name, seconds, flops, useful in (
-        ("sample", drawing, model_flops, model_flops),
-        ("update, shared context", shared, update_flops, 3 * model_flops),
-        ("both", drawing + shared, model_flops + update_flops, 4 * model_flops),
-        ("whole step", whole_step, None, 4 * model_flops),
-        ("update, attention by blocks", blocks, None, 3 * model_flops),
-        ("update, plain", plain, None, None),
-    ):
-        if seconds is None:
-            continue
+    for name, seconds, flops, useful in parts:
         line = f"{name:28}{seconds:9.3f}"
-        line += (
-            f"{flops / 1e9:9.0f}{flops / rate:9.3f}{flops / rate / seconds:9.0%}" if flops else ""
-        )
+        if flops:
+            line += f"{flops / 1e9:9.0f}{flops / rate:9.3f}{flops / rate / seconds:9.0%}"
         if peak and useful:
             line = f"{line:64}{useful / seconds / peak:9.1%}"
         print(line)
@@ -224,8 +211,4 @@ def unshare(batch: Batch, samples: Rollout) -> Batch:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        print(f"step: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("step", Settings, main, __doc__)

@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from jaxalign.host.errors import InputError
+from jaxalign.models.precision import fastest_dtype
 
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 """Published FLOP/s of bfloat16 products without sparsity. Source: NVIDIA's data sheets, SXM."""
@@ -30,3 +34,30 @@ def product_rate(dtype: Any, *, inner: int) -> float:
     product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
     seconds, _ = best(lambda: product(x, weight), 20)
     return 2 * rows * inner * columns / seconds
+
+
+def dtype_of(name: str) -> jnp.dtype:
+    """The dtype of a name; of "auto" the faster one in a probe."""
+    return jnp.dtype(fastest_dtype()[0] if name == "auto" else name)
+
+
+def print_setting(dtype: Any, *more: object) -> None:
+    """The first line of every table: device, jax, dtype, and what else there is to say."""
+    facts = (jax.devices()[0].device_kind, f"jax {jax.__version__}", jnp.dtype(dtype).name, *more)
+    print(", ".join(map(str, facts)))
+
+
+def import_torch() -> tuple[Any, str]:
+    """torch, and the device it should compute on.
+
+    Raises:
+      InputError: it is not there.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            "torch is not installed, which transformers needs: use the environment of Python 3.11 "
+            "(make test PYTHON=python3.11)"
+        ) from None
+    return torch, "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,13 +15,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import tyro
-from timing import best
+from timing import best, dtype_of, print_setting
 
 from jaxalign.data import batch_at, builtin_prompts, builtin_rules
 from jaxalign.data.templates import consulting_messages, encode_prompts
+from jaxalign.host.command import run_command
 from jaxalign.models import load_pretrained
-from jaxalign.models.precision import fastest_dtype
 from jaxalign.records import Rollout
 from jaxalign.sampling import Temperature, Tool, consultation, rule_answer, sample
 
@@ -46,7 +45,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Prints the table."""
-    dtype = fastest_dtype()[0] if settings.dtype == "auto" else jnp.dtype(settings.dtype)
+    dtype = dtype_of(settings.dtype)
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype)
     rules = builtin_rules().rules
     template = consulting_messages(list(rules), functools.partial(rule_answer, rules))
@@ -77,7 +76,7 @@ def main(settings: Settings) -> None:
         every, generated = float(samples.present.sum()), float(samples.mask.sum())
         rows[label] = (seconds, every / seconds, generated / seconds)
         consulted = float(samples.mode.mean())
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {jnp.dtype(dtype).name}")
+    print_setting(dtype)
     print(f"{samples.tokens.shape[0]} rows, prefix {encoded.prefix.size}, {consulted:.0%} consult")
     print(f"{'':16}{'seconds':>9}{'all tokens/s':>14}{'generated/s':>13}")
     for label, (seconds, every, generated) in rows.items():
@@ -87,4 +86,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_command("tools", Settings, main, __doc__)

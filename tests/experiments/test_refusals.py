@@ -14,7 +14,6 @@ from experiments.benchmarks.refusals import (
     CANDIDATES,
     PATTERNS,
     Answer,
-    Score,
     Settings,
     cross_validate,
     fires,
@@ -22,9 +21,9 @@ from experiments.benchmarks.refusals import (
     main,
     occurrences,
     refusals,
-    score,
     select,
 )
+from jaxalign.evaluation.agreement import Agreement, Share, agreement
 from jaxalign.host.errors import InputError
 from jaxalign.rewards import FIRST_SENTENCE, REFUSAL_WORDINGS
 
@@ -40,9 +39,9 @@ def test_score_by_hand():
     """Fires on four, three of which refuse; five refuse in all."""
     fired = np.array([1, 1, 1, 1, 0, 0, 0], bool)
     refused = np.array([1, 1, 1, 0, 1, 1, 0], bool)
-    assert score(fired, refused) == Score(found=3, false_alarms=1, missed=2)
-    assert score(fired, refused).precision == (3, 4)
-    assert score(fired, refused).recall == (3, 5)
+    assert agreement(fired, refused) == Agreement(both=3, only_verdict=1, only_label=2, neither=1)
+    assert agreement(fired, refused).precision == Share(3, 4)
+    assert agreement(fired, refused).recall == Share(3, 5)
 
 
 # Six refusals, then two harmless answers.
@@ -77,7 +76,7 @@ def test_cross_validation_by_hand():
     """Each fold is judged by what the other one chooses: in fold 0 the wording looks clean."""
     found, refused = columns("x", "x", "x", "."), np.array([1, 1, 0, 1], bool)
     result = cross_validate(found, refused, np.array([0, 0, 1, 1]), least=0.85)
-    assert result == Score(found=0, false_alarms=1, missed=3)
+    assert result == Agreement(both=0, only_verdict=1, only_label=3, neither=0)
 
 
 def test_halves_go_by_the_prompt():

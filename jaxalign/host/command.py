@@ -1,0 +1,43 @@
+"""The command line of a script: flags from a dataclass, one line for bad input."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from jaxalign.host.devices import skip_absent_tpu
+from jaxalign.host.errors import InputError
+
+
+def run_command(
+    name: str,
+    settings: type,
+    main: Callable[..., Any],
+    doc: str | None,
+    *,
+    passes_on: bool = False,
+) -> None:
+    """Parses the process's arguments and calls `main` with the settings.
+
+    Args:
+      name: of the script, for messages.
+      settings: a dataclass of its flags.
+      main: does the work.
+      doc: for --help.
+      passes_on: whether flags behind `--` are for other scripts; `main` gets a list of them too.
+
+    Raises:
+      SystemExit: 2 after an `InputError`, which is printed on one line.
+    """
+    skip_absent_tpu()
+    own, others = sys.argv[1:], []
+    if passes_on and "--" in own:
+        cut = own.index("--")
+        own, others = own[:cut], own[cut + 1 :]
+    try:
+        parsed: Any = tyro.cli(settings, description=doc, args=own)
+        main(parsed, *([others] if passes_on else []))
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
