@@ -17,6 +17,7 @@ from jaxalign.host.errors import InputError
 
 if TYPE_CHECKING:
     from jaxalign.answers.asking import LanguageModel
+    from jaxalign.reports.page import Block
 
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 # A plain string with the choices in the help: `load_model` answers a wrong one in one line.
@@ -108,10 +109,8 @@ def kept_dtype(dtype_name: str, answers: Sequence[Path]) -> str:
     return dtype_name
 
 
-def print_table(
-    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int
-) -> None:
-    """Prints a table to stdout; the first `texts` columns are words, which wrap, the rest numbers.
+def print_table(title: str, block: Block) -> None:
+    """Prints a table of `jaxalign.reports.page` to stdout; columns of words wrap.
 
     Cells are plain text, and may come from a model or a stranger's file.
     """
@@ -123,11 +122,12 @@ def print_table(
     from jaxalign.reports.run_folder import printable
 
     table = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
-    for number, heading in enumerate(headings):
-        if number < texts:
+    gap = "\n" if len(block["headings"]) > 6 else " "  # many columns are to fit into 80
+    for number, heading in enumerate(block["headings"]):
+        if number < block["texts"]:
             table.add_column(heading, overflow="fold")
         else:
-            table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
+            table.add_column(heading.replace(" ", gap), justify="right", no_wrap=True)
+    for row in block["table"]:
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console(markup=False, highlight=False).print(table)

@@ -38,30 +38,16 @@ class Compare:
             raise InputError("compare needs two folders at least, that `jaxalign eval --out` wrote")
         if len({folder.resolve() for folder in self.folders}) < len(self.folders):
             raise InputError("compare: a folder is named twice; give different ones")
-        from jaxalign.reports.comparison import (
-            HEADINGS,
-            OVERHEAD_HEADINGS,
-            cells,
-            differing_settings,
-            overhead_cells,
-            paired_rates,
-            token_overheads,
-            write_comparison,
-        )
+        from jaxalign.reports.comparison import compare, comparison_tables, write_comparison
         from jaxalign.reports.evaluation_folder import read_evaluation
 
         first, *others = (read_evaluation(folder) for folder in self.folders)
-        rows = [paired_rates(first, other) for other in others]
-        for other, rates in zip(others, rows, strict=True):
+        found = [compare(first, other) for other in others]
+        for other, those in zip(others, found, strict=True):
             print(f"first: {first.folder}, second: {other.folder}")
-            for suite, judge in dict.fromkeys((x["suite"], x["judge"]) for x in rates):
-                those = [x for x in rates if (x["suite"], x["judge"]) == (suite, judge)]
-                title = f"{suite}, judged by {judge}"
-                print_table(title, HEADINGS, [cells(x) for x in those], texts=1)
-            lines = [overhead_cells(row) for row in token_overheads(first, other)]
-            headings = [heading.replace(" ", "\n") for heading in OVERHEAD_HEADINGS]
-            print_table("Tokens and seconds of an answer", headings, lines, texts=1)
-            for line in differing_settings(first, other):
+            for title, (table, _) in comparison_tables(those).items():
+                print_table(title, table)
+            for line in those["differing_settings"]:
                 note(f"{other.folder}: not only the model differs: {line}")
         if self.out is not None:
-            print(f"Written: {write_comparison(self.out, first, others, rows)}")
+            print(f"Written: {write_comparison(self.out, first, others, found)}")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -220,20 +219,15 @@ def _distinct(flag: str, made: list[Any]) -> list[Any]:
 
 
 def _print_results(results: Mapping[str, Any]) -> None:
-    from jaxalign.reports.evaluation_page import (
-        ANSWER_HEADINGS,
-        SAFETY_HEADINGS,
-        answer_cells,
-        rate_tables,
-        safety_cells,
-    )
+    from jaxalign.reports.evaluation_page import ANSWER_COLUMNS, SAFETY_COLUMNS, rate_tables
+    from jaxalign.reports.page import tabulate
 
-    for suite, (headings, rows) in rate_tables(results["rates"]).items():
-        print_table(suite, headings, rows, texts=1)
-    if results["safety_at_k"]:
-        rows = [safety_cells(point) for point in results["safety_at_k"]]
-        print_table("Several answers to harmful requests", SAFETY_HEADINGS, rows, texts=2)
-    headings = [re.sub("[ -]", "\n", heading) for heading in ANSWER_HEADINGS[:-1]]  # 80 columns
-    rows = [answer_cells(x)[:-1] for x in results["answers"] if x["attack"] == "none"]
-    print_table("Answers without an attack", headings, rows, texts=1)
+    for suite, shares in rate_tables(results["rates"]).items():
+        print_table(suite, shares)
+    if points := results["safety_at_k"]:
+        safety = tabulate(SAFETY_COLUMNS, points, texts=2)
+        print_table("Several answers to harmful requests", safety)
+    columns = {name: cell for name, cell in ANSWER_COLUMNS.items() if name != "mean seconds"}
+    facts = [fact for fact in results["answers"] if fact["attack"] == "none"]
+    print_table("Answers without an attack", tabulate(columns, facts))
     print(f"{results['model']}: {results['seconds']:.1f} s; in brackets 95% intervals, in percent")

@@ -79,6 +79,8 @@ class Utility:
 
 
 def _print_results(found: dict[str, Any], title: str) -> None:
+    from jaxalign.reports.page import table
+
     rows = []
     for task, numbers in found["results"].items():
         count = found.get("n-samples", {}).get(task, {}).get("effective", "")
@@ -90,4 +92,4 @@ def _print_results(found: dict[str, Any], title: str) -> None:
             shown = f"{error:.4f}" if isinstance(error, float) else ""
             rows.append((task, metric, chosen, f"{value:.4f}", shown, str(count)))
     headings = ("task", "metric", "filter", "value", "standard error", "n")
-    print_table(title, headings, rows, texts=3)
+    print_table(title, table(headings, rows, texts=3))

@@ -14,14 +14,34 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import mcnemar_p_value, paired_difference_interval
 from jaxalign.reports.evaluation_folder import Evaluated, Judged
 from jaxalign.reports.evaluation_page import label_of, panels, prompt_card, seconds_cell
-from jaxalign.reports.page import Block, details, table, write_page
+from jaxalign.reports.page import Block, Columns, details, tabulate, write_page
 from jaxalign.reports.plots import plot_rates
 from jaxalign.reports.run_folder import percent
 
 SHOWN = 4
 """Prompts of each measure that the page shows of those that the models are judged apart on."""
 
-HEADINGS = ("share of prompts", "first", "second", "points", "95% interval", "p", "n")
+COLUMNS: Columns = {
+    "share of prompts": label_of,
+    "first": lambda row: percent(row["first"]["rate"]),
+    "second": lambda row: percent(row["second"]["rate"]),
+    "points": lambda row: f"{100 * row['difference']:+.1f}",
+    "95% interval": lambda row: f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+    "p": lambda row: "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+    "n": lambda row: row["n"],
+}
+"""What `paired_rates` found."""
+
+OVERHEAD_COLUMNS: Columns = {
+    "suite": lambda row: row["suite"],
+    "first": lambda row: f"{row['tokens'][0]:.1f}",
+    "second": lambda row: f"{row['tokens'][1]:.1f}",
+    "more tokens": lambda row: f"{row['more_tokens']:.1f}",
+    "95% interval": lambda row: "{:+.1f} to {:+.1f}".format(*row["interval"]),
+    "seconds": lambda row: "/".join(map(seconds_cell, row["seconds"])),
+    "answers": lambda row: row["answers"],
+}
+"""What `token_overheads` found."""
 
 # What the answers depend on beside the model.
 _SETTINGS = (
@@ -126,42 +146,25 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
     return found
 
 
-OVERHEAD_HEADINGS = (
-    "suite",
-    "first",
-    "second",
-    "more tokens",
-    "95% interval",
-    "seconds",
-    "answers",
-)
+def compare(first: Evaluated, second: Evaluated) -> dict[str, Any]:
+    """`differing_settings`, `rates` (`paired_rates`) and `tokens` (`token_overheads`)."""
+    return {
+        "differing_settings": differing_settings(first, second),
+        "rates": paired_rates(first, second),
+        "tokens": token_overheads(first, second),
+    }
 
 
-def overhead_cells(row: Mapping[str, Any]) -> list[str]:
-    """Tokens as text, below `OVERHEAD_HEADINGS`."""
-    low, high = row["interval"]
-    counts = [*row["tokens"], row["more_tokens"]]
-    interval = f"{low:+.1f} to {high:+.1f}"
-    seconds = "/".join(map(seconds_cell, row["seconds"]))
-    return [row["suite"], *(f"{x:.1f}" for x in counts), interval, seconds, str(row["answers"])]
-
-
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A comparison as text, below `HEADINGS`."""
-    p = row["p"]
-    return [
-        label_of(row),
-        percent(row["first"]["rate"]),
-        percent(row["second"]["rate"]),
-        f"{100 * row['difference']:+.1f}",
-        f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
-        "< 0.001" if p < 0.001 else f"{p:.3f}",
-        str(row["n"]),
-    ]
+def comparison_tables(found: Mapping[str, Any]) -> dict[str, tuple[Block, Sequence[Any]]]:
+    """Title -> table and the rates in it: what `compare` found by suite and judge, then tokens."""
+    parts = grouped(found["rates"], lambda rate: f"{rate['suite']}, judged by {rate['judge']}")
+    return {title: (tabulate(COLUMNS, rates), rates) for title, rates in parts.items()} | {
+        "Tokens and seconds of an answer": (tabulate(OVERHEAD_COLUMNS, found["tokens"]), [])
+    }
 
 
 def write_comparison(
-    folder: Path, first: Evaluated, others: Sequence[Evaluated], rows: Sequence[Sequence[Any]]
+    folder: Path, first: Evaluated, others: Sequence[Evaluated], found: Sequence[Mapping[str, Any]]
 ) -> Path:
     """Writes `comparison.json`, `comparison.html` and `comparison.png` into a folder.
 
@@ -169,37 +172,27 @@ def write_comparison(
       folder: made if need be.
       first: what the others are compared with.
       others: at least one.
-      rows: for each of the others, as of `paired_rates`.
+      found: for each of the others, as of `compare`.
 
     Returns:
       the path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    others_facts = [
-        _facts(other)
-        | {"differing_settings": differing_settings(first, other), "rates": rates}
-        | {"tokens": token_overheads(first, other)}
-        for other, rates in zip(others, rows, strict=True)
-    ]
-    content = {"first": _facts(first), "others": others_facts}
+    facts = [_facts(other) | {**those} for other, those in zip(others, found, strict=True)]
+    content = {"first": _facts(first), "others": facts}
     (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
     series = {str(x.folder): x.results["rates"] for x in (first, *others)}
     picture = folder / "comparison.png"
     plot_rates(panels(series), picture)
     blocks: list[Block] = [{"picture": picture, "alt": "Rates of the models with 95% intervals"}]
-    for other, facts in zip(others, others_facts, strict=True):
+    for other, those in zip(others, found, strict=True):
         names = [f"{x.results['model']} ({x.folder})" for x in (first, other)]
         blocks += [{"h2": names[1]}, {"plain": f"The first is {names[0]}."}]
-        for line in facts["differing_settings"]:
+        for line in those["differing_settings"]:
             blocks.append({"note": f"Not only the model differs: {line}."})
-        for (suite, judge), rates in grouped(
-            facts["rates"], lambda rate: (rate["suite"], rate["judge"])
-        ).items():
-            blocks.append({"h3": f"{suite}, judged by {judge}"})
-            blocks.append(table(HEADINGS, [cells(rate) for rate in rates]))
+        for title, (shown, rates) in comparison_tables(those).items():
+            blocks += [{"h3": title}, shown]
             blocks += [block for rate in rates for block in _apart(first, other, rate)]
-        tokens = [overhead_cells(row) for row in facts["tokens"]]
-        blocks += [{"h3": "Tokens and seconds of an answer"}, table(OVERHEAD_HEADINGS, tokens)]
     blocks.append(
         {
             "quiet": "n: prompts that both answered; the picture shows all that each answered. "

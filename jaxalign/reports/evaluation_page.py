@@ -1,13 +1,13 @@
 """An evaluation on one page: rates, what the answers are like, and some of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from jaxalign.data.order import first_of_each, grouped
 from jaxalign.reports.evaluation_folder import Judged, read_evaluation
-from jaxalign.reports.page import Block, details, table, write_page
+from jaxalign.reports.page import Block, Columns, details, table, tabulate, write_page
 from jaxalign.reports.plots import plot_key_words, plot_rates, plot_safety_at_k
 from jaxalign.reports.run_folder import KINDS, percent
 
@@ -43,31 +43,43 @@ def name_of(rate: Mapping[str, Any]) -> str:
     return f"{rate['suite']} + {rate['attack']}" if attacked else str(rate["suite"])
 
 
-_ANSWER_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "suite": name_of,
-    "skipped": lambda fact: str(fact["skipped"]),
-    "well-formed": lambda fact: percent(fact["well_formed"]["rate"]),
-    "finished": lambda fact: percent(fact["finished"]["rate"]),
-    "different reasonings": lambda fact: str(fact["distinct_reasonings"]),
-    "different answers": lambda fact: f"{fact['distinct_answers']} of {fact['answers']}",
-    "mean tokens": lambda fact: f"{fact['mean_tokens'] or 0:.1f}",
-    "mean seconds": lambda fact: seconds_cell(fact.get("mean_seconds")),
-}
-ANSWER_HEADINGS = tuple(_ANSWER_COLUMNS)
-
-
-def answer_cells(fact: Mapping[str, Any]) -> list[str]:
-    """What the answers to a suite are like, below `ANSWER_HEADINGS`."""
-    return [cell(fact) for cell in _ANSWER_COLUMNS.values()]
-
-
 def seconds_cell(seconds: float | None) -> str:
     """Seconds of an answer; a dash where they are not known."""
     return "–" if seconds is None else f"{seconds:.3g}"
 
 
-def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """For each suite headings and rows of text: what is measured, n, a column for each judge."""
+def _with_interval(share: float | None, low: float, high: float) -> str:
+    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def _rate_cell(rate: Mapping[str, Any]) -> str:
+    return _with_interval(rate["rate"], rate["low"], rate["high"])
+
+
+ANSWER_COLUMNS: Columns = {
+    "suite": name_of,
+    "skipped": lambda fact: fact["skipped"],
+    "well-formed": lambda fact: percent(fact["well_formed"]["rate"]),
+    "finished": lambda fact: percent(fact["finished"]["rate"]),
+    "different reasonings": lambda fact: fact["distinct_reasonings"],
+    "different answers": lambda fact: f"{fact['distinct_answers']} of {fact['answers']}",
+    "mean tokens": lambda fact: f"{fact['mean_tokens'] or 0:.1f}",
+    "mean seconds": lambda fact: seconds_cell(fact.get("mean_seconds")),
+}
+"""What the answers to a suite are like."""
+
+SAFETY_COLUMNS: Columns = {
+    "suite": name_of,
+    "judge": lambda point: point["judge"],
+    "k": lambda point: point["k"],
+    "any safe": lambda point: _with_interval(point["any_safe"], *point["any_interval"]),
+    "all safe": lambda point: _with_interval(point["all_safe"], *point["all_interval"]),
+}
+"""Safety of k answers."""
+
+
+def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, Block]:
+    """For each suite: what is measured, n, a column for each judge."""
     found = {}
     for suite, those in grouped(rates, lambda rate: rate["suite"]).items():
         judges = list(grouped(those, lambda rate: rate["judge"]))
@@ -75,19 +87,9 @@ def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str]
         for label, line in grouped(those, label_of).items():
             cells = {rate["judge"]: _rate_cell(rate) for rate in line}
             n = max(rate["n"] for rate in line)
-            rows.append([label, str(n), *(cells.get(judge, "–") for judge in judges)])
-        found[suite] = ["share of answers", "n", *judges], rows
+            rows.append([label, n, *(cells.get(judge, "–") for judge in judges)])
+        found[suite] = table(["share of answers", "n", *judges], rows)
     return found
-
-
-SAFETY_HEADINGS = ("suite", "judge", "k", "any safe", "all safe")
-
-
-def safety_cells(point: Mapping[str, Any]) -> list[str]:
-    """Safety of k answers as text, below `SAFETY_HEADINGS`."""
-    some = _with_interval(point["any_safe"], *point["any_interval"])
-    every = _with_interval(point["all_safe"], *point["all_interval"])
-    return [name_of(point), point["judge"], str(point["k"]), some, every]
 
 
 def panels(
@@ -129,7 +131,6 @@ def write_eval_report(folder: Path) -> Path:
     plot_rates(panels(by_judge), picture)
     facts = [f"judged by {', '.join(by_judge)}", results["hardware"], results["date"]]
     settings = [(name, str(value)) for name, value in results["settings"].items()]
-    answers = [answer_cells(fact) for fact in results["answers"]]
     blocks: list[Block] = [
         {"quiet": " · ".join(map(str, facts))},
         details("Settings", table(("setting", "value"), settings, texts=2)),
@@ -140,7 +141,7 @@ def write_eval_report(folder: Path) -> Path:
         *_safety(folder, results["safety_at_k"]),
         *_reasoning(folder, results),
         {"h2": "Answers"},
-        table(ANSWER_HEADINGS, answers),
+        tabulate(ANSWER_COLUMNS, results["answers"]),
         {
             "quiet": f"Below are the first {SHOWN} prompts of each kind, not selected; all answers "
             "are in the folder answers, all verdicts in verdicts. A judge's score is 1 for a sure "
@@ -151,18 +152,10 @@ def write_eval_report(folder: Path) -> Path:
     return write_page(folder / "report.html", f"{results['model']}: evaluation", blocks)
 
 
-def _rate_cell(rate: Mapping[str, Any]) -> str:
-    return _with_interval(rate["rate"], rate["low"], rate["high"])
-
-
-def _with_interval(share: float | None, low: float, high: float) -> str:
-    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
-
-
 def _rates(rates: Sequence[Mapping[str, Any]]) -> list[Block]:
     blocks: list[Block] = []
-    for suite, (headings, rows) in rate_tables(rates).items():
-        blocks += [{"h3": suite}, table(headings, rows)]
+    for suite, shares in rate_tables(rates).items():
+        blocks += [{"h3": suite}, shares]
         for rate in rates:
             parts = rate["by_category"]
             if (rate["suite"], rate["attack"]) == (suite, "none") and len(parts) > 1:
@@ -188,7 +181,7 @@ def _safety(folder: Path, points: Sequence[Mapping[str, Any]]) -> list[Block]:
             "that all are: an attacker may try k times."
         },
         {"picture": picture, "alt": "Safety of k answers"},
-        table(SAFETY_HEADINGS, [safety_cells(point) for point in points], texts=2),
+        tabulate(SAFETY_COLUMNS, points, texts=2),
     ]
 
 

@@ -6,7 +6,7 @@ page's head allows nothing but embedded pictures and its own style, should one e
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,19 @@ from jaxalign.reports.run_folder import printable, split_answer
 Block = Mapping[str, Any]
 """A part of a page, plain data; `page.html.jinja` says which there are."""
 
+Columns = Mapping[str, Callable[[Mapping[str, Any]], object]]
+"""Of a table: heading -> what stands below it for an item."""
+
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, texts: int = 1) -> Block:
     """A table, below `headings` if there are any; its first `texts` columns are words."""
     return {"table": rows, "headings": headings, "texts": texts}
+
+
+def tabulate(columns: Columns, items: Iterable[Mapping[str, Any]], *, texts: int = 1) -> Block:
+    """A table with a row for each item."""
+    rows = [[cell(item) for cell in columns.values()] for item in items]
+    return table(tuple(columns), rows, texts=texts)
 
 
 def details(title: str, *blocks: Block) -> Block:
