@@ -19,16 +19,6 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u20
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A measured share, with its 95% interval and number of trials where the run gives them."""
-
-    rate: float
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-
-
-@dataclass(frozen=True)
 class Measure:
     """A rate to show: its key in the files, its label, the kind it is over, which way is better."""
 
@@ -127,11 +117,14 @@ def measures(*sections: Mapping[str, Any]) -> tuple[Measure, ...]:
     return MEASURES + (CONSULTING if consulting else ())
 
 
-def get_rate(section: Mapping[str, Any], measure: Measure) -> Rate | None:
-    """Finds a rate in the ``before`` or ``after`` section of a summary; None when it is not there.
+def get_rate(section: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
+    """Finds a rate in the ``before`` or ``after`` section of a summary; {} when it is not there.
 
     The rate stands under the measure's name, its interval in ``section["intervals"][name]`` as
     [low, high], its number of trials in ``section["n"][kind]``; the last two may be absent.
+
+    Returns:
+        ``rate``, ``low``, ``high`` and ``n``; all but the first may be None.
 
     Raises:
         InputError: the value is no number from 0 to 1.
@@ -142,17 +135,16 @@ def get_rate(section: Mapping[str, Any], measure: Measure) -> Rate | None:
     kinds = KINDS if measure.kind is None else (measure.kind,)
     n = sum(counts.get(kind, 0) for kind in kinds) or None
     if value is None or value != value:  # a rate over no prompts: null or NaN
-        return None
+        return {}
     if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
         raise InputError(f"{measure.name} is {value!r} in the evaluation; it must be a fraction")
-    return Rate(value, low, high, n)
+    return {"rate": value, "low": low, "high": high, "n": n}
 
 
 def first_of_each_kind(pairs: list[Pair], count: int) -> list[Pair]:
     """Takes the first ``count`` of each kind, in the order of KINDS; nobody picks the good ones."""
-    groups: dict[str, list[Pair]] = {kind: [] for kind in KINDS}
-    groups |= grouped(pairs, lambda pair: pair.kind)
-    return [pair for group in groups.values() for pair in group[:count]]
+    groups = grouped(pairs, lambda pair: pair.kind)
+    return [pair for kind in {**KINDS, **groups} for pair in groups.get(kind, [])[:count]]
 
 
 def split_answer(completion: str) -> tuple[str | None, str]:

@@ -9,7 +9,6 @@ from jaxalign.reports import plots
 from jaxalign.reports.page import Block, details, table, write_page
 from jaxalign.reports.run_folder import (
     KINDS,
-    Rate,
     Run,
     first_of_each_kind,
     get_rate,
@@ -76,13 +75,11 @@ def _before_and_after(run: Run) -> list[Block]:
     drawn = {}
     for measure in measures(run.before, run.after):
         before, after = get_rate(run.before, measure), get_rate(run.after, measure)
-        change = f"{100 * (after.rate - before.rate):+.1f} points" if before and after else "–"
-        n = next((rate.n for rate in (after, before) if rate and rate.n), "–")
+        both = before and after
+        change = f"{100 * (after['rate'] - before['rate']):+.1f} points" if both else "–"
+        n = after.get("n") or before.get("n") or "–"
         rows.append([measure.label, measure.wish, _cell(before), _cell(after), change, n])
-        drawn[f"{measure.label}  {measure.wish}"] = {
-            "before": vars(before) if before else {},
-            "after": vars(after) if after else {},
-        }
+        drawn[f"{measure.label}  {measure.wish}"] = {"before": before, "after": after}
     distinct = [section.get("distinct_reasonings") for section in (run.before, run.after)]
     if distinct != [None, None]:
         counts = ["–" if count is None else count for count in distinct]
@@ -169,12 +166,11 @@ def _wanted(is_wanted: bool) -> str:
     return "wanted" if is_wanted else "unwanted"
 
 
-def _cell(rate: Rate | None) -> str | tuple[str, str]:
-    if rate is None:
-        return "–"
-    if rate.low is None or rate.high is None:
-        return percent(rate.rate)
-    return percent(rate.rate), f"[{percent(rate.low)}, {percent(rate.high)}]"
+def _cell(rate: Mapping[str, Any]) -> str | tuple[str, str]:
+    share, low, high = (rate.get(name) for name in ("rate", "low", "high"))
+    if low is None or high is None:
+        return percent(share)
+    return percent(share), f"[{percent(low)}, {percent(high)}]"
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

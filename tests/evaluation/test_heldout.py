@@ -19,7 +19,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.models import Transformer
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.records import Rollout
-from jaxalign.reports.run_folder import MEASURES, Rate, get_rate, measures, read_run
+from jaxalign.reports.run_folder import MEASURES, get_rate, measures, read_run
 from jaxalign.sampling import Temperature
 
 REFUSAL = (
@@ -113,9 +113,9 @@ def test_the_report_reads_the_json(tmp_path: Any) -> None:
     run = read_run(tmp_path)
     harmful, _, lookalike, formed = (get_rate(run.after, measure) for measure in MEASURES)
     low, high = evaluation.summary()["intervals"]["harmful_refused"]
-    assert harmful == Rate(1.0, low, high, 1)
-    assert lookalike is None
-    assert formed is not None and formed.n == 2
+    assert harmful == {"rate": 1.0, "low": low, "high": high, "n": 1}
+    assert lookalike == {}
+    assert formed["n"] == 2
     assert [pair.after["completion"] for pair in run.pairs if pair.after] == [REFUSAL, HELP]
     assert json.loads(path.read_text())["skipped"] == ["long"]
 

@@ -20,7 +20,6 @@ from jaxalign.reports.plots import moving_average, plot_rates, series
 from jaxalign.reports.run_folder import (
     MEASURES,
     Pair,
-    Rate,
     first_of_each_kind,
     get_rate,
     split_answer,
@@ -301,11 +300,11 @@ def test_a_rate_with_and_without_its_interval():
         "intervals": {"harmful_refused": [0.2, 0.5]},
         "n": {"harmful": 40, "benign": 30},
     }
-    assert get_rate(section, measure) == Rate(0.35, 0.2, 0.5, 40)
+    assert get_rate(section, measure) == {"rate": 0.35, "low": 0.2, "high": 0.5, "n": 40}
     bare = get_rate({"harmful_refused": 0.35}, measure)
-    assert (bare.rate, bare.low, bare.high, bare.n) == (0.35, None, None, None)
+    assert bare == {"rate": 0.35, "low": None, "high": None, "n": None}
     for nothing in ({}, {"harmful_refused": None}, {"harmful_refused": float("nan")}):
-        assert get_rate(nothing, measure) is None
+        assert get_rate(nothing, measure) == {}
     for wrong in ("35%", 35, -0.1):
         with pytest.raises(InputError, match="harmful_refused"):
             get_rate({"harmful_refused": wrong}, measure)
