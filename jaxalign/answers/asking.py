@@ -6,7 +6,6 @@ the requests are divided (up to rounding). The next batch is under way while an 
 
 import dataclasses
 import itertools
-import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -139,7 +138,6 @@ class Answer(NamedTuple):
       written: these and a tool's.
       finished: whether the model ended it; if not, it was cut off.
       consulted: whether it called the tool.
-      verdict: of its row, where verifiers were given.
     """
 
     request: int
@@ -147,7 +145,6 @@ class Answer(NamedTuple):
     written: np.ndarray
     finished: bool
     consulted: bool
-    verdict: Verdict | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +256,6 @@ def answer_batches(
     stage: Stage,
     *,
     first: int = 0,
-    verifiers: Verifiers | None = None,
 ) -> Iterator[list[Answer]]:
     """The answers of each batch, G to a request, those of one next to each other.
 
@@ -269,17 +265,16 @@ def answer_batches(
       asking: how.
       stage: of the run, which has noise of its own.
       first: the batch to begin with.
-      verifiers: judge the answers on the device.
     """
     lm = lm.cast()
     prefix = to_devices(questions.prefix, lm.model.mesh)
     key = stage_key(asking.seed, stage)
 
-    def launch(batch: Sequence[int]) -> Any:
+    def launch(batch: Sequence[int]) -> tuple[Sequence[int], Rollout]:
         filled = fill(batch, len(questions.batches[0]))
         rows = [questions.rows[number] for number in filled]
         noise = np.array(filled)[:, None] * asking.samples + np.arange(asking.samples)
-        rollout = complete(
+        return batch, complete(
             lm,
             rows,
             asking,
@@ -288,27 +283,23 @@ def answer_batches(
             prefix=prefix,
             numbers=jnp.asarray(noise.reshape(-1), jnp.int32),
         )
-        if verifiers is None:
-            return batch, rollout, None
-        return batch, rollout, judge(verifiers, rollout.tokens, rollout.mask)
 
     launched = map(launch, questions.batches[first:])
     # `pairwise` takes the next before it hands out one: the device does not wait for the reader.
-    for (batch, *made), _ in itertools.pairwise(itertools.chain(launched, [None])):
-        fetched = fetch(made)
+    for (batch, made), _ in itertools.pairwise(itertools.chain(launched, [None])):
+        rollout = fetch(made)
         rows = range(len(batch) * asking.samples)
-        yield [_answer(batch[row // asking.samples], row, fetched) for row in rows]
+        yield [_answer(batch[row // asking.samples], row, rollout) for row in rows]
 
 
-def _answer(request: int, row: int, fetched: Any) -> Answer:
-    rollout, verdict = jax.tree.map(operator.itemgetter(row), fetched)
+def _answer(request: int, row: int, rollout: Any) -> Answer:
+    tokens = rollout.tokens[row]
     return Answer(
         request,
-        tokens=rollout.tokens[rollout.mask],
-        written=rollout.tokens[rollout.present],
-        finished=bool(rollout.finished),
-        consulted=bool(rollout.mode),
-        verdict=verdict,
+        tokens=tokens[rollout.mask[row]],
+        written=tokens[rollout.present[row]],
+        finished=bool(rollout.finished[row]),
+        consulted=bool(rollout.mode[row]),
     )
 
 

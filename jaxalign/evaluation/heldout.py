@@ -8,15 +8,10 @@ from typing import Any
 from jaxalign.answers.asking import Asking, LanguageModel, Progress, answer_batches, in_order
 from jaxalign.answers.completing import short_enough
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.templates import Tokenizer, encode_requests
+from jaxalign.data.templates import encode_requests
 from jaxalign.evaluation.rates import distinct_answers, distinct_reasonings, rate
 from jaxalign.host.errors import InputError
-from jaxalign.rewards import (
-    CONSULTING_FORMAT_PATTERN,
-    STRICT_FORMAT_PATTERN,
-    Verifiers,
-    safety_verifiers,
-)
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN, verdict_of
 from jaxalign.sampling import Stage
 
 
@@ -124,7 +119,7 @@ def evaluate(
     openings: Mapping[str, Sequence[int]] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Evaluation:
-    """Asks every prompt and judges the completions by the strict verifiers.
+    """Asks every prompt and judges the completions (`rewards.verdict_of`).
 
     All batches have one shape, as wide as `asking.max_prompt_tokens` where it is given, so there is
     one compilation, which a later call with the same sizes uses again. Longer prompts are skipped
@@ -139,8 +134,8 @@ def evaluate(
       progress: called after each batch with the number of prompts done and of all to be done.
 
     Raises:
-      InputError: no prompts, none of them short enough, prompt and completion together longer than
-        the model's context, or a tokenizer that the verifiers cannot read.
+      InputError: no prompts, none of them short enough, or prompt and completion together longer
+        than the model's context.
     """
     start = time.monotonic()
     if not prompts:
@@ -155,12 +150,12 @@ def evaluate(
     asked = [prompts[index] for index in fitting]
     questions = in_order(prefix, [rows[index] for index in fitting], asking)
     questions.check_positions(lm.model, asking.max_new_tokens)
-    verifiers = format_verifiers(lm.tokenizer, consulting=asking.tool is not None)
+    pattern = CONSULTING_FORMAT_PATTERN if asking.tool else STRICT_FORMAT_PATTERN
     found: list[EvaluationRow] = []
-    for batch in answer_batches(lm, questions, asking, Stage.HELDOUT, verifiers=verifiers):
+    for batch in answer_batches(lm, questions, asking, Stage.HELDOUT):
         for answer in batch:
-            prompt, verdict = asked[answer.request], answer.verdict
-            assert verdict is not None  # verifiers were given
+            prompt = asked[answer.request]
+            formed, refused = verdict_of(lm.text(answer.tokens), pattern)
             found.append(
                 EvaluationRow(
                     id=prompt.id,
@@ -168,8 +163,8 @@ def evaluate(
                     kind=prompt.kind,
                     category=prompt.category,
                     completion=lm.text(answer.written),
-                    well_formed=bool(verdict.well_formed),
-                    refused=bool(verdict.refused),
+                    well_formed=formed,
+                    refused=refused,
                     finished=answer.finished,
                     consulted=answer.consulted if asking.tool else None,
                 )
@@ -177,16 +172,3 @@ def evaluate(
         progress(len(found) // asking.samples, len(asked))
     skipped = tuple(prompts[index].id for index in long)
     return Evaluation(tuple(found), skipped, time.monotonic() - start)
-
-
-def format_verifiers(tokenizer: Tokenizer, *, consulting: bool = False) -> Verifiers:
-    """`safety_verifiers` of the strict format, with a consultation before it or without.
-
-    Raises:
-      InputError: the tokenizer decodes in a way that is not supported.
-    """
-    pattern = CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN
-    try:
-        return safety_verifiers(tokenizer, pattern=pattern)
-    except ValueError as error:
-        raise InputError(f"tokenizer: {error}; use another model") from None

@@ -21,6 +21,7 @@ from jaxalign.rewards.verifiers import (
     Verifiers,
     answer_span,
     safety_verifiers,
+    verdict_of,
 )
 from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
 from jaxalign.text.matcher import Matcher, token_bytes
@@ -57,5 +58,6 @@ __all__ = [
     "safety_reward",
     "safety_verifiers",
     "token_bytes",
+    "verdict_of",
     "wording_pattern",
 ]

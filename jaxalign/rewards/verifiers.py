@@ -44,6 +44,12 @@ def answer_span(text: str, span: tuple[str, str] = ANSWER_TAGS) -> str:
     return rest.partition(closing)[0] if found else text
 
 
+def verdict_of(text: str, pattern: str = STRICT_FORMAT_PATTERN) -> tuple[bool, bool]:
+    """On the host, what `Verdict` has on the device: whether it is well-formed, and refuses."""
+    formed = re.search(pattern, text, re.DOTALL) is not None
+    return formed, re.search(REFUSAL_PATTERN, answer_span(text)) is not None
+
+
 class Verdict(NamedTuple):
     """What the verifiers say about B completions of T tokens.
 

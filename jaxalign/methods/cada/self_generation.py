@@ -21,13 +21,13 @@ from jaxalign.answers.asking import (
 from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
 from jaxalign.data.prompts import Prompt, prompts_digest
 from jaxalign.data.templates import Template
-from jaxalign.evaluation.heldout import format_verifiers
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
+from jaxalign.rewards import verdict_of
 from jaxalign.sampling import Stage, Temperature
 
 ASKED = ("prompts_digest", "template")
@@ -104,8 +104,8 @@ def self_generate(
       all completions, in the order of the prompts.
 
     Raises:
-      InputError: a prompt is too long, the tokenizer has no verifiers, the file is damaged, it was
-        made under other facts and is not finished, or it answers something else.
+      InputError: a prompt is too long, the file is damaged, it was made under other facts and is
+        not finished, or it answers something else.
     """
     if not prompts:
         raise InputError("no prompts to answer: self-generation needs harmful ones")
@@ -134,7 +134,6 @@ def self_generate(
     if _finished(path, facts):
         return read_generated(path, vocab_size=model.config.vocab_size)
     keep_facts(path, facts, kept=facts_path(path))
-    verifiers = format_verifiers(tokenizer)
     questions = read_requests(tokenizer, [prompt.text for prompt in prompts], asking)
     positions = len(questions.prefix) + max_prompt_tokens + max_new_tokens
     if positions > model.config.max_positions:
@@ -148,9 +147,7 @@ def self_generate(
     generated = generated[: sum(sizes[:first])]
     opened = contextlib.closing(StepLines(path, first)) if is_first() else contextlib.nullcontext()
     with opened as lines:
-        batches = answer_batches(
-            lm, questions, asking, Stage.SELF_GENERATION, first=first, verifiers=verifiers
-        )
+        batches = answer_batches(lm, questions, asking, Stage.SELF_GENERATION, first=first)
         for number, batch in enumerate(batches, start=first):
             for answer in batch:
                 made = _describe(lm, prompts[answer.request], answer)
@@ -162,16 +159,17 @@ def self_generate(
 
 
 def _describe(lm: LanguageModel, prompt: Prompt, answer: Answer) -> Generated:
-    assert answer.verdict is not None  # verifiers were given
+    text = lm.text(answer.tokens)
+    well_formed, refused = verdict_of(text)
     return Generated(
         id=prompt.id,
         prompt=prompt.text,
         category=prompt.category,
-        completion=lm.text(answer.tokens),
+        completion=text,
         tokens=answer.tokens.tolist(),
         finished=answer.finished,
-        well_formed=bool(answer.verdict.well_formed),
-        refused=bool(answer.verdict.refused),
+        well_formed=well_formed,
+        refused=refused,
     )
 
 
