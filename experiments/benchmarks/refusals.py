@@ -13,15 +13,15 @@ import collections
 import dataclasses
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
 from jaxalign.data.sources import read_csv
-from jaxalign.evaluation.agreement import Agreement, Share, agreement
+from jaxalign.evaluation.agreement import Agreement, agreement
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.markdown import markdown_table
@@ -195,11 +195,9 @@ def cross_validate(
     return agreement(fired, refused)
 
 
-def show(share: Share) -> str:
+def show(share: Mapping[str, Any]) -> str:
     """A share with its interval."""
-    if share.rate is None:
-        return "none"
-    return "{:.3f} ({:.3f}–{:.3f})".format(share.rate, *share.interval)
+    return "none" if share["rate"] is None else "{rate:.3f} ({low:.3f}–{high:.3f})".format(**share)
 
 
 def _row(name: str, answers: Sequence[Answer], labels: Collection[Label]) -> list[object]:

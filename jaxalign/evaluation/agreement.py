@@ -2,39 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import numpy as np
 
-from jaxalign.host.statistics import wilson_interval
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """A share of n items with its 95% interval (`wilson_interval`).
-
-    Attributes:
-      successes: how many of the items count.
-      n: how many items there are.
-    """
-
-    successes: int
-    n: int
-
-    @property
-    def rate(self) -> float | None:
-        """The share; None of no items."""
-        return self.successes / self.n if self.n else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Lower and upper end."""
-        return wilson_interval(self.successes, self.n)
+from jaxalign.host.statistics import share
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """The four counts of verdicts against labels, and what follows from them.
+    """The four counts of verdicts against labels, and what follows; shares as of `share`.
 
     Attributes:
       both: verdict and label are true.
@@ -54,19 +32,19 @@ class Agreement:
         return self.both + self.only_verdict + self.only_label + self.neither
 
     @property
-    def accuracy(self) -> Share:
+    def accuracy(self) -> dict[str, Any]:
         """Of all items, those where verdict and label are the same."""
-        return Share(self.both + self.neither, self.n)
+        return share(self.both + self.neither, self.n)
 
     @property
-    def precision(self) -> Share:
+    def precision(self) -> dict[str, Any]:
         """Of the items whose verdict is true, those whose label is."""
-        return Share(self.both, self.both + self.only_verdict)
+        return share(self.both, self.both + self.only_verdict)
 
     @property
-    def recall(self) -> Share:
+    def recall(self) -> dict[str, Any]:
         """Of the items whose label is true, those whose verdict is."""
-        return Share(self.both, self.both + self.only_label)
+        return share(self.both, self.both + self.only_label)
 
     @property
     def kappa(self) -> float | None:

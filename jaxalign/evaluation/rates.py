@@ -14,7 +14,7 @@ from jaxalign.evaluation.attacks import Attack, without_variants
 from jaxalign.evaluation.judges import Judge
 from jaxalign.evaluation.probes import Row, safety_at_k
 from jaxalign.host.errors import InputError
-from jaxalign.host.statistics import wilson_interval
+from jaxalign.host.statistics import share
 from jaxalign.rewards import answer_span
 
 _REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
@@ -196,9 +196,7 @@ def safety(
 def rate(verdicts: Sequence[Sequence[bool]]) -> dict[str, Any]:
     """The mean over prompts of the share of true verdicts; Wilson's interval for n prompts."""
     total = float(sum(np.mean(answers) for answers in verdicts))
-    n = len(verdicts)
-    low, high = wilson_interval(min(total, n), n)
-    return {"rate": total / n if n else None, "low": low, "high": high, "n": n}
+    return share(min(total, len(verdicts)), len(verdicts))
 
 
 def describe_answers(answers: Sequence[Sequence[Row]], *, pattern: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -44,6 +45,12 @@ def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tu
     low = 0.0 if successes == 0 else (center - half_width) / scale
     high = 1.0 if successes == n else (center + half_width) / scale
     return low, high
+
+
+def share(successes: float, n: int) -> dict[str, Any]:
+    """`rate`, None of nothing, with `low` and `high` of `wilson_interval`, and `n`; for JSON."""
+    low, high = wilson_interval(successes, n)
+    return {"rate": successes / n if n else None, "low": low, "high": high, "n": n}
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:

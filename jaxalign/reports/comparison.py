@@ -9,9 +9,8 @@ import numpy as np
 
 from jaxalign.data.order import evenly, grouped
 from jaxalign.evaluation.probes import overhead
-from jaxalign.evaluation.rates import rate as share_of
 from jaxalign.host.errors import InputError
-from jaxalign.host.statistics import mcnemar_p_value, paired_difference_interval
+from jaxalign.host.statistics import mcnemar_p_value, paired_difference_interval, share
 from jaxalign.reports.evaluation_folder import Evaluated, Judged
 from jaxalign.reports.evaluation_page import label_of, panels, prompt_card, seconds_cell
 from jaxalign.reports.page import Block, Columns, details, tabulate, write_page
@@ -80,8 +79,8 @@ def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
         names = ("suite", "attack", "kind", "judge", "measures", "measure")
         found.append(
             {name: rate[name] for name in names}
-            | {"n": n, "first": share_of([[a] for a, _ in pairs])}
-            | {"second": share_of([[b] for _, b in pairs])}
+            | {"n": n, "first": share(sum(a for a, _ in pairs), n)}
+            | {"second": share(sum(b for _, b in pairs), n)}
             | {"difference": (only_second - only_first) / n, "low": low, "high": high}
             | {"only_first": only_first, "only_second": only_second}
             | {"p": mcnemar_p_value(only_first, only_second)}

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.evaluation.agreement import Agreement, Share, agreement
-from jaxalign.host.statistics import wilson_interval
+from jaxalign.evaluation.agreement import Agreement, agreement
+from jaxalign.host.statistics import share, wilson_interval
 
 
 def test_counts():
@@ -17,11 +17,11 @@ def test_counts():
 def test_rates_by_hand():
     """Of 50: right on 35. Verdicts are true on 25 and labels on 30, so by chance on 0.3 + 0.2."""
     made = Agreement(both=20, only_verdict=5, only_label=10, neither=15)
-    assert made.accuracy == Share(35, 50) and made.accuracy.rate == 0.7
+    assert made.accuracy == share(35, 50) and made.accuracy["rate"] == 0.7
     assert made.kappa == pytest.approx((0.7 - 0.5) / (1 - 0.5))
-    assert made.precision.rate == 20 / 25
-    assert made.recall.rate == 20 / 30
-    assert made.recall.interval == wilson_interval(20, 30)
+    assert made.precision["rate"] == 20 / 25
+    assert made.recall["rate"] == 20 / 30
+    assert (made.recall["low"], made.recall["high"]) == wilson_interval(20, 30)
 
 
 def test_kappa_at_its_ends():
@@ -35,8 +35,8 @@ def test_where_there_is_nothing_to_say():
     assert Agreement(5, 0, 0, 0).kappa is None, "chance alone agrees"
     assert Agreement(0, 0, 0, 0).kappa is None
     nothing_found = Agreement(0, 0, 2, 3)
-    assert nothing_found.precision.rate is None
-    assert nothing_found.precision.interval == (0, 1)
+    assert nothing_found.precision["rate"] is None
+    assert (nothing_found.precision["low"], nothing_found.precision["high"]) == (0, 1)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))

@@ -23,8 +23,9 @@ from experiments.benchmarks.refusals import (
     refusals,
     select,
 )
-from jaxalign.evaluation.agreement import Agreement, Share, agreement
+from jaxalign.evaluation.agreement import Agreement, agreement
 from jaxalign.host.errors import InputError
+from jaxalign.host.statistics import share
 from jaxalign.rewards import FIRST_SENTENCE, REFUSAL_WORDINGS
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmarks" / "refusals.py"
@@ -40,8 +41,8 @@ def test_score_by_hand():
     fired = np.array([1, 1, 1, 1, 0, 0, 0], bool)
     refused = np.array([1, 1, 1, 0, 1, 1, 0], bool)
     assert agreement(fired, refused) == Agreement(both=3, only_verdict=1, only_label=2, neither=1)
-    assert agreement(fired, refused).precision == Share(3, 4)
-    assert agreement(fired, refused).recall == Share(3, 5)
+    assert agreement(fired, refused).precision == share(3, 4)
+    assert agreement(fired, refused).recall == share(3, 5)
 
 
 # Six refusals, then two harmless answers.
