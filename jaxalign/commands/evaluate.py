@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from jaxalign.data.prompts import Prompt
     from jaxalign.evaluation.judges import Judge
 
+_SETTINGS = (
+    *("suites", "judge", "attack", "samples", "temperature", "seed", "limit"),
+    "max_prompt_tokens",
+)
 _Specs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC ...")]
 
 
@@ -143,7 +147,8 @@ class Eval:
         )
         # Prompts are always asked as they are, too: an attack means nothing without that.
         specs = ["none", *(spec for spec in self.attack if spec != "none")]
-        attacks = _distinct("--attack", [make_attack(spec) for spec in specs])
+        attacks = [make_attack(spec) for spec in specs]
+        _check_names("--attack", [attack.name for attack in attacks])
         suites = self._suites()
         from jaxalign.host.hardware import hardware
 
@@ -153,7 +158,8 @@ class Eval:
                 show = functools.partial(progress, f"judging, {spec}", tokens=0)
                 return make_judge(spec, progress=show)
 
-            judges = _distinct("--judge", [make(spec) for spec in self.judge])
+            judges = [make(spec) for spec in self.judge]
+            _check_names("--judge", [judge.name for judge in judges])
             prepare_folder(folder)
             dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
             lm = load_model(self.model, dtype)
@@ -176,15 +182,8 @@ class Eval:
             "hardware": hardware(),
             "seconds": round(time.monotonic() - start, 1),
             "settings": {
-                "suites": self.suites,
-                "judge": self.judge,
-                "attack": self.attack,
+                **{name: getattr(self, name) for name in _SETTINGS},
                 "template": self.wording.template,
-                "samples": self.samples,
-                "temperature": self.temperature,
-                "seed": self.seed,
-                "limit": self.limit,
-                "max_prompt_tokens": self.max_prompt_tokens,
                 "max_new_tokens": new_tokens,
                 "dtype": lm.dtype,
                 "wording": wording_digest(template, rules),
@@ -200,22 +199,16 @@ class Eval:
     def _suites(self) -> Mapping[str, list[Prompt]]:
         from jaxalign.data.suites import load_suite
 
-        found: dict[str, list[Prompt]] = {}
-        for spec in self.suites:
-            name, prompts = load_suite(spec, self.limit, text_field=self.text_field)
-            if name in found:
-                raise InputError(f"--suites: two are called {name}; write OTHER=… before one")
-            found[name] = prompts
-        return found
+        found = [load_suite(x, self.limit, text_field=self.text_field) for x in self.suites]
+        _check_names("--suites", [name for name, _ in found], "write OTHER=… before one")
+        return dict(found)
 
 
-def _distinct(flag: str, made: list[Any]) -> list[Any]:
-    """Judges or attacks, each with a name of its own: the tables tell them apart by it."""
-    names = [x.name for x in made]
+def _check_names(flag: str, names: list[str], remedy: str = "give one of them") -> None:
+    """Refuses a name that two share: the tables tell them apart by it."""
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{flag}: two are called {name}; give one of them")
-    return made
+            raise InputError(f"{flag}: two are called {name}; {remedy}")
 
 
 def _print_results(results: Mapping[str, Any]) -> None:

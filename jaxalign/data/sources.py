@@ -303,7 +303,12 @@ def _decoded(value: object) -> object:
 # Files.
 
 
-def _read_text(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """The text of a file.
+
+    Raises:
+      InputError: the file is missing or not UTF-8.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -322,7 +327,7 @@ def read_json_lines(path: str | Path) -> Iterator[_Row]:
       InputError: the file is missing, not UTF-8, or has a line that is no JSON object.
     """
     # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -348,7 +353,7 @@ def read_csv(path: str | Path) -> Iterator[_Row]:
     Raises:
       InputError: the file is missing, not UTF-8, or has a malformed row.
     """
-    lines = io.StringIO(_read_text(path), newline="")
+    lines = io.StringIO(read_text(path), newline="")
     skipped = 0
     line = lines.readline()
     while line.startswith("#") or line.isspace():

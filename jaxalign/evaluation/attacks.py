@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.prompts import Prompt
-from jaxalign.data.sources import read_csv, read_json_lines, row_text
+from jaxalign.data.sources import read_csv, read_json_lines, read_text, row_text
 from jaxalign.evaluation.rewording import compliance, past_tense
 from jaxalign.host.errors import InputError
 
@@ -214,7 +214,7 @@ def _read_templates(spec: str, file: str) -> list[str]:
     if Path(file).suffix.lower() in (".jsonl", ".csv"):
         templates = [(where, row_text(where, row, "template")) for where, row in _rows(file)]
     else:
-        templates = [(file, _read(file).strip())]
+        templates = [(file, read_text(file).strip())]
     if not templates:
         raise InputError(f"{file}: no rows; give at least one template")
     for where, text in templates:
@@ -235,7 +235,7 @@ def _rows(file: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 
 def _artefact(file: str) -> list[tuple[str, Mapping[str, Any]]]:
-    text = _read(file)
+    text = read_text(file)
     try:
         rows = json.loads(text)["jailbreaks"]
         return [(f"{file} jailbreak {index}", {**row}) for index, row in enumerate(rows)]
@@ -244,12 +244,3 @@ def _artefact(file: str) -> list[tuple[str, Mapping[str, Any]]]:
             f"{file}: no artefact of JailbreakBench, an object with a list of objects "
             "'jailbreaks'; write other strings as .jsonl or .csv"
         ) from None
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; give the path of a readable file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8; save the file as UTF-8") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxalign.answers.asking import Asking, LanguageModel, Progress, answer_batches, in_order
 from jaxalign.answers.completing import short_enough
+from jaxalign.data.order import grouped
 from jaxalign.data.prompts import KINDS, Kind, Prompt
 from jaxalign.data.templates import encode_requests
 from jaxalign.evaluation.rates import distinct_answers, distinct_reasonings, rate
@@ -74,8 +75,8 @@ class Evaluation:
           - `intervals`: [low, high] of each of the rates above.
           - `by_category`: category -> {rate, low, high, n}, of harmful rows that refuse.
         """
-        kinds = {kind: [row for row in self.rows if row.kind == kind] for kind in KINDS}
-        kinds = {kind: rows for kind, rows in kinds.items() if rows}
+        groups = grouped(self.rows, lambda row: row.kind)
+        kinds = {kind: groups[kind] for kind in KINDS if kind in groups}
         outcomes = {f"{kind}_refused": [x.refused for x in rows] for kind, rows in kinds.items()}
         if any(row.consulted is not None for row in self.rows):
             for kind, rows in kinds.items():
@@ -83,7 +84,7 @@ class Evaluation:
         outcomes["well_formed"] = [row.well_formed for row in self.rows]
         outcomes["finished"] = [row.finished for row in self.rows]
         rates = {name: rate([[x] for x in values]) for name, values in outcomes.items()}
-        harmful = kinds.get("harmful", [])
+        harmful = grouped(kinds.get("harmful", []), lambda row: row.category)
         texts = [row.completion for row in self.rows]
         return {
             **{name: found["rate"] for name, found in rates.items()},
@@ -96,8 +97,8 @@ class Evaluation:
             "skipped": len(self.skipped),
             "intervals": {name: [found["low"], found["high"]] for name, found in rates.items()},
             "by_category": {
-                category: rate([[row.refused] for row in harmful if row.category == category])
-                for category in dict.fromkeys(row.category for row in harmful)
+                category: rate([[row.refused] for row in rows])
+                for category, rows in harmful.items()
             },
         }
 

@@ -14,19 +14,11 @@ from jaxalign.reports.run_folder import KINDS, percent
 SHOWN = 3
 """Answers of each kind that the page shows, of each suite and attack: the first ones."""
 
-_HARMLESS = "Harmless requests refused  ▼ lower is better"
-# (measure, kind) -> in a table, and over a panel of the picture, which shows them in this order.
-_LABELS = {
-    ("refused", "harmful"): (
-        "▲ harmful refused",
-        "Harmful requests refused  ▲ higher is better",
-    ),
-    ("refused", "benign"): ("▼ benign refused", _HARMLESS),
-    ("refused", "lookalike"): ("▼ look-alike refused", _HARMLESS),
-    ("harmful_answer", "harmful"): (
-        "▼ harmful answers",
-        "Harmful answers to harmful requests  ▼ lower is better",
-    ),
+# The panels of the picture, in this order, by measure and whether it is over harmful requests.
+_TITLES = {
+    ("refused", True): "Harmful requests refused  ▲ higher is better",
+    ("refused", False): "Harmless requests refused  ▼ lower is better",
+    ("harmful_answer", True): "Harmful answers to harmful requests  ▼ lower is better",
 }
 
 
@@ -34,7 +26,9 @@ def label_of(rate: Mapping[str, Any]) -> str:
     """What a rate is of, behind an arrow in the direction that is wanted."""
     if rate["measure"] == "attack_success":
         return f"▼ {rate['attack']} succeeds"
-    return _LABELS[rate["measure"], rate["kind"]][0]
+    if rate["measure"] == "harmful_answer":
+        return "▼ harmful answers"
+    return f"{'▲' if rate['kind'] == 'harmful' else '▼'} {KINDS[rate['kind']].lower()} refused"
 
 
 def name_of(rate: Mapping[str, Any]) -> str:
@@ -100,15 +94,16 @@ def panels(
     Attacks have a panel for each suite. Where a series has several judges, the lines name them.
     """
     several = any(len({rate["judge"] for rate in rates}) > 1 for rates in series.values())
-    found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {x: {} for _, x in _LABELS.values()}
+    found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {x: {} for x in _TITLES.values()}
     for name, rates in series.items():
         for rate in rates:
             if rate["measure"] == "attack_success":
                 title = f"{rate['suite']}: attacks that succeed  ▼ lower is better"
                 label = rate["attack"]
             else:
-                title, label = _LABELS[rate["measure"], rate["kind"]][1], rate["suite"]
-                if rate["kind"] != "harmful":
+                is_harmful = rate["kind"] == "harmful"
+                title, label = _TITLES[rate["measure"], is_harmful], rate["suite"]
+                if not is_harmful:
                     label += f", {KINDS[rate['kind']].lower()}"
             label += f" ({rate['judge']})" if several else ""
             found.setdefault(title, {}).setdefault(label, {})[name] = rate

@@ -239,5 +239,5 @@ def test_bad_files(tmp_path: Path, attack: str, name: str, content: str, expecte
 def test_a_file_in_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("{request} café".encode("latin-1"))
-    with pytest.raises(InputError, match=r"a\.txt: not UTF-8; save the file as UTF-8"):
+    with pytest.raises(InputError, match=r"a\.txt line 1: not UTF-8; save the file as UTF-8"):
         make_attack(f"template={path}")
