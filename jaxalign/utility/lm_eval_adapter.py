@@ -7,7 +7,7 @@ computed once; batches are as wide as the next power of two, the longest first.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -32,6 +32,7 @@ from jaxalign.answers.completing import (
     stop_tokens,
     width_of,
 )
+from jaxalign.data.order import grouped
 from jaxalign.data.templates import pad
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
@@ -51,7 +52,7 @@ MAX_NEW_TOKENS = 256
 _LOGITS = 2**25
 
 
-_Context = tuple[tuple[int, ...], list[tuple[int, list[int]]]]
+_Context = tuple[tuple[int, ...], Sequence[tuple[int, list[int]]]]
 """Tokens, and what follows them: the request's index and the continuation's tokens of each."""
 
 
@@ -177,43 +178,43 @@ class JaxalignLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         by_context: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
-        results = [(0.0, True)] * len(requests)  # what an empty continuation has
         for index, (_, context, continuation) in enumerate(requests):
             if continuation:
                 tokens = tuple(self._cut(context, self.max_length + 1 - len(continuation)))
                 by_context.setdefault(tokens, []).append((index, continuation))
-        contexts = sorted(by_context.items(), key=lambda item: (-len(item[1]), -len(item[0])))
+        contexts = [
+            (context, part)
+            for context, followers in by_context.items()
+            for part in in_batches(followers, self._batch_size)
+        ]
+        contexts.sort(key=lambda item: (-len(item[1]), -len(item[0])))
         total = sum(map(len, by_context.values()))
-        done = first = 0
+        scores: dict[int, tuple[float, bool]] = {}
+        first = 0
         while first < len(contexts):
-            group_size = min(len(contexts[first][1]), self._batch_size)
+            group_size = len(contexts[first][1])
             size = min(self._batch_size // group_size, len(contexts))
-            batch = contexts[first : first + size]
-            for scores in self._score(batch, size, group_size):
-                done += len(scores)
-                for index, score in scores.items():
-                    results[index] = score
-                self._progress(done, total)
+            scores |= self._score(contexts[first : first + size], size, group_size)
             first += size
-        return results
+            self._progress(len(scores), total)
+        # An empty continuation is certain.
+        return [scores.get(index, (0.0, True)) for index in range(len(requests))]
 
     def _score(
         self, batch: Sequence[_Context], size: int, group_size: int
-    ) -> Iterable[dict[int, tuple[float, bool]]]:
-        """Scores by the request's index: up to `group_size` followers of each context at a time."""
+    ) -> dict[int, tuple[float, bool]]:
+        """Scores by the request's index, of up to `group_size` followers of each context."""
         contexts = fill([tokens for tokens, _ in batch], size)
         prompts = pad(contexts, width_of(contexts, least=LEAST_CONTEXT, most=self.max_length))
-        for start in range(0, max(len(followers) for _, followers in batch), group_size):
-            parts = [followers[start : start + group_size] for _, followers in batch]
-            rows: list[list[int]] = [[] for _ in range(size * group_size)]
-            indices = {}
-            for place, part in enumerate(parts):
-                for row, (index, continuation) in enumerate(part, place * group_size):
-                    rows[row], indices[row] = continuation, index
-            tokens = pad(rows, width_of(rows, least=LEAST_CONTINUATION, most=self.max_length))
-            arrays = to_devices((*prompts, *tokens), self._lm.model.mesh, rows=True)
-            logps, greedy = fetch(_sums(self._lm.model, self._lm.params, *arrays))
-            yield {i: (float(logps[row]), bool(greedy[row])) for row, i in indices.items()}
+        rows: list[list[int]] = [[] for _ in range(size * group_size)]
+        indices = {}
+        for place, (_, followers) in enumerate(batch):
+            for row, (index, continuation) in enumerate(followers, place * group_size):
+                rows[row], indices[row] = continuation, index
+        tokens = pad(rows, width_of(rows, least=LEAST_CONTINUATION, most=self.max_length))
+        arrays = to_devices((*prompts, *tokens), self._lm.model.mesh, rows=True)
+        logps, greedy = fetch(_sums(self._lm.model, self._lm.params, *arrays))
+        return {i: (float(logps[row]), bool(greedy[row])) for row, i in indices.items()}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The answer to each context, up to the first of the texts that end it.
@@ -230,9 +231,7 @@ class JaxalignLM(TemplateLM):
           InputError: no room for a context, or a setting of sampling that is not known here.
         """
         answers = [""] * len(requests)
-        alike: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            alike.setdefault(repr(sorted(request.args[1].items())), []).append(index)
+        alike = grouped(range(len(requests)), lambda i: repr(sorted(requests[i].args[1].items())))
         done = 0
         for indices in alike.values():
             until, asking = _settings(requests[indices[0]].args[1], self._end)

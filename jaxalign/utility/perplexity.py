@@ -6,7 +6,6 @@ over the n tokens of the start model's greedy answers. It grows as a model moves
 would have said; it does not tell whether what it says instead is worse.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -21,18 +20,8 @@ from jaxalign.models.packing import Document, PackedBatch, pack, packed_logps, p
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceAnswers:
-    """What the start model said.
-
-    Attributes:
-      documents: request and answer, of which the answer counts.
-      prefix: `[P0]` ids that open all of them.
-    """
-
-    documents: list[Document]
-    prefix: np.ndarray
+ReferenceAnswers = tuple[list[Document], np.ndarray]
+"""What the start model said: requests with answers, and the `[P0]` ids that open all of them."""
 
 
 def reference_answers(
@@ -45,7 +34,7 @@ def reference_answers(
     """What the start model answers; arguments, and what is raised, are those of `answers`."""
     said = [answer.tokens.tolist() for answer in answers(lm, requests, asking, progress=progress)]
     pairs = list(zip(requests, said, strict=True))
-    return ReferenceAnswers(*answer_documents(lm.tokenizer, asking.template, pairs))
+    return answer_documents(lm.tokenizer, asking.template, pairs)
 
 
 def perplexity(lm: LanguageModel, reference: ReferenceAnswers, *, rows_per_batch: int = 8) -> float:
@@ -56,13 +45,13 @@ def perplexity(lm: LanguageModel, reference: ReferenceAnswers, *, rows_per_batch
       reference: of `reference_answers`.
       rows_per_batch: packed rows at a time, each of 512 tokens, or of the longest document's.
     """
-    documents = reference.documents
+    documents, prefix = reference
     lengths = [len(document.tokens) for document in documents]
     length = max(512, *lengths)
     total = 0.0
     for rows in in_batches(place(lengths, length=length), rows_per_batch):
         part = [documents[index] for row in rows for index in row]
-        packed = pack(part, length=length, rows=rows_per_batch, prefix=reference.prefix)
+        packed = pack(part, length=length, rows=rows_per_batch, prefix=prefix)
         total += float(_negative_logp(lm.model, lm.params, packed))
     return float(np.exp(total / sum(int(document.learned.sum()) for document in documents)))
 

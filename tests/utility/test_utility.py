@@ -97,7 +97,7 @@ def test_perplexity_is_the_exponential_of_the_mean_negative_log_probability(tiny
     reference = reference_answers(tiny, REQUESTS, Asking(max_new_tokens=6))
     other = random_params(model.config, seed=1)
     total, count = 0.0, 0
-    for request, document in zip(REQUESTS, reference.documents, strict=True):
+    for request, document in zip(REQUESTS, reference[0], strict=True):
         head, tail = encode_chat(tokenizer, bare_messages(request))
         prompt = np.array([[*head, *tail]], np.int32)
         tokens = document.tokens[document.learned][None]
