@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.generation import generate
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, Request
 from jaxalign.data.sources import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack
@@ -70,12 +70,13 @@ def answer_all(
             asked = apply_attack(suite, prompts, attack)
             if not asked.prompts:
                 continue
-            openings = [opening for variants in asked.openings for opening in variants]
+            sent = [(p, x) for p, xs in zip(asked.prompts, asked.sent, strict=True) for x in xs]
+            openings = [x.opening for _, x in sent]
             path = folder / ANSWERS / f"{asked.name}.jsonl"
             try:
                 made = generate(
                     lm,
-                    [request for variants in asked.requests for request in variants],
+                    [Request(p.id, x.text, p.kind, p.category) for p, x in sent],
                     path,
                     asking,
                     openings=openings if any(openings) else None,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.order import grouped
-from jaxalign.data.prompts import KINDS, Prompt, Request
-from jaxalign.evaluation.attacks import Attack, without_variants
+from jaxalign.data.prompts import KINDS, Prompt
+from jaxalign.evaluation.attacks import Attack, Attacked, without_variants
 from jaxalign.evaluation.judges import Judge
 from jaxalign.evaluation.probes import Row, safety_at_k
 from jaxalign.host.errors import InputError
@@ -28,15 +28,13 @@ class Asked:
       suite: its name.
       attack: its name; "none" without one.
       prompts: of the suite; under an attack the harmful ones.
-      requests: for each prompt its variants.
-      openings: as the requests; "" where the answer's beginning is left to the model.
+      sent: for each prompt its variants.
     """
 
     suite: str
     attack: str
     prompts: tuple[Prompt, ...]
-    requests: tuple[tuple[Request, ...], ...]
-    openings: tuple[tuple[str, ...], ...]
+    sent: tuple[tuple[Attacked, ...], ...]
 
     @property
     def name(self) -> str:
@@ -60,17 +58,8 @@ def apply_attack(suite: str, prompts: Sequence[Prompt], attack: Attack) -> Asked
     """
     chosen = [p for p in prompts if p.is_harmful or attack.name == "none"]
     without_variants(attack, chosen)
-    sent = [attack.apply(prompt) for prompt in chosen]
-    return Asked(
-        suite,
-        attack.name,
-        tuple(chosen),
-        tuple(
-            tuple(Request(prompt.id, x.text, prompt.kind, prompt.category) for x in variants)
-            for prompt, variants in zip(chosen, sent, strict=True)
-        ),
-        tuple(tuple(x.opening for x in variants) for variants in sent),
-    )
+    sent = tuple(tuple(attack.apply(prompt)) for prompt in chosen)
+    return Asked(suite, attack.name, tuple(chosen), sent)
 
 
 def answers_by_prompt(asked: Asked, rows: Sequence[Row], samples: int) -> list[list[Row]]:
@@ -86,11 +75,11 @@ def answers_by_prompt(asked: Asked, rows: Sequence[Row], samples: int) -> list[l
     """
     found: list[list[Row]] = []
     at = 0
-    for requests in asked.requests:
+    for prompt, variants in zip(asked.prompts, asked.sent, strict=True):
         found.append([])
-        for request in requests:
+        for variant in variants:
             ours = rows[at : at + samples]
-            if ours and (ours[0]["id"], ours[0]["prompt"]) == (request.id, request.text):
+            if ours and (ours[0]["id"], ours[0]["prompt"]) == (prompt.id, variant.text):
                 found[-1] += ours
                 at += samples
     if at != len(rows):
