@@ -270,7 +270,7 @@ def answer_batches(
     prefix = to_devices(questions.prefix, lm.model.mesh)
     key = stage_key(asking.seed, stage)
 
-    def launch(batch: Sequence[int]) -> tuple[Sequence[int], Rollout]:
+    def launch(batch: Sequence[int]) -> Any:
         filled = fill(batch, len(questions.batches[0]))
         rows = [questions.rows[number] for number in filled]
         noise = np.array(filled)[:, None] * asking.samples + np.arange(asking.samples)

@@ -146,15 +146,15 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
 
 
 def compare(first: Evaluated, second: Evaluated) -> dict[str, Any]:
-    """`differing_settings`, `rates` (`paired_rates`) and `tokens` (`token_overheads`)."""
-    return {
+    """What the second is, `differing_settings`, `rates` (`paired_rates`) and `tokens`."""
+    return _facts(second) | {
         "differing_settings": differing_settings(first, second),
         "rates": paired_rates(first, second),
         "tokens": token_overheads(first, second),
     }
 
 
-def comparison_tables(found: Mapping[str, Any]) -> dict[str, tuple[Block, Sequence[Any]]]:
+def comparison_tables(found: Mapping[str, Any]) -> dict[str, tuple[Block, list[Any]]]:
     """Title -> table and the rates in it: what `compare` found by suite and judge, then tokens."""
     parts = grouped(found["rates"], lambda rate: f"{rate['suite']}, judged by {rate['judge']}")
     return {title: (tabulate(COLUMNS, rates), rates) for title, rates in parts.items()} | {
@@ -177,8 +177,7 @@ def write_comparison(
       the path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = [_facts(other) | {**those} for other, those in zip(others, found, strict=True)]
-    content = {"first": _facts(first), "others": facts}
+    content = {"first": _facts(first), "others": found}
     (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
     series = {str(x.folder): x.results["rates"] for x in (first, *others)}
     picture = folder / "comparison.png"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data.order import grouped
 from jaxalign.reports import plots
 from jaxalign.reports.page import Block, details, table, write_page
 from jaxalign.reports.run_folder import (
@@ -129,15 +130,14 @@ def _answers(run: Run) -> list[Block]:
             "the complete list is in the evaluation files of the run folder."
         },
     ]
-    kind = None
-    for pair in first_of_each_kind(run.pairs, ANSWERS_PER_KIND):
-        if pair.kind != kind:
-            kind = pair.kind
-            blocks.append({"h3": KINDS.get(kind, kind)})
-        sides = [_side("Before", pair.before, kind), _side("After", pair.after, kind)]
-        blocks.append({"card": pair.prompt, "kind": "", "sides": sides})
-    shown = {"picture": picture, "alt": "Sample answers before and after training"}
-    return [*blocks, details("As a picture", shown)]
+    shown = grouped(first_of_each_kind(run.pairs, ANSWERS_PER_KIND), lambda pair: pair.kind)
+    for kind, pairs in shown.items():
+        blocks.append({"h3": KINDS.get(kind, kind)})
+        for pair in pairs:
+            sides = [_side("Before", pair.before, kind), _side("After", pair.after, kind)]
+            blocks.append({"card": pair.prompt, "kind": "", "sides": sides})
+    alt = "Sample answers before and after training"
+    return [*blocks, details("As a picture", {"picture": picture, "alt": alt})]
 
 
 def _last_samples(run: Run) -> Block:
