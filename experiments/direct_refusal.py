@@ -98,10 +98,8 @@ def own_answers(run: Experiment, params: Params) -> list[tuple[str, list[int]]]:
         params,
         harmless,
         run.settings.own_answers or run.settings.run / OWN_ANSWERS,
-        template=bare_messages,
-        samples_per_prompt=1,
-        prompts_per_batch=64,
-        label="answering harmless prompts",
+        "answering harmless prompts",
+        batch_size=64,
     )
     kept = [(one.prompt, one.tokens) for one in made if not one.refused]
     print(f"own answers: {len(made)}, {len(made) - len(kept)} refuse and are left out")

@@ -253,6 +253,19 @@ class Experiment:
         """Counts what an earlier process of this run spent outside of training and evaluation."""
         self._earlier += seconds
 
+    def lm(self, params: Params) -> LanguageModel:
+        """The run's model with these parameters, to be asked."""
+        return LanguageModel(self.model, params, self.tokenizer)
+
+    def asking(self, **fields: Any) -> Asking:
+        """How the run asks, within its lengths; the rest are fields of `Asking`."""
+        settings = self.settings
+        return Asking(
+            max_prompt_tokens=settings.max_prompt_tokens,
+            max_new_tokens=settings.max_new_tokens,
+            **fields,
+        )
+
     def assess(self, name: str, params: Params) -> dict[str, Any] | None:
         """Asks the held-out prompts; writes `evaluation_NAME.json`, or reads it after a resume.
 
@@ -274,14 +287,9 @@ class Experiment:
         label, total = f"{name} training", len(self.heldout)
         with self.interruption.heeded(label, total, "prompts of the evaluation") as heed:
             result = evaluate(
-                LanguageModel(self.model, params, self.tokenizer),
+                self.lm(params),
                 self.heldout,
-                Asking(
-                    self.recipe.template,
-                    self.recipe.tool,
-                    max_prompt_tokens=self.settings.max_prompt_tokens,
-                    max_new_tokens=self.settings.max_new_tokens,
-                ),
+                self.asking(template=self.recipe.template, tool=self.recipe.tool),
                 progress=heed,
             )
         if is_first():

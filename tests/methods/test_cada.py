@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_model import TINY, random_params
 
+from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.data import Prompt, context_text
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.templates import (
@@ -28,6 +29,7 @@ from jaxalign.methods.cada.selection import (
 from jaxalign.methods.cada.self_generation import Generated, read_generated, self_generate
 from jaxalign.models import Transformer, load_pretrained
 from jaxalign.planning.flops import count_flops
+from jaxalign.sampling import Temperature
 
 PROMPTS = [
     Prompt(f"h{number}", text, "harmful", category)
@@ -185,26 +187,24 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def generate(tiny_model_folder):
-    model, params, tokenizer = load_pretrained(tiny_model_folder, dtype=jnp.float32)
+    lm = LanguageModel(*load_pretrained(tiny_model_folder, dtype=jnp.float32))
+    asking = Asking(
+        coded_messages("Safety code: do no harm."),
+        method=Temperature(1.0),
+        samples=2,
+        batch_size=2,
+        max_prompt_tokens=40,
+        max_new_tokens=6,
+    )
 
-    def run(path, *, stop_after=None, **changes):
+    def run(path, *, stop_after=None, model="tiny", **changes):
         def heed(done, total):
             assert total == len(PROMPTS)
             if done == stop_after:
                 raise Killed
 
-        arguments = {
-            "template": coded_messages("Safety code: do no harm."),
-            "samples_per_prompt": 2,
-            "prompts_per_batch": 2,
-            "max_prompt_tokens": 40,
-            "max_new_tokens": 6,
-            "temperature": 1.0,
-            "seed": 0,
-            "facts": {"model": "tiny"},
-            "progress": heed,
-        }
-        return self_generate(model, params, tokenizer, PROMPTS, path, **(arguments | changes))
+        asked = dataclasses.replace(asking, **changes)
+        return self_generate(lm, PROMPTS, path, asked, facts={"model": model}, progress=heed)
 
     return run
 
@@ -246,7 +246,7 @@ def test_a_killed_run_ends_with_the_same_file(generate, whole, tmp_path, torn):
     [
         ({"seed": 1}, "made with another seed"),
         ({"template": bare_messages}, "made with another template"),
-        ({"facts": {"model": "other"}}, "made with another model"),
+        ({"model": "other"}, "made with another model"),
     ],
 )
 def test_an_unfinished_file_goes_on_under_the_same_settings_only(
@@ -260,7 +260,7 @@ def test_an_unfinished_file_goes_on_under_the_same_settings_only(
 
 
 def test_a_finished_file_serves_other_models_and_seeds_if_the_same_was_asked(generate, whole):
-    changes = {"seed": 1, "facts": {"model": "other"}, "max_new_tokens": 4}
+    changes = {"seed": 1, "model": "other", "max_new_tokens": 4}
     assert generate(whole[0], **changes) == whole[1]
     with pytest.raises(InputError, match="answers another template; ask what it was made for"):
         generate(whole[0], template=bare_messages)

@@ -4,6 +4,7 @@ Settings of the runs are those of experiments/cada.py.
 """
 
 from pathlib import Path
+from typing import Any
 
 from jaxalign.data import Prompt
 from jaxalign.data.order import first_of_each
@@ -16,6 +17,7 @@ from jaxalign.methods.cada.self_generation import Generated, self_generate
 from jaxalign.records import Params
 from jaxalign.runs.experiment import Experiment, make_run_optimizer, supervised, tuning
 from jaxalign.runs.loop import Training
+from jaxalign.sampling import Temperature
 
 GENERATED = "generated.jsonl"
 """What self-generation writes into the run folder."""
@@ -88,32 +90,17 @@ def harmful_of(run: Experiment) -> list[Prompt]:
 
 
 def sample_answers(
-    run: Experiment,
-    params: Params,
-    prompts: list[Prompt],
-    path: Path,
-    *,
-    template: Template,
-    samples_per_prompt: int,
-    prompts_per_batch: int,
-    label: str,
+    run: Experiment, params: Params, prompts: list[Prompt], path: Path, label: str, **asking: Any
 ) -> list[Generated]:
-    """`self_generate` with the settings of a run, and with a progress bar of this label."""
+    """`self_generate` as a run's settings and fields of `Asking` say, with a progress bar."""
     settings = run.settings
+    method = Temperature(settings.temperature)
     with run.interruption.heeded(label, len(prompts), f"prompts, {label}") as heed:
         return self_generate(
-            run.model,
-            params,
-            run.tokenizer,
+            run.lm(params),
             prompts,
             path,
-            template=template,
-            samples_per_prompt=samples_per_prompt,
-            prompts_per_batch=prompts_per_batch,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
+            run.asking(method=method, seed=settings.seed, **asking),
             facts={"model": settings.model},
             progress=heed,
         )
@@ -129,8 +116,8 @@ def _of_harmful(run: Experiment, params: Params, path: Path, template: Template)
         params,
         harmful_of(run),
         path,
+        f"generating {path.name}",
         template=template,
-        samples_per_prompt=run.settings.generated_samples,
-        prompts_per_batch=16,
-        label=f"generating {path.name}",
+        samples=run.settings.generated_samples,
+        batch_size=16,
     )

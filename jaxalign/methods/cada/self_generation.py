@@ -20,15 +20,12 @@ from jaxalign.answers.asking import (
 )
 from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
 from jaxalign.data.prompts import Prompt, prompts_digest
-from jaxalign.data.templates import Template
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
-from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params
 from jaxalign.rewards import verdict_of
-from jaxalign.sampling import Stage, Temperature
+from jaxalign.sampling import Stage
 
 ASKED = ("prompts_digest", "template")
 """What a finished file must agree in to be used: what was asked, not who answered and how."""
@@ -60,43 +57,27 @@ class Generated:
 
 
 def self_generate(
-    model: Transformer,
-    params: Params,
-    tokenizer: Any,
+    lm: LanguageModel,
     prompts: Sequence[Prompt],
     path: Path,
+    asking: Asking,
     *,
-    template: Template,
-    samples_per_prompt: int,
-    prompts_per_batch: int,
-    max_prompt_tokens: int,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
     facts: dict[str, Any],
     progress: Progress = lambda done, total: None,
 ) -> list[Generated]:
     """Samples G completions of every prompt into a file, or goes on with the file that is there.
 
     A file that is finished is read as it is, whichever model and seed wrote it, if the same was
-    asked: answers can be edited, judged by other means, or learned from by another model. Sample s
-    of prompt n draws as row n·G + s of one large batch, and a batch that was cut short is drawn
-    again, so that a run which was killed any number of times writes the same file.
+    asked: answers can be edited, judged by other means, or learned from by another model. A batch
+    that was cut short is drawn again, so a run that was killed any number of times writes the same
+    file.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
+      lm: the model.
       prompts: what to ask, harmful requests for CADA.
       path: of the JSON lines, one for each completion; beside it, with the suffix .facts.json, goes
         what they depend on.
-      template: how the prompts are asked, code and cases included; these are computed once a batch.
-      samples_per_prompt: G.
-      prompts_per_batch: prompts at a time.
-      max_prompt_tokens: the longest prompt, beyond what the template makes all of them share.
-      max_new_tokens: T, longest completion.
-      temperature: of the draw.
-      seed: of the draw.
+      asking: with `max_prompt_tokens`; code and cases of its template are computed once a batch.
       facts: what the completions depend on beside the arguments, as JSON, such as the model's name.
       progress: called after each batch with how many prompts are done, and of how many.
 
@@ -109,41 +90,32 @@ def self_generate(
     """
     if not prompts:
         raise InputError("no prompts to answer: self-generation needs harmful ones")
-    lm = LanguageModel(model, params, tokenizer)
-    asking = Asking(
-        template,
-        method=Temperature(temperature),
-        samples=samples_per_prompt,
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=max_new_tokens,
-        batch_size=prompts_per_batch,
-        seed=seed,
-    )
     facts = facts | {
         "dtype": lm.dtype,
         "prompts": len(prompts),
         "prompts_digest": prompts_digest(prompts),
-        "template": [message["content"] for message in template("{}")],
-        "samples_per_prompt": samples_per_prompt,
-        "prompts_per_batch": prompts_per_batch,
-        "max_prompt_tokens": max_prompt_tokens,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
+        "template": [message["content"] for message in asking.template("{}")],
+        "samples_per_prompt": asking.samples,
+        "prompts_per_batch": asking.batch_size,
+        "max_prompt_tokens": asking.max_prompt_tokens,
+        "max_new_tokens": asking.max_new_tokens,
+        **dataclasses.asdict(asking.method),
+        "seed": asking.seed,
     }
+    vocab_size = lm.model.config.vocab_size
     if _finished(path, facts):
-        return read_generated(path, vocab_size=model.config.vocab_size)
+        return read_generated(path, vocab_size=vocab_size)
     keep_facts(path, facts, kept=facts_path(path))
-    questions = read_requests(tokenizer, [prompt.text for prompt in prompts], asking)
-    positions = len(questions.prefix) + max_prompt_tokens + max_new_tokens
-    if positions > model.config.max_positions:
+    questions = read_requests(lm.tokenizer, [prompt.text for prompt in prompts], asking)
+    positions = len(questions.prefix) + questions.longest + asking.max_new_tokens
+    if positions > lm.model.config.max_positions:
         raise InputError(
             f"code, cases, prompt and completion take up to {positions} positions, the model has "
-            f"{model.config.max_positions}: use fewer cases, or lower max_new_tokens"
+            f"{lm.model.config.max_positions}: use fewer cases, or lower max_new_tokens"
         )
-    sizes = [len(batch) * samples_per_prompt for batch in questions.batches]
+    sizes = [len(batch) * asking.samples for batch in questions.batches]
     first = least(whole_batches(path, sizes))  # also before the first process changes the file
-    generated = read_generated(path, vocab_size=model.config.vocab_size) if first else []
+    generated = read_generated(path, vocab_size=vocab_size) if first else []
     generated = generated[: sum(sizes[:first])]
     opened = contextlib.closing(StepLines(path, first)) if is_first() else contextlib.nullcontext()
     with opened as lines:
@@ -154,7 +126,7 @@ def self_generate(
                 generated.append(made)
                 if lines is not None:
                     lines.append({"step": number} | dataclasses.asdict(made))
-            progress(len(generated) // samples_per_prompt, len(prompts))
+            progress(len(generated) // asking.samples, len(prompts))
     return generated
 
 
