@@ -46,9 +46,8 @@ import tyro
 
 from jaxalign.host.json_files import write_json
 from jaxalign.losses import group_advantages, inverse_frequency_advantages
-from jaxalign.reports.plots import KIND_COLORS
-
-CLASSES = tuple(KIND_COLORS)
+from jaxalign.records import KINDS as CLASSES
+from jaxalign.reports.plots import KIND_LINES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,9 +283,10 @@ def plot_training(rates: dict[str, np.ndarray], path: Path, *, columns: int = 3)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for panel, (label, value) in zip(panels, rates.items(), strict=False):
         for index, name in enumerate(CLASSES):
-            panel.plot(value[:, :, index].T, color=KIND_COLORS[name], alpha=0.15, linewidth=0.6)
+            color, _ = KIND_LINES[name]
+            panel.plot(value[:, :, index].T, color=color, alpha=0.15, linewidth=0.6)
             mean = np.nanmean(value[:, :, index], axis=0)
-            panel.plot(mean, color=KIND_COLORS[name], linewidth=2, label=name)
+            panel.plot(mean, color=color, linewidth=2, label=name)
         panel.set(title=label, ylim=(-0.02, 1.02))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

@@ -324,6 +324,8 @@ def answers(
     """
     if not requests:
         raise InputError("no requests to answer; give at least one")
+    if isinstance(requests, str) or not all(isinstance(one, str) for one in requests):
+        raise InputError("requests must be a list of texts")
     questions = read_requests(lm.tokenizer, requests, asking)
     questions.check_positions(lm.model, asking.max_new_tokens)
     found: list[Answer] = []

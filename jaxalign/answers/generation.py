@@ -205,6 +205,8 @@ def _put_in_order(part: Path, path: Path, order: Sequence[int]) -> list[dict[str
             f"{part}: {len(rows)} answers where {len(order)} were written; let one run at a time "
             "write it, and start this one again"
         )
+    if any(not isinstance(row.get("finished"), bool) for row in rows):
+        raise InputError(f"{part}: a line is no answer; delete the file to have it made again")
     by_request = sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])  # samples stay
     rows = [{name: x for name, x in row.items() if name != "step"} for _, row in by_request]
     aside = path.with_suffix(".tmp")

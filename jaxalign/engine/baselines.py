@@ -12,6 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jaxalign.host.errors import InputError
 from jaxalign.losses import (
     batch_advantages,
     group_advantages,
@@ -166,12 +167,14 @@ class PerTerm:
         """`[N, G]`.
 
         Raises:
-          ValueError: as many weights as terms are needed.
+          InputError: as many weights as terms are needed.
         """
         del advantages, samples
         terms = list(score.terms.values())
         weights = (1.0,) * len(terms) if self.weights is None else self.weights
         if not terms or len(weights) != len(terms):
             names = ", ".join(score.terms) or "(none)"
-            raise ValueError(f"{len(weights)} weights for the reward's terms {names}")
+            raise InputError(
+                f"{len(weights)} weights for the reward's terms {names}: give one for each"
+            )
         return multi_reward_advantages(jnp.stack(terms, axis=-1), jnp.asarray(weights))

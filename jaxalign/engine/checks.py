@@ -160,13 +160,14 @@ def check_objective(
     Args:
       objective: an `Objective`.
       model: a `Decoder` of at least four words; by default a random `Transformer`.
-      params: what is trained; by default that model's, with a critic for PPO.
+      params: what is trained, with a critic for PPO; given exactly when the model is.
       base: parameters of the reference; by default the policy's where the objective has a `kl`.
 
     Raises:
       ValueError: the first thing that does not hold.
     """
-    if model is None or params is None:
+    _expect((model is None) == (params is None), "give both a model and params, or neither")
+    if model is None:
         model, params = _tiny_transformer(critic=isinstance(objective, PPO))
     if base is None and getattr(objective, "kl", None) is not None:
         base = policy_of(params)

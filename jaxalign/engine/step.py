@@ -167,6 +167,8 @@ def make_step(
             minibatches=updates.minibatches,
         )
         metrics |= measured | rollout_metrics(samples) | reward_metrics(batch, samples, scored)
+        if "reward" in scored.details:
+            raise ValueError("a term or detail is called reward, as the sum is: rename it")
         details = scored.details | {"reward": scored.rewards.reshape(-1)}
         result = StepResult(metrics, samples, scored._replace(details=details))
         return dataclasses.replace(after, step=state.step + 1), result

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BLUE, RED, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 # Lines differ by dash as well as by colour.
 _LINES = ((RED, "-"), (BLUE, "--"), (PURPLE, "-."), (GREEN, ":"), ("black", "-"))
-_KIND_LINES = dict(zip(KINDS, _LINES, strict=False))
+KIND_LINES = dict(zip(KINDS, _LINES, strict=False))  # colour and dash of each kind
 _POINTS = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"), ("black", "x"))
 _SHARE = (-0.04, 1.04)
 _LEGEND: dict[str, Any] = {"loc": "best", "framealpha": 0.6, "edgecolor": "none"}
@@ -54,12 +54,12 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     rewards = {
         "reward": ("all prompts", "black", "-"),
-        "reward_harmful": ("harmful", *_KIND_LINES["harmful"]),
-        "reward_benign": ("benign", *_KIND_LINES["benign"]),
+        "reward_harmful": ("harmful", *KIND_LINES["harmful"]),
+        "reward_benign": ("benign", *KIND_LINES["benign"]),
     }
     wishes = {measure.kind: measure.wish[0] for measure in MEASURES}
     refusals, consultations = {}, {}
-    for kind, line in _KIND_LINES.items():
+    for kind, line in KIND_LINES.items():
         label = KINDS[kind].lower()
         refusals[f"{kind}_refused"] = (f"{label} {wishes[kind]}", *line)
         consultations[f"{kind}_consulted"] = (label, *line)
@@ -132,7 +132,7 @@ def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
                 write(left + 0.16, top + 0.09, head, weight="bold", color="#444444")
                 text = write(left + 0.16, top + pad + line, "\n".join(body), clip_on=True)
                 text.set_clip_path(cell)  # wide letters may outrun the wrapped width
-            color, _ = _KIND_LINES.get(pair.kind, (GREY, ""))
+            color, _ = KIND_LINES.get(pair.kind, (GREY, ""))
             axes.add_patch(Rectangle((lefts[0], top), 0.06, height - gap, facecolor=color))
             top += height
 

@@ -14,8 +14,12 @@ from jaxalign.host.metrics import METRICS_FILE, SAMPLES_FILE, read_metrics, read
 KINDS = {"harmful": "Harmful", "benign": "Benign", "lookalike": "Look-alike"}
 
 _OPENING = re.compile(r"<(\w*reasoning)>")
-# Control characters, lone surrogates, direction overrides: they can hide or reorder shown text.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+# Control characters, lone surrogates, marks of direction, and what has no width or is a tag: they
+# can hide or reorder shown text. Joiners stay: scripts and emoji need them.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e"
+    r"\u2060\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
+)
 
 
 @dataclass(frozen=True)

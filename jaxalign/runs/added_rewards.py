@@ -27,6 +27,12 @@ from jaxalign.runs.facts import prompts_of
 
 FLAG = "--add-reward"
 
+RESERVED = (
+    *("prompt", "kind", "completion", "step", "reward", "nonfinite"),
+    *("safety", "helpfulness", "well_formed", "refused"),
+)
+"""Names that transcripts and the scripts' own terms have already."""
+
 
 def load_added_rewards(
     specs: Sequence[str], tokenizer: Any, prompts: Sequence[Prompt]
@@ -92,7 +98,7 @@ def split_weight(spec: str) -> tuple[str, float]:
     """FILE.py:FUNCTION and WEIGHT of a spec.
 
     Raises:
-      InputError: no weight, or none that is a number.
+      InputError: no weight, none that is a number, or a function of a reserved name.
     """
     place, _, weight = spec.rpartition("=")
     try:
@@ -101,6 +107,8 @@ def split_weight(spec: str) -> tuple[str, float]:
         number = math.nan
     if not place or not math.isfinite(number):
         raise InputError(f"{FLAG} {spec}: give FILE.py:FUNCTION=WEIGHT, such as mine.py:short=0.1")
+    if (name := place.rpartition(":")[2]) in RESERVED:
+        raise InputError(f"{FLAG} {spec}: something is called {name} already: rename the function")
     return place, number
 
 

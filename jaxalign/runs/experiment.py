@@ -202,7 +202,7 @@ class Experiment:
         self._folder = folder = self.settings.run
         self._dtype = jnp.dtype(self.model.dtype).name
         self._saved = to_json(self.settings) | {
-            "format": FORMAT,
+            "run_format": FORMAT,
             "compute_dtype": self._dtype,
             "prompts_digest": prompts_digest(self.prompts),
             "heldout_digest": prompts_digest(self.heldout),
@@ -232,7 +232,7 @@ class Experiment:
                 f"{path}: not every process sees it: choose a --run folder that all of them share"
             )
         theirs = read_json(path) if path.exists() else {}
-        problem = format_problem(theirs.get("format"), path) if theirs else None
+        problem = format_problem(theirs.get("run_format"), path) if theirs else None
         if problem:
             return problem
         may_differ = LOOP_ONLY if resume else ("run", "processes")

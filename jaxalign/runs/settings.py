@@ -48,6 +48,7 @@ Natural = Annotated[int, at_least(0)]
 Positive = Annotated[float, ABOVE_ZERO]
 Weight = Annotated[float, NOT_NEGATIVE]
 Share = Annotated[float, SHARE]
+Seed = Annotated[int, at_least(0), Rule(lambda x: x < 2**31, f"is too large: at most {2**31 - 1}")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Settings:
     """Steps between checkpoints."""
     sample_every: Count = 5
     """Steps between transcripts in samples.jsonl, of a run that samples."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of sampling and data order."""
 
     @property
@@ -121,6 +122,10 @@ class Settings:
         """The training prompts."""
         return load_all(self.prompts, self.text_field)
 
+    def check_plan(self) -> None:
+        """Refuses settings whose step can't be planned."""
+        raise InputError("nothing to plan: only steps of RL are, and this script takes none")
+
     def check(self) -> None:
         """Refuses settings that can't work, before anything slow happens.
 
@@ -130,8 +135,8 @@ class Settings:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             for rule in getattr(hint, "__metadata__", ()):
                 rule.check(name, getattr(self, name))
-        for name in ("b1", "b2"):
-            BELOW_ONE.check(f"optimizer.{name}", getattr(self.optimizer, name))
+        for name, rule in _OF_OPTIMIZERS.items():
+            rule.check(f"optimizer.{name}", getattr(self.optimizer, name))
         if self.processes is not None and self.mesh is None:
             raise InputError("processes: several of them need a --mesh over all their devices")
         check_replaceable(self.run / "model")
@@ -216,6 +221,8 @@ class RLSettings(Settings):
                 raise InputError("epochs and minibatches are of RL: leave them at 1")
             if self.has_critic:
                 raise InputError("objective ppo is of RL: leave it out")
+            if self.add_reward:
+                raise InputError("add_reward is of RL: leave it out")
             return
         part = self.prompts_per_step
         if not part:
@@ -281,11 +288,14 @@ def check_objective_settings(objective: Any) -> None:
             )
 
 
+_OF_OPTIMIZERS = {"b1": BELOW_ONE, "b2": BELOW_ONE, "eps": ABOVE_ZERO, "weight_decay": NOT_NEGATIVE}
+
 _OF_OBJECTIVES = {
     "kl.coefficient": NOT_NEGATIVE,
     "discount": Rule(lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
     "lambda_": SHARE,
     "value_clip": Rule(lambda x: x > 0, "must be a number above 0, or None for no bound"),
+    "surrogate.min_ratio": NOT_NEGATIVE,
     "surrogate.low": SHARE,
     "surrogate.high": NOT_NEGATIVE,
     "surrogate.temperature_positive": ABOVE_ZERO,
@@ -295,6 +305,10 @@ _OF_OBJECTIVES = {
     "advantages.weight": SHARE,
     "advantages.ddof": Rule(lambda x: x in (0, 1), "must be 0 or 1"),
     "aggregation.length": Rule(lambda x: x >= 1, "must be at least 1, or None"),
+    "adjust.num_modes": Rule(lambda x: x >= 2, "must be at least 2"),
+    "adjust.weights": Rule(
+        lambda x: len(x) > 0 and all(map(math.isfinite, x)), "must be numbers, one for each term"
+    ),
     "adjust.max_weight": Rule(lambda x: x >= 1, "must be at least 1, or None for no cap"),
 }
 

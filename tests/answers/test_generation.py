@@ -176,6 +176,19 @@ def test_a_run_killed_around_a_line_break_ends_with_the_same_file(
     assert path.read_bytes() == final
 
 
+def test_lines_that_are_no_answers_do_not_become_the_finished_file(
+    ask: Any, whole: Any, tmp_path: Path
+) -> None:
+    _, part, facts = whole
+    path = tmp_path / "answers.jsonl"
+    steps = [json.loads(line)["step"] for line in part.splitlines()]
+    part_path(path).write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+    path.with_suffix(".facts.json").write_bytes(facts)
+    with pytest.raises(InputError, match="a line is no answer; delete the file"):
+        ask(path, **DRAWN)
+    assert not path.exists()
+
+
 def test_what_is_done_is_not_done_again(ask: Any, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     with pytest.raises(Killed):

@@ -248,6 +248,11 @@ def test_what_is_wrong_with_an_objective(objective, line):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_comes_with_its_params():
+    with pytest.raises(ValueError, match="give both a model and params, or neither"):
+        check_objective(GRPO(), MODEL)
+
+
 def test_a_custom_objective_that_returns_no_experience():
     class Bare:
         def experience(self, *args, **more):

@@ -220,7 +220,7 @@ def test_gdpo_by_hand():
 
 
 def test_gdpo_wants_a_weight_for_each_term():
-    with pytest.raises(ValueError, match="3 weights for the reward's terms right, form"):
+    with pytest.raises(ValueError, match="3 weights for the reward's terms right, form: give one"):
         per_term(TERMS, (1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match=r"0 weights for the reward's terms \(none\)"):
         per_term({})

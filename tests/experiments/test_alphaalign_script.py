@@ -204,6 +204,17 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
         ),
         (["--checkpoint-every=0"], "checkpoint_every=0 is too small"),
         (["--seed=-1"], "seed=-1 is too small"),
+        (["--seed=4294967296"], "seed=4294967296 is too large: at most 2147483647"),
+        (["--optimizer.eps=nan"], "optimizer.eps=nan must be a number above 0"),
+        (["--optimizer.weight-decay=-5"], "optimizer.weight_decay=-5.0 must be a number, 0 or"),
+        (
+            ["--objective.adjust=per-term", "--objective.adjust.weights", "nan", "1"],
+            "objective.adjust.weights=(nan, 1.0) must be numbers, one for each term",
+        ),
+        (
+            ["--objective.adjust=inverse-frequency", "--objective.adjust.num-modes=0"],
+            "objective.adjust.num_modes=0 must be at least 2",
+        ),
         (["--temperature=0"], "temperature=0.0 must be a number above 0"),
         (["--learning-rate=nan"], "learning_rate=nan must be a number above 0"),
         (["--max-grad-norm=0"], "max_grad_norm=0.0 must be a number above 0"),
@@ -247,7 +258,8 @@ def test_a_run_of_an_earlier_format_names_the_commit_that_reads_it(
     folder = tmp_path / "run"
     shutil.copytree(whole_run, folder)
     config = json.loads((folder / "config.json").read_text())
-    del config["format"]
+    assert config["format"] == "strict"  # a setting of the same name
+    del config["run_format"]
     (folder / "config.json").write_text(json.dumps(config))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main([*arguments, f"--run={folder}", "--resume"]) == 2

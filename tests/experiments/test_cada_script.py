@@ -216,6 +216,7 @@ def test_an_interrupted_tuning_run_ends_as_if_it_had_not_been(
         (["--arm=rl", "--micro-batches=3"], "micro_batches=3 does not divide the 2 prompts"),
         (["--epochs=2"], "epochs and minibatches are of RL: leave them at 1"),
         (["--objective=ppo"], "objective ppo is of RL: leave it out"),
+        (["--add-reward=mine.py:short=1"], "add_reward is of RL: leave it out"),
     ],
 )
 def test_bad_settings_give_one_line_and_exit_code_two(

@@ -166,6 +166,10 @@ def test_the_architecture_of_a_folder(tiny_model_folder):
     [
         (["nothere.py", "--preset", "demo", "--topology", "v5e:2x2"], "no such script"),
         ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS, build"),
+        (
+            [ALPHAALIGN.replace("alphaalign", "direct_refusal"), *DEMO[1:2], "smollm2", *DEMO[3:]],
+            "nothing to plan: only steps of RL are",
+        ),
         ([ALPHAALIGN, "--preset", "demos", "--topology", "v5e:2x2"], "unknown preset 'demos'"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v9"], "unknown TPU 'v9'; use one of v5e"),
         ([ALPHAALIGN, "--preset", "demo", "--topology", "v5e:3x3"], "use v5e:1x1, v5e:2x2"),

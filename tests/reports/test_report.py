@@ -22,6 +22,7 @@ from jaxalign.reports.run_folder import (
     Pair,
     first_of_each_kind,
     get_rate,
+    printable,
     split_answer,
 )
 from jaxalign.reports.run_page import write_report
@@ -241,6 +242,14 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
     assert "汉字 🙂" in page
     assert page.count("<div") == page.count("</div>")
     assert_picture(tmp_path / "answers.png")
+
+
+def test_marks_that_hide_or_reorder_are_shown_as_such():
+    """Joiners stay, of which words and emoji are made."""
+    hidden = "\u061c\u200b\u200e\u200f\u2028\u202e\u2060\u2067\ufeff\U000e0041"
+    assert printable(f"a{hidden}b") == f"a{len(hidden) * chr(0xFFFD)}b"
+    family = "\U0001f468\u200d\U0001f469"
+    assert printable(family) == family
 
 
 def test_run_without_final_evaluation(tmp_path):

@@ -79,14 +79,12 @@ def test_a_function_of_arrays_and_one_of_texts_are_added(arguments, tmp_path):
     assert config["add_reward"] == [f"{mine}:length=0.5", f"{mine}:vowels=-0.25"]
 
 
-def test_a_name_of_the_scripts_own_is_one_line(arguments, tmp_path, capsys):
-    mine = tmp_path / "mine.py"
-    mine.write_text("def safety(batch, samples):\n    return samples.mask.sum(axis=1)\n")
-    assert main([*arguments, f"--add-reward={mine}:safety=1"]) == 2
+@pytest.mark.parametrize("name", ["safety", "step", "completion", "reward"])
+def test_a_name_of_the_scripts_own_is_one_line(name, arguments, capsys):
+    """A term of its name would take the place of a transcript's column."""
+    assert main([*arguments, f"--add-reward=mine.py:{name}=1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == (
-        "alphaalign: error: two terms of a reward are called safety: rename one of them"
-    )
+    assert line.endswith(f"something is called {name} already: rename the function")
 
 
 def test_a_run_ends_with_one_line(arguments, tmp_path, capsys):
