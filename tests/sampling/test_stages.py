@@ -12,7 +12,6 @@ PACKAGE = Path(__file__).parents[2] / "jaxalign"
 KEYS_OF_NO_STAGE = {
     "sampling/stages.py": "makes the stages' keys",
     "engine/checks.py": "draws a tiny network's weights",
-    "models/layout.py": "traces an initialisation for its shapes",
     "planning/compiled_step.py": "traces a step",
 }
 
