@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.core.meta import unbox
 from timing import PEAKS, best, dtype_of, print_setting, product_rate
 
 from jaxalign.data import KINDS, batch_at, builtin_prompts, context_text
@@ -196,7 +195,7 @@ def load(settings: Settings, dtype: Any) -> tuple[Transformer, Params, Any]:
     model = Transformer(config, dtype=dtype, remat=settings.remat, attention=attention)
     tokens = jnp.zeros((1, 1), jnp.int32)
     init = jax.jit(lambda key: model.init(key, tokens, tokens, tokens == 0))
-    params = unbox(init(jax.random.key(0)))["params"]
+    params = init(jax.random.key(0))["params"]
     return model, params, stand_in_tokenizer(config.vocab_size)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 
 from jaxalign.engine.experience import Experience, Rows
 from jaxalign.engine.gradients import map_parts
@@ -259,8 +258,7 @@ def _tiny_transformer(*, critic: bool) -> tuple[Transformer, Params]:
         dtype=jnp.float32,
     )
     ids = jnp.zeros((1, 1), jnp.int32)
-    boxed: Any = model.init(jax.random.key(0), ids, ids, ids == 0)
-    params = meta.unbox(boxed["params"])
+    params: Any = model.init(jax.random.key(0), ids, ids, ids == 0)["params"]
     return model, with_critic(model, params) if critic else params
 
 
