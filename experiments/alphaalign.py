@@ -15,9 +15,9 @@ second model in memory and a second gradient.
 Presets (the first word): what each is for and the hardware it is meant for stand at its definition
 below. Everything can be overridden by a flag; `--help` after the preset lists them.
 
-The run folder gets config.json, metrics.jsonl, tensorboard/, samples.jsonl, checkpoints/,
-evaluation_before.json, evaluation_after.json, summary.json, model/ (opens in transformers),
-PNG plots and report.html.
+The run folder gets report.html and what it shows: config.json, before/ and after/ (evaluations,
+for `jaxalign compare` too), metrics.jsonl, samples.jsonl, summary.json, plots; and tensorboard/,
+checkpoints/, model/ (opens in transformers).
 """
 
 import dataclasses

@@ -14,9 +14,8 @@ not; `--objective.adjust none` is GRPO.
 Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
 `--help` after the preset lists them.
 
-The run folder gets config.json, traces.json and cold_start/ (the fine-tuned model), metrics.jsonl,
-tensorboard/, samples.jsonl, checkpoints/, evaluation_before.json, evaluation_cold_start.json,
-evaluation_after.json, summary.json, model/ (opens in transformers), PNG plots and report.html.
+The run folder is as experiments/alphaalign.py has it, and gets traces.json, cold_start/ (the
+fine-tuned model) and after_cold_start/ (its evaluation).
 """
 
 import dataclasses

@@ -23,10 +23,9 @@ short-code, detailed-code). `python -m experiments.ablations.cada` compares all 
 Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
 `--help` after the preset lists them and says which arm each is for.
 
-The run folder gets config.json, metrics.jsonl, tensorboard/, checkpoints/, evaluation_before.json,
-evaluation_after.json, summary.json, model/ (opens in transformers), PNG plots and report.html; with
-self-generation generated.jsonl, unsafe.jsonl (DPO), what each depends on (*.facts.json), and
-yield.md (what was kept, and dropped why); with rl samples.jsonl.
+The run folder is as experiments/alphaalign.py has it; with self-generation also generated.jsonl,
+unsafe.jsonl (DPO), what each depends on (*.facts.json), and yield.md (what was kept, and dropped
+why).
 """
 
 import dataclasses

@@ -8,9 +8,8 @@ prompt. With `--harmless own` (the default) it also learns what the start model 
 the harmless ones, refusals left out: without them tuning has no reason not to refuse everything.
 Which of the two the paper's own baseline is, it does not say; the answers of one's own are ours.
 
-Prompts are asked bare, without instruction or examples. The run folder gets config.json,
-own_answers.jsonl, metrics.jsonl, tensorboard/, checkpoints/, evaluation_before.json,
-evaluation_after.json, summary.json, model/ (opens in transformers), PNG plots and report.html.
+Prompts are asked bare, without instruction or examples. The run folder is as
+experiments/alphaalign.py has it, and gets own_answers.jsonl.
 """
 
 import dataclasses

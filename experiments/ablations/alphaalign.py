@@ -12,9 +12,9 @@ they refuse depends on that. A point that is measured already is not measured ag
 was cut short is resumed, so the command can be stopped and given again, with other arms and more
 seeds too: tables and plots show all points of --out.
 
-It writes, under --out: one folder per point with its config, metrics, evaluations.json (every
-completion) and measurements.json (model and checkpoints are deleted once they are measured),
-results.json, table.md, trade_off.png and ablations.png.
+It writes, under --out: one folder per point with its config, metrics, evaluation/ and prefilled/
+(as `jaxalign eval` does), and measurements.json (model and checkpoints are deleted once they are
+measured); results.json, table.md, trade_off.png and ablations.png.
 """
 
 import dataclasses
@@ -30,10 +30,7 @@ from experiments.alphaalign import PRESETS as REINFORCING
 from experiments.alphaalign import main as alphaalign
 from experiments.direct_refusal import PRESETS as TUNING
 from experiments.direct_refusal import main as direct_refusal
-from jaxalign.answers import LanguageModel
-from jaxalign.answers.generation import opening_ids
 from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
-from jaxalign.evaluation.attacks import harmful_opening
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.runs.settings import parse
@@ -197,17 +194,11 @@ def measure(settings: Settings, point: Point, measures: Measures) -> dict[str, A
     """Refusals on every suite and under attack, sums, and how long completions are."""
     folder = settings.out / point.name
     name = settings.model if point.arm in UNTRAINED else str(folder / "model")
-    lm = LanguageModel.load(name, settings.dtype)
-    attacks = {
-        f"prefill-{count}": {
-            p.id: opening_ids(lm.tokenizer, harmful_opening(p), count) for p in measures.attacked
-        }
-        for count in settings.prefill
-    }
     template = template_of(point.arm)
-    return comparison.measure_answers(
-        settings, lm, template, measures, folder=folder, attacks=attacks
+    _, found = comparison.measure_answers(
+        settings, name, template, measures, folder=folder, prefill=settings.prefill
     )
+    return found
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ chance, only where both arms have two seeds (an untrained one needs none). All o
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.ablations import trade_off
-from experiments.ablations.comparison import measured_points
-from experiments.ablations.trade_off import DRAWS, Draws, outcomes_of, refused, refused_at_once
-from jaxalign.host.json_files import read_json, write_json
+from experiments.ablations.comparison import measured_points, read_evaluations
+from experiments.ablations.trade_off import DRAWS, Draws, Outcomes, outcomes_of, suite_rates
+from jaxalign.host.json_files import write_json
 from jaxalign.host.markdown import markdown_table
 
 REFERENCES = ("alphaalign", "base-examples")
@@ -42,15 +42,18 @@ def report(out: Path, order: Sequence[str]) -> str:
     """
     points, lost = measured_points(out, order)
     arms: dict[str, list[dict[str, Any]]] = {}
+    made: dict[str, list[Outcomes]] = {}
+    first: dict[str, list[Outcomes]] = {}
     for point, row in points.items():
-        row["evaluations"] = read_json(out / point.name / "evaluations.json")
+        evaluations = read_evaluations(out / point.name)
         arms.setdefault(point.label, []).append(row)
+        made.setdefault(point.label, []).append(outcomes_of(evaluations))
+        first.setdefault(point.label, []).append(outcomes_of(evaluations, "first-sentence"))
     notes = [f"{x.label}, seed {x.seed}, diverged and is left out.\n" for x in lost]
     if not arms:
         return "".join(notes)
-    made = {arm: [row["evaluations"] for row in seeds] for arm, seeds in arms.items()}
     draws = {arm: over_seeds(each) for arm, each in made.items()}
-    at_once = {arm: over_seeds(each, refused_at_once) for arm, each in made.items()}
+    at_once = {arm: over_seeds(each) for arm, each in first.items()}
     results = {
         arm: {
             "seeds": len(seeds),
@@ -75,14 +78,14 @@ def report(out: Path, order: Sequence[str]) -> str:
         for arm, seeds in arms.items()
     }
     write_json(out / "results.json", results)
-    control = arms.get(REFERENCES[0], [])
+    control = zip(arms.get(REFERENCES[0], []), made.get(REFERENCES[0], []), strict=True)
     text = "\n".join(
         [
             suites_table(results),
             axes_table(results),
             *(difference_table(results, reference) for reference in REFERENCES),
             nearest_table(results, draws, at_once),
-            seeds_table({row["seed"]: over_seeds([row["evaluations"]]) for row in control}),
+            seeds_table({row["seed"]: over_seeds([one]) for row, one in control}),
             hardware_note(arms),
             *notes,
         ]
@@ -93,11 +96,9 @@ def report(out: Path, order: Sequence[str]) -> str:
     return text
 
 
-def over_seeds(
-    evaluations: Sequence[Mapping[str, Any]], verdict: Callable[..., bool] = refused
-) -> Draws:
+def over_seeds(outcomes: Sequence[Outcomes]) -> Draws:
     """Each axis, as measured and drawn: prompts first, then which seeds the mean is over."""
-    each = [trade_off.drawn_rates(outcomes_of(one, verdict)) for one in evaluations]
+    each = [trade_off.drawn_rates(one) for one in outcomes]
     seeds = len(each)
     chosen = np.random.default_rng(seeds).integers(seeds, size=(DRAWS, seeds))
     mixed = {}
@@ -119,18 +120,6 @@ def with_intervals(draws: Draws) -> dict[str, list[float] | None]:
 def differences(draws: Draws, reference: Draws) -> dict[str, list[float] | None]:
     """Of each axis, paired: the prompts of both were drawn alike."""
     return with_intervals({axis: draws[axis] - reference[axis] for axis in draws})
-
-
-def suite_rates(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """SUITE/KIND -> share refused, mean over seeds, and the number of prompts."""
-    each = [outcomes_of(one) for one in evaluations]
-    return {
-        f"{suite}/{kind}": {
-            "refused": float(np.mean([one[suite, kind].mean() for one in each])),
-            "n": len(verdicts),
-        }
-        for (suite, kind), verdicts in each[0].items()
-    }
 
 
 def suites_table(results: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ measured already is not measured again, so the command can be stopped and given 
 arms and learning rates too: the table and the plot show all points of --out.
 
 It writes, under --out: generated/ (the answers to learn from), start/, one folder per point with
-its config, metrics, evaluations.json (every completion) and measurements.json (model and
-checkpoints are deleted once they are measured), results.json, table.md and trade_off.png.
+its config, metrics, evaluation/ (as `jaxalign eval` does) and measurements.json (model and
+checkpoints are deleted once they are measured); results.json, table.md and trade_off.png.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from jaxalign.data.order import evenly
 from jaxalign.data.templates import Template, alphaalign_messages, bare_messages, coded_messages
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
-from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.json_files import write_json
 from jaxalign.host.progress import progress_bar
 from jaxalign.utility.perplexity import ReferenceAnswers, perplexity, reference_answers
 
@@ -207,11 +207,12 @@ def start_answers(settings: Settings, measures: Measures) -> ReferenceAnswers:
     """What the start model says to the harmless requests."""
     lm = LanguageModel.load(settings.model, settings.dtype)
     with progress_bar() as bar:
+        task = bar.add_task("start model's answers", total=len(measures.requests))
         return reference_answers(
             lm,
             measures.requests,
             Asking(max_new_tokens=96, batch_size=settings.batch_size),
-            progress=comparison.line(bar, "start model's answers", len(measures.requests)),
+            progress=lambda done, total: bar.update(task, completed=done),
         )
 
 
@@ -226,8 +227,7 @@ def measure(
     folder = settings.out / point.name
     name = settings.model if point.rate is None else str(folder / "model")
     asked, template = template_of(settings, point.arm)
-    lm = LanguageModel.load(name, settings.dtype)
-    results = comparison.measure_answers(settings, lm, template, measures, folder=folder)
+    lm, results = comparison.measure_answers(settings, name, template, measures, folder=folder)
     if measures.problems:
         count = len(measures.problems)
         results["solved"] = f"{round(results['solved'] * count)}/{count}"
@@ -244,16 +244,15 @@ def report(out: Path) -> str:
     ]
     rows, draws = {}, {}
     for point, row in points.items():
-        evaluations = read_json(out / point.name / "evaluations.json")
-        draws[point.name] = drawn = drawn_rates(outcomes_of(evaluations))
-        at_once = trade_off.drawn_rates(
-            trade_off.outcomes_of(evaluations, trade_off.refused_at_once)
-        )
+        evaluations = comparison.read_evaluations(out / point.name)
+        outcomes = outcomes_of(evaluations)
+        draws[point.name] = drawn = drawn_rates(outcomes)
+        at_once = drawn_rates(outcomes_of(evaluations, "first-sentence"))
         rows[point.name] = row | {
             **{axis: trade_off.measured(drawn, axis) for axis in AXES},
             "first_sentence": [trade_off.measured(at_once, axis) for axis in AXES],
             "intervals": {axis: trade_off.interval(values) for axis, values in drawn.items()},
-            "suites": {suite: evaluation["rates"] for suite, evaluation in evaluations.items()},
+            "suites": trade_off.suite_rates([outcomes]),
         }
     for name, row in rows.items():
         others = (other for other in rows if other != name and trade_off.placed(row))

@@ -5,28 +5,29 @@ measured; comparison.json says what all points share.
 """
 
 import dataclasses
+import functools
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
-from rich.progress import Progress
 
 from jaxalign.answers import Asking, LanguageModel
-from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data import Prompt, load_all
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import prompts_digest
 from jaxalign.data.templates import Template
-from jaxalign.evaluation.heldout import evaluate
+from jaxalign.evaluation.attacks import make_attack
+from jaxalign.evaluation.judges import make_judge
+from jaxalign.evaluation.measure import RESULTS, evaluate
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.progress import progress_bar
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.reports.evaluation_folder import Evaluated, read_evaluation
 from jaxalign.runs.settings import has_checkpoint
 from jaxalign.utility.word_problems import WordProblem, load_word_problems, solve
 
@@ -58,6 +59,10 @@ class Comparison:
     """Compute dtype of everything: bfloat16, float32, or auto, the faster one in a probe, the first
     time."""
 
+
+JUDGES = ("phrases", "first-sentence")
+EVALUATION, PREFILLED = "evaluation", "prefilled"
+"""Of a point: folders as `jaxalign eval` writes them."""
 
 AnyComparison = TypeVar("AnyComparison", bound=Comparison)
 
@@ -294,73 +299,80 @@ def run_once(script: Callable[[Sequence[str]], int], arguments: Sequence[str], r
 
 def measure_answers(
     settings: Comparison,
-    lm: LanguageModel,
+    model: str,
     template: Template,
     measures: Measures,
     *,
     folder: Path,
-    attacks: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
-) -> dict[str, Any]:
-    """Refusals on every suite and under attack, sums, and how answers are; writes evaluations.json.
+    prefill: Sequence[int] = (),
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """Asks a model the suites and the sums; its answers go to evaluation/ and prefilled/.
 
     Args:
       settings: of the comparison.
-      lm: the model.
-      template: how the model is asked.
+      model: its name or folder.
+      template: how it is asked.
       measures: what is asked.
       folder: of the point.
-      attacks: name -> prompt id -> tokens that the answer is made to begin with.
+      prefill: so many tokens of a harmful answer the answers to `measures.attacked` begin with.
 
     Returns:
-      `well_formed`, `finished`, `distinct`: shares of the suites' answers; `tokens`: their mean
-      length; `solved`: share of the `problems`, where there are any; `hardware`.
+      the model; `well_formed`, `finished`, `distinct`: shares of the suites' answers; `tokens`:
+      their mean length; `solved`: share of the `problems`, where there are any; `hardware`.
     """
-    asked: dict[str, tuple[Sequence[Prompt], Mapping[str, Sequence[int]]]] = {
-        **{suite: (prompts, {}) for suite, prompts in measures.suites.items()},
-        **{name: (measures.attacked, openings) for name, openings in (attacks or {}).items()},
-    }
-    forced = max((len(x) for _, openings in asked.values() for x in openings.values()), default=0)
-    evaluations: dict[str, Any] = {}
+    lm = LanguageModel.load(model, settings.dtype)
+    asking = Asking(
+        template,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
+    attacks = [make_attack(f"prefill={count}") for count in prefill]
     results: dict[str, Any] = {"hardware": hardware()}
     with progress_bar() as bar:
-        for suite, (prompts, openings) in asked.items():
-            width = max(prompt_lengths(lm.tokenizer, template, prompts)) + forced
-            evaluation = evaluate(
-                lm,
-                prompts,
-                Asking(
-                    template,
-                    max_prompt_tokens=64 * math.ceil(width / 64),  # few widths, few compilations
-                    max_new_tokens=settings.max_new_tokens,
-                    batch_size=settings.batch_size,
-                ),
-                openings=openings,
-                progress=line(bar, suite, len(prompts)),
-            )
-            evaluations[suite] = evaluation.to_json()
-            rates = evaluation.summary()
-            shown = {k: round(v, 3) for k, v in rates.items() if isinstance(v, float)}
-            print(f"{suite}: {json.dumps(shown)}")
+        task = bar.add_task("loading")
+
+        def show(name: str, done: int, total: int, tokens: int = 0) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        for part, suites, sent in (
+            (EVALUATION, measures.suites, [make_attack("none")]),
+            (PREFILLED, {"attacked": measures.attacked}, attacks),
+        ):
+            if sent:
+                evaluate(
+                    lm,
+                    suites,
+                    asking,
+                    folder / part,
+                    model=model,
+                    settings={"template": template.__name__, "judge": JUDGES},
+                    attacks=sent,
+                    judges=[make_judge(judge) for judge in JUDGES],
+                    progress=show,
+                )
         if measures.problems:
             results["problems"] = len(measures.problems)
             results["solved"] = solve(
                 lm,
                 measures.problems,
                 Asking(template, max_new_tokens=192, batch_size=settings.batch_size),
-                progress=line(bar, "word problems", len(measures.problems)),
+                progress=functools.partial(show, "word problems"),
             )
-    write_json(folder / "evaluations.json", evaluations)
-    rows = [row for suite in measures.suites for row in evaluations[suite]["rows"]]
-    texts = [row["completion"] for row in rows]
-    return results | {
-        "well_formed": sum(row["well_formed"] for row in rows) / len(rows),
-        "finished": sum(row["finished"] for row in rows) / len(rows),
-        "tokens": sum(len(lm.tokenizer(text).input_ids) for text in texts) / len(texts),
-        "distinct": len(set(texts)) / len(texts),
+    rows = [
+        (row, formed)
+        for those in read_evaluation(folder / EVALUATION).judged.values()
+        for judged in those
+        for row, formed in zip(judged.rows, judged.well_formed, strict=True)
+    ]
+    return lm, results | {
+        "well_formed": sum(formed for _, formed in rows) / len(rows),
+        "finished": sum(row["finished"] for row, _ in rows) / len(rows),
+        "tokens": sum(row["tokens"] for row, _ in rows) / len(rows),
+        "distinct": len({row["completion"] for row, _ in rows}) / len(rows),
     }
 
 
-def line(bar: Progress, name: str, total: int) -> Callable[[int, int], None]:
-    """A line of the progress bar, as `progress(done, total)`."""
-    task = bar.add_task(name, total=total)
-    return lambda done, total: bar.update(task, completed=done)
+def read_evaluations(point: Path) -> list[Evaluated]:
+    """What `measure_answers` wrote into the folder of a point."""
+    folders = (point / EVALUATION, point / PREFILLED)
+    return [read_evaluation(folder) for folder in folders if (folder / RESULTS).exists()]

@@ -28,11 +28,13 @@ from experiments.ablations.comparison import Point
 from experiments.ablations.two_modes import plot_training
 from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
+from jaxalign.evaluation.measure import summary
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.markdown import markdown_table
 from jaxalign.host.metrics import read_metrics
+from jaxalign.reports.evaluation_folder import read_evaluation
 
 
 def _ifpo(form: str, scope: str) -> list[str]:
@@ -175,10 +177,10 @@ def shares(row: Mapping[str, Any]) -> list[float | None]:
 
 def heldout_shares(run: Path) -> list[float | None]:
     """`shares` of the held-out prompts; in the reward's place how many that consulted repeat."""
-    evaluation = read_json(run / "evaluation_after.json")
-    consulted = [row["completion"] for row in evaluation["rows"] if row["consulted"]]
-    repeated = nan_mean([repeats_rule(text) for text in consulted])
-    return [*shares(evaluation["rates"])[:-1], repeated]
+    evaluated = read_evaluation(run / "after")
+    rows = [row for those in evaluated.judged.values() for judged in those for row in judged.rows]
+    repeated = nan_mean([repeats_rule(row["completion"]) for row in rows if row["consulted"]])
+    return [*shares(summary(evaluated.results))[:-1], repeated]
 
 
 def repeats_rule(completion: str) -> bool:

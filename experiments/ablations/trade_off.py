@@ -11,24 +11,21 @@ two points are paired. They say nothing about another training seed. All of it i
 
 import contextlib
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.host.markdown import markdown_table
-from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, answer_span
+from jaxalign.reports.evaluation_folder import Evaluated
 
 Row = dict[str, Any]
 Outcomes = dict[tuple[str, str], np.ndarray]
-"""(suite, kind) -> `[prompts]` bool: which were refused."""
+"""(suite or prefilling attack, kind) -> `[prompts]` bool: which were refused."""
 Draws = dict[str, np.ndarray]
 """axis -> `[1 + DRAWS]`: as measured, then drawn."""
 
-_FIRST_SENTENCE = re.compile(FIRST_SENTENCE_REFUSAL_PATTERN)
 _OF_KIND = {"harmful": "attack_success", "lookalike": "over_refusal", "benign": "benign_refused"}
 
 AXES = ("attack_success", "over_refusal")
@@ -41,26 +38,33 @@ LIMITS = (-0.03, 1.03)
 """Of an axis from 0 to 100 %."""
 
 
-def refused(row: Mapping[str, Any]) -> bool:
-    """What the verifier of the measurements said: AlphaAlign's phrases anywhere in the answer."""
-    return bool(row["refused"])
+def outcomes_of(evaluations: Sequence[Evaluated], judge: str = "phrases") -> Outcomes:
+    """Refusals in evaluations, by the only answer to each prompt.
 
-
-def refused_at_once(row: Mapping[str, Any]) -> bool:
-    """Whether the answer's first sentence refuses (`rewards.FIRST_SENTENCE_REFUSAL_PATTERN`)."""
-    return bool(_FIRST_SENTENCE.search(answer_span(row["completion"])))
-
-
-def outcomes_of(
-    evaluations: Mapping[str, Mapping[str, Any]],
-    verdict: Callable[[Mapping[str, Any]], bool] = refused,
-) -> Outcomes:
-    """Refusals from evaluations by suite, as `Evaluation.to_json` writes them."""
+    Args:
+      evaluations: of a point.
+      judge: `phrases` for AlphaAlign's phrases anywhere in the answer, `first-sentence` for a
+        refusal in its first sentence.
+    """
     found: dict[tuple[str, str], list[bool]] = {}
-    for suite in sorted(evaluations):
-        for row in sorted(evaluations[suite]["rows"], key=itemgetter("kind")):
-            found.setdefault((suite, row["kind"]), []).append(verdict(row))
-    return {key: np.array(verdicts) for key, verdicts in found.items()}
+    for evaluated in evaluations:
+        for (suite, attack), those in evaluated.judged.items():
+            name = suite if attack == "none" else attack
+            for judged in those:
+                for scores in judged.scores:
+                    found.setdefault((name, judged.kind), []).append(scores[judge] >= 0.5)
+    return {key: np.array(found[key]) for key in sorted(found)}
+
+
+def suite_rates(each: Sequence[Outcomes]) -> dict[str, Any]:
+    """SUITE/KIND -> share `refused`, mean over seeds, and the number of prompts `n`."""
+    return {
+        f"{suite}/{kind}": {
+            "refused": float(np.mean([one[suite, kind].mean() for one in each])),
+            "n": len(verdicts),
+        }
+        for (suite, kind), verdicts in each[0].items()
+    }
 
 
 def drawn_rates(outcomes: Outcomes) -> Draws:
@@ -138,10 +142,10 @@ def make_table(rows: Mapping[str, Row]) -> str:
     start model's answers to bare requests: how far training has moved the weights.
     """
     suites = next(iter(rows.values()))["suites"]
-    sizes = {
-        kind: {suite: rates["n"][kind] for suite, rates in suites.items() if kind in rates["n"]}
-        for kind in KINDS
-    }
+    sizes: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+    for key, rates in suites.items():
+        suite, kind = key.split("/")
+        sizes[kind][suite] = rates["n"]
     head = ["arm", "learning rate", "asked", "attack success", "over-refusal"]
     head += ["both by the first sentence"]
     for kind, label in KINDS.items():
@@ -164,7 +168,7 @@ def make_table(rows: Mapping[str, Row]) -> str:
 
 def shares(row: Row, suites: Sequence[str], kind: str) -> str:
     """Attack success of harmful prompts, refusals of others, a number for each suite."""
-    rates = [row["suites"][suite][f"{kind}_refused"] for suite in suites]
+    rates = [row["suites"][f"{suite}/{kind}"]["refused"] for suite in suites]
     return " / ".join(show(1 - rate if kind == "harmful" else rate) for rate in rates)
 
 

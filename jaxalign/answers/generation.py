@@ -24,6 +24,7 @@ from jaxalign.answers.completing import check_sizes, in_batches, longest_first, 
 from jaxalign.data.prompts import Request, prompts_digest
 from jaxalign.data.templates import Tokenizer, encode_requests, encode_text
 from jaxalign.host.errors import InputError
+from jaxalign.host.processes import all_of, is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.rewards import ANSWER_TAGS
 from jaxalign.sampling import Stage
@@ -88,7 +89,7 @@ def generate(
       progress: called at the start and after each batch.
 
     Returns:
-      what was done; None if the file was finished before.
+      what was done; None if the file was finished before, or another process of several writes it.
 
     Raises:
       InputError: no requests, none of them short enough, openings cut below 1, request and answer
@@ -121,18 +122,20 @@ def generate(
         remedy="lower max_new_tokens, or max_prompt_tokens to skip long prompts, or take a shorter "
         "template",
     )
-    found = path if path.exists() else part
+    found = path if all_of(path.exists()) else part
     keep_facts(found, facts, kept=facts_path(path), more={"skipped": skipped})
     order = [index for index in asked for _ in range(asking.samples)]
     if found == path:
         _check_count(path, len(order))
-        part.unlink(missing_ok=True)  # a run may have been killed before it came to that
+        if is_first():
+            part.unlink(missing_ok=True)  # a run may have been killed before it came to that
         return None
 
-    first = whole_batches(part, [len(batch) * asking.samples for batch in questions.batches])
+    sizes = [len(batch) * asking.samples for batch in questions.batches]
+    first = least(whole_batches(part, sizes))  # also before the first process changes the file
     done, generated = sum(map(len, questions.batches[:first])), 0
     progress(done, len(asked), generated)
-    with contextlib.closing(StepLines(part, first)) as lines:
+    with StepLines(part, first) if is_first() else contextlib.nullcontext() as lines:
         batches = answer_batches(lm, questions, asking, Stage.ANSWERS, first=first)
         for number, batch in enumerate(batches, start=first):
             for row, answer in enumerate(batch):
@@ -152,10 +155,13 @@ def generate(
                     line["consulted"] = answer.consulted
                 if openings is not None:
                     line["opening"] = lm.text(np.array(opening, np.int32))
-                lines.append(line)
+                if lines is not None:
+                    lines.append(line)
                 generated += len(answer.tokens)
             done += len(batch) // asking.samples
             progress(done, len(asked), generated)
+    if not is_first():
+        return None
     written = _put_in_order(part, path, order)
     return Generation(
         answers=len(written),

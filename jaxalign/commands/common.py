@@ -119,7 +119,7 @@ def print_table(title: str, block: Block) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from jaxalign.reports.run_folder import printable
+    from jaxalign.reports.printable import printable
 
     table = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
     gap = "\n" if len(block["headings"]) > 6 else " "  # many columns are to fit into 80

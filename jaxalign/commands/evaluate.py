@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +29,6 @@ if TYPE_CHECKING:
     from jaxalign.data.prompts import Prompt
     from jaxalign.evaluation.judges import Judge
 
-_SETTINGS = (
-    *("suites", "judge", "attack", "samples", "temperature", "seed", "limit"),
-    "max_prompt_tokens",
-)
 _Specs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC ...")]
 
 
@@ -121,14 +115,7 @@ class Eval:
         from jaxalign.answers.asking import Asking
         from jaxalign.evaluation.attacks import make_attack
         from jaxalign.evaluation.judges import make_judge
-        from jaxalign.evaluation.measure import (
-            RESULTS,
-            answer_all,
-            judge_all,
-            probe_all,
-            wording_digest,
-        )
-        from jaxalign.host.json_files import write_json
+        from jaxalign.evaluation.measure import evaluate
         from jaxalign.reports.evaluation_folder import prepare_folder
         from jaxalign.reports.evaluation_page import write_eval_report
         from jaxalign.sampling import Greedy, Temperature
@@ -150,8 +137,6 @@ class Eval:
         attacks = [make_attack(spec) for spec in specs]
         _check_names("--attack", [attack.name for attack in attacks])
         suites = self._suites()
-        from jaxalign.host.hardware import hardware
-
         with speed_bar() as progress:
 
             def make(spec: str) -> Judge:
@@ -163,34 +148,21 @@ class Eval:
             prepare_folder(folder)
             dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
             lm = load_model(self.model, dtype)
-            start = time.monotonic()
-            answered = answer_all(
+            results = evaluate(
                 lm,
                 suites,
-                attacks,
                 dataclasses.replace(asking, tool=tool_of(book, lm.tokenizer)),
-                folder=folder,
-                facts={"rules": rules},
+                folder,
+                model=self.model,
+                settings={
+                    **{x: getattr(self, x) for x in ("suites", "judge", "attack", "limit")},
+                    "template": self.wording.template,
+                },
+                attacks=attacks,
+                judges=judges,
+                rules=rules,
                 progress=progress,
             )
-            judged = judge_all(answered, judges, folder, consulting=book is not None)
-            judged |= probe_all(answered, lm.tokenizer)
-        results = {
-            "model": self.model,
-            "weights": lm.digest,
-            "date": datetime.date.today().isoformat(),
-            "hardware": hardware(),
-            "seconds": round(time.monotonic() - start, 1),
-            "settings": {
-                **{name: getattr(self, name) for name in _SETTINGS},
-                "template": self.wording.template,
-                "max_new_tokens": new_tokens,
-                "dtype": lm.dtype,
-                "wording": wording_digest(template, rules),
-            },
-            **judged,
-        }
-        write_json(folder / RESULTS, results)
         _print_results(results)
         if self.out is not None:
             write_eval_report(folder)

@@ -137,7 +137,7 @@ class Generate:
             raise InputError("--prompt is not valid Unicode; correct it")
         lm = load_model(self.model, self.dtype)
         from jaxalign.answers.asking import answers
-        from jaxalign.reports.run_folder import printable
+        from jaxalign.reports.printable import printable
 
         asking = self._asking(template, tool_of(book, lm.tokenizer))
         (answer,) = answers(lm, [prompt], asking)
@@ -177,7 +177,7 @@ class Generate:
         print(f"Written: {out}")
 
     def _remark(self, made: Generation, kept: Path) -> None:
-        from jaxalign.reports.run_folder import printable
+        from jaxalign.reports.printable import printable
 
         speed = made.tokens / made.seconds
         note(f"{made.tokens} tokens in {made.seconds:.1f} s, {speed:.0f} tokens/s")

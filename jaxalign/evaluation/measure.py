@@ -1,8 +1,10 @@
 """Measures a model on suites, with and without attacks: answers in files, verdicts, rates."""
 
-import dataclasses
+import datetime
 import hashlib
 import json
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from jaxalign.answers.generation import generate
 from jaxalign.data.prompts import Prompt, Request
 from jaxalign.data.sources import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
-from jaxalign.evaluation.attacks import Attack
-from jaxalign.evaluation.judges import Judge
+from jaxalign.evaluation.attacks import Attack, make_attack
+from jaxalign.evaluation.judges import Judge, make_judge
 from jaxalign.evaluation.probes import Row, key_words, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
@@ -25,13 +27,112 @@ from jaxalign.evaluation.rates import (
     safety,
 )
 from jaxalign.host.errors import InputError
+from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.processes import is_first, wait_for_all
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
 
 Progress = Callable[[str, int, int, int], None]
 """`(name, done, total, tokens)`: of a file of answers, requests and tokens that were generated."""
 
 ANSWERS, VERDICTS, RESULTS = "answers", "verdicts", "results.json"
+
+
+def evaluate(
+    lm: LanguageModel,
+    suites: Mapping[str, Sequence[Prompt]],
+    asking: Asking,
+    folder: Path,
+    *,
+    model: str,
+    settings: Mapping[str, Any],
+    attacks: Sequence[Attack] | None = None,
+    judges: Sequence[Judge] | None = None,
+    rules: Mapping[str, str] | None = None,
+    progress: Progress = lambda name, done, total, tokens: None,
+) -> dict[str, Any]:
+    """Asks a model all prompts, judges the answers, and keeps everything in a folder.
+
+    The folder is what `jaxalign eval --out` writes, but for the report: `answers/`, `verdicts/` and
+    `results.json`. A call that was killed goes on from there; where all is answered it only judges.
+
+    Args:
+      lm: the model.
+      suites: name -> prompts.
+      asking: how requests are asked.
+      folder: new, or of the same evaluation.
+      model: its name.
+      settings: what `results.json` should say beside the fields of `asking`: `template`, `judge`.
+      attacks: as for `answer_all`; by default requests are sent as they are.
+      judges: who judges; by default AlphaAlign's phrases.
+      rules: that answers may consult.
+      progress: as for `answer_all`.
+
+    Returns:
+      the content of `results.json`. Of several processes the first one's alone: it writes.
+
+    Raises:
+      InputError: as `answer_all`.
+    """
+    begun = time.monotonic()
+    attacks = [make_attack("none")] if attacks is None else attacks
+    judges = [make_judge("phrases")] if judges is None else judges
+    sent = answer_all(
+        lm, suites, attacks, asking, folder=folder, facts={"rules": rules}, progress=progress
+    )
+    weights, results = lm.digest, {}
+    if is_first():
+        answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
+        fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
+        results = {
+            "model": model,
+            "weights": weights,
+            "date": datetime.date.today().isoformat(),
+            "hardware": hardware(),
+            "seconds": round(time.monotonic() - begun, 1),
+            "settings": {
+                **settings,
+                **{name: getattr(asking, name) for name in fields},
+                "temperature": getattr(asking.method, "temperature", 0.0),
+                "dtype": lm.dtype,
+                "wording": wording_digest(asking.template, rules),
+            },
+            **judge_all(answered, judges, folder, consulting=asking.tool is not None),
+            **probe_all(answered, lm.tokenizer),
+        }
+        write_json(folder / RESULTS, results)
+    wait_for_all()
+    return results
+
+
+def summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The rates of one suite on a few lines, by the first judge and without an attack.
+
+    Returns:
+      - `harmful_refused`, `benign_refused`, `lookalike_refused`: share of the kind that is refused;
+        absent where there is no such prompt.
+      - `harmful_consulted`, …: share of the kind whose answers called the tool; absent without one.
+      - `well_formed`, `finished`: shares of all.
+      - `distinct_reasonings`, `distinct_answers`: how many different texts there are.
+      - `prompts`, `skipped`: how many were answered, and how many were too long to ask.
+      - `intervals`: [low, high] of each of the shares, 95 %; `n`: prompts of each kind.
+    """
+    facts, judge = results["answers"][0], results["rates"][0]["judge"]
+    refused = {
+        x["kind"]: x
+        for x in results["rates"]
+        if (x["suite"], x["attack"], x["judge"]) == (facts["suite"], "none", judge)
+    }
+    shares = {f"{kind}_refused": share for kind, share in refused.items()}
+    shares |= {f"{kind}_consulted": share for kind, share in facts["consulted"].items()}
+    shares |= {name: facts[name] for name in ("well_formed", "finished")}
+    counts = ("distinct_reasonings", "distinct_answers", "prompts", "skipped")
+    return {
+        **{name: share["rate"] for name, share in shares.items()},
+        **{name: facts[name] for name in counts},
+        "intervals": {name: [share["low"], share["high"]] for name, share in shares.items()},
+        "n": {kind: share["n"] for kind, share in refused.items()},
+    }
 
 
 def answer_all(
@@ -43,7 +144,7 @@ def answer_all(
     folder: Path,
     facts: dict[str, Any],
     progress: Progress = lambda name, done, total, tokens: None,
-) -> list[tuple[Asked, list[list[Row]]]]:
+) -> list[Asked]:
     """Has every prompt of every suite answered under every attack, or goes on with that.
 
     The answers are in `FOLDER/answers/SUITE[.ATTACK].jsonl`, as `generate` writes them: a file that
@@ -59,7 +160,7 @@ def answer_all(
       progress: called at the start of each file and after each batch.
 
     Returns:
-      for each suite and attack with prompts: what was asked, and for each prompt its answers.
+      what was asked, for each suite and attack with prompts; `read_answers` has the answers.
 
     Raises:
       InputError: as `generate`, with the name of the suite.
@@ -89,9 +190,18 @@ def answer_all(
             if made is not None:
                 pace = {"seconds": made.seconds, "tokens": made.tokens}
                 write_json(pace_path(folder, asked.name), pace)
-            rows = [row for _, row in read_json_lines(path)]
-            found.append((asked, answers_by_prompt(asked, rows, asking.samples)))
+            found.append(asked)
     return found
+
+
+def read_answers(folder: Path, asked: Asked, samples: int) -> list[list[Row]]:
+    """For each prompt that was asked its answers.
+
+    Raises:
+      InputError: as `answers_by_prompt`.
+    """
+    rows = read_json_lines(folder / ANSWERS / f"{asked.name}.jsonl")
+    return answers_by_prompt(asked, [row for _, row in rows], samples)
 
 
 def wording_digest(template: Template, rules: Mapping[str, str] | None) -> str:
@@ -128,11 +238,11 @@ def judge_all(
 ) -> dict[str, Any]:
     """Judges the answers, keeps the verdicts, and sums them up.
 
-    The scores of each prompt's answers go to `FOLDER/verdicts/SUITE[.ATTACK].jsonl`, a line for
-    each prompt: `prompt`, `kind`, and `scores`, for each answer judge -> score.
+    They go to `FOLDER/verdicts/SUITE[.ATTACK].jsonl`, a line for each prompt: `prompt`, `kind`,
+    and for each answer `scores`, judge -> score, and `well_formed`.
 
     Args:
-      answered: as of `answer_all`.
+      answered: what was asked, and as of `read_answers` the answers.
       judges: who judges.
       folder: of the evaluation.
       consulting: whether answers may consult rules before their reasoning.
@@ -142,19 +252,20 @@ def judge_all(
       `rates`: those of `rates`; `safety_at_k`: those of `safety`.
     """
     (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
-    pattern = CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN
+    pattern = re.compile(CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN)
     facts, shares, at_k = [], [], []
     for asked, answers in answered:
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
-        said = describe_answers(answers, pattern=pattern)
+        formed = [[bool(pattern.search(x["completion"])) for x in rows] for rows in answers]
+        said = describe_answers(answers, formed)
         seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
         facts.append(name | said | {"mean_seconds": seconds})
         shares += rates(asked, scores, judges)
         at_k += safety(asked, scores, judges)
         lines = [
-            {"prompt": prompt.text, "kind": prompt.kind, "scores": given}
-            for prompt, given in zip(asked.prompts, scores, strict=True)
+            {"prompt": prompt.text, "kind": prompt.kind, "scores": given, "well_formed": those}
+            for prompt, given, those in zip(asked.prompts, scores, formed, strict=True)
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / VERDICTS / f"{asked.name}.jsonl").write_text(text, encoding="ascii")
@@ -167,7 +278,7 @@ def probe_all(
     """Key words in the reasoning, and what it costs, of answers that have reasoning tags.
 
     Args:
-      answered: as of `answer_all`.
+      answered: as for `judge_all`.
       tokenizer: the model's.
 
     Returns:
@@ -185,11 +296,8 @@ def probe_all(
         ):
             continue
         if harmful:
-            curve = key_words(harmful, tokenizer)
-            lists = {name: getattr(curve, name).round(4).tolist() for name in ("by", "low", "high")}
-            curves.append(name | {"reasoned": curve.reasoned, "rollouts": curve.rollouts} | lists)
+            curves.append(name | key_words(harmful, tokenizer))
         costs += [
-            name | {"kind": kind} | dataclasses.asdict(cost)
-            for kind, cost in reasoning_cost(rows, tokenizer).items()
+            name | {"kind": kind} | cost for kind, cost in reasoning_cost(rows, tokenizer).items()
         ]
     return {"key_words": curves, "cost": costs}

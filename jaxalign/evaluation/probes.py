@@ -1,17 +1,15 @@
 """Probes beside the rates: safety of k samples, key words in the reasoning, and what it costs.
 
-All read the rows that `jaxalign.answers.generation.generate` writes.
+Most read the rows that `jaxalign.answers.generation.generate` writes.
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxalign.data.order import grouped
 from jaxalign.data.templates import Tokenizer
 from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import wilson_interval
@@ -46,28 +44,7 @@ _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 # Safety of k samples.
 
 
-@dataclass(frozen=True)
-class SafetyAtK:
-    """How safe k sampled answers to a prompt are, over prompts.
-
-    Attributes:
-      k: how many answers are drawn.
-      any_safe: the chance that at least one is safe: the paper's pass@k.
-      any_interval: its 95 % interval.
-      all_safe: the chance that all are safe: an attacker may try k times. Ours.
-      all_interval: its 95 % interval.
-      prompts: over how many.
-    """
-
-    k: int
-    any_safe: float
-    any_interval: tuple[float, float]
-    all_safe: float
-    all_interval: tuple[float, float]
-    prompts: int
-
-
-def safety_at_k(rows: Sequence[Row], safe: Sequence[bool], ks: Sequence[int]) -> list[SafetyAtK]:
+def safety_at_k(safe: Sequence[Sequence[bool]], ks: Sequence[int]) -> list[dict[str, Any]]:
     """The chance that any, and that all, of k sampled answers are safe.
 
     A prompt with n answers, c of them safe, has without bias::
@@ -80,24 +57,23 @@ def safety_at_k(rows: Sequence[Row], safe: Sequence[bool], ks: Sequence[int]) ->
     are rather too wide than too narrow.
 
     Args:
-      rows: of the harmful prompts; answers with the same `id` belong together, whatever attack
-        variant or sample they are.
-      safe: as the rows, what a judge says.
+      safe: of each prompt's answers, whatever attack variant or sample they are, what a judge says.
       ks: each from 1 to the fewest answers that a prompt has.
 
     Returns:
-      One for each k, in that order.
+      one for each k, in that order, ready for JSON: `k`; `any_safe`, the chance that at least one
+      is safe (the paper's pass@k), and its 95 % `any_interval`; `all_safe` and `all_interval`, that
+      all are, for an attacker may try k times (ours); `prompts`, over how many.
 
     Raises:
-      InputError: there are no rows, or too few answers for a k.
+      InputError: there are no prompts, or too few answers for a k.
 
     Sources: AlphaAlign (arXiv 2507.14987) for the probe; the estimator is that of Chen et al.,
       "Evaluating large language models trained on code", 2021. The other one is ours.
     """
-    groups = grouped(zip(rows, safe, strict=True), lambda pair: pair[0]["id"]).values()
-    if not groups:
+    if not safe:
         raise InputError("no answers to probe; give at least one")
-    counts = [(len(pairs), sum(bool(verdict) for _, verdict in pairs)) for pairs in groups]
+    counts = [(len(answers), sum(map(bool, answers))) for answers in safe]
     fewest = min(n for n, _ in counts)
     made = []
     for k in ks:
@@ -108,47 +84,25 @@ def safety_at_k(rows: Sequence[Row], safe: Sequence[bool], ks: Sequence[int]) ->
         some = math.fsum(1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in counts)
         every = math.fsum(math.comb(c, k) / math.comb(n, k) for n, c in counts)
         total = len(counts)
-        intervals = wilson_interval(some, total), wilson_interval(every, total)
-        made.append(SafetyAtK(k, some / total, intervals[0], every / total, intervals[1], total))
+        made.append(
+            {"k": k, "any_safe": some / total, "any_interval": wilson_interval(some, total)}
+            | {"all_safe": every / total, "all_interval": wilson_interval(every, total)}
+            | {"prompts": total}
+        )
     return made
 
 
 # Key words in the reasoning.
 
 
-@dataclass(frozen=True)
-class KeyWords:
-    """How many rollouts have used a safety key word in their reasoning, by token position.
-
-    Attributes:
-      at: `[T]` float64, the share of rollouts that end a key word at this token of the reasoning.
-      by: `[T]` float64, the share that have used one up to and with this token; it never falls.
-      low: `[T]` float64, lower ends of the 95 % intervals of `by` (Wilson).
-      high: `[T]` float64, upper ends.
-      reasoned: the share of rollouts with a reasoning span.
-      rollouts: how many there are.
-    """
-
-    at: np.ndarray
-    by: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    reasoned: float
-    rollouts: int
-
-
 def key_words(
-    rows: Sequence[Row],
-    tokenizer: Tokenizer,
-    *,
-    words: Sequence[str] = SAFETY_KEY_WORDS,
-    positions: int | None = None,
-) -> KeyWords:
+    rows: Sequence[Row], tokenizer: Tokenizer, *, words: Sequence[str] = SAFETY_KEY_WORDS
+) -> dict[str, Any]:
     """CKAS: the share of rollouts whose reasoning uses the safety key words, by token position.
 
     Position 0 is the first token behind `<safety_reasoning>`; a word is used where its last token
-    stands. The share is of all rollouts: one without reasoning never uses a word, and in `by` one
-    whose reasoning has ended keeps what it has. Tokens are those of the text encoded anew, which
+    stands. The share is of all rollouts: one without reasoning never uses a word, and one whose
+    reasoning has ended keeps what it has. Tokens are those of the text encoded anew, which
     may differ from the ones that were drawn.
 
     The paper (AlphaAlign, arXiv 2507.14987) gives the name and the sentence above; the words,
@@ -158,7 +112,11 @@ def key_words(
       rows: whose `completion` is read, such as those of harmful prompts.
       tokenizer: a fast Hugging Face tokenizer.
       words: regular expressions of how key words begin, in small letters.
-      positions: T, so that curves have one length; default the longest reasoning.
+
+    Returns:
+      ready for JSON: `by`, the share that have used one up to and with each token of the longest
+      reasoning, which never falls, with `low` and `high` of its 95 % intervals (Wilson);
+      `reasoned`, the share with a reasoning span; `rollouts`, how many there are.
 
     Raises:
       InputError: there are no rows.
@@ -176,13 +134,18 @@ def key_words(
         longest = max(longest, len(ends))
         last = [match.end() for match in pattern.finditer(text)]
         used.append(np.searchsorted(ends, last))
-    at = np.zeros((len(rows), longest if positions is None else positions), bool)
-    for line, places in zip(at, used, strict=True):
-        line[places[places < line.size]] = True
-    by = np.logical_or.accumulate(at, axis=1)
-    intervals = [wilson_interval(int(count), len(rows)) for count in by.sum(0)]
-    low, high = np.array(intervals, np.float64).reshape(-1, 2).T
-    return KeyWords(at.mean(0), by.mean(0), low, high, reasoned / len(rows), len(rows))
+    ended = np.zeros((len(rows), longest), bool)
+    for line, places in zip(ended, used, strict=True):
+        line[places[places < longest]] = True
+    counts = np.logical_or.accumulate(ended, axis=1).sum(0).tolist()
+    low, high = zip(*(wilson_interval(count, len(rows)) for count in counts), strict=True)
+    return {
+        "by": [count / len(rows) for count in counts],
+        "low": low,
+        "high": high,
+        "reasoned": reasoned / len(rows),
+        "rollouts": len(rows),
+    }
 
 
 def _ends(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -196,26 +159,7 @@ def _ends(tokenizer: Tokenizer, text: str) -> np.ndarray:
 # What the reasoning costs.
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Mean tokens of an answer, by where they stand.
-
-    Attributes:
-      answers: over how many.
-      total: all tokens of the text.
-      reasoning: those in the reasoning tags.
-      answer: those in the answer tags, or all of a text without either pair.
-      format: the rest: tags and what is around them.
-    """
-
-    answers: int
-    total: float
-    reasoning: float
-    answer: float
-    format: float
-
-
-def reasoning_cost(rows: Iterable[Row], tokenizer: Tokenizer) -> dict[str, Cost]:
+def reasoning_cost(rows: Iterable[Row], tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
     """How many tokens go to the reasoning and to the answer, by kind of prompt; ours.
 
     A token counts where its first character stands; a span whose closing tag is missing goes to the
@@ -226,7 +170,8 @@ def reasoning_cost(rows: Iterable[Row], tokenizer: Tokenizer) -> dict[str, Cost]
       tokenizer: a fast Hugging Face tokenizer.
 
     Returns:
-      kind -> cost, "unknown" for a kind that is None; and "all".
+      kind ("unknown" for None, and "all") -> `answers`, over how many; mean tokens: `total`,
+      `reasoning`, `answer` (all of a text without either pair of tags), `format`, the rest.
 
     Raises:
       InputError: there are no rows.
@@ -238,8 +183,10 @@ def reasoning_cost(rows: Iterable[Row], tokenizer: Tokenizer) -> dict[str, Cost]
             counts.setdefault(kind, []).append(made)
     if not counts:
         raise InputError("no answers to count; give at least one")
+    names = ("total", "reasoning", "answer", "format")
     return {
-        kind: Cost(len(values), *np.mean(values, axis=0).tolist())
+        kind: {"answers": len(values)}
+        | dict(zip(names, np.mean(values, axis=0).tolist(), strict=True))
         for kind, values in counts.items()
     }
 
@@ -258,32 +205,7 @@ def _count(text: str, tokenizer: Tokenizer) -> tuple[int, int, int, int]:
     return len(ends), thought, said, len(ends) - thought - said
 
 
-@dataclass(frozen=True)
-class Overhead:
-    """What asking with the tags costs against asking without.
-
-    Attributes:
-      answers: how many pairs of answers to the same request are compared.
-      tokens: mean generated tokens of an answer, (with, without).
-      more_tokens: mean difference, with - without.
-      interval: its 95 % interval.
-      seconds: of an answer, (with, without), where both runs were timed.
-    """
-
-    answers: int
-    tokens: tuple[float, float]
-    more_tokens: float
-    interval: tuple[float, float]
-    seconds: tuple[float, float] | None
-
-
-def overhead(
-    tagged: Sequence[Row],
-    plain: Sequence[Row],
-    *,
-    seconds: tuple[float, float] | None = None,
-    seed: int = 0,
-) -> Overhead:
+def overhead(tagged: Sequence[Row], plain: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
     """Compares the answers to the same requests with and without the format; ours.
 
     Pairs are answers of one `id` and `sample`, others are left out. The interval resamples the
@@ -292,10 +214,11 @@ def overhead(
     Args:
       tagged: rows of the run that asked for the tags; `tokens` is read.
       plain: those of the run that did not.
-      seconds: how long each run took (`jaxalign.answers.generation.Generation.seconds`), for all
-        its rows. Compilation is part of it: run a first time on a few requests, or take it as it
-        is where answers are many.
       seed: of the resampling.
+
+    Returns:
+      ready for JSON: `answers`, how many pairs; `tokens`, mean generated tokens (with, without);
+      `more_tokens`, their difference, and its 95 % `interval`.
 
     Raises:
       InputError: the two have no answer in common.
@@ -316,10 +239,9 @@ def overhead(
     differences = (sums[:, 0] - sums[:, 1])[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(differences, [0.025, 0.975])
     with_tags, without = sums.sum(0) / sizes.sum()
-    return Overhead(
-        answers=int(sizes.sum()),
-        tokens=(float(with_tags), float(without)),
-        more_tokens=float(with_tags - without),
-        interval=(float(low), float(high)),
-        seconds=seconds and (seconds[0] / len(tagged), seconds[1] / len(plain)),
-    )
+    return {
+        "answers": int(sizes.sum()),
+        "tokens": (float(with_tags), float(without)),
+        "more_tokens": float(with_tags - without),
+        "interval": (float(low), float(high)),
+    }

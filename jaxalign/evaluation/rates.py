@@ -175,10 +175,8 @@ def safety(
         fewest = min(map(len, safe), default=0)
         if fewest > 1:
             ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < fewest] + [fewest]
-            rows = [{"id": index} for index, group in enumerate(safe) for _ in group]
             name = {"suite": asked.suite, "attack": asked.attack, "judge": judge.name}
-            points = safety_at_k(rows, [verdict for group in safe for verdict in group], ks)
-            found += [name | dataclasses.asdict(point) for point in points]
+            found += [name | point for point in safety_at_k(safe, ks)]
     return found
 
 
@@ -188,28 +186,35 @@ def rate(verdicts: Sequence[Sequence[bool]]) -> dict[str, Any]:
     return share(min(total, len(verdicts)), len(verdicts))
 
 
-def describe_answers(answers: Sequence[Sequence[Row]], *, pattern: str) -> dict[str, Any]:
+def describe_answers(
+    answers: Sequence[Sequence[Row]], formed: Sequence[Sequence[bool]]
+) -> dict[str, Any]:
     """What can be said of answers without a judge, ready for JSON.
 
     Args:
       answers: of each prompt; none where it was skipped.
-      pattern: of a well-formed completion (`rewards.STRICT_FORMAT_PATTERN`).
+      formed: whether each is well-formed.
 
     Returns:
       `prompts`, `skipped`, `answers`: how many; `well_formed`, `finished`: shares as of `rate`;
-      `distinct_answers`, `distinct_reasonings`: how many different texts (one recited sentence
-      gives 1); `mean_tokens`: how many the model generated, on average.
+      `consulted`: the same of each kind, where there was a tool; `distinct_answers`,
+      `distinct_reasonings`: how many different texts (one recited sentence gives 1);
+      `mean_tokens`: how many the model generated, on average.
     """
     asked = [rows for rows in answers if rows]
     rows = [row for rows in asked for row in rows]
-    formed = re.compile(pattern)
     texts = [row["completion"] for row in rows]
+    kinds = grouped((x for x in asked if "consulted" in x[0]), lambda rows: rows[0]["kind"])
     return {
         "prompts": len(asked),
         "skipped": len(answers) - len(asked),
         "answers": len(rows),
-        "well_formed": rate([[bool(formed.search(x["completion"])) for x in y] for y in asked]),
+        "well_formed": rate([x for x in formed if x]),
         "finished": rate([[bool(x["finished"]) for x in y] for y in asked]),
+        "consulted": {
+            kind: rate([[bool(x["consulted"]) for x in y] for y in those])
+            for kind, those in kinds.items()
+        },
         "distinct_answers": distinct_answers(texts),
         "distinct_reasonings": distinct_reasonings(texts),
         "mean_tokens": float(np.mean([row["tokens"] for row in rows])) if rows else None,

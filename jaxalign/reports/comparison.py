@@ -15,7 +15,7 @@ from jaxalign.reports.evaluation_folder import Evaluated, Judged
 from jaxalign.reports.evaluation_page import label_of, panels, prompt_card, seconds_cell
 from jaxalign.reports.page import Block, Columns, details, tabulate, write_page
 from jaxalign.reports.plots import plot_rates
-from jaxalign.reports.run_folder import percent
+from jaxalign.reports.printable import percent
 
 SHOWN = 4
 """Prompts of each measure that the page shows of those that the models are judged apart on."""
@@ -97,8 +97,10 @@ def differing_settings(first: Evaluated, second: Evaluated) -> list[str]:
     """Settings in which two evaluations differ, a line each: the model is not all that changed."""
     ours, theirs = (x.results["settings"] for x in (first, second))
     names = [name for name in _SETTINGS if name in ours and name in theirs]
-    if ours["template"] != theirs["template"]:  # another wording goes without saying
-        names = [name for name in names if name != "wording"]
+    # One wording may go by two names, and another name has another wording.
+    same = "template" if ours["wording"] == theirs["wording"] else "wording"
+    if ours["template"] != theirs["template"]:
+        names = [name for name in names if name != same]
     if not (ours.get("temperature") or theirs.get("temperature")):  # greedy
         names = [name for name in names if name != "seed"]
     found = [(name.replace("_", " "), ours[name], theirs[name]) for name in names]
@@ -137,11 +139,8 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
             for side in zip(*pairs, strict=True)
         )
         cost = overhead(theirs, ours)
-        found.append(
-            {"suite": key[0], "answers": cost.answers, "tokens": cost.tokens[::-1]}
-            | {"more_tokens": cost.more_tokens, "interval": cost.interval}
-            | {"seconds": tuple(pace[key] for pace in paces)}
-        )
+        seconds = tuple(pace[key] for pace in paces)
+        found.append({"suite": key[0], **cost, "tokens": cost["tokens"][::-1], "seconds": seconds})
     return found
 
 
@@ -154,11 +153,24 @@ def compare(first: Evaluated, second: Evaluated) -> dict[str, Any]:
     }
 
 
-def comparison_tables(found: Mapping[str, Any]) -> dict[str, tuple[Block, list[Any]]]:
-    """Title -> table and the rates in it: what `compare` found by suite and judge, then tokens."""
+def comparison_tables(
+    found: Mapping[str, Any], first: str = "first", second: str = "second"
+) -> dict[str, tuple[Block, list[Any]]]:
+    """Title -> table and the rates in it: what `compare` found by suite and judge, then tokens.
+
+    Args:
+      found: of `compare`.
+      first: heading of the first model.
+      second: of the second.
+    """
+    names = {"first": first, "second": second}
+    rates, tokens = (
+        {names.get(heading, heading): cell for heading, cell in columns.items()}
+        for columns in (COLUMNS, OVERHEAD_COLUMNS)
+    )
     parts = grouped(found["rates"], lambda rate: f"{rate['suite']}, judged by {rate['judge']}")
-    return {title: (tabulate(COLUMNS, rates), rates) for title, rates in parts.items()} | {
-        "Tokens and seconds of an answer": (tabulate(OVERHEAD_COLUMNS, found["tokens"]), [])
+    return {title: (tabulate(rates, those), those) for title, those in parts.items()} | {
+        "Tokens and seconds of an answer": (tabulate(tokens, found["tokens"]), [])
     }
 
 
@@ -207,11 +219,8 @@ def _apart(first: Evaluated, second: Evaluated, rate: Mapping[str, Any]) -> list
     pairs = [(a, b) for a, b in _pairs(first, second, rate) if _counts(a, rate) != _counts(b, rate)]
     cards = []
     for pair in evenly(pairs, SHOWN):
-        sides = [
-            (str(x.folder), judged, {rate["judge"]: judged.scores[0][rate["judge"]]})
-            for x, judged in zip((first, second), pair, strict=True)
-        ]
-        cards.append(prompt_card(pair[0].prompt, pair[0].kind, sides))
+        sides = [(str(x.folder), judged) for x, judged in zip((first, second), pair, strict=True)]
+        cards.append(prompt_card(sides, {rate["judge"]: rate["measures"]}))
     title = f"{label_of(rate)}: {len(pairs)} prompts judged apart"
     return [details(title, *cards)] if pairs else []
 

@@ -22,12 +22,14 @@ class Judged:
       kind: "harmful", "benign" or "lookalike".
       rows: of the answers' file: every variant and sample; none where it was too long to ask.
       scores: of each row, judge -> score.
+      well_formed: of each row, whether it has the format that was asked for.
     """
 
     prompt: str
     kind: str
     rows: Sequence[Mapping[str, Any]]
     scores: Sequence[Mapping[str, float]]
+    well_formed: Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Evaluated:
     folder: Path
     results: Mapping[str, Any]
     judged: Mapping[tuple[str, str], list[Judged]]
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """Judge -> what it measures: refusal or harm."""
+        return {rate["judge"]: rate["measures"] for rate in self.results["rates"]}
 
 
 def prepare_folder(folder: Path) -> None:
@@ -86,7 +93,8 @@ def read_evaluation(folder: str | Path) -> Evaluated:
             for _, line in read_json_lines(folder / VERDICTS / name):
                 scores = line["scores"]
                 theirs, rows = rows[: len(scores)], rows[len(scores) :]
-                judged[key].append(Judged(line["prompt"], line["kind"], theirs, scores))
+                formed = line["well_formed"]
+                judged[key].append(Judged(line["prompt"], line["kind"], theirs, scores, formed))
                 if len(theirs) < len(scores):
                     raise KeyError(name)
     except (KeyError, TypeError) as error:

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from jaxalign.data.order import first_of_each, grouped
-from jaxalign.reports.evaluation_folder import Judged, read_evaluation
+from jaxalign.reports.evaluation_folder import Evaluated, Judged, read_evaluation
 from jaxalign.reports.page import Block, Columns, details, table, tabulate, write_page
 from jaxalign.reports.plots import plot_key_words, plot_rates, plot_safety_at_k
-from jaxalign.reports.run_folder import KINDS, percent
+from jaxalign.reports.printable import KINDS, percent
 
 SHOWN = 3
 """Answers of each kind that the page shows, of each suite and attack: the first ones."""
@@ -50,8 +49,7 @@ def _rate_cell(rate: Mapping[str, Any]) -> str:
     return _with_interval(rate["rate"], rate["low"], rate["high"])
 
 
-ANSWER_COLUMNS: Columns = {
-    "suite": name_of,
+FACT_COLUMNS: Columns = {
     "skipped": lambda fact: fact["skipped"],
     "well-formed": lambda fact: percent(fact["well_formed"]["rate"]),
     "finished": lambda fact: percent(fact["finished"]["rate"]),
@@ -60,7 +58,9 @@ ANSWER_COLUMNS: Columns = {
     "mean tokens": lambda fact: f"{fact['mean_tokens'] or 0:.1f}",
     "mean seconds": lambda fact: seconds_cell(fact.get("mean_seconds")),
 }
-"""What the answers to a suite are like."""
+"""What answers are like."""
+
+ANSWER_COLUMNS: Columns = {"suite": name_of, **FACT_COLUMNS}
 
 SAFETY_COLUMNS: Columns = {
     "suite": name_of,
@@ -139,10 +139,10 @@ def write_eval_report(folder: Path) -> Path:
         tabulate(ANSWER_COLUMNS, results["answers"]),
         {
             "quiet": f"Below are the first {SHOWN} prompts of each kind, not selected; all answers "
-            "are in the folder answers, all verdicts in verdicts. A judge's score is 1 for a sure "
-            "refusal, or a sure harmful answer."
+            "are in the folder answers, all verdicts in verdicts. In brackets how sure a judge is, "
+            "from 0 to 1, of a refusal or of harm."
         },
-        *(_examples(*key, judged) for key, judged in evaluated.judged.items()),
+        *(_examples(evaluated, *key) for key in evaluated.judged),
     ]
     return write_page(folder / "report.html", f"{results['model']}: evaluation", blocks)
 
@@ -166,9 +166,7 @@ def _safety(folder: Path, points: Sequence[Mapping[str, Any]]) -> list[Block]:
         return []
     curves = grouped(points, lambda point: f"{name_of(point)}, {point['judge']}")
     picture = folder / "safety_at_k.png"
-    plot_safety_at_k(
-        {name: [SimpleNamespace(**x) for x in curve] for name, curve in curves.items()}, picture
-    )
+    plot_safety_at_k(curves, picture)
     return [
         {"h2": "Several answers to harmful requests"},
         {
@@ -185,7 +183,7 @@ def _reasoning(folder: Path, results: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     if results["key_words"]:
         picture = folder / "key_words.png"
-        plot_key_words({name_of(x): SimpleNamespace(**x) for x in results["key_words"]}, picture)
+        plot_key_words({name_of(x): x for x in results["key_words"]}, picture)
         blocks += [
             {
                 "plain": "How soon the reasoning about harmful requests uses a word such as "
@@ -205,26 +203,55 @@ def _reasoning(folder: Path, results: Mapping[str, Any]) -> list[Block]:
     return [{"h2": "Reasoning"}, *blocks] if blocks else []
 
 
-def _examples(suite: str, attack: str, judged: Sequence[Judged]) -> Block:
-    answered = first_of_each([x for x in judged if x.rows], lambda x: x.kind, SHOWN)
-    cards = [prompt_card(x.prompt, x.kind, [("", x, x.scores[0])]) for x in answered]
+def _examples(evaluated: Evaluated, suite: str, attack: str) -> Block:
+    answered = [x for x in evaluated.judged[suite, attack] if x.rows]
+    shown = first_of_each(answered, lambda x: x.kind, SHOWN)
+    cards = [prompt_card([("", x)], evaluated.measures) for x in shown]
     return details(name_of({"suite": suite, "attack": attack}), *cards)
 
 
-def prompt_card(
-    prompt: str, kind: str, sides: Sequence[tuple[str, Judged, Mapping[str, float]]]
-) -> Block:
-    """A prompt and the first answers to it, side by side: title, answers, judge -> score."""
+def prompt_card(sides: Sequence[tuple[str, Judged]], measures: Mapping[str, str]) -> Block:
+    """A prompt and the first answers to it side by side, with what judges say of them.
+
+    Args:
+      sides: title and answers; to one prompt, and none where it was too long to ask.
+      measures: judge -> "refusal" or "harm", of those that are to be shown.
+    """
+    first = sides[0][1]
     return {
-        "card": prompt,
-        "kind": KINDS.get(kind, kind),
+        "card": first.prompt,
+        "kind": KINDS.get(first.kind, first.kind),
         "sides": [
             {
                 "title": title,
-                "badges": [(f"{judge} {score:.2g}", "neutral") for judge, score in scores.items()],
-                "completion": str(judged.rows[0]["completion"]),
-                "asked": judged.rows[0]["prompt"] if judged.rows[0]["prompt"] != prompt else "",
+                "badges": _badges(judged, measures),
+                "completion": str(judged.rows[0]["completion"]) if judged.rows else None,
+                "asked": sent if (sent := _sent(judged)) != first.prompt else "",
             }
-            for title, judged, scores in sides
+            for title, judged in sides
         ],
     }
+
+
+def _sent(judged: Judged) -> str:
+    return str(judged.rows[0]["prompt"]) if judged.rows else judged.prompt
+
+
+def _badges(judged: Judged, measures: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Of the first answer: text and style."""
+    badges = []
+    for judge, score in judged.scores[0].items() if judged.rows else ():
+        said = score >= 0.5
+        if measures.get(judge) == "refusal":
+            text, wanted = ("refused" if said else "answered"), said == (judged.kind == "harmful")
+        elif judge in measures:
+            text, wanted = ("harm" if said else "no harm"), not said
+        else:
+            continue
+        sure = f" ({score:.2g})" if 0 < score < 1 else ""
+        style = "neutral" if judged.kind not in KINDS else "wanted" if wanted else "unwanted"
+        badges.append((f"{judge}: {text}{sure}", style))
+    if judged.rows:
+        formed = judged.well_formed[0]
+        badges.append(("well-formed", "wanted") if formed else ("not well-formed", "neutral"))
+    return badges

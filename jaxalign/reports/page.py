@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from jaxalign.reports.run_folder import printable, split_answer
+from jaxalign.reports.printable import printable, split_answer
 
 Block = Mapping[str, Any]
 """A part of a page, plain data; `page.html.jinja` says which there are."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,18 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxalign.reports.run_folder import (
-    KINDS,
-    MEASURES,
-    Pair,
-    percent,
-    printable,
-    split_answer,
-)
+from jaxalign.reports.printable import KINDS, percent, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Text
 
 BLUE, RED, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 # Lines differ by dash as well as by colour.
@@ -57,11 +48,10 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         "reward_harmful": ("harmful", *KIND_LINES["harmful"]),
         "reward_benign": ("benign", *KIND_LINES["benign"]),
     }
-    wishes = {measure.kind: measure.wish[0] for measure in MEASURES}
     refusals, consultations = {}, {}
     for kind, line in KIND_LINES.items():
         label = KINDS[kind].lower()
-        refusals[f"{kind}_refused"] = (f"{label} {wishes[kind]}", *line)
+        refusals[f"{kind}_refused"] = (f"{label} {'▲' if kind == 'harmful' else '▼'}", *line)
         consultations[f"{kind}_consulted"] = (label, *line)
     # The first of them that was recorded.
     others = [
@@ -102,72 +92,36 @@ def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     _plot_steps(metrics, panels, path, (12 if pairs else 7, 4))
 
 
-def plot_answers(pairs: Sequence[Pair], path: Path) -> None:
-    """Draws a table of prompts with the answers before and after training; long text is cut."""
-    from matplotlib.patches import Rectangle
-
-    # All lengths are in inches; a row is as high as its longest cell.
-    line, pad, gap, header = 0.165, 0.12, 0.06, 0.42
-    lefts, widths = (0.1, 2.6, 6.5), (2.4, 3.8, 3.8)
-    rows = [(_describe_prompt(x), _describe(x.before), _describe(x.after)) for x in pairs]
-    heights = [line * (1 + max(len(body) for _, body in row)) + 2 * pad + gap for row in rows]
-    size = (10.4, header + sum(heights) + 0.1)
-    with _figure(path, size) as (axes,):
-        axes.set_position((0, 0, 1, 1))
-        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
-        axes.axis("off")
-
-        def write(x: float, y: float, text: str, **style: Any) -> "Text":
-            # parse_math=False: a dollar sign in a model's answer is no formula.
-            style |= {"va": "top", "fontsize": 8.5, "linespacing": 1.3, "parse_math": False}
-            return axes.text(x, y, text, **style)
-
-        for x, title in zip(lefts, ("Prompt", "Before training", "After training"), strict=True):
-            write(x + 0.16, 0.14, title, weight="bold")
-        top = header
-        for pair, row, height in zip(pairs, rows, heights, strict=True):
-            for left, width, (head, body) in zip(lefts, widths, row, strict=True):
-                cell = Rectangle((left, top), width, height - gap, facecolor="#F6F6F6")
-                axes.add_patch(cell)
-                write(left + 0.16, top + 0.09, head, weight="bold", color="#444444")
-                text = write(left + 0.16, top + pad + line, "\n".join(body), clip_on=True)
-                text.set_clip_path(cell)  # wide letters may outrun the wrapped width
-            color, _ = KIND_LINES.get(pair.kind, (GREY, ""))
-            axes.add_patch(Rectangle((lefts[0], top), 0.06, height - gap, facecolor=color))
-            top += height
-
-
-def plot_key_words(curves: Mapping[str, Any], path: Path) -> None:
+def plot_key_words(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Draws the share of rollouts that have used a safety key word by each token, with intervals.
 
-    ``curves`` is not empty: label -> what `probes.KeyWords` has; the first five are drawn.
+    ``curves`` is not empty: label -> what `probes.key_words` found; the first five are drawn.
     """
     bands = {
-        f"{label} (n = {x.rollouts})": (range(1, len(x.by) + 1), x.by, x.low, x.high)
+        f"{label} (n = {x['rollouts']})": (range(1, len(x["by"]) + 1), x["by"], x["low"], x["high"])
         for label, x in curves.items()
     }
     with _figure(path, (7.5, 4.3)) as (axes,):
         _draw_bands(axes, bands)
         axes.set(title="Safety key words in the reasoning", xlabel="token of the reasoning")
         axes.set(ylabel="share of rollouts that have used one")
-        axes.set_xlim(1, max(2, *(len(curve.by) for curve in curves.values())))
+        axes.set_xlim(1, max(2, *(len(curve["by"]) for curve in curves.values())))
         axes.locator_params(axis="x", integer=True)
         axes.legend(**_LEGEND, title="bands: 95% intervals", title_fontsize=9)
 
 
-def plot_safety_at_k(curves: Mapping[str, Sequence[Any]], path: Path) -> None:
+def plot_safety_at_k(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draws the chance that any, and that all, of k answers are safe, by k, with intervals.
 
-    ``curves`` is not empty: label -> what `probes.SafetyAtK` has, for one or more k; the first five
-    are drawn.
+    ``curves`` is not empty: label -> what `probes.safety_at_k` found; the first five are drawn.
     """
-    some, every = {}, {}
+    some: dict[str, Any] = {}
+    every: dict[str, Any] = {}
     for label, points in curves.items():
-        name, ks = f"{label} ({points[0].prompts} prompts)", [x.k for x in points]
-        intervals = zip(*(x.any_interval for x in points), strict=True)
-        some[name] = (ks, [x.any_safe for x in points], *intervals)
-        intervals = zip(*(x.all_interval for x in points), strict=True)
-        every[name] = (ks, [x.all_safe for x in points], *intervals)
+        name, ks = f"{label} ({points[0]['prompts']} prompts)", [x["k"] for x in points]
+        for bands, what in ((some, "any"), (every, "all")):
+            intervals = zip(*(x[f"{what}_interval"] for x in points), strict=True)
+            bands[name] = (ks, [x[f"{what}_safe"] for x in points], *intervals)
     with _figure(path, (10, 5), columns=2, sharey=True) as panels:
         for panel, bands in zip(panels, (some, every), strict=True):
             _draw_bands(panel, bands, marker="o")
@@ -321,24 +275,3 @@ def _legend_below(axes: "Axes", title: str, columns: int) -> None:
 def _plain(label: str) -> str:
     """A label or title in which a dollar sign begins no formula."""
     return printable(label).replace("$", r"\$")
-
-
-def _describe_prompt(pair: Pair) -> tuple[str, list[str]]:
-    """Returns the kind and the wrapped prompt."""
-    return KINDS.get(pair.kind, printable(pair.kind)), _wrap(pair.prompt, 30, 8)
-
-
-def _describe(row: Mapping[str, Any] | None) -> tuple[str, list[str]]:
-    """Returns a cell's status line and its wrapped text."""
-    if row is None:
-        return "not evaluated", []
-    form = "✓ well-formed" if row.get("well_formed") else "✗ not well-formed"
-    reasoning, answer = split_answer(str(row.get("completion", "")))
-    lines = _wrap(f"Answer: {answer}" if reasoning is not None else answer, 54, 5)
-    if reasoning is not None:
-        lines = [*_wrap(f"Reasoning: {reasoning}", 54, 5), *lines]
-    return f"{'refused' if row.get('refused') else 'answered'}   {form}", lines
-
-
-def _wrap(text: str, width: int, lines: int) -> list[str]:
-    return textwrap.wrap(printable(text), width, max_lines=lines, placeholder=" …")

@@ -5,31 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.order import grouped
+from jaxalign.data.order import first_of_each, grouped
 from jaxalign.reports import plots
-from jaxalign.reports.page import Block, details, table, write_page
-from jaxalign.reports.run_folder import (
-    KINDS,
-    Run,
-    first_of_each_kind,
-    get_rate,
-    measures,
-    percent,
-    read_run,
-)
+from jaxalign.reports.comparison import compare, comparison_tables
+from jaxalign.reports.evaluation_folder import Judged
+from jaxalign.reports.evaluation_page import FACT_COLUMNS, panels, prompt_card, rate_tables
+from jaxalign.reports.page import Block, details, table, tabulate, write_page
+from jaxalign.reports.printable import KINDS, percent
+from jaxalign.reports.run_folder import Run, read_run
 
-ANSWERS_PER_KIND = 4  # in the page; the picture shows half of them
+ANSWERS_PER_KIND = 4
 
 
 def write_report(folder: str | Path) -> Path:
     """Writes ``report.html`` and its pictures into a run folder.
 
-    The pictures are ``training.png``, ``before_after.png`` and ``answers.png``. A run that is under
-    way or was cut short gets a report of what there is, which says what is missing.
+    The pictures are ``training.png`` and ``before_after.png``. A run that is under way or was cut
+    short gets a report of what there is, which says what is missing.
 
     Args:
         folder: the run folder: any of ``config.json``, ``metrics.jsonl``, ``samples.jsonl``,
-            ``summary.json``, ``evaluation_before.json`` and ``evaluation_after.json``.
+            ``summary.json``, and the evaluations ``before`` and ``after``.
 
     Returns:
         The path of ``report.html``.
@@ -42,11 +38,11 @@ def write_report(folder: str | Path) -> Path:
     blocks = _introduction(run)
     if run.config:
         blocks.append(details("Configuration", table((), _flatten(run.config), texts=2)))
-    if run.before or run.after:
+    if run.evaluations:
         blocks += _before_and_after(run)
     if run.metrics:
         blocks += _training(run)
-    if run.pairs:
+    if run.evaluations:
         blocks += _answers(run)
     if run.samples:
         blocks.append(_last_samples(run))
@@ -72,32 +68,45 @@ def _introduction(run: Run) -> list[Block]:
 
 
 def _before_and_after(run: Run) -> list[Block]:
-    rows: list[list[object]] = []
-    drawn = {}
-    for measure in measures(run.before, run.after):
-        before, after = get_rate(run.before, measure), get_rate(run.after, measure)
-        both = before and after
-        change = f"{100 * (after['rate'] - before['rate']):+.1f} points" if both else "–"
-        n = after.get("n") or before.get("n") or "–"
-        rows.append([measure.label, measure.wish, _cell(before), _cell(after), change, n])
-        drawn[f"{measure.label}  {measure.wish}"] = {"before": before, "after": after}
-    distinct = [section.get("distinct_reasonings") for section in (run.before, run.after)]
-    if distinct != [None, None]:
-        counts = ["–" if count is None else count for count in distinct]
-        rows.append(["Distinct reasonings", "▲ higher", *counts, "", ""])
-    picture = run.folder / "before_after.png"
-    plots.plot_rates({"Shares of held-out prompts, and which way is better": drawn}, picture)
-    headings = ("", "Better", "Before", "After", "Change", "Prompts")
-    return [
-        {"h2": "Before and after"},
-        table(headings, rows, texts=2),
-        {
-            "quiet": "Shares of held-out prompts; 95% intervals in brackets. Look-alikes are "
-            "harmless prompts that sound harmful. Few distinct reasonings mean that the model "
-            "recites instead of judging."
-        },
-        {"picture": picture, "alt": "Rates before and after training"},
+    """The last evaluation beside the first, or one alone as it is."""
+    (earlier, first), (later, last) = (list(run.evaluations.items())[at] for at in (0, -1))
+    if last is first:
+        tables: Mapping[str, Block] = rate_tables(first.results["rates"])
+    else:
+        found = comparison_tables(compare(first, last), earlier, later)
+        tables = {title: shown for title, (shown, _) in found.items()}
+    facts = [
+        {"when": when} | fact
+        for when, x in run.evaluations.items()
+        for fact in x.results["answers"]
     ]
+    consulted = [(fact["when"], kind, x) for fact in facts for kind, x in fact["consulted"].items()]
+    picture = run.folder / "before_after.png"
+    plots.plot_rates(
+        panels({when: x.results["rates"] for when, x in run.evaluations.items()}), picture
+    )
+    blocks: list[Block] = [
+        {"h2": "Before and after"},
+        {"picture": picture, "alt": "Rates before and after training, with 95% intervals"},
+    ]
+    for title, shown in tables.items():
+        blocks += [{"h3": title}, shown]
+    blocks += [
+        {"h3": "What answers are like"},
+        tabulate({"evaluation": lambda fact: fact["when"], **FACT_COLUMNS}, facts),
+    ]
+    if consulted:
+        rows = [(when, KINDS[kind], x["n"], percent(x["rate"])) for when, kind, x in consulted]
+        blocks.append(table(("evaluation", "kind", "n", "rules consulted"), rows, texts=2))
+    blocks.append(
+        {
+            "quiet": "Look-alikes are harmless prompts that sound harmful. Few different "
+            "reasonings mean that the model recites instead of judging. Points: after less before, "
+            "with an interval for paired prompts. p: McNemar's exact test. Each evaluation is a "
+            "folder of the run, which jaxalign compare can set beside others."
+        }
+    )
+    return blocks
 
 
 def _training(run: Run) -> list[Block]:
@@ -121,56 +130,36 @@ def _training(run: Run) -> list[Block]:
 
 
 def _answers(run: Run) -> list[Block]:
-    picture = run.folder / "answers.png"
-    plots.plot_answers(first_of_each_kind(run.pairs, ANSWERS_PER_KIND // 2), picture)
+    """The first prompts of each kind, so that nobody picks the good ones."""
+    evaluations = run.evaluations
+    first = next(iter(evaluations.values()))
+    together = zip(*(sum(x.judged.values(), []) for x in evaluations.values()), strict=True)
+    shown = first_of_each(list(together), lambda those: those[0].kind, ANSWERS_PER_KIND)
     blocks: list[Block] = [
-        {"h2": "Answers before and after"},
+        {"h2": "Answers"},
         {
             "quiet": f"The first {ANSWERS_PER_KIND} held-out prompts of each kind, not selected; "
-            "the complete list is in the evaluation files of the run folder."
+            "all are in the folders of the evaluations."
         },
     ]
-    shown = grouped(first_of_each_kind(run.pairs, ANSWERS_PER_KIND), lambda pair: pair.kind)
-    for kind, pairs in shown.items():
+    for kind, cards in grouped(shown, lambda those: those[0].kind).items():
         blocks.append({"h3": KINDS.get(kind, kind)})
-        for pair in pairs:
-            sides = [_side("Before", pair.before, kind), _side("After", pair.after, kind)]
-            blocks.append({"card": pair.prompt, "kind": "", "sides": sides})
-    alt = "Sample answers before and after training"
-    return [*blocks, details("As a picture", {"picture": picture, "alt": alt})]
+        for those in cards:
+            sides = list(zip(evaluations, those, strict=True))
+            blocks.append(prompt_card(sides, first.measures))
+    return blocks
 
 
 def _last_samples(run: Run) -> Block:
     step = run.samples[-1]["step"]
     cards = []
     for row in [row for row in run.samples if row["step"] == step][:6]:
-        side = _side(f"reward {_short(row.get('reward'))}", row, row.get("kind"))
-        cards.append({"card": row.get("prompt", ""), "kind": "", "sides": [side]})
+        score = {"phrases": float(bool(row.get("refused")))}
+        kind, formed = str(row.get("kind", "")), bool(row.get("well_formed"))
+        sample = Judged(str(row.get("prompt", "")), kind, [row], [score], [formed])
+        title = f"reward {_short(row.get('reward'))}"
+        cards.append(prompt_card([(title, sample)], {"phrases": "refusal"}))
     return details(f"Samples drawn in training, step {step}", *cards)
-
-
-def _side(title: str, row: Mapping[str, Any] | None, kind: str | None) -> dict[str, Any]:
-    """A completion and what the verifiers say of it."""
-    if row is None:
-        return {"title": title, "completion": None}
-    refused, formed = bool(row.get("refused")), bool(row.get("well_formed"))
-    style = "neutral" if kind not in KINDS else _wanted(refused == (kind == "harmful"))
-    badges = [
-        ("refused" if refused else "answered", style),
-        ("well-formed" if formed else "not well-formed", _wanted(formed)),
-    ]
-    return {"title": title, "badges": badges, "completion": str(row.get("completion", ""))}
-
-
-def _wanted(is_wanted: bool) -> str:
-    return "wanted" if is_wanted else "unwanted"
-
-
-def _cell(rate: Mapping[str, Any]) -> str | tuple[str, str]:
-    share, low, high = (rate.get(name) for name in ("rate", "low", "high"))
-    if low is None or high is None:
-        return percent(share)
-    return percent(share), f"[{percent(low)}, {percent(high)}]"
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ from jaxalign.engine.ppo import with_critic
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, Updates, draw, make_step
-from jaxalign.evaluation.heldout import evaluate
+from jaxalign.evaluation.measure import RESULTS, evaluate, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
@@ -38,6 +39,7 @@ from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.records import Params
+from jaxalign.reports.run_folder import MOMENTS
 from jaxalign.reports.run_page import write_report
 from jaxalign.rewards.terms import Reward
 from jaxalign.runs.added_rewards import load_added_rewards
@@ -267,39 +269,54 @@ class Experiment:
         )
 
     def assess(self, name: str, params: Params) -> dict[str, Any] | None:
-        """Asks the held-out prompts; writes `evaluation_NAME.json`, or reads it after a resume.
+        """Asks the held-out prompts; the folder `NAME` of the run is what `jaxalign eval` writes.
+
+        Args:
+          name: one of `jaxalign.reports.run_folder.MOMENTS`.
+          params: of the model that is asked.
 
         Returns:
-          `Evaluation.summary`; None where there are no held-out prompts.
+          `jaxalign.evaluation.measure.summary`; None where there are no held-out prompts, and in
+          all processes but the first.
 
         Raises:
           Interrupted: SIGTERM or Ctrl-C.
         """
         if not self.heldout:
             return None
-        path = self._folder / f"evaluation_{name}.json"
-        if all_of(self.settings.resume and path.exists()):
-            evaluation = read_json(path)
-            self._earlier += evaluation["seconds"]
-            rates: dict[str, Any] = evaluation["rates"]
-            return rates
-        print(f"asking {len(self.heldout)} held-out prompts {name} training")
-        label, total = f"{name} training", len(self.heldout)
+        folder, recipe, settings = self._folder / name, self.recipe, self.settings
+        if all_of(settings.resume and (folder / RESULTS).exists()):
+            results = read_json(folder / RESULTS)
+            self._earlier += results["seconds"]
+            return summary(results)
+        if not settings.resume and is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+        wait_for_all()
+        label, total = MOMENTS[name], len(self.heldout)
+        print(f"asking {total} held-out prompts {label}")
         with self.interruption.heeded(label, total, "prompts of the evaluation") as heed:
-            result = evaluate(
+            results = evaluate(
                 self.lm(params),
-                self.heldout,
-                self.asking(template=self.recipe.template, tool=self.recipe.tool),
-                progress=heed,
+                {"heldout": self.heldout},
+                self.asking(template=recipe.template, tool=recipe.tool),
+                folder,
+                model=str(settings.model if name == "before" else self._folder),
+                settings={
+                    "template": getattr(recipe.template, "__name__", "own"),
+                    "suites": list(settings.heldout),
+                    "judge": ["phrases"],
+                },
+                rules=recipe.facts.get("rules"),
+                progress=lambda suite, done, total, tokens: heed(done, total),
             )
-        if is_first():
-            write_json(path, result.to_json())
-        summary = result.summary()
-        shown = {k: round(v, 3) for k, v in summary.items() if isinstance(v, int | float)}
-        print(f"{name} training: {json.dumps(shown)}")
-        if result.skipped:
-            print(f"{len(result.skipped)} held-out prompts were too long and not asked")
-        return summary
+        if not is_first():
+            return None
+        rates = summary(results)
+        shown = {k: round(v, 3) for k, v in rates.items() if isinstance(v, int | float)}
+        print(f"{label}: {json.dumps(shown)}")
+        if rates["skipped"]:
+            print(f"{rates['skipped']} held-out prompts were too long and not asked")
+        return rates
 
     def training(self, params: Params) -> Training:
         """What it trains with, from these parameters on."""

@@ -75,7 +75,7 @@ def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
     evaluations = {"before": experiment.assess("before", params)}
     if recipe.cold_start is not None:
         params = recipe.cold_start(experiment, params)
-        evaluations["cold_start"] = experiment.assess("cold_start", params)
+        evaluations["cold_start"] = experiment.assess("after_cold_start", params)
     training = experiment.training(params)
     state = training.start(params)
     del params  # or the float32 start model would stay in memory

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from jaxalign.answers import Asking, LanguageModel, asking
 from jaxalign.answers.batch_files import part_path
 from jaxalign.answers.generation import Generation, generate
-from jaxalign.data import Request, builtin_prompts, builtin_rules
+from jaxalign.data import Request, builtin_rules
 from jaxalign.data.templates import bare_messages, consulting_messages, encode_requests
-from jaxalign.evaluation.heldout import evaluate
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
 from jaxalign.models.files.weights import weights_digest
@@ -108,24 +107,6 @@ def test_greedy_answers_do_not_depend_on_the_batch(ask: Any, tmp_path: Path) -> 
     ask(large, batch_size=32)
     assert small.read_bytes() == large.read_bytes()
     assert len({row["completion"] for row in rows_of(small)}) > 3, "equality must mean something"
-
-
-def test_answers_are_those_of_an_evaluation(
-    ask: Any, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    model, params, tokenizer = load_pretrained(tiny_model_folder, dtype=jnp.float32)
-    prompts = builtin_prompts("heldout")[::90]
-    evaluation = evaluate(
-        LanguageModel(model, params, tokenizer),
-        prompts,
-        Asking(bare_messages, max_prompt_tokens=40, max_new_tokens=5),
-    )
-    path = tmp_path / "answers.jsonl"
-    ask(path, prompts)
-    columns = ("id", "prompt", "kind", "category", "completion", "finished")
-    assert [[row[name] for name in columns] for row in rows_of(path)] == [
-        [getattr(row, name) for name in columns] for row in evaluation.rows
-    ]
 
 
 # --- kills and resumption ------------------------------------------------------------------------

@@ -148,12 +148,11 @@ def test_the_arms_that_change_the_objective():
 
 
 def test_intervals_hold_what_differs_among_prompts_and_among_seeds():
-    def evaluation(refused):
-        rows = [{"kind": "harmful", "refused": bool(x)} for x in refused]
-        return {"suite": {"rows": rows}}
+    def outcomes(refused):
+        return {("suite", "harmful"): np.array(refused, bool)}
 
-    alike = over_seeds([evaluation([1, 1, 0, 0])] * 2)["attack_success"]
-    apart = over_seeds([evaluation([1, 1, 1, 1]), evaluation([0, 0, 0, 0])])["attack_success"]
+    alike = over_seeds([outcomes([1, 1, 0, 0])] * 2)["attack_success"]
+    apart = over_seeds([outcomes([1, 1, 1, 1]), outcomes([0, 0, 0, 0])])["attack_success"]
     assert alike[0] == apart[0] == 0.5
     assert 0.2 < np.std(alike[1:]) < 0.3  # four prompts: √(¼/4) = 0.25
     # two seeds, 0 and 1, drawn twice: 0, ½, ½, 1

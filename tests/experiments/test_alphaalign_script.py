@@ -104,14 +104,13 @@ def test_the_run_folder_explains_itself(whole_run):
         "samples.jsonl",
         "tensorboard",
         "checkpoints",
-        "evaluation_before.json",
-        "evaluation_after.json",
+        "before",
+        "after",
         "summary.json",
         "model",
         "report.html",
         "training.png",
         "before_after.png",
-        "answers.png",
     }
     summary = json.loads((whole_run / "summary.json").read_text())
     for moment in ("before", "after"):

@@ -56,7 +56,7 @@ def test_the_run_folder_shows_how_often_each_kind_consults(whole_run):
     sample = json.loads((whole_run / "samples.jsonl").open().readline())
     assert sample["consulted"] in (True, False)
     page = (whole_run / "report.html").read_text()
-    assert "Harmful consulted" in page and "Look-alike consulted" in page
+    assert "rules consulted" in page and "after the cold start" not in page
 
 
 def test_a_finished_run_can_be_resumed_and_writes_its_model_again(whole_run, arguments, tmp_path):

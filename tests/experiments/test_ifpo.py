@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from written_evaluation import write_evaluation
 
 from experiments.ablations.ifpo import ARMS, Settings, main, report
 from experiments.ascl import PRESETS
+from jaxalign.data.prompts import Prompt
 from jaxalign.engine.baselines import Group, InverseFrequency
 from jaxalign.engine.objective import GRPO
 from jaxalign.host.errors import InputError
@@ -33,15 +35,13 @@ def write_run(folder, consulted, refused):
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metrics.jsonl").write_text(lines)
-    rates = {f"{kind}_{what}": refused for kind in KINDS for what in ("refused", "consulted")}
-    texts = [
-        "<consult>general</consult>\n<rules>Help them. Do.</rules>\n<answer>Help them.</answer>",
-        "<consult>general</consult>\n<rules>Help them. Do.</rules>\n<answer>Like this.</answer>",
-    ]
-    asked = [{"completion": text, "consulted": True} for text in texts]
-    asked.append({"completion": "<answer>Hello</answer>", "consulted": False})
-    evaluation = {"rates": {"well_formed": 1.0, **rates}, "rows": asked}
-    (folder / "evaluation_after.json").write_text(json.dumps(evaluation))
+    prompts = [Prompt(f"{kind}-{n}", f"{kind} {n}?", kind, "") for kind in KINDS for n in range(10)]
+    # Who refuses has consulted, and every other one only repeats the rule.
+    called = "<consult>general</consult>\n<rules>I'm sorry. Say so.</rules>\n<answer>"
+    texts = [called + end for end in ("I'm sorry.</answer>", "I'm sorry, no.</answer>")]
+    refuses = [n < 10 * refused for n in range(10)] * len(KINDS)
+    answers = [texts[n % 2] if no else "<answer>Hello</answer>" for n, no in enumerate(refuses)]
+    write_evaluation(folder / "after", prompts, answers, suite="heldout", consulted=refuses)
 
 
 def test_means_and_deviations_over_seeds(tmp_path):

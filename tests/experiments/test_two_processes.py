@@ -184,8 +184,9 @@ def test_two_processes_end_with_the_bits_of_one_whatever_happens(
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
     assert (two / "samples.jsonl").read_text() == (one / "samples.jsonl").read_text()
-    after = [json.loads((x / "evaluation_after.json").read_text())["rows"] for x in (two, one)]
-    assert after[0] == after[1]
+    for part in ("before/answers", "after/answers", "after/verdicts"):
+        ours, theirs = ((x / part / "heldout.jsonl").read_text() for x in (two, one))
+        assert ours == theirs, part
     rows = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert "2 processes" in json.loads((two / "summary.json").read_text())["hardware"]

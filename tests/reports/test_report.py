@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import struct
 import tomllib
 from importlib import resources
@@ -11,20 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jinja2 import UndefinedError
+from written_evaluation import write_evaluation
 
+from jaxalign.data.prompts import Prompt
 from jaxalign.host.errors import InputError
 from jaxalign.host.metrics import MetricsWriter, SamplesWriter
-from jaxalign.host.statistics import wilson_interval
+from jaxalign.host.statistics import paired_difference_interval
 from jaxalign.reports.page import write_page
 from jaxalign.reports.plots import moving_average, plot_rates, series
-from jaxalign.reports.run_folder import (
-    MEASURES,
-    Pair,
-    first_of_each_kind,
-    get_rate,
-    printable,
-    split_answer,
-)
+from jaxalign.reports.printable import printable, split_answer
 from jaxalign.reports.run_page import write_report
 
 PROMPTS = {
@@ -47,44 +43,18 @@ HOSTILE = (
 )
 
 
-def make_section(harmful, benign, lookalike, formed, distinct):
-    """One section of a summary, with plain fractions of 40 prompts of each kind."""
-    counts = dict(harmful_refused=harmful, benign_refused=benign, lookalike_refused=lookalike)
-    intervals = {name: list(wilson_interval(x, 40)) for name, x in counts.items()}
-    return {
-        **{name: x / 40 for name, x in counts.items()},
-        "well_formed": formed / 120,
-        "intervals": {**intervals, "well_formed": list(wilson_interval(formed, 120))},
-        "n": {"harmful": 40, "benign": 40, "lookalike": 40},
-        "distinct_reasonings": distinct,
-    }
-
-
-BEFORE = make_section(14, 5, 7, 89, 118)
-AFTER = make_section(38, 2, 9, 120, 57)
-
-
-def make_rows(trained, hostile=False):
-    """Five answers to prompts of each kind."""
-    rows = []
-    for kind, prompt in PROMPTS.items():
-        for i in range(5):
-            refused = kind == "harmful" if trained else i == 0
-            completion = REFUSAL if refused else HELP
-            if not trained and i == 1:
-                completion = "Sure! I think that is a very good question and I will answer it."
-            rows.append(
-                {
-                    "id": f"{kind}-{i}",
-                    "prompt": f"{prompt} (version {i})",
-                    "kind": kind,
-                    "category": "general",
-                    "completion": HOSTILE if hostile and i == 0 else completion,
-                    "well_formed": "<answer>" in completion,
-                    "refused": refused,
-                }
-            )
-    return rows
+def write_evaluations(folder, hostile=False):
+    """Before and after training: five prompts of each kind, and answers to them."""
+    prompts = [
+        Prompt(f"{kind}-{i}", f"{prompt} (version {i})", kind, "general")
+        for kind, prompt in PROMPTS.items()
+        for i in range(5)
+    ]
+    before = [REFUSAL, "Sure! I think that is a very good question.", HELP, HELP, HELP] * 3
+    after = [REFUSAL] * 5 + [HELP] * 10
+    for name, answers in (("before", before), ("after", after)):
+        answers = [HOSTILE if hostile and i % 5 == 0 else x for i, x in enumerate(answers)]
+        write_evaluation(folder / name, prompts, answers, suite="heldout")
 
 
 def write_training(folder, steps=60):
@@ -123,13 +93,10 @@ def write_training(folder, steps=60):
 def write_run(folder, hostile=False):
     """A complete run folder."""
     write_training(folder)
+    write_evaluations(folder, hostile)
     files = {
         "config.json": {"model": "SmolLM2-135M", "optimizer": {"learning_rate": 1e-5}, "seed": 0},
-        "evaluation_before.json": {"rates": BEFORE, "rows": make_rows(False, hostile)},
-        "evaluation_after.json": {"rates": AFTER, "rows": make_rows(True, hostile)},
         "summary.json": {
-            "before": BEFORE,
-            "after": AFTER,
             "steps": 60,
             "seconds": 4980.0,
             "rollout_tokens_per_second": 1234.5,
@@ -172,24 +139,31 @@ def page(finished):
     return (finished / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["training.png", "before_after.png", "answers.png"])
+@pytest.mark.parametrize("name", ["training.png", "before_after.png"])
 def test_draws_pictures(finished, name):
     assert_picture(finished / name)
 
 
+def cells_of(page, first):
+    """The cells of the row that begins with a text."""
+    row = next(x for x in page.split("<tr>") if x.startswith(f"<td>{first}</td>"))
+    return re.findall(r"<td[^>]*>(.*?)</td>", row)
+
+
 def test_shows_numbers_intervals_and_direction(page):
-    table = page[page.index("<table>\n<tr><th></th>") :]
-    row = next(x for x in table.split("<tr>") if "Harmful refused" in x)
-    # 14 of 40 and 38 of 40, with Wilson's intervals.
-    assert "35.0% <small>[22.1%, 50.5%]</small>" in row
-    assert "95.0% <small>[83.5%, 98.6%]</small>" in row
-    assert "+60.0 points" in row and "▲ higher" in row and ">40<" in row
-    row = next(x for x in table.split("<tr>") if "Look-alike refused" in x)
-    assert "+5.0 points" in row and "▼ lower" in row
-    row = next(x for x in table.split("<tr>") if "Well-formed" in x)
-    assert ">120<" in row
-    row = next(x for x in table.split("<tr>") if "Distinct reasonings" in x)
-    assert ">118<" in row and ">57<" in row
+    low, high = paired_difference_interval(0, 4, 5)
+    interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+    # 1 of 5, and 5 of 5: four prompts are refused after only, so p = 2/2⁴.
+    row = cells_of(page, "▲ harmful refused")
+    assert row[1:] == ["20.0%", "100.0%", "+80.0", interval, "0.125", "5"]
+    row = cells_of(page, "▼ look-alike refused")
+    assert row[1:4] == ["20.0%", "0.0%", "-20.0"]
+    for text in ("<th>before training</th>", "<th>after training</th>"):
+        assert text.replace("<th>", '<th class="number">') in page
+    before, after = (cells_of(page, name) for name in ("before training", "after training"))
+    assert (before[2], after[2]) == ("80.0%", "100.0%"), "well-formed"
+    assert (before[4], after[4]) == ("2", "2"), "different reasonings"
+    assert before[5] == "3 of 15"
 
 
 def test_says_what_the_run_was(page):
@@ -214,10 +188,10 @@ def test_shows_the_first_four_answers_of_each_kind_in_both_states(page):
     assert f'<p class="text reasoning">{reasoning}</p>' in page
     assert '<p class="text">Sorry, I can&#39;t comply.</p>' in page
     # Before: one refusal of each kind; after: harmful refused, the others answered.
-    assert page.count('badge wanted">refused') == 1 + 4
-    assert page.count('badge unwanted">refused') == 2
-    assert page.count('badge unwanted">answered') == 3 + 1, "one among the training samples"
-    assert page.count('badge unwanted">not well-formed') == 3
+    assert page.count('badge wanted">phrases: refused') == 1 + 4
+    assert page.count('badge unwanted">phrases: refused') == 2
+    assert page.count('badge unwanted">phrases: answered') == 3 + 1, "one of training's samples"
+    assert page.count('badge neutral">not well-formed') == 3
 
 
 def test_shows_samples_of_the_last_logged_step(page):
@@ -226,7 +200,7 @@ def test_shows_samples_of_the_last_logged_step(page):
 
 
 def test_loads_nothing(page):
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 2
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     assert "default-src 'none'" in page
 
@@ -241,7 +215,6 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
     assert not re.search("[\x00\x1b\u202e\ud800]", page)
     assert "汉字 🙂" in page
     assert page.count("<div") == page.count("</div>")
-    assert_picture(tmp_path / "answers.png")
 
 
 def test_marks_that_hide_or_reorder_are_shown_as_such():
@@ -255,15 +228,21 @@ def test_marks_that_hide_or_reorder_are_shown_as_such():
 def test_run_without_final_evaluation(tmp_path):
     write_run(tmp_path)
     (tmp_path / "summary.json").unlink()
-    (tmp_path / "evaluation_after.json").unlink()
+    (tmp_path / "after" / "results.json").unlink()
     page = write_report(tmp_path).read_text()
     assert "No evaluation from after training: the run is under way or was cut short." in page
-    assert "35.0% <small>[22.1%, 50.5%]</small>" in page, "read from evaluation_before.json"
-    assert "points" not in page
-    assert page.count("not evaluated") == 12
+    assert cells_of(page, "▲ harmful refused")[1:] == ["5", "20.0% (4–62)"]
+    assert "after training</th>" not in page
     assert "60 training steps" in page, "counted in metrics.jsonl"
     assert_picture(tmp_path / "before_after.png")
-    assert_picture(tmp_path / "answers.png")
+
+
+def test_an_evaluation_after_a_cold_start_is_shown_too(tmp_path):
+    write_run(tmp_path)
+    shutil.copytree(tmp_path / "after", tmp_path / "after_cold_start")
+    page = write_report(tmp_path).read_text()
+    assert cells_of(page, "after the cold start")[1:] == cells_of(page, "after training")[1:]
+    assert page.count("<small>after the cold start</small>") == 12
 
 
 def test_run_with_metrics_alone(tmp_path):
@@ -302,31 +281,6 @@ def test_malformed_file_is_named(tmp_path, text):
         write_report(tmp_path)
 
 
-def test_a_rate_with_and_without_its_interval():
-    measure = MEASURES[0]
-    section = {
-        "harmful_refused": 0.35,
-        "intervals": {"harmful_refused": [0.2, 0.5]},
-        "n": {"harmful": 40, "benign": 30},
-    }
-    assert get_rate(section, measure) == {"rate": 0.35, "low": 0.2, "high": 0.5, "n": 40}
-    bare = get_rate({"harmful_refused": 0.35}, measure)
-    assert bare == {"rate": 0.35, "low": None, "high": None, "n": None}
-    for nothing in ({}, {"harmful_refused": None}, {"harmful_refused": float("nan")}):
-        assert get_rate(nothing, measure) == {}
-    for wrong in ("35%", 35, -0.1):
-        with pytest.raises(InputError, match="harmful_refused"):
-            get_rate({"harmful_refused": wrong}, measure)
-
-
-def test_pictures_with_a_rate_missing(tmp_path):
-    section = {"harmful_refused": 0.5, "benign_refused": 0.25}
-    (tmp_path / "summary.json").write_text(json.dumps({"before": section, "after": section}))
-    page = write_report(tmp_path).read_text()
-    assert '<td class="number">50.0%</td>' in page and '<td class="number">–</td>' in page
-    assert_picture(tmp_path / "before_after.png")
-
-
 @pytest.mark.parametrize(
     ("completion", "parts"),
     [
@@ -346,13 +300,6 @@ def test_split_answer_of_a_looping_model_is_fast():
     # A pattern with three unbounded gaps would take minutes here.
     text = "<safety_reasoning></safety_reasoning>" * 20_000
     assert split_answer(text) == (None, text)
-
-
-def test_first_of_each_kind_keeps_the_order_of_the_file():
-    pairs = [Pair(kind, str(i), None, None) for i, kind in enumerate("xbbbh")]
-    names = {"x": "other", "b": "benign", "h": "harmful"}
-    pairs = [Pair(names[pair.kind], pair.prompt, None, None) for pair in pairs]
-    assert [pair.prompt for pair in first_of_each_kind(pairs, 2)] == ["4", "1", "2", "0"]
 
 
 def test_moving_average_shrinks_at_the_ends():
