@@ -3,12 +3,17 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from jaxalign.host.errors import InputError
+
+ScoreTexts = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""`(requests, answers) -> [n]` float32; higher is better."""
 
 
 def names_function(spec: str) -> bool:
@@ -62,6 +67,48 @@ def load_module(path: Path, name: str, file: str) -> ModuleType:
         del sys.modules[name]
         raise InputError(f"{file} cannot be imported ({describe(error)}); mend it") from error
     return module
+
+
+def guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
+    """The function; what it raises becomes an InputError that begins with `where`."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:  # whatever the user's code does
+            raise InputError(f"{where}: it raised {describe(error)}; mend it") from error
+
+    return call
+
+
+def scoring_texts(function: Callable[..., Any], where: str) -> ScoreTexts:
+    """A function that takes n requests and n answers as lists and returns n finite numbers.
+
+    What comes of it raises an InputError that begins with `where` where it does something else.
+    """
+    call = guarded(function, where)
+
+    def score(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        returned = call(list(requests), list(answers))
+        try:
+            values = np.asarray(returned, np.float32)
+        except (TypeError, ValueError):
+            values = np.asarray(0.0)
+        if values.shape != (len(answers),):
+            count = f"{len(returned)} things" if isinstance(returned, list) else repr(returned)[:40]
+            raise InputError(
+                f"{where}: it returned {count} for {len(answers)} answers; return a list with one "
+                "number for each"
+            )
+        if not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            raise InputError(
+                f"{where}: it gave {values[row]} to the answer {answers[row][:40]!r}; return "
+                "finite numbers"
+            )
+        return values
+
+    return score
 
 
 def describe(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxalign.records import Batch, Rollout, Score
 from jaxalign.rewards.answer_scores import Likelihood
 from jaxalign.rewards.safety import mean_where
-from jaxalign.rewards.terms import Addable, GivenValues
+from jaxalign.rewards.terms import Addable, term_score
 from jaxalign.rewards.verifiers import Verifiers
 
 
@@ -75,22 +75,15 @@ class Helpfulness(Addable):
 
     def __call__(self, batch: Batch, samples: Rollout) -> Score:
         """The `Score` of completions of prompts with `PromptFacts`."""
-        prompts, scored = batch.prompts.tokens.shape[0], batch.facts.questions.shape[0]
-        group = samples.tokens.shape[0] // prompts
+        prompts, facts = batch.prompts.tokens.shape[0], batch.facts
+        scored, group = facts.questions.shape[0], samples.tokens.shape[0] // prompts
         if not scored:
-            nothing = jnp.zeros((prompts, group), jnp.float32)
-            details = {"helpfulness": nothing.reshape(-1)}
-            return Score(nothing, None, {"helpfulness": nothing}, details)
+            return term_score("helpfulness", jnp.zeros((prompts, group), jnp.float32))
         verdict = self.verifiers(samples.tokens, samples.mask)
         first = (prompts - scored) * group
         refused, likelihood = verdict.refused[first:], isinstance(self.scorer, Likelihood)
-        if isinstance(self.scorer, GivenValues):
-            scores = self.scorer.values
-        else:
-            facts, answer = batch.facts, verdict.answer[first:]
-            scores = self.scorer(
-                facts.questions, facts.question_mask, samples.tokens[first:], answer
-            )
+        completions = samples.tokens[first:], verdict.answer[first:]
+        scores = self.scorer(facts.questions, facts.question_mask, *completions)
         name = "answer_likelihood" if likelihood else "answer_score"
         metrics = {name: mean_where(scores, ~refused)}
         if likelihood and not self.normalise:
@@ -99,5 +92,4 @@ class Helpfulness(Addable):
             scores.reshape(scored, group), refused.reshape(scored, group), normalise=self.normalise
         )
         helpful = jnp.pad(helpful, ((prompts - scored, 0), (0, 0)))
-        details = {"helpfulness": helpful.reshape(-1)}
-        return Score(helpful, None, {"helpfulness": helpful}, details, metrics)
+        return term_score("helpfulness", helpful, metrics)

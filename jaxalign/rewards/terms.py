@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.host.errors import InputError
-from jaxalign.records import Batch, Rollout, Score
+from jaxalign.records import Batch, Metrics, Rollout, Score
 
 
 class Reward(Protocol):
@@ -113,20 +113,27 @@ def _terms_of(reward: Any) -> tuple[Weighted, ...]:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DeviceReward(Addable):
-    """See `device_reward`."""
+class FunctionReward(Addable):
+    """See `device_reward` and `host_reward`: `function` is a pytree that gives a row's values."""
 
-    function: Callable[[Batch, Rollout], jax.Array] = dataclasses.field(metadata={"static": True})
+    function: Any
     name: str = dataclasses.field(metadata={"static": True})
 
     def __call__(self, batch: Batch, samples: Rollout) -> Score:
         """The `Score` of what the function returns."""
-        return _score(self.name, self.function(batch, samples), batch, samples)
+        rows, prompts = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
+        values = jnp.asarray(self.function(batch, samples), jnp.float32)
+        if values.shape not in ((rows,), (prompts, rows // prompts)):
+            raise ValueError(
+                f"the reward {self.name} has the shape {values.shape}: return one number for each "
+                f"of the {rows} completions"
+            )
+        return term_score(self.name, values.reshape(prompts, -1))
 
 
 def device_reward(
     function: Callable[[Batch, Rollout], jax.Array], name: str | None = None
-) -> DeviceReward:
+) -> FunctionReward:
     """A reward of a function of arrays, which runs inside the compiled step.
 
     Args:
@@ -134,25 +141,12 @@ def device_reward(
         same object at every step, or each step compiles anew.
       name: of the term in metrics; by default the function's.
     """
-    return DeviceReward(function, name or function.__name__)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class HostReward(Addable):
-    """See `host_reward`."""
-
-    values: Any
-    name: str = dataclasses.field(metadata={"static": True})
-
-    def __call__(self, batch: Batch, samples: Rollout) -> Score:
-        """The `Score` of what the function returned."""
-        return _score(self.name, self.values.values, batch, samples)
+    return FunctionReward(jax.tree_util.Partial(function), name or function.__name__)
 
 
 def host_reward(
     function: Callable[[Batch, Rollout], np.ndarray], name: str | None = None
-) -> HostReward:
+) -> FunctionReward:
     """A reward of a Python function, which runs between two compiled programs.
 
     Args:
@@ -160,7 +154,7 @@ def host_reward(
         run's steps bit for bit if its results depend on its arguments alone.
       name: of the term in metrics; by default the function's.
     """
-    return HostReward(HostValues(function), name or function.__name__)
+    return FunctionReward(HostValues(function), name or function.__name__)
 
 
 @jax.tree_util.register_dataclass
@@ -178,13 +172,22 @@ class HostValues:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GivenValues:
-    """What the host said, in the place of `HostValues`.
+    """What the host said, in the place of `HostValues`: a function that looks at no argument.
 
     Attributes:
       values: `[rows]` float32.
     """
 
     values: jax.Array
+
+    def __call__(self, *unused: Any) -> jax.Array:
+        """The values."""
+        return self.values
+
+
+def term_score(name: str, values: jax.Array, metrics: Metrics | None = None) -> Score:
+    """Of the `[N, G]` values of one term: reward, term and a column beside the transcripts."""
+    return Score(values, None, {name: values}, {name: values.reshape(-1)}, metrics or {})
 
 
 def host_parts(reward: Any) -> list[HostValues]:
@@ -208,43 +211,5 @@ def resolve_on_host(
     return jax.tree.map(replace, reward, is_leaf=_is_host)
 
 
-def checked_values(spec: str, returned: Any, texts: list[str]) -> np.ndarray:
-    """What a user's Python function returned, as `[n]` finite float32 numbers.
-
-    Raises:
-      InputError: it is something else; names the function and the remedy.
-    """
-    try:
-        values = np.asarray(returned, np.float32)
-    except (TypeError, ValueError):
-        values = np.asarray(0.0)
-    if values.shape != (len(texts),):
-        count = f"{len(returned)} things" if isinstance(returned, list) else repr(returned)[:40]
-        raise InputError(
-            f"{spec}: it returned {count} for {len(texts)} answers; return a list with one number "
-            "for each"
-        )
-    if not np.isfinite(values).all():
-        row = int(np.argmin(np.isfinite(values)))
-        raise InputError(
-            f"{spec}: it gave {values[row]} to the answer {texts[row][:40]!r}; return finite "
-            "numbers"
-        )
-    return values
-
-
 def _is_host(node: Any) -> bool:
     return isinstance(node, HostValues)
-
-
-def _score(name: str, values: jax.Array, batch: Batch, samples: Rollout) -> Score:
-    """Of one value a row: a reward, a term and a column beside the transcripts."""
-    rows, prompts = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
-    values = jnp.asarray(values, jnp.float32)
-    if values.shape not in ((rows,), (prompts, rows // prompts)):
-        raise ValueError(
-            f"the reward {name} has the shape {values.shape}: return one number for each of the "
-            f"{rows} completions"
-        )
-    values = values.reshape(prompts, -1)
-    return Score(values, None, {name: values}, {name: values.reshape(-1)})

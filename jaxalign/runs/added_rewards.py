@@ -5,10 +5,8 @@ the compiled step. Any other function of two parameters is Python: it gets two l
 requests and the completions, and returns a number for each; it runs between two compiled programs.
 """
 
-import functools
 import inspect
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +18,9 @@ from jaxalign.answers.completing import decode
 from jaxalign.data.prompts import Prompt
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several
-from jaxalign.host.user_functions import describe, load_function
+from jaxalign.host.user_functions import guarded, load_function, scoring_texts
 from jaxalign.records import Batch, Rollout
-from jaxalign.rewards.terms import Reward, checked_values, device_reward, host_reward
+from jaxalign.rewards.terms import Reward, Sum, device_reward, host_reward
 from jaxalign.runs.facts import prompts_of
 
 FLAG = "--add-reward"
@@ -48,28 +46,24 @@ def load_added_rewards(
       InputError: one that cannot be loaded, without a weight, with other parameters, or on the host
         in one of several processes; two of one name.
     """
-    added = [_load(spec, tokenizer, prompts) for spec in specs]
+    added: list[Any] = [_load(spec, tokenizer, prompts) for spec in specs]
     names = [split_weight(spec)[0].rpartition(":")[2] for spec in specs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(
             f"{FLAG}: two functions are called {', '.join(sorted(twice))}, and metrics are named "
             "after them: rename one"
         )
-    return lambda reward: functools.reduce(operator.add, added, reward)
+    return lambda reward: sum(added, reward)
 
 
-def _load(spec: str, tokenizer: Any, prompts: Sequence[Prompt]) -> Reward:
+def _load(spec: str, tokenizer: Any, prompts: Sequence[Prompt]) -> Sum:
     place, weight = split_weight(spec)
     function, name = load_function(place, FLAG), place.rpartition(":")[2]
-
-    def call(*arguments: Any, into: Callable[[Any], Any] = lambda returned: returned) -> Any:
-        try:
-            return into(function(*arguments))
-        except Exception as error:  # whatever the user's code does
-            raise InputError(f"{FLAG} {place}: it raised {describe(error)}; mend it") from error
+    of_arrays = guarded(lambda *arrays: jnp.float32(function(*arrays)), f"{FLAG} {place}")
+    of_texts = scoring_texts(function, f"{FLAG} {place}")
 
     def score_arrays(batch: Batch, samples: Rollout) -> jax.Array:
-        values: jax.Array = call(batch, samples, into=jnp.float32)
+        values: jax.Array = of_arrays(batch, samples)
         rows, asked = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
         if values.shape not in ((rows,), (asked, rows // asked)):
             raise InputError(
@@ -81,8 +75,7 @@ def _load(spec: str, tokenizer: Any, prompts: Sequence[Prompt]) -> Reward:
     def score_texts(batch: Any, samples: Any) -> np.ndarray:
         requests = [prompt.text for prompt in prompts_of(batch, samples, prompts)]
         rows = zip(samples.tokens, samples.present, strict=True)
-        completions = [decode(tokenizer, tokens, present) for tokens, present in rows]
-        return checked_values(f"{FLAG} {place}", call(requests, completions), completions)
+        return of_texts(requests, [decode(tokenizer, tokens, there) for tokens, there in rows])
 
     if _parameters(place, function) == ["batch", "samples"]:
         return weight * device_reward(score_arrays, name)

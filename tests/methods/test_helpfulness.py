@@ -20,11 +20,11 @@ from jaxalign.data.templates import encode_exchange
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, make_step
 from jaxalign.host.errors import InputError
+from jaxalign.host.user_functions import load_function, scoring_texts
 from jaxalign.methods.alphaalign import scorers
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.methods.alphaalign.scorers import (
     by_reward_model,
-    function_texts,
     load_reward_model,
     load_scoring,
     on_host,
@@ -94,7 +94,7 @@ def test_a_reward_model_reads_the_bare_question_and_the_answer(reward_model):
     completions = ["<t>Sky.", "<t>", "<thinking>A long answer, with {braces}.", ">No"]
     answers = [text.partition(">")[2] for text in completions]
     asked = [REQUESTS[0], REQUESTS[0], REQUESTS[1], REQUESTS[1]]
-    chosen = by_reward_model(reward_model, TOKENIZER, PROMPTS, 44)
+    chosen = by_reward_model("scorer", reward_model, TOKENIZER, PROMPTS, 44)
     got = chosen.scorer(None)(*chosen.encode(REQUESTS), *rows(completions, 44))
     by_hand = [
         sequence_scores(model, params, ids, np.ones(ids.shape, bool))[0, 0]
@@ -109,7 +109,9 @@ def test_a_reward_model_reads_the_bare_question_and_the_answer(reward_model):
     ]
     assert np.std(by_hand) > 0.1
     np.testing.assert_allclose(got, by_hand, atol=1e-5)
-    np.testing.assert_allclose(reward_model_texts(reward_model)(asked, answers), by_hand, atol=1e-5)
+    np.testing.assert_allclose(
+        reward_model_texts("scorer", reward_model)(asked, answers), by_hand, atol=1e-5
+    )
 
 
 @pytest.mark.torch
@@ -143,10 +145,12 @@ def test_scores_are_those_of_transformers(name, tmp_path, smollm2_tokenizer):
 
     expected = [their_score(*pair) for pair in zip(asked, answers, strict=True)]
     assert np.std(expected) > 0.1
-    np.testing.assert_allclose(reward_model_texts(loaded)(asked, answers), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        reward_model_texts("scorer", loaded)(asked, answers), expected, atol=1e-4
+    )
 
     prompts = [Prompt(text, text, "benign", "other") for text in asked]
-    chosen = by_reward_model(loaded, smollm2_tokenizer, prompts, 32)
+    chosen = by_reward_model("scorer", loaded, smollm2_tokenizer, prompts, 32)
     tokens, answer = np.zeros((3, 32), np.int32), np.zeros((3, 32), bool)
     for row, text in enumerate(answers):
         before = smollm2_tokenizer("<answer>").input_ids
@@ -191,8 +195,8 @@ def make_batch(chosen):
 
 def test_fused_and_split_paths_give_the_same_numbers(reward_model):
     """The reward model scores tokens inside the step, and texts on the host."""
-    inside = by_reward_model(reward_model, TOKENIZER, PROMPTS, 8)
-    outside = on_host(reward_model_texts(reward_model), TOKENIZER, PROMPTS)
+    inside = by_reward_model("scorer", reward_model, TOKENIZER, PROMPTS, 8)
+    outside = on_host(reward_model_texts("scorer", reward_model), TOKENIZER, PROMPTS)
     optimizer, verifiers = optax.adam(1e-3), safety_verifiers(TOKENIZER)
     step = make_step(MODEL, optimizer, sampling=SAMPLING)
     fused, split = (
@@ -216,7 +220,7 @@ def test_fused_and_split_paths_give_the_same_numbers(reward_model):
 
 def test_answers_get_the_score_that_training_asks_for(reward_model):
     """On R_h alone the reward model's score of the policy's answers goes up."""
-    chosen = by_reward_model(reward_model, TOKENIZER, PROMPTS, 8)
+    chosen = by_reward_model("scorer", reward_model, TOKENIZER, PROMPTS, 8)
     optimizer = optax.adam(2e-2)
     reward = alphaalign_reward(
         safety_verifiers(TOKENIZER), chosen.scorer(None), format_weight=0.0, refusal_weight=0.0
@@ -242,9 +246,8 @@ from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.sharding import make_mesh, to_devices
 from jaxalign.rewards import safety_verifiers
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
-from jaxalign.methods.alphaalign.scorers import (
-    LoadedRewardModel, by_reward_model, on_host, reward_model_texts
-)
+from jaxalign.answers import LanguageModel
+from jaxalign.methods.alphaalign.scorers import by_reward_model, on_host, reward_model_texts
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, make_step
 from jaxalign.records import Batch, Prompts
@@ -270,11 +273,11 @@ def laid(config, seed, mesh):
 def run(mesh, split=False):
     model = Transformer(POLICY, dtype=jnp.float32, mesh=mesh)
     scorer = Transformer(SCORER, dtype=jnp.float32, mesh=mesh)
-    loaded = LoadedRewardModel("scorer", scorer, laid(SCORER, 3, mesh), TOKENIZER)
+    loaded = LanguageModel(scorer, laid(SCORER, 3, mesh), TOKENIZER)
     if split:
-        chosen = on_host(reward_model_texts(loaded), TOKENIZER, PROMPTS)
+        chosen = on_host(reward_model_texts("scorer", loaded), TOKENIZER, PROMPTS)
     else:
-        chosen = by_reward_model(loaded, TOKENIZER, PROMPTS, 6)
+        chosen = by_reward_model("scorer", loaded, TOKENIZER, PROMPTS, 6)
     facts = prompt_facts(PROMPTS, chosen.encode)(PROMPTS)
     asked = Prompts(IDS, np.ones(IDS.shape, bool))
     batch = Batch(*to_devices((asked, kind_indices(PROMPTS), facts), mesh, rows=True))
@@ -398,7 +401,8 @@ def test_a_plan_is_of_the_likelihood_alone():
 def test_a_function_that_returns_no_scores_is_one_line(body, message, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"def score(requests, answers):\n    {body}\n")
-    score = function_texts(f"{file}:score")
+    spec = f"{file}:score"
+    score = scoring_texts(load_function(spec, scorers.FLAG), f"{scorers.FLAG} {spec}")
     with pytest.raises(InputError) as error:
         score(["Hi?", "Hi?"], ["Yes.", "No."])
     assert message in str(error.value) and f"--helpfulness {file}:score: " in str(error.value)
@@ -423,9 +427,9 @@ def test_reward_models_that_are_none(tmp_path, tiny_model_folder, reward_model):
     with pytest.raises(InputError, match="has no chat template; add the one it was trained with"):
         load_reward_model(bare, dtype=jnp.float32)
     with pytest.raises(InputError, match="max_new_tokens=9000 take 90.. positions, it has 8192"):
-        by_reward_model(reward_model, TOKENIZER, PROMPTS, 9000)
+        by_reward_model("scorer", reward_model, TOKENIZER, PROMPTS, 9000)
     with pytest.raises(InputError, match="a request and its answer take 90.. positions"):
-        reward_model_texts(reward_model)(["Hi?"], ["a" * 9000])
+        reward_model_texts("scorer", reward_model)(["Hi?"], ["a" * 9000])
 
 
 def test_several_processes_score_in_the_step_alone(arguments, scorer, monkeypatch):

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.answers.asking import LanguageModel
 from jaxalign.answers.completing import decode
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import (
@@ -28,19 +29,15 @@ from jaxalign.data.templates import (
 )
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several
-from jaxalign.host.user_functions import describe, load_function, names_function
+from jaxalign.host.user_functions import ScoreTexts, load_function, names_function, scoring_texts
 from jaxalign.models import Transformer, load_pretrained, sequence_scores
-from jaxalign.models.completion import compute_params
 from jaxalign.records import Params
 from jaxalign.rewards import Likelihood, RewardModel, answer_span
-from jaxalign.rewards.terms import HostValues, checked_values
+from jaxalign.rewards.terms import HostValues
 from jaxalign.runs.facts import prompts_of
 
 FLAG = "--helpfulness"
 LIKELIHOOD = "likelihood"
-
-ScoreTexts = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-"""`(requests, answers) -> [n]` float32; higher is better."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,26 +78,9 @@ def start_likelihood(model: Transformer, tokenizer: Any, max_prompt_tokens: int)
 # --- reward models -------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedRewardModel:
-    """A reward model as it was loaded.
-
-    Attributes:
-      name: what the user called it.
-      model: with a score head of one label.
-      params: frozen, in the compute dtype.
-      tokenizer: its own.
-    """
-
-    name: str
-    model: Transformer
-    params: Params
-    tokenizer: Any
-
-
 def load_reward_model(
     name: str, *, dtype: Any, mesh: jax.sharding.Mesh | None = None
-) -> LoadedRewardModel:
+) -> LanguageModel:
     """Loads a Hugging Face sequence-classification model with one label and a chat template.
 
     Args:
@@ -122,7 +102,7 @@ def load_reward_model(
             f"{FLAG} {name}: its tokenizer has no chat template; add the one it was trained with "
             "as chat_template in its tokenizer_config.json"
         )
-    return LoadedRewardModel(name, model, compute_params(params, dtype), tokenizer)
+    return LanguageModel(model, params, tokenizer).cast()
 
 
 _PROBES = ("Yes.", "I'm sorry, no.", "1. Mix", "über", "'quoted'", "(so)", "$5")
@@ -145,15 +125,13 @@ def shares_tokenizer(theirs: Any, policys: Any) -> bool:
 
 
 def by_reward_model(
-    reward_model: LoadedRewardModel,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
+    name: str, lm: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> Scoring:
     """A reward model's score: inside the step if it shares the policy's tokenizer.
 
     Args:
-      reward_model: from `load_reward_model`.
+      name: what the user called it.
+      lm: from `load_reward_model`.
       tokenizer: the policy's.
       prompts: of the run; the width of the arrays is that of the longest harmless one.
       max_new_tokens: T.
@@ -161,72 +139,47 @@ def by_reward_model(
     Raises:
       InputError: inside the step, if the longest request and an answer pass its last position.
     """
-    theirs = reward_model.tokenizer
+    theirs = lm.tokenizer
     if not shares_tokenizer(theirs, tokenizer):
-        return on_host(reward_model_texts(reward_model), tokenizer, prompts)
+        return on_host(reward_model_texts(name, lm), tokenizer, prompts)
     requests = [prompt.text for prompt in prompts if prompt.kind != "harmful"] or [""]
     frames = [encode_frame(theirs, request) for request in requests]
     width, closing = max(len(before) for before, _ in frames), frames[0][1]
     positions = width + max_new_tokens + len(closing)
-    if positions > reward_model.model.config.max_positions:
+    if positions > lm.model.config.max_positions:
         raise InputError(
-            f"{FLAG} {reward_model.name}: request and max_new_tokens={max_new_tokens} take "
-            f"{positions} positions, it has {reward_model.model.config.max_positions}: lower "
-            "max_new_tokens or shorten the prompts"
+            f"{FLAG} {name}: request and max_new_tokens={max_new_tokens} take {positions} "
+            f"positions, it has {lm.model.config.max_positions}: lower max_new_tokens or shorten "
+            "the prompts"
         )
 
     def encode(requests: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return pad([encode_frame(theirs, request)[0] for request in requests], width)
 
-    scorer = RewardModel(reward_model.params, reward_model.model, tuple(closing))
+    scorer = RewardModel(lm.params, lm.model, tuple(closing))
     return Scoring(encode, lambda start: scorer)
 
 
 _BUCKET = 64  # widths are multiples of it, so that few programs are compiled
 
 
-def reward_model_texts(reward_model: LoadedRewardModel) -> ScoreTexts:
+def reward_model_texts(name: str, lm: LanguageModel) -> ScoreTexts:
     """Scores of texts, which the reward model's own tokenizer and template turn into ids."""
-    run = jax.jit(functools.partial(sequence_scores, reward_model.model))
-    limit = reward_model.model.config.max_positions
+    run = jax.jit(functools.partial(sequence_scores, lm.model))
+    limit = lm.model.config.max_positions
 
     def score(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         pairs = zip(requests, answers, strict=True)
-        rows = [encode_exchange(reward_model.tokenizer, *pair) for pair in pairs]
+        rows = [encode_exchange(lm.tokenizer, *pair) for pair in pairs]
         longest = max(map(len, rows))
         if longest > limit:
             raise InputError(
-                f"{FLAG} {reward_model.name}: a request and its answer take {longest} positions, "
+                f"{FLAG} {name}: a request and its answer take {longest} positions, "
                 f"it has {limit}: lower max_new_tokens or shorten the prompts"
             )
         tokens, mask = pad(rows, min(limit, -(-longest // _BUCKET) * _BUCKET))
-        scores: np.ndarray = jax.device_get(run(reward_model.params, tokens, mask))[:, 0]
+        scores: np.ndarray = jax.device_get(run(lm.params, tokens, mask))[:, 0]
         return scores
-
-    return score
-
-
-# --- functions of the user's ---------------------------------------------------------------------
-
-
-def function_texts(spec: str) -> ScoreTexts:
-    """Scores by a Python function of the user's, FILE.py:FUNCTION, whose result is checked.
-
-    It takes two lists of n texts, requests and answers, and returns n finite numbers, higher for
-    better answers.
-
-    Raises:
-      InputError: as `load_function`; and, from the result, where the function raises or returns
-        something else.
-    """
-    function = load_function(spec, FLAG)
-
-    def score(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        try:
-            returned = function(list(requests), list(answers))
-        except Exception as error:  # whatever the user's code does
-            raise InputError(f"{FLAG} {spec}: it raised {describe(error)}; mend it") from error
-        return checked_values(f"{FLAG} {spec}", returned, list(answers))
 
     return score
 
@@ -254,16 +207,17 @@ def load_scoring(
       max_new_tokens: T.
 
     Raises:
-      InputError: as `load_reward_model`, `by_reward_model` and `function_texts`; or a score on the
+      InputError: as `load_reward_model`, `by_reward_model` and `load_function`; or a score on the
         host in one of several processes.
     """
     if spec == LIKELIHOOD:
         return start_likelihood(model, tokenizer, max_prompt_tokens)
     if names_function(spec):
-        chosen = on_host(function_texts(spec), tokenizer, prompts)
+        score = scoring_texts(load_function(spec, FLAG), f"{FLAG} {spec}")
+        chosen = on_host(score, tokenizer, prompts)
     else:
-        reward_model = load_reward_model(spec, dtype=model.dtype, mesh=model.mesh)
-        chosen = by_reward_model(reward_model, tokenizer, prompts, max_new_tokens)
+        lm = load_reward_model(spec, dtype=model.dtype, mesh=model.mesh)
+        chosen = by_reward_model(spec, lm, tokenizer, prompts, max_new_tokens)
     if chosen.encode is None and are_several():
         raise InputError(
             f"{FLAG} {spec}: it scores outside of the compiled step, in one process only: leave "
