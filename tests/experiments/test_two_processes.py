@@ -33,7 +33,7 @@ from jaxalign.models.sharding import make_mesh
 from jaxalign.rewards import safety_verifiers
 from jaxalign.runs.batches import Batches
 from jaxalign.runs.facts import prompt_facts
-from jaxalign.methods.ascl.cold_start import collect_traces, fine_tune
+from jaxalign.methods.ascl.cold_start import collect_traces, count_traces, fine_tune
 from jaxalign.methods.ascl.openings import encode_openings
 from jaxalign.engine.optimizer import AdamW
 from jaxalign.engine.step import Sampling
@@ -56,7 +56,7 @@ tuned = fine_tune(
     row_length=256, seed=0, progress=lambda done, loss: losses.append(loss),
 )
 digest = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(fetch(tuned))))
-print(every.tokens.sum(), every.counts(), losses, digest.hexdigest())
+print(sum(sum(x.spoken) for x in every), count_traces(every), losses, digest.hexdigest())
 """
 
 

@@ -13,6 +13,7 @@ from calling_model import RULES, STOP, tokenizer, tool
 from tiny_model import random_params
 
 from jaxalign.data import Prompt
+from jaxalign.data.templates import pad
 from jaxalign.engine.baselines import InverseFrequency, Shrinkage
 from jaxalign.engine.objective import GRPO
 from jaxalign.engine.state import init_state
@@ -20,10 +21,12 @@ from jaxalign.engine.step import Frozen, Sampling, draw, make_step, update_once
 from jaxalign.host.errors import InputError
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.methods.ascl.cold_start import (
-    Traces,
+    Trace,
     balance_traces,
     collect_traces,
+    count_traces,
     fine_tune,
+    make_documents,
 )
 from jaxalign.methods.ascl.consulting import Consulting, consulting_metrics
 from jaxalign.methods.ascl.openings import Opening, Openings, encode_openings, guided_rollout
@@ -219,19 +222,17 @@ def collected(params):
 def test_the_filter_keeps_what_turned_out_right(collected):
     """Nothing refuses here, so no trace of a harmful prompt is right."""
     right, every = collected
-    assert len(every.prompts) == 8 * 4 * 4
+    assert len(every) == 8 * 4 * 4
     expected, repeating = [], []
-    for row, prompt in enumerate(every.prompts):
-        spoken = TOKENIZER.decode(every.tokens[row][every.mask[row]])
-        ended = STOP in every.tokens[row][every.mask[row]]
+    for trace in every:
+        spoken = TOKENIZER.decode(trace.spoken)
         formed = any(letter in "BDEFXYZfjlmpqvw" for letter in spoken)
-        if not prompt.is_harmful and formed and ended:
+        if not trace.prompt.is_harmful and formed and STOP in trace.own:
             again = sum(letter in AGAIN for letter in spoken) > 1
-            (repeating if again else expected).append(row)
-    assert expected and repeating
-    np.testing.assert_array_equal(right.tokens, every.tokens[expected])
-    assert [p.id for p in right.prompts] == [every.prompts[row].id for row in expected]
-    assert right.counts()["harmful, consulted"] == right.counts()["harmful, alone"] == 0
+            (repeating if again else expected).append(trace)
+    assert expected and repeating and right == expected
+    counts = count_traces(right)
+    assert counts["harmful, consulted"] == counts["harmful, alone"] == 0
 
 
 def test_a_guided_trace_is_its_opening_and_what_the_model_makes_of_it(params):
@@ -240,29 +241,23 @@ def test_a_guided_trace_is_its_opening_and_what_the_model_makes_of_it(params):
     chosen = [calls["a"], OPENINGS.alone, calls["bb"], calls["a"]]
     width = OPENINGS.size
     samples = guided_rollout(MODEL, SAMPLING, params, batch(), chosen, key=KEY, width=width)
-    assert samples.tokens.shape == (16, SAMPLING.max_new_tokens)
+    assert samples.tokens.shape == (16, SAMPLING.max_new_tokens - width)
+    assert samples.mask[:, 0].all()
     given = batch()
+    starts = [len(opening.tokens) for opening in chosen for _ in range(4)]
+    owns = [tokens[mask] for tokens, mask in zip(samples.tokens, samples.mask, strict=True)]
+    whole = [[*chosen[row // 4].tokens, *own] for row, own in enumerate(owns)]
     logps = MODEL.logps(
         params,
         given.prompts.tokens,
         given.prompts.mask,
-        samples.tokens,
-        samples.present,
+        *pad(whole, SAMPLING.max_new_tokens),
         prefix=given.prefix,
         temperature=0.7,
     )
-    for row in range(16):
-        opening = chosen[row // 4]
-        asked, start = len(opening.asked), len(opening.asked) + len(opening.answered)
-        tokens, mask = np.asarray(samples.tokens[row]), np.asarray(samples.mask[row])
-        assert tokens[:start].tolist() == [*opening.asked, *opening.answered]
-        assert mask[:asked].all() and not mask[asked:start].any() and mask[start]
-        drawn = mask & (np.arange(len(mask)) >= start)
-        np.testing.assert_array_equal(
-            np.asarray(samples.present[row]), drawn | (np.arange(len(mask)) < start)
-        )
-        np.testing.assert_allclose(samples.logps[row][drawn], logps[row][drawn], atol=1e-4)
-    np.testing.assert_array_equal(samples.mode, np.repeat([1, 0, 1, 1], 4))
+    for row, (start, own) in enumerate(zip(starts, owns, strict=True)):
+        theirs = logps[row, start : start + len(own)]
+        np.testing.assert_allclose(samples.logps[row][samples.mask[row]], theirs, atol=1e-4)
     short = dataclasses.replace(SAMPLING, max_new_tokens=width)
     with pytest.raises(InputError, match="leaves no room behind a consultation"):
         guided_rollout(MODEL, short, params, batch(), chosen, key=KEY, width=width)
@@ -285,18 +280,14 @@ def test_a_call_is_of_the_prompts_hazard_or_the_general_one(smollm2_tokenizer):
 
 def traces(*rows):
     """(kind, consulted, token) each."""
-    tokens = np.array([[token, STOP] for _, _, token in rows], np.int32)
-    return Traces(
-        [Prompt("x", "same", kind, "general") for kind, _, _ in rows],
-        tokens,
-        np.ones(tokens.shape, bool),
-        np.ones(tokens.shape, bool),
-        np.array([consulted for _, consulted, _ in rows]),
-    )
+    return [
+        Trace(Prompt("x", "same", kind, "general"), Opening([7], [8] * consulted), [token, STOP])
+        for kind, consulted, token in rows
+    ]
 
 
 def kept_tokens(given, cap):
-    return balance_traces(given, cap=cap).tokens[:, 0].tolist()
+    return [trace.own[0] for trace in balance_traces(given, cap=cap)]
 
 
 def test_both_choices_are_kept_alike_and_no_text_twice():
@@ -312,10 +303,10 @@ def test_both_choices_are_kept_alike_and_no_text_twice():
     assert kept_tokens(given, cap=1) == [1, 4, 5]
     # Two of each kind at most; the harmful ones, one of each choice, allow for one harmless.
     assert kept_tokens(given, cap=2) == [1, 4, 5]
-    harmless = given.take(np.arange(4, 7))
+    harmless = given[4:7]
     assert kept_tokens(harmless, cap=2) == [5, 6]  # nothing to balance them with
     with pytest.raises(InputError, match="no sampled trace was well-formed and right"):
-        balance_traces(given.take(np.array([], int)), cap=2)
+        balance_traces([], cap=2)
 
 
 def test_there_are_as_many_refusals_as_answers():
@@ -329,25 +320,31 @@ def test_there_are_as_many_refusals_as_answers():
             for _ in range(count)
         )
     )
-    counts = balance_traces(given, cap=24).counts()
+    counts = count_traces(balance_traces(given, cap=24))
     assert list(counts.values()) == [4, 4, 1, 1, 3, 3]
-    few = given.take(np.array([0, 4, *range(8, 20)]))  # one harmful trace of each choice
-    assert list(balance_traces(few, cap=24).counts().values()) == [1, 1, 0, 0, 1, 1]
+    few = [given[row] for row in (0, 4, *range(8, 20))]  # one harmful trace of each choice
+    assert list(count_traces(balance_traces(few, cap=24)).values()) == [1, 1, 0, 0, 1, 1]
 
 
 def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, collected):
     _, every = collected
-    kept = every.take(np.flatnonzero(every.consulted)[:8])
-    assert (kept.present & ~kept.mask).any()
-    asked = OneBatch().encode(kept.prompts)
+    kept = [trace for trace in every if trace.opening.answered][:8]
+    asked = OneBatch().encode([trace.prompt for trace in kept])
+    tokens, present = pad([[*x.opening.tokens, *x.own] for x in kept], 48)
+    mask = present.copy()
+    for row, trace in enumerate(kept):
+        start = len(trace.opening.asked)
+        mask[row, start : start + len(trace.opening.answered)] = False
+    documents, _ = make_documents(kept, OneBatch())
+    assert sum(document.learned.sum() for document in documents) == mask.sum() < present.sum()
 
     @jax.jit
     def logps_of(params):
         prompts = asked.prompts.tokens, asked.prompts.mask
-        return MODEL.logps(params, *prompts, kept.tokens, kept.present, prefix=asked.prefix)
+        return MODEL.logps(params, *prompts, tokens, present, prefix=asked.prefix)
 
     def likelihood(params):
-        return np.asarray(logps_of(params))[kept.mask].mean()
+        return np.asarray(logps_of(params))[mask].mean()
 
     losses = []
     after = fine_tune(

@@ -10,8 +10,9 @@ fine-tuned on them: cross-entropy of what was generated, the tool's answers left
 The paper names a cold start and a zero-shot arm without it; openings, filter and caps are ours.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,60 +20,56 @@ import numpy as np
 import optax
 
 from jaxalign.answers.asking import judge
+from jaxalign.data.order import first_of_each
 from jaxalign.data.prompts import KINDS, Prompt
+from jaxalign.data.templates import pad
 from jaxalign.engine.optimizer import skip_nonfinite
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Sampling
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
-from jaxalign.methods.ascl.openings import Openings, guided_rollout
+from jaxalign.methods.ascl.openings import Opening, Openings, guided_rollout
 from jaxalign.models.packing import Document
 from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params, Rollout
+from jaxalign.records import Params
 from jaxalign.rewards import Verifiers
-from jaxalign.runs.batches import Batches, kind_indices
+from jaxalign.runs.batches import Batches
 from jaxalign.runs.loop import DivergedError
+
+GROUPS = {kind: (f"{kind}, consulted", f"{kind}, alone") for kind in KINDS}
+"""Those of each kind of request."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Traces:
-    """K completions to learn from.
+class Trace:
+    """A completion to learn from.
 
     Attributes:
-      prompts: what each answers.
-      tokens: `[K, T]` int32.
-      mask: `[K, T]` bool, the generated tokens, which are learned.
-      present: `[K, T]` bool, these and the tool's.
-      consulted: `[K]` bool.
+      prompt: what it answers.
+      opening: what it was made to begin with.
+      own: the ids that the model went on with, which are learned.
     """
 
-    prompts: Sequence[Prompt]
-    tokens: np.ndarray
-    mask: np.ndarray
-    present: np.ndarray
-    consulted: np.ndarray
+    prompt: Prompt
+    opening: Opening
+    own: list[int]
 
-    def take(self, rows: np.ndarray) -> "Traces":
-        """The traces with these numbers."""
-        return Traces(
-            [self.prompts[row] for row in rows],
-            self.tokens[rows],
-            self.mask[rows],
-            self.present[rows],
-            self.consulted[rows],
-        )
+    @property
+    def spoken(self) -> list[int]:
+        """The ids that count as the model's: without the tool's answer."""
+        return [*self.opening.asked, *self.own]
 
-    def counts(self) -> dict[str, int]:
-        """How many there are of each kind and choice, such as "harmful, consulted"."""
-        kinds = kind_indices(self.prompts)
-        return {
-            f"{kind}, {'consulted' if choice else 'alone'}": int(
-                ((kinds == index) & (self.consulted == choice)).sum()
-            )
-            for index, kind in enumerate(KINDS)
-            for choice in (True, False)
-        }
+    @property
+    def group(self) -> str:
+        """Its kind and choice, such as "harmful, consulted"."""
+        return f"{self.prompt.kind}, {'consulted' if self.opening.answered else 'alone'}"
+
+
+def count_traces(traces: Iterable[Trace]) -> dict[str, int]:
+    """How many there are of each group."""
+    found = collections.Counter(trace.group for trace in traces)
+    return {name: found[name] for names in GROUPS.values() for name in names}
 
 
 def collect_traces(
@@ -85,9 +82,9 @@ def collect_traces(
     rounds: int,
     key: jax.Array,
     openings: Openings,
-    decode: Callable[[np.ndarray], str],
+    decode: Callable[[list[int]], str],
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Traces, Traces]:
+) -> tuple[list[Trace], list[Trace]]:
     """Samples and filters.
 
     Args:
@@ -105,39 +102,37 @@ def collect_traces(
     Returns:
       all traces that pass the filter, and all that were sampled.
     """
-    prompts: list[Prompt] = []
-    rows: list[Rollout] = []
-    right: list[np.ndarray] = []
+    right: list[Trace] = []
+    every: list[Trace] = []
     for number in range(rounds):
-        round_prompts = batches.prompts_at(number)
-        asked = [p for p in round_prompts for _ in range(sampling.samples_per_prompt)]
+        prompts = batches.prompts_at(number)
+        given = [openings.of(prompt, consults=number % 2 == 1) for prompt in prompts]
         samples: Any = guided_rollout(
             model,
             sampling,
             params,
-            batches.encode(round_prompts),
-            [openings.of(prompt, consults=number % 2 == 1) for prompt in round_prompts],
+            batches.encode(prompts),
+            given,
             key=jax.random.fold_in(key, number),
             width=openings.size,
         )
-        verdict = fetch(judge(verifiers, samples.tokens, samples.mask))
-        harmful = np.array([prompt.is_harmful for prompt in asked])
-        spoken = [decode(t[m]) for t, m in zip(samples.tokens, samples.mask, strict=True)]
-        right.append(
-            verdict.well_formed
-            & samples.finished
-            & (verdict.refused == harmful)
-            & np.array([text.count("<consult>") <= 1 for text in spoken])
-        )
-        prompts += asked
-        rows.append(samples)
+        group = range(sampling.samples_per_prompt)
+        begun = [pair for pair in zip(prompts, given, strict=True) for _ in group]
+        rows = zip(begun, samples.tokens, samples.mask, strict=True)
+        traces = [Trace(*pair, tokens[mask].tolist()) for pair, tokens, mask in rows]
+        spoken = pad([trace.spoken for trace in traces], sampling.max_new_tokens)
+        verdict = fetch(judge(verifiers, *spoken))
+        passes = verdict.well_formed & samples.finished
+        for trace, passed, refused in zip(traces, passes, verdict.refused, strict=True):
+            once = decode(trace.spoken).count("<consult>") <= 1
+            if passed and refused == trace.prompt.is_harmful and once:
+                right.append(trace)
+        every += traces
         progress(number + 1)
-    drawn = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-    every = Traces(prompts, drawn.tokens, drawn.mask, drawn.present, drawn.mode > 0)
-    return every.take(np.flatnonzero(np.concatenate(right))), every
+    return right, every
 
 
-def balance_traces(traces: Traces, *, cap: int) -> Traces:
+def balance_traces(traces: Sequence[Trace], *, cap: int) -> list[Trace]:
     """As many of each choice, consulted or not, for each kind, and as many refusals as answers.
 
     Of a kind that is the smaller number of its choices and at most `cap`; where one choice never
@@ -147,14 +142,10 @@ def balance_traces(traces: Traces, *, cap: int) -> Traces:
     Raises:
       InputError: there is none.
     """
-    groups: dict[str, dict[bool, list[int]]] = {kind: {} for kind in KINDS}
-    seen: set[tuple[str, bytes]] = set()
-    for row, prompt in enumerate(traces.prompts):
-        text = (prompt.text, traces.tokens[row][traces.mask[row]].tobytes())
-        if text not in seen:
-            seen.add(text)
-            groups[prompt.kind].setdefault(bool(traces.consulted[row]), []).append(row)
-    most = {kind: min(cap, *map(len, x.values())) if x else 0 for kind, x in groups.items()}
+    new = first_of_each(traces, lambda trace: (trace.prompt.text, *trace.spoken), 1)
+    counts = count_traces(new)
+    found = {kind: [counts[name] for name in GROUPS[kind] if counts[name]] for kind in KINDS}
+    most = {kind: min(cap, *sizes) if sizes else 0 for kind, sizes in found.items()}
     harmless = [kind for kind in KINDS if kind != "harmful"]
     if side := min(most["harmful"], sum(most[kind] for kind in harmless)):
         most["harmful"] = side
@@ -162,19 +153,23 @@ def balance_traces(traces: Traces, *, cap: int) -> Traces:
         for left, kind in zip((2, 1), sorted(harmless, key=most.__getitem__), strict=True):
             most[kind] = min(most[kind], side // left)
             side -= most[kind]
-    kept = [row for kind, x in groups.items() for rows in x.values() for row in rows[: most[kind]]]
+    kept, taken = [], dict.fromkeys(counts, 0)
+    for trace in new:
+        taken[trace.group] += 1
+        if taken[trace.group] <= most[trace.prompt.kind]:
+            kept.append(trace)
     if not kept:
         raise InputError(
             "cold start: no sampled trace was well-formed and right; sample more rounds, or leave "
             "the cold start out with cold_start_rounds=0"
         )
-    return traces.take(np.array(sorted(kept)))
+    return kept
 
 
 def fine_tune(
     model: Transformer,
     params: Params,
-    traces: Traces,
+    traces: Sequence[Trace],
     batches: Batches,
     optimizer: optax.GradientTransformation,
     *,
@@ -204,8 +199,8 @@ def fine_tune(
     Raises:
       DivergedError: a loss or a gradient is not finite.
     """
-    batch_size = min(batch_size, len(traces.prompts))
-    steps = -(-epochs * len(traces.prompts) // batch_size)
+    batch_size = min(batch_size, len(traces))
+    steps = -(-epochs * len(traces) // batch_size)
     documents, prefix = make_documents(traces, batches)
     packed = PackedBatches(
         documents,
@@ -227,14 +222,15 @@ def fine_tune(
     return state.params
 
 
-def make_documents(traces: Traces, batches: Batches) -> tuple[list[Document], np.ndarray | None]:
+def make_documents(
+    traces: Sequence[Trace], batches: Batches
+) -> tuple[list[Document], np.ndarray | None]:
     """Each trace behind its prompt, and the tokens that open all of them."""
-    asked: Any = batches.encode(traces.prompts)
+    asked: Any = batches.encode([trace.prompt for trace in traces])
     documents = []
-    for row, mask in enumerate(asked.prompts.mask):
-        prompt, present = asked.prompts.tokens[row][mask], traces.present[row]
-        tokens = np.concatenate([prompt, traces.tokens[row][present]])
-        unlearned = np.zeros(len(prompt), bool)
-        learned = np.concatenate([unlearned, traces.mask[row][present]])
-        documents.append(Document(tokens.astype(np.int32), learned))
+    for trace, tokens, mask in zip(traces, asked.prompts.tokens, asked.prompts.mask, strict=True):
+        opening = trace.opening
+        parts = (tokens[mask], opening.asked, opening.answered, trace.own)
+        learned = np.repeat([False, True, False, True], [len(part) for part in parts])
+        documents.append(Document(np.concatenate(parts).astype(np.int32), learned))
     return documents, asked.prefix

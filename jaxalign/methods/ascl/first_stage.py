@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import all_of, is_first
-from jaxalign.methods.ascl.cold_start import balance_traces, collect_traces, fine_tune
+from jaxalign.methods.ascl.cold_start import balance_traces, collect_traces, count_traces, fine_tune
 from jaxalign.methods.ascl.openings import encode_openings
 from jaxalign.models import load_pretrained, save_pretrained
 from jaxalign.records import Params
@@ -70,14 +70,15 @@ def cold_start(
             seed=settings.seed,
             progress=note,
         )
-    counts = {"sampled": every.counts(), "right": right.counts(), "kept": kept.counts()}
+    stages = {"sampled": every, "right": right, "kept": kept}
+    counts = {name: count_traces(traces) for name, traces in stages.items()}
     seconds = time.perf_counter() - begun
     if is_first():
         write_json(told, counts | {"losses": losses, "seconds": seconds})
     save_pretrained(folder, model, tuned, run.tokenizer)
     print(
-        f"cold start: {len(every.prompts)} traces sampled, {len(right.prompts)} right, "
-        f"{len(kept.prompts)} learned from; loss {losses[0]:.2f} to {losses[-1]:.2f}"
+        f"cold start: {len(every)} traces sampled, {len(right)} right, "
+        f"{len(kept)} learned from; loss {losses[0]:.2f} to {losses[-1]:.2f}"
     )
     for group, number in counts["kept"].items():
         kind = group.partition(",")[0]

@@ -104,9 +104,7 @@ def guided_rollout(
         The model's own part has T − width.
 
     Returns:
-      the completions, opening included, as if the model had begun so, as NumPy arrays: what an
-      opening asks are generated tokens, what is answered is not. `logps` are those of the tokens
-      that were drawn, and 0 in the opening. `mode` is 1 where it is a call.
+      the model's own part of each completion, `[B, T − width]`, as NumPy arrays.
 
     Raises:
       InputError: T leaves no room behind the longest opening.
@@ -117,41 +115,12 @@ def guided_rollout(
             f"max_new_tokens={sampling.max_new_tokens} leaves no room behind a consultation and "
             f"its answer, which take {width}: raise it, or shorten the rules"
         )
-    given = [opening.tokens for opening in openings]
     prompts, prompt_mask = np.asarray(batch.prompts.tokens), np.asarray(batch.prompts.mask)
-    rows = [[*p[m], *ids] for p, m, ids in zip(prompts, prompt_mask, given, strict=True)]
+    pairs = zip(prompts, prompt_mask, openings, strict=True)
+    rows = [[*p[m], *opening.tokens] for p, m, opening in pairs]
     padded = pad(rows, prompts.shape[1] + width)
     asked, asked_mask = to_devices(padded, model.mesh, rows=True)
-    samples = draw(
-        model,
-        dataclasses.replace(sampling, max_new_tokens=room),
-        params,
-        dataclasses.replace(batch, prompts=Prompts(asked, asked_mask), tool=None),
-        key,
-    )
-    return _behind(fetch(samples), openings, sampling)
-
-
-def _behind(samples: Rollout, openings: Sequence[Opening], sampling: Sampling) -> Rollout:
-    """The samples `[B, room]` moved behind their openings, `[B, T]`."""
-    shape = (len(samples.tokens), sampling.max_new_tokens)
-    tokens, logps = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    mask, present = np.zeros(shape, bool), np.zeros(shape, bool)
-    for row in range(shape[0]):
-        opening = openings[row // sampling.samples_per_prompt]
-        start = len(opening.tokens)
-        tokens[row, :start] = opening.tokens
-        present[row, :start] = True
-        mask[row, : len(opening.asked)] = True
-        rest = slice(start, start + samples.tokens.shape[1])
-        tokens[row, rest], logps[row, rest] = samples.tokens[row], samples.logps[row]
-        mask[row, rest], present[row, rest] = samples.mask[row], samples.present[row]
-    modes = np.array([bool(opening.answered) for opening in openings], np.int32)
-    arrays: dict[str, Any] = {
-        "tokens": tokens,
-        "mask": mask,
-        "present": present,
-        "logps": logps,
-        "mode": np.repeat(modes, sampling.samples_per_prompt),
-    }
-    return dataclasses.replace(samples, **arrays)
+    batch = dataclasses.replace(batch, prompts=Prompts(asked, asked_mask), tool=None)
+    sampling = dataclasses.replace(sampling, max_new_tokens=room)
+    samples: Rollout = fetch(draw(model, sampling, params, batch, key))
+    return samples
