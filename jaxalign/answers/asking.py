@@ -32,7 +32,7 @@ from jaxalign.models.files.weights import weights_digest
 from jaxalign.models.precision import named_dtype
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
-from jaxalign.records import Params, Rollout
+from jaxalign.records import Params
 from jaxalign.rewards import Verdict, Verifiers
 from jaxalign.sampling import Greedy, Method, Stage, Tool, sample, stage_key
 
@@ -203,46 +203,6 @@ def read_requests(tokenizer: Tokenizer, requests: Sequence[str], asking: Asking)
     return in_order(encoded.prefix, rows, asking)
 
 
-def complete(
-    lm: LanguageModel,
-    rows: Sequence[Sequence[int]],
-    asking: Asking,
-    key: jax.Array,
-    *,
-    width: int,
-    prefix: jax.Array | None = None,
-    stop: Sequence[int] | None = None,
-    numbers: jax.Array | None = None,
-) -> Rollout:
-    """Samples answers behind N rows of ids.
-
-    Args:
-      lm: the model, its parameters in the compute dtype.
-      rows: of ids.
-      asking: how many, how long, how drawn, with what tool.
-      key: of the noise.
-      width: that the rows are padded to.
-      prefix: as for `sample`.
-      stop: ids that end an answer; by default `stop_tokens`.
-      numbers: `rows` of `sample`.
-    """
-    tokens, mask = to_devices(pad(rows, width), lm.model.mesh, rows=True)
-    return sample(
-        lm.model,
-        lm.params,
-        tokens,
-        mask,
-        key,
-        samples_per_prompt=asking.samples,
-        max_new_tokens=asking.max_new_tokens,
-        method=asking.method,
-        stop=stop_tokens(lm.model, lm.tokenizer) if stop is None else stop,
-        prefix=prefix,
-        tool=asking.tool,
-        rows=numbers,
-    )
-
-
 @jax.jit
 def judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
     """The verifiers' verdict, compiled once for each shape."""
@@ -256,6 +216,7 @@ def answer_batches(
     stage: Stage,
     *,
     first: int = 0,
+    stop: Sequence[int] | None = None,
 ) -> Iterator[list[Answer]]:
     """The answers of each batch, G to a request, those of one next to each other.
 
@@ -265,23 +226,32 @@ def answer_batches(
       asking: how.
       stage: of the run, which has noise of its own.
       first: the batch to begin with.
+      stop: ids that end an answer; by default `stop_tokens`.
     """
     lm = lm.cast()
     prefix = to_devices(questions.prefix, lm.model.mesh)
     key = stage_key(asking.seed, stage)
+    stop = stop_tokens(lm.model, lm.tokenizer) if stop is None else stop
 
     def launch(batch: Sequence[int]) -> Any:
         filled = fill(batch, len(questions.batches[0]))
         rows = [questions.rows[number] for number in filled]
         noise = np.array(filled)[:, None] * asking.samples + np.arange(asking.samples)
-        return batch, complete(
-            lm,
-            rows,
-            asking,
+        width = questions.width or width_of(rows, least=LEAST_WIDTH, most=questions.longest)
+        tokens, mask = to_devices(pad(rows, width), lm.model.mesh, rows=True)
+        return batch, sample(
+            lm.model,
+            lm.params,
+            tokens,
+            mask,
             key,
-            width=questions.width or width_of(rows, least=LEAST_WIDTH, most=questions.longest),
+            samples_per_prompt=asking.samples,
+            max_new_tokens=asking.max_new_tokens,
+            method=asking.method,
+            stop=stop,
             prefix=prefix,
-            numbers=jnp.asarray(noise.reshape(-1), jnp.int32),
+            tool=asking.tool,
+            rows=jnp.asarray(noise.reshape(-1), jnp.int32),
         )
 
     launched = map(launch, questions.batches[first:])

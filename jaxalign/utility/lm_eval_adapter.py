@@ -23,7 +23,7 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from jaxalign.answers.asking import Asking, LanguageModel, Progress, complete
+from jaxalign.answers.asking import Asking, LanguageModel, Progress, Questions, answer_batches
 from jaxalign.answers.completing import (
     check_sizes,
     fill,
@@ -40,13 +40,15 @@ from jaxalign.models.heads import logits, output_weight
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
-from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP, stage_key
+from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP
 
 LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
 """Contexts are padded to 32, 64, 128, … tokens, continuations to 8, 16, 32, …"""
 
 MAX_NEW_TOKENS = 256
 """Where answers are cut off if the task does not say, as in HFLM."""
+
+NO_PREFIX = np.zeros(0, np.int32)
 
 # Logits held at once, over rows: 128 MB of float32.
 _LOGITS = 2**25
@@ -61,6 +63,7 @@ class JaxalignLM(TemplateLM):
 
     Attributes:
       tokenizer: as given.
+      max_length: tokens that the model reads at most.
       cut_contexts: how many contexts lost their beginning because they did not fit the model.
     """
 
@@ -87,14 +90,9 @@ class JaxalignLM(TemplateLM):
         super().__init__()
         self.tokenizer: Any = lm.tokenizer
         self.cut_contexts = 0
+        self.max_length = lm.model.config.max_positions
         self._lm = lm.cast()
-        self._batch_size, self._progress = batch_size, progress
-        self._key = stage_key(seed, Stage.UTILITY)
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that the model reads at most."""
-        return self._lm.model.config.max_positions
+        self._batch_size, self._seed, self._progress = batch_size, seed, progress
 
     @property
     def eot_token_id(self) -> int:
@@ -234,20 +232,18 @@ class JaxalignLM(TemplateLM):
         alike = grouped(range(len(requests)), lambda i: repr(sorted(requests[i].args[1].items())))
         done = 0
         for indices in alike.values():
-            until, asking = _settings(requests[indices[0]].args[1], self._end)
+            end = self.tokenizer.decode([self.eot_token_id])
+            until, asking = _settings(requests[indices[0]].args[1], end, self._seed)
             room = self.max_length - asking.max_new_tokens
             contexts = [self._cut(self.tok_encode(requests[i].args[0]), room) for i in indices]
             stop = self._stop_tokens(tuple(until))
-            size = min(self._batch_size, len(contexts))
-            for batch in in_batches(longest_first(range(len(contexts)), contexts), size):
-                rows = fill([contexts[place] for place in batch], size)
-                self._key, key = jax.random.split(self._key)
-                width = width_of(rows, least=LEAST_CONTEXT, most=room)
-                rollout = fetch(complete(self._lm, rows, asking, key, width=width, stop=stop))
-                for row, place in enumerate(batch):
-                    ids = rollout.tokens[row][rollout.present[row]]
-                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                    answers[indices[place]] = postprocess_generated_text(text, until, None)
+            order = longest_first(range(len(contexts)), contexts)
+            questions = Questions(NO_PREFIX, contexts, in_batches(order, self._batch_size))
+            for batch in answer_batches(self._lm, questions, asking, Stage.UTILITY, stop=stop):
+                for answer in batch:
+                    text = self.tokenizer.decode(answer.written, skip_special_tokens=True)
+                    whole = postprocess_generated_text(text, until, None)
+                    answers[indices[answer.request]] = whole
                 done += len(batch)
                 self._progress(done, len(requests))
         return answers
@@ -263,10 +259,6 @@ class JaxalignLM(TemplateLM):
         return context[-room:]
 
     @functools.cached_property
-    def _end(self) -> str:
-        return str(self.tokenizer.decode([self.eot_token_id]))
-
-    @functools.cached_property
     def _words(self) -> list[str]:
         return [self.tokenizer.decode([i]) for i in range(len(self.tokenizer))]
 
@@ -277,7 +269,7 @@ class JaxalignLM(TemplateLM):
         return tuple(sorted(found.union(stop_tokens(self._lm.model, self.tokenizer))))
 
 
-def _settings(given: dict[str, Any], end: str) -> tuple[list[str], Asking]:
+def _settings(given: dict[str, Any], end: str, seed: int) -> tuple[list[str], Asking]:
     """The texts that end an answer, and how it is made, as a request has it."""
     known: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
     until = handle_stop_sequences(known.pop("until"), end)
@@ -304,7 +296,7 @@ def _settings(given: dict[str, Any], end: str) -> tuple[list[str], Asking]:
                 method = Temperature(temperature)
         except ValueError as error:
             raise InputError(f"generation_kwargs: {error}") from error
-    return until, Asking(method=method, max_new_tokens=new_tokens)
+    return until, Asking(method=method, max_new_tokens=new_tokens, seed=seed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
