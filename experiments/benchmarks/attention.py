@@ -22,17 +22,14 @@ from jaxalign.host.command import run_command
 from jaxalign.models.attention import KeyValues, attend
 from jaxalign.models.fused_attention import attend_fused
 
+PROMPTS, SAMPLES, PREFIX = 16, 8, 193
+"""N, G and P0, tokens of the block that all rows share."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Sizes of the case; the defaults are the demo's."""
 
-    prompts: int = 16
-    """N, each with a prompt block of its own."""
-    samples_per_prompt: int = 8
-    """G."""
-    prefix_tokens: int = 193
-    """P0, of the block that all rows share."""
     prompt_tokens: int = 56
     """P."""
     new_tokens: int = 64
@@ -43,8 +40,6 @@ class Settings:
     """K."""
     head_dim: int = 64
     """d."""
-    repeats: int = 10
-    """Runs after the compiling one; the fastest counts."""
 
 
 def main(settings: Settings) -> None:
@@ -60,9 +55,9 @@ def main(settings: Settings) -> None:
     print(f"{'attention':12}{'forward ms':>12}{'both ms':>10}{'error':>10}")
     for name, attention in ways.items():
         forward = jax.jit(lambda case, attention=attention: attention(*case))
-        once, _ = best(lambda f=forward: f(low), settings.repeats)
+        once, _ = best(lambda f=forward: f(low), 10)
         both = passes(attention)
-        seconds, found = best(lambda f=both: f(low), settings.repeats)
+        seconds, found = best(lambda f=both: f(low), 10)
         squares = [
             (np.sum((np.asarray(x, np.float64) - r) ** 2), np.sum(r**2))
             for x, r in zip(found, reference, strict=True)
@@ -74,8 +69,7 @@ def main(settings: Settings) -> None:
 def random_case(settings: Settings) -> tuple[Any, ...]:
     """Arguments of `attend` in float32; prompts and rows are of different lengths."""
     rng = np.random.default_rng(0)
-    rows = settings.prompts * settings.samples_per_prompt
-    length = settings.new_tokens
+    rows, length = PROMPTS * SAMPLES, settings.new_tokens
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -93,10 +87,7 @@ def random_case(settings: Settings) -> tuple[Any, ...]:
         own.keys,
         own.values,
         own.mask,
-        (
-            block(1, settings.prefix_tokens, settings.prefix_tokens),
-            block(settings.prompts, settings.prompt_tokens, 1),
-        ),
+        (block(1, PREFIX, PREFIX), block(PROMPTS, settings.prompt_tokens, 1)),
     )
 
 

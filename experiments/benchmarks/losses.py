@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/losses.py
     python experiments/benchmarks/losses.py --dtype bfloat16 --tile 4096
-    python experiments/benchmarks/losses.py --rows 1024 --repeats 5
+    python experiments/benchmarks/losses.py --rows 1024
 
 Both ways compute GRPO's loss of `rows` tokens and its gradient with respect to the hidden states
 and the output projection. "all logits" is the usual `token_logps(hidden @ W.T, tokens)`; "tiled" is
@@ -42,8 +42,6 @@ class Settings:
     """Words whose logits the tiled way holds; None: as many as 128 MB hold."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the hidden states and the products; logits are float32."""
-    repeats: int = 2
-    """Runs after the first one; the fastest counts."""
 
 
 def main(settings: Settings) -> None:
@@ -75,7 +73,7 @@ def main(settings: Settings) -> None:
         needs = run.memory_analysis()
         memory = needs.temp_size_in_bytes + needs.output_size_in_bytes
         # The gradients are dropped, or a run would still hold those of the one before.
-        seconds, (_, logp) = best(lambda: run(hidden, weight)[0], settings.repeats)
+        seconds, (_, logp) = best(lambda: run(hidden, weight)[0], 2)
         return seconds, memory / 2**30, logp
 
     rate = product_rate(jnp.dtype(settings.dtype), inner=settings.width)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from jaxalign.data.order import grouped
 from jaxalign.data.sources import read_csv
 from jaxalign.evaluation.agreement import Agreement, agreement
 from jaxalign.host.command import run_command
@@ -212,10 +213,8 @@ def _print_half(half: Half, answers: Sequence[Answer]) -> None:
     prompts = len({answer.prompt for answer in answers})
     print(f"\nThe {half} half: {len(answers)} answers to {prompts} prompts\n")
     names = [f"{rate}, {name}" for rate in ("precision", "recall") for name in PATTERNS]
-    rows = [
-        _row(source, [answer for answer in answers if answer.source == source], _EITHER)
-        for source in dict.fromkeys(answer.source for answer in answers)
-    ]
+    sources = grouped(answers, lambda answer: answer.source)
+    rows = [_row(source, its, _EITHER) for source, its in sources.items()]
     rows.append(_row("all", answers, _EITHER))
     rows.append(_row("all, full refusals alone", answers, ("refused",)))
     print(markdown_table(["source", "answers", "refusals", *names], rows))

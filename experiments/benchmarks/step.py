@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from timing import PEAKS, best, dtype_of, print_setting, product_rate
+from timing import PEAKS, best, dtype_of, first_batch, print_setting, product_rate
 
-from jaxalign.data import KINDS, batch_at, builtin_prompts, context_text
+from jaxalign.data import KINDS, context_text
 from jaxalign.data.templates import bare_messages, coded_messages, encode_prompts
 from jaxalign.engine.experience import experience_of
 from jaxalign.engine.objective import GRPO
@@ -82,15 +82,10 @@ def main(settings: Settings) -> None:
         raise InputError(f"prompts={settings.prompts} is not a multiple of 4")
     dtype = dtype_of(settings.dtype)
     model, params, tokenizer = load(settings, dtype)
-    quarter = settings.prompts // 4
-    counts = dict(zip(KINDS, (2 * quarter, quarter, quarter), strict=True))
-    prompts = batch_at(builtin_prompts("train"), 0, counts=counts, seed=0)
-    texts = [prompt.text for prompt in prompts]
     context = "" if settings.context == "none" else context_text(settings.context)
-    sizes = {"max_tokens": settings.max_prompt_tokens, "width": settings.max_prompt_tokens}
-    encoded = encode_prompts(tokenizer, coded_messages(context), texts, **sizes)
-    asked = Prompts(encoded.tokens, encoded.mask)
-    batch = jax.tree.map(jnp.asarray, Batch(asked, prefix=encoded.prefix))
+    width = settings.max_prompt_tokens
+    prompts, batch = first_batch(tokenizer, coded_messages(context), settings.prompts, width)
+    prefix = batch.prefix.size
     sampling = Sampling(
         samples_per_prompt=settings.samples_per_prompt,
         max_new_tokens=settings.max_new_tokens,
@@ -137,7 +132,8 @@ def main(settings: Settings) -> None:
         objective=objective,
         updates=Updates(micro_batches=settings.micro_batches),
     )
-    bare = encode_prompts(tokenizer, bare_messages, texts[2 * quarter :], **sizes)
+    texts = [prompt.text for prompt in prompts if not prompt.is_harmful]
+    bare = encode_prompts(tokenizer, bare_messages, texts, max_tokens=width, width=width)
     kinds = jnp.array([KINDS.index(prompt.kind) for prompt in prompts])
     facts = PromptFacts(np.arange(len(prompts)), bare.tokens, bare.mask)
     whole_batch = dataclasses.replace(batch, kind=kinds, facts=jax.tree.map(jnp.asarray, facts))
@@ -151,7 +147,7 @@ def main(settings: Settings) -> None:
     weights = config.num_layers * (layer + 3 * config.mlp_dim * config.model_dim)
     head = config.vocab_size * config.model_dim
     new = samples.tokens.size
-    seen = new + asked.tokens.size + encoded.prefix.size
+    seen = new + batch.prompts.tokens.size + prefix
     forward = 2 * (seen * weights + new * head)
     update = 2 * (3 * seen * weights + 4 * new * head)
     # Part, seconds, FLOPs, FLOPs of the policy's own products.
@@ -169,7 +165,7 @@ def main(settings: Settings) -> None:
     device = jax.devices()[0]
     peak = PEAKS.get(device.device_kind)
     print_setting(dtype, settings)
-    print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {encoded.prefix.size}")
+    print(f"one product: {rate / 1e9:.0f} GFLOP/s; {new} new tokens, prefix {prefix}")
     print(f"{'part':28}{'seconds':>9}{'GFLOP':>9}{'floor s':>9}{'of floor':>9}{'of peak':>9}")
     for name, seconds, flops, useful in parts:
         line = f"{name:28}{seconds:9.3f}"
@@ -179,7 +175,7 @@ def main(settings: Settings) -> None:
             line = f"{line:64}{useful / seconds / peak:9.1%}"
         print(line)
     print(f"sampling: {new / drawing:.0f} tokens/s")
-    unshared = rows * (encoded.prefix.size + asked.tokens.shape[1]) + new
+    unshared = rows * (prefix + width) + new
     print(f"tokens in the update: {seen} shared, {unshared} without: {unshared / seen:.1f} times")
     print(f"shared context: the update is {plain / shared:.2f} times as fast")
     if memory := device.memory_stats():

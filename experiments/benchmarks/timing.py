@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.data import KINDS, Prompt, batch_at, builtin_prompts
+from jaxalign.data.templates import Template, encode_prompts
 from jaxalign.host.errors import InputError
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.records import Batch, Prompts
 
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 """Published FLOP/s of bfloat16 products without sparsity. Source: NVIDIA's data sheets, SXM."""
@@ -34,6 +37,21 @@ def product_rate(dtype: Any, *, inner: int) -> float:
     product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
     seconds, _ = best(lambda: product(x, weight), 20)
     return 2 * rows * inner * columns / seconds
+
+
+def first_batch(
+    tokenizer: Any, template: Template, count: int, width: int = 56
+) -> tuple[list[Prompt], Batch]:
+    """Half harmful, a quarter benign, a quarter look-alike prompts, a multiple of 4, and as arrays.
+
+    Every prompt is padded to `width` tokens beyond the prefix.
+    """
+    counts = dict(zip(KINDS, (count // 2, count // 4, count // 4), strict=True))
+    prompts = batch_at(builtin_prompts("train"), 0, counts=counts, seed=0)
+    texts = [prompt.text for prompt in prompts]
+    encoded = encode_prompts(tokenizer, template, texts, max_tokens=width, width=width)
+    given = Batch(Prompts(encoded.tokens, encoded.mask), prefix=encoded.prefix)
+    return prompts, jax.tree.map(jnp.asarray, given)
 
 
 def dtype_of(name: str) -> jnp.dtype:

@@ -1,12 +1,13 @@
 """Times sampling with and without a tool in the loop, in turn, on the same prompts.
 
     python experiments/benchmarks/tools.py
-    python experiments/benchmarks/tools.py --dtype float32 --repeats 5
+    python experiments/benchmarks/tools.py --dtype float32
 
-SmolLM2-135M with ASCL's instruction, worked examples and rules. No completion ends early, so both
-do the same number of steps. `all tokens` counts what is generated and what the tool answers, for
-an answer is read a token a step as if it were generated: its ratio is what the tool costs the loop.
-`generated` leaves the answers out: its ratio also has what they take of the T tokens.
+SmolLM2-135M with ASCL's instruction, worked examples and rules; 16 prompts with 4 samples of 160
+tokens. No completion ends early, so both do the same number of steps. `all tokens` counts what is
+generated and what the tool answers, for an answer is read a token a step as if it were generated:
+its ratio is what the tool costs the loop. `generated` leaves the answers out: its ratio also has
+what they take of the 160 tokens.
 """
 
 import dataclasses
@@ -14,15 +15,14 @@ import functools
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
-from timing import best, dtype_of, print_setting
+from timing import best, dtype_of, first_batch, print_setting
 
-from jaxalign.data import batch_at, builtin_prompts, builtin_rules
-from jaxalign.data.templates import consulting_messages, encode_prompts
+from jaxalign.data import builtin_rules
+from jaxalign.data.templates import consulting_messages
+from jaxalign.engine.step import Sampling, draw
 from jaxalign.host.command import run_command
 from jaxalign.models import load_pretrained
-from jaxalign.records import Rollout
-from jaxalign.sampling import Temperature, Tool, consultation, rule_answer, sample
+from jaxalign.sampling import Temperature, consultation, rule_answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +33,6 @@ class Settings:
     """As for load_pretrained."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute dtype; auto takes the faster one in a probe."""
-    samples_per_prompt: int = 4
-    """G, of 16 prompts."""
-    max_new_tokens: int = 160
-    """T."""
-    max_calls: int = 1
-    """Consultations that are answered in one completion."""
-    repeats: int = 3
-    """Runs after the compiling one; the fastest counts."""
 
 
 def main(settings: Settings) -> None:
@@ -49,35 +41,19 @@ def main(settings: Settings) -> None:
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype)
     rules = builtin_rules().rules
     template = consulting_messages(list(rules), functools.partial(rule_answer, rules))
-    counts = {"harmful": 8, "benign": 4, "lookalike": 4}
-    prompts = batch_at(builtin_prompts("train"), 0, counts=counts, seed=0)
-    texts = [prompt.text for prompt in prompts]
-    encoded = encode_prompts(tokenizer, template, texts, max_tokens=56, width=56)
-
-    def sampled(tool: Tool | None) -> Rollout:
-        return sample(
-            model,
-            params,
-            jnp.asarray(encoded.tokens),
-            jnp.asarray(encoded.mask),
-            jax.random.key(0),
-            samples_per_prompt=settings.samples_per_prompt,
-            max_new_tokens=settings.max_new_tokens,
-            method=Temperature(0.7),
-            stop=(-1,),  # never met, so that both do the same work
-            prefix=jnp.asarray(encoded.prefix),
-            tool=tool,
-        )
-
-    tool = consultation(rules, tokenizer, max_calls=settings.max_calls)
+    _, batch = first_batch(tokenizer, template, 16)
+    sampling = Sampling(4, 160, stop=(-1,), method=Temperature(0.7))  # -1 is never met
+    tool = consultation(rules, tokenizer, max_calls=1)
     rows = {}
     for label, given in (("without", None), ("with the tool", tool)):
-        seconds, samples = best(functools.partial(sampled, given), settings.repeats)
+        asked = dataclasses.replace(batch, tool=given)
+        run = functools.partial(draw, model, sampling, params, asked, jax.random.key(0))
+        seconds, samples = best(run, 3)
         every, generated = float(samples.present.sum()), float(samples.mask.sum())
         rows[label] = (seconds, every / seconds, generated / seconds)
         consulted = float(samples.mode.mean())
     print_setting(dtype)
-    print(f"{samples.tokens.shape[0]} rows, prefix {encoded.prefix.size}, {consulted:.0%} consult")
+    print(f"{samples.tokens.shape[0]} rows, prefix {batch.prefix.size}, {consulted:.0%} consult")
     print(f"{'':16}{'seconds':>9}{'all tokens/s':>14}{'generated/s':>13}")
     for label, (seconds, every, generated) in rows.items():
         print(f"{label:16}{seconds:9.1f}{every:14.0f}{generated:13.0f}")
