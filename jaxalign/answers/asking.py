@@ -183,16 +183,8 @@ class Questions:
             )
 
 
-def in_order(prefix: np.ndarray, rows: Sequence[Sequence[int]], asking: Asking) -> Questions:
-    """Batches of one shape, of all requests as they come."""
-    batches = in_batches(range(len(rows)), asking.batch_size)
-    return Questions(
-        prefix, rows, batches, asking.max_prompt_tokens or max(len(row) for row in rows)
-    )
-
-
 def read_requests(tokenizer: Tokenizer, requests: Sequence[str], asking: Asking) -> Questions:
-    """Encodes at least one request, in order.
+    """Encodes at least one request; batches of one shape, of all as they come.
 
     Raises:
       InputError: one takes more than `max_prompt_tokens`.
@@ -200,7 +192,9 @@ def read_requests(tokenizer: Tokenizer, requests: Sequence[str], asking: Asking)
     limit = asking.max_prompt_tokens or sys.maxsize
     encoded = encode_prompts(tokenizer, asking.template, requests, max_tokens=limit)
     rows = [tokens[there] for tokens, there in zip(encoded.tokens, encoded.mask, strict=True)]
-    return in_order(encoded.prefix, rows, asking)
+    batches = in_batches(range(len(rows)), asking.batch_size)
+    width = asking.max_prompt_tokens or max(map(len, rows))
+    return Questions(encoded.prefix, rows, batches, width)
 
 
 @jax.jit
