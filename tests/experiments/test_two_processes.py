@@ -50,10 +50,9 @@ right, every = collect_traces(
     key=jax.random.key(0), openings=encode_openings({"fraud": "Refuse."}, tokenizer),
     decode=tokenizer.decode, progress=lambda done: None,
 )
-losses = []
-tuned = fine_tune(
+tuned, losses = fine_tune(
     model, params, every, batches, AdamW()(1e-3, max_grad_norm=1.0), epochs=2, batch_size=4,
-    row_length=256, seed=0, progress=lambda done, loss: losses.append(loss),
+    row_length=256, seed=0,
 )
 digest = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(fetch(tuned))))
 print(sum(sum(x.spoken) for x in every), count_traces(every), losses, digest.hexdigest())

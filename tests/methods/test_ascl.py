@@ -346,8 +346,7 @@ def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, col
     def likelihood(params):
         return np.asarray(logps_of(params))[mask].mean()
 
-    losses = []
-    after = fine_tune(
+    after, losses = fine_tune(
         MODEL,
         params,
         kept,
@@ -357,7 +356,6 @@ def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, col
         batch_size=8,
         row_length=80,
         seed=0,
-        progress=lambda done, loss: losses.append(loss),
     )
     np.testing.assert_allclose(losses[0], -likelihood(params), rtol=1e-5)
     assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]

@@ -177,8 +177,8 @@ def fine_tune(
     batch_size: int,
     row_length: int,
     seed: int,
-    progress: Callable[[int, float], None] = lambda done, loss: None,
-) -> Params:
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Params, list[float]]:
     """Minimises the mean of −log π(token) over the generated tokens of a batch of traces.
 
     Args:
@@ -191,10 +191,10 @@ def fine_tune(
       batch_size: traces in an update; they share rows.
       row_length: of a row, in tokens; at least that of the longest prompt with its completion.
       seed: of the order.
-      progress: called after each update with how many are done, and the loss.
+      progress: called after each update with how many are done.
 
     Returns:
-      the new parameters, float32.
+      the new parameters, float32, and the loss of each update.
 
     Raises:
       DivergedError: a loss or a gradient is not finite.
@@ -213,13 +213,14 @@ def fine_tune(
     )
     optimizer = skip_nonfinite(optimizer)  # which counts them
     step = make_supervised_step(model, optimizer)
-    state = init_state(params, optimizer)
+    state, losses = init_state(params, optimizer), []
     for number in range(steps):
         state, result = step(state, packed(number))
         if result.metrics["skipped_updates"]:
             raise DivergedError("cold start: not finite: lower cold_start_learning_rate")
-        progress(number + 1, float(result.metrics["loss"]))
-    return state.params
+        losses.append(float(result.metrics["loss"]))
+        progress(number + 1)
+    return state.params, losses
 
 
 def make_documents(

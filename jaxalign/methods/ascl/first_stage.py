@@ -49,14 +49,9 @@ def cold_start(
             decode=run.tokenizer.decode,
             progress=lambda done: heed(done, rounds),
         )
-    kept, losses = balance_traces(right, cap=settings.cold_start_cap), []
+    kept = balance_traces(right, cap=settings.cold_start_cap)
     with run.interruption.heeded("cold start", None, f"updates {again}") as heed:
-
-        def note(done: int, loss: float) -> None:
-            losses.append(loss)
-            heed(done, None)
-
-        tuned = fine_tune(
+        tuned, losses = fine_tune(
             model,
             params,
             kept,
@@ -68,7 +63,7 @@ def cold_start(
             batch_size=settings.cold_start_batch,
             row_length=2 * (settings.max_prompt_tokens + settings.max_new_tokens),
             seed=settings.seed,
-            progress=note,
+            progress=lambda done: heed(done, None),
         )
     stages = {"sampled": every, "right": right, "kept": kept}
     counts = {name: count_traces(traces) for name, traces in stages.items()}
