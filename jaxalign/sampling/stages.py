@@ -15,7 +15,6 @@ class Stage(enum.IntEnum):
     COLD_START = 2
     SELF_GENERATION = 3
     ANSWERS = 4
-    HELDOUT = 5
     UTILITY = 6
     SPEED = 7
 
