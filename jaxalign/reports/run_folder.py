@@ -63,6 +63,9 @@ def read_run(folder: str | Path) -> Run:
             MOMENTS["after"] not in found and not unasked
         ),
         "No summary.json: the run has not finished.": not summary,
+        "Its evaluation_*.json are of an older jaxalign: commit 81ff310 shows them.": any(
+            folder.glob("evaluation_*.json")
+        ),
     }
     missing = [line for line, is_absent in absent.items() if is_absent]
     return Run(folder, config, metrics, samples, summary, found, missing)
