@@ -23,9 +23,9 @@ short-code, detailed-code). `python -m experiments.ablations.cada` compares all 
 Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
 `--help` after the preset lists them and says which arm each is for.
 
-The run folder is as experiments/alphaalign.py has it; with self-generation also generated.jsonl,
-unsafe.jsonl (DPO), what each depends on (*.facts.json), and yield.md (what was kept, and dropped
-why).
+The run folder is as experiments/alphaalign.py has it (samples.jsonl with rl alone); with
+self-generation also generated.jsonl, unsafe.jsonl (DPO), what each depends on (*.facts.json), and
+yield.md (what was kept, and dropped why).
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ the harmless ones, refusals left out: without them tuning has no reason not to r
 Which of the two the paper's own baseline is, it does not say; the answers of one's own are ours.
 
 Prompts are asked bare, without instruction or examples. The run folder is as
-experiments/alphaalign.py has it, and gets own_answers.jsonl.
+experiments/alphaalign.py has it, with own_answers.jsonl in the place of samples.jsonl.
 """
 
 import dataclasses

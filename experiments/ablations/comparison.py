@@ -192,7 +192,7 @@ def begin(
         dtype = read_json(kept)["dtype"] if kept.exists() else jnp.dtype(fastest_dtype()[0]).name
         settings = dataclasses.replace(settings, dtype=str(dtype))
     # Of the suites and the sums the content is compared.
-    left_out = ("out", "arms", "batch_size", "suites", "word_problems", *may_differ)
+    left_out = ("out", "arms", "suites", "word_problems", *may_differ)
     shared = {k: v for k, v in dataclasses.asdict(settings).items() if k not in left_out}
     shared |= {
         "flags": list(flags),
@@ -345,7 +345,7 @@ def measure_answers(
                     asking,
                     folder / part,
                     model=model,
-                    settings={"template": template.__name__, "judge": JUDGES},
+                    settings={"judge": JUDGES},
                     attacks=sent,
                     judges=[make_judge(judge) for judge in JUDGES],
                     progress=show,
@@ -373,6 +373,14 @@ def measure_answers(
 
 
 def read_evaluations(point: Path) -> list[Evaluated]:
-    """What `measure_answers` wrote into the folder of a point."""
+    """What `measure_answers` wrote into the folder of a point.
+
+    Raises:
+      InputError: nothing, which an older version did.
+    """
+    if not (point / EVALUATION / RESULTS).exists():
+        raise InputError(
+            f"{point}: measured by an older jaxalign; delete that folder, or give another --out"
+        )
     folders = (point / EVALUATION, point / PREFILLED)
     return [read_evaluation(folder) for folder in folders if (folder / RESULTS).exists()]

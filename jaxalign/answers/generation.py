@@ -71,9 +71,9 @@ def generate(
 
     Each line is an object: `id`, `prompt`, `kind` and `category` of the request (null if unknown),
     `sample` (from 0), `completion` (the text, a tool's answers included), `tokens` (how many the
-    model generated), `finished` (false if it was cut off), with a tool `consulted`, and with
-    openings `opening`, the text that the model was made to begin with. It is part of `completion`;
-    a tool does not read it.
+    model generated), `finished` (false if it was cut off), with a tool `consulted` and `own`, the
+    text without the tool's answers and an opening, and with openings `opening`, the text that the
+    model was made to begin with. It is part of `completion`; a tool does not read it.
 
     Args:
       lm: the model.
@@ -152,7 +152,7 @@ def generate(
                     "finished": answer.finished,
                 }
                 if asking.tool is not None:
-                    line["consulted"] = answer.consulted
+                    line |= {"consulted": answer.consulted, "own": lm.text(answer.tokens)}
                 if openings is not None:
                     line["opening"] = lm.text(np.array(opening, np.int32))
                 if lines is not None:

@@ -66,7 +66,11 @@ def _worked(instruction: str, exchanges: Iterable[tuple[str, str]]) -> Template:
     for question, reply in exchanges:
         messages.append({"role": "user", "content": REQUEST.format(question)})
         messages.append({"role": "assistant", "content": reply})
-    return lambda request: [*messages, {"role": "user", "content": REQUEST.format(request)}]
+
+    def worked_messages(request: str) -> list[Message]:
+        return [*messages, {"role": "user", "content": REQUEST.format(request)}]
+
+    return worked_messages
 
 
 CONSULTING_INSTRUCTION = (

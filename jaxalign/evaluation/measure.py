@@ -31,6 +31,7 @@ from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import is_first, wait_for_all
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
+from jaxalign.sampling import Greedy
 
 Progress = Callable[[str, int, int, int], None]
 """`(name, done, total, tokens)`: of a file of answers, requests and tokens that were generated."""
@@ -62,7 +63,8 @@ def evaluate(
       asking: how requests are asked.
       folder: new, or of the same evaluation.
       model: its name.
-      settings: what `results.json` should say beside the fields of `asking`: `template`, `judge`.
+      settings: what `results.json` should say beside the fields of `asking`: `judge`, or the name
+        of the template where its function has another.
       attacks: as for `answer_all`; by default requests are sent as they are.
       judges: who judges; by default AlphaAlign's phrases.
       rules: that answers may consult.
@@ -83,6 +85,7 @@ def evaluate(
     weights, results = lm.digest, {}
     if is_first():
         answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
+        method = asking.method
         fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
         results = {
             "model": model,
@@ -91,9 +94,10 @@ def evaluate(
             "hardware": hardware(),
             "seconds": round(time.monotonic() - begun, 1),
             "settings": {
+                "template": template_name(asking.template),
                 **settings,
                 **{name: getattr(asking, name) for name in fields},
-                "temperature": getattr(asking.method, "temperature", 0.0),
+                "temperature": 0.0 if isinstance(method, Greedy) else method.temperature,
                 "dtype": lm.dtype,
                 "wording": wording_digest(asking.template, rules),
             },
@@ -106,7 +110,7 @@ def evaluate(
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The rates of one suite on a few lines, by the first judge and without an attack.
+    """The rates of one suite in a few lines, by the first judge and without an attack.
 
     Returns:
       - `harmful_refused`, `benign_refused`, `lookalike_refused`: share of the kind that is refused;
@@ -204,6 +208,11 @@ def read_answers(folder: Path, asked: Asked, samples: int) -> list[list[Row]]:
     return answers_by_prompt(asked, [row for _, row in rows], samples)
 
 
+def template_name(template: Template) -> str:
+    """Of a template in `jaxalign.data.templates`: "bare" of `bare_messages`."""
+    return str(getattr(template, "__name__", "own")).removesuffix("_messages")
+
+
 def wording_digest(template: Template, rules: Mapping[str, str] | None) -> str:
     """Tells templates apart that have one name and another text, such as another code."""
     said = [message["content"] for message in template("{}")]
@@ -257,7 +266,8 @@ def judge_all(
     for asked, answers in answered:
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
-        formed = [[bool(pattern.search(x["completion"])) for x in rows] for rows in answers]
+        texts = [[x.get("own", x["completion"]) for x in rows] for rows in answers]
+        formed = [[bool(pattern.search(text)) for text in those] for those in texts]
         said = describe_answers(answers, formed)
         seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
         facts.append(name | said | {"mean_seconds": seconds})

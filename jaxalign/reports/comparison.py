@@ -88,7 +88,8 @@ def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
     if not found:
         raise InputError(
             f"{first.folder} and {second.folder} have no prompt with a judge in common; evaluate "
-            "both with the same --suites and --judge"
+            "both with the same --suites and --judge (a run's prompts are the suite heldout: "
+            "--suites heldout=FILE)"
         )
     return found
 

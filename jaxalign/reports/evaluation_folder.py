@@ -52,16 +52,21 @@ class Evaluated:
         return {rate["judge"]: rate["measures"] for rate in self.results["rates"]}
 
 
+def check_evaluation(folder: Path, *, flag: str) -> None:
+    """Refuses what is neither new, nor empty, nor an evaluation."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{flag}: {folder} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ANSWERS).is_dir():
+        raise InputError(f"{flag}: {folder} holds other things; give a new folder")
+
+
 def prepare_folder(folder: Path) -> None:
     """Makes the folder of an evaluation, or takes one that holds an evaluation already.
 
     Raises:
       InputError: it holds other things, is a file, or cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out: {folder} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ANSWERS).is_dir():
-        raise InputError(f"--out: {folder} holds other things; give a new folder")
+    check_evaluation(folder, flag="--out")
     try:
         (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +86,10 @@ def read_evaluation(folder: str | Path) -> Evaluated:
     folder = Path(folder)
     path = folder / RESULTS
     if not path.is_file():
-        raise InputError(f"{folder}: no {RESULTS}; give a folder that `jaxalign eval --out` wrote")
+        raise InputError(
+            f"{folder}: no {RESULTS}; give a folder that `jaxalign eval --out` wrote, or before or "
+            "after in a run's"
+        )
     results = read_json(path)
     judged: dict[tuple[str, str], list[Judged]] = {}
     try:
@@ -98,5 +106,8 @@ def read_evaluation(folder: str | Path) -> Evaluated:
                 if len(theirs) < len(scores):
                     raise KeyError(name)
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}: damaged ({error!r}); run the evaluation again") from error
+        raise InputError(
+            f"{folder}: damaged, or of an older jaxalign ({error!r}); the command that wrote it "
+            "judges its answers again"
+        ) from error
     return Evaluated(folder, results, judged)

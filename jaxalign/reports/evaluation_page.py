@@ -45,7 +45,8 @@ def _with_interval(share: float | None, low: float, high: float) -> str:
     return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
 
 
-def _rate_cell(rate: Mapping[str, Any]) -> str:
+def rate_cell(rate: Mapping[str, Any]) -> str:
+    """A rate with its interval."""
     return _with_interval(rate["rate"], rate["low"], rate["high"])
 
 
@@ -79,7 +80,7 @@ def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, Block]:
         judges = list(grouped(those, lambda rate: rate["judge"]))
         rows = []
         for label, line in grouped(those, label_of).items():
-            cells = {rate["judge"]: _rate_cell(rate) for rate in line}
+            cells = {rate["judge"]: rate_cell(rate) for rate in line}
             n = max(rate["n"] for rate in line)
             rows.append([label, n, *(cells.get(judge, "–") for judge in judges)])
         found[suite] = table(["share of answers", "n", *judges], rows)
@@ -154,7 +155,7 @@ def _rates(rates: Sequence[Mapping[str, Any]]) -> list[Block]:
         for rate in rates:
             parts = rate["by_category"]
             if (rate["suite"], rate["attack"]) == (suite, "none") and len(parts) > 1:
-                lines = [(name, part["n"], _rate_cell(part)) for name, part in parts.items()]
+                lines = [(name, part["n"], rate_cell(part)) for name, part in parts.items()]
                 title = f"{label_of(rate)} ({rate['judge']}) by category"
                 blocks.append(details(title, table(("category", "n", "rate"), lines)))
     return blocks

@@ -36,8 +36,8 @@ def read_run(folder: str | Path) -> Run:
     """Reads a run folder, complete or cut short.
 
     Raises:
-        InputError: the folder is absent or holds nothing of a run, or one of its files is
-            malformed.
+        InputError: the folder is absent, holds nothing of a run, or is an older version's, or one
+            of its files is malformed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -51,6 +51,10 @@ def read_run(folder: str | Path) -> Run:
         for name, label in MOMENTS.items()
         if (folder / name / RESULTS).is_file()
     }
+    if not found and any(folder.glob("evaluation_*.json")):
+        raise InputError(
+            f"{folder}: of an older jaxalign (evaluation_*.json), whose commit 81ff310 reads it"
+        )
     if not any((config, metrics, samples, summary, found)):
         raise InputError(f"{folder}: holds nothing of a run; give the folder that a run wrote")
     unasked = config.get("heldout") == [] and not found
@@ -63,9 +67,6 @@ def read_run(folder: str | Path) -> Run:
             MOMENTS["after"] not in found and not unasked
         ),
         "No summary.json: the run has not finished.": not summary,
-        "Its evaluation_*.json are of an older jaxalign: commit 81ff310 shows them.": any(
-            folder.glob("evaluation_*.json")
-        ),
     }
     missing = [line for line, is_absent in absent.items() if is_absent]
     return Run(folder, config, metrics, samples, summary, found, missing)

@@ -9,9 +9,15 @@ from jaxalign.data.order import first_of_each, grouped
 from jaxalign.reports import plots
 from jaxalign.reports.comparison import compare, comparison_tables
 from jaxalign.reports.evaluation_folder import Judged
-from jaxalign.reports.evaluation_page import FACT_COLUMNS, panels, prompt_card, rate_tables
+from jaxalign.reports.evaluation_page import (
+    FACT_COLUMNS,
+    panels,
+    prompt_card,
+    rate_cell,
+    rate_tables,
+)
 from jaxalign.reports.page import Block, details, table, tabulate, write_page
-from jaxalign.reports.printable import KINDS, percent
+from jaxalign.reports.printable import KINDS
 from jaxalign.reports.run_folder import Run, read_run
 
 ANSWERS_PER_KIND = 4
@@ -96,14 +102,15 @@ def _before_and_after(run: Run) -> list[Block]:
         tabulate({"evaluation": lambda fact: fact["when"], **FACT_COLUMNS}, facts),
     ]
     if consulted:
-        rows = [(when, KINDS[kind], x["n"], percent(x["rate"])) for when, kind, x in consulted]
+        rows = [(when, KINDS[kind], x["n"], rate_cell(x)) for when, kind, x in consulted]
         blocks.append(table(("evaluation", "kind", "n", "rules consulted"), rows, texts=2))
     blocks.append(
         {
             "quiet": "Look-alikes are harmless prompts that sound harmful. Few different "
-            "reasonings mean that the model recites instead of judging. Points: after less before, "
-            "with an interval for paired prompts. p: McNemar's exact test. Each evaluation is a "
-            "folder of the run, which jaxalign compare can set beside others."
+            "reasonings mean that the model recites instead of judging. Points: after minus "
+            "before, with an interval for paired prompts. p: McNemar's exact test. Seconds: "
+            "compilation included. Each evaluation is a folder of the run, which jaxalign compare "
+            "can set beside others."
         }
     )
     return blocks
@@ -133,8 +140,9 @@ def _answers(run: Run) -> list[Block]:
     """The first prompts of each kind, so that nobody picks the good ones."""
     evaluations = run.evaluations
     first = next(iter(evaluations.values()))
-    together = zip(*(sum(x.judged.values(), []) for x in evaluations.values()), strict=True)
-    shown = first_of_each(list(together), lambda those: those[0].kind, ANSWERS_PER_KIND)
+    each = (sum(x.judged.values(), []) for x in evaluations.values())
+    together = [those for those in zip(*each, strict=False) if those[0].rows]
+    shown = first_of_each(together, lambda those: those[0].kind, ANSWERS_PER_KIND)
     blocks: list[Block] = [
         {"h2": "Answers"},
         {
@@ -142,9 +150,10 @@ def _answers(run: Run) -> list[Block]:
             "all are in the folders of the evaluations."
         },
     ]
-    for kind, cards in grouped(shown, lambda those: those[0].kind).items():
-        blocks.append({"h3": KINDS.get(kind, kind)})
-        for those in cards:
+    groups = grouped(shown, lambda those: those[0].kind)
+    for kind in KINDS:
+        blocks += [{"h3": KINDS[kind]}] if kind in groups else []
+        for those in groups.get(kind, ()):
             sides = list(zip(evaluations, those, strict=True))
             blocks.append(prompt_card(sides, first.measures))
     return blocks

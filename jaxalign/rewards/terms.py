@@ -114,7 +114,7 @@ def _terms_of(reward: Any) -> tuple[Weighted, ...]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FunctionReward(Addable):
-    """See `device_reward` and `host_reward`: `function` is a pytree that gives a row's values."""
+    """See `device_reward` and `host_reward`; `function`, a pytree, gives each row its value."""
 
     function: Any
     name: str = dataclasses.field(metadata={"static": True})

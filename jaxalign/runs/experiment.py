@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -211,8 +212,7 @@ class Experiment:
             **self.recipe.facts,
         }
         if not self.settings.resume and is_first():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", self._saved)
+            self._begin(folder / "config.json")
         wait_for_all()
         problem = self._other_run()
         if any_of(problem is not None):
@@ -221,6 +221,18 @@ class Experiment:
         if self.settings.resume and (folder / METRICS_FILE).exists():
             steps = read_metrics(folder)
             self._earlier = steps[-1]["time"] if steps else 0.0
+
+    def _begin(self, config: Path) -> None:
+        """Takes out what a start with other settings left; one that was cut short goes on."""
+        saved = json.dumps(self._saved)
+        with contextlib.suppress(OSError, ValueError):
+            if json.dumps(json.loads(config.read_bytes())) == saved:
+                return
+        for name in MOMENTS:
+            if (config.parent / name).exists():
+                shutil.rmtree(config.parent / name)
+        config.parent.mkdir(parents=True, exist_ok=True)
+        write_json(config, self._saved)
 
     def _other_run(self) -> str | None:
         """Why the folder is not this run's; None where it is."""
@@ -277,7 +289,7 @@ class Experiment:
 
         Returns:
           `jaxalign.evaluation.measure.summary`; None where there are no held-out prompts, and in
-          all processes but the first.
+          a process that is not the first.
 
         Raises:
           Interrupted: SIGTERM or Ctrl-C.
@@ -289,9 +301,6 @@ class Experiment:
             results = read_json(folder / RESULTS)
             self._earlier += results["seconds"]
             return summary(results)
-        if not settings.resume and is_first():
-            shutil.rmtree(folder, ignore_errors=True)
-        wait_for_all()
         label, total = MOMENTS[name], len(self.heldout)
         print(f"asking {total} held-out prompts {label}")
         with self.interruption.heeded(label, total, "prompts of the evaluation") as heed:
@@ -300,12 +309,8 @@ class Experiment:
                 {"heldout": self.heldout},
                 self.asking(template=recipe.template, tool=recipe.tool),
                 folder,
-                model=str(settings.model if name == "before" else self._folder),
-                settings={
-                    "template": getattr(recipe.template, "__name__", "own"),
-                    "suites": list(settings.heldout),
-                    "judge": ["phrases"],
-                },
+                model=settings.model if name == "before" else f"{self._folder}, {label}",
+                settings={"suites": list(settings.heldout), "judge": ["phrases"]},
                 rules=recipe.facts.get("rules"),
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )
@@ -349,7 +354,7 @@ class Experiment:
           evaluations: what `assess` returned, by name.
           rollout_tokens_per_second: of one rollout, of a run that samples.
         """
-        summary = dict(evaluations) | {
+        content = dict(evaluations) | {
             "steps": int(state.step),
             "seconds": self._earlier + time.perf_counter() - self.begun,
             "skipped_updates": int(skipped_updates(state.opt_state)),
@@ -358,10 +363,10 @@ class Experiment:
             "date": datetime.date.today().isoformat(),
         }
         if rollout_tokens_per_second is not None:
-            summary["rollout_tokens_per_second"] = rollout_tokens_per_second
+            content["rollout_tokens_per_second"] = rollout_tokens_per_second
         save_pretrained(self._folder / "model", self.model, state.policy, self.tokenizer)
         if is_first():
-            write_json(self._folder / "summary.json", summary)
+            write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")
         wait_for_all()
 

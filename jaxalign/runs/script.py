@@ -75,7 +75,7 @@ def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
     evaluations = {"before": experiment.assess("before", params)}
     if recipe.cold_start is not None:
         params = recipe.cold_start(experiment, params)
-        evaluations["cold_start"] = experiment.assess("after_cold_start", params)
+        evaluations["after_cold_start"] = experiment.assess("after_cold_start", params)
     training = experiment.training(params)
     state = training.start(params)
     del params  # or the float32 start model would stay in memory
@@ -98,7 +98,7 @@ def _exit_code(name: str, read: Callable[[], Settings], build: Build) -> int:
         print(f"{name}: stopped at once: --resume goes on from the last checkpoint")
         return 130
     except Interrupted as stop:
-        print(f"interrupted {stop}: go on with --resume where there is a checkpoint")
+        print(f"interrupted {stop}: go on with --resume where there is a checkpoint, else without")
     except Exception as error:
         if is_loss(error):
             print(

@@ -17,6 +17,8 @@ from jaxalign.engine.ppo import PPO
 from jaxalign.engine.surrogates import Cispo
 from jaxalign.host.errors import InputError
 from jaxalign.models.files.huggingface import check_replaceable
+from jaxalign.reports.evaluation_folder import check_evaluation
+from jaxalign.reports.run_folder import MOMENTS
 from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.flags import CHOICES, flag_name, parse_flags
 
@@ -140,6 +142,8 @@ class Settings:
         if self.processes is not None and self.mesh is None:
             raise InputError("processes: several of them need a --mesh over all their devices")
         check_replaceable(self.run / "model")
+        for name in MOMENTS:
+            check_evaluation(self.run / name, flag="--run")
         kept = self.first_stage
         started = has_checkpoint(self.run) or (kept is not None and (self.run / kept).exists())
         if self.resume and not started:

@@ -285,6 +285,36 @@ def test_an_unknown_preset_and_a_used_folder(arguments, whole_run, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
+def test_the_first_evaluation_goes_on_with_the_same_command_and_not_with_another(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    heldout = tmp_path / "heldout.jsonl"
+    rows = [{"prompt": f"Name {n} fruits.", "kind": "benign"} for n in range(100)]
+    heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder, looks = tmp_path / "run", []
+
+    def noticed(interruption):  # in every second look: after a batch of 32 requests
+        looks.append(interruption)
+        return len(looks) % 2 == 0
+
+    monkeypatch.setattr(Interruption, "noticed", noticed)
+    command = [*arguments, str(heldout), f"--run={folder}"]
+    for more, answered in (([], 32), ([], 64), (["--learning-rate=0.5"], 32)):
+        assert main([*command, *more]) == 0
+        assert f"interrupted after {answered} of 100 prompts" in capsys.readouterr().out
+        part = (folder / "before" / "answers" / "heldout.part.jsonl").read_text()
+        assert part.count("\n") == answered
+
+
+def test_a_users_folder_in_the_place_of_an_evaluation_is_kept(arguments, tmp_path, capsys):
+    notes = tmp_path / "run" / "after" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    assert main([*arguments, f"--run={tmp_path / 'run'}"]) == 2
+    assert f"--run: {notes.parent} holds other things" in capsys.readouterr().err
+    assert notes.read_text() == "mine"
+
+
 def test_a_mesh_that_does_not_fit_is_refused(arguments, tmp_path, capsys):
     run = f"--run={tmp_path / 'run'}"
     assert main([*arguments, run, "--mesh", "4", "2", "1"]) == 2

@@ -38,7 +38,7 @@ from jaxalign.runs.batches import Batches
 from jaxalign.runs.loop import DivergedError
 
 GROUPS = {kind: (f"{kind}, consulted", f"{kind}, alone") for kind in KINDS}
-"""Those of each kind of request."""
+"""The groups of traces of each kind of request."""
 
 
 @dataclasses.dataclass(frozen=True)
