@@ -73,7 +73,7 @@ def whole_batches(path: Path, sizes: Sequence[int]) -> int:
         return 0
     counts = [0] * len(sizes)
     for _, row in read_lines(path):
-        if row["step"] < len(sizes):
+        if 0 <= row["step"] < len(sizes):
             counts[row["step"]] += 1
     whole = [count == size for count, size in zip(counts, sizes, strict=True)]
     return whole.index(False) if False in whole else len(sizes)

@@ -74,11 +74,17 @@ def evaluate(
       the content of `results.json`. Of several processes the first one's alone: it writes.
 
     Raises:
-      InputError: as `answer_all`.
+      InputError: as `answer_all`; or there is nothing to ask, or to judge.
     """
     begun = time.monotonic()
     attacks = [make_attack("none")] if attacks is None else attacks
     judges = [make_judge("phrases")] if judges is None else judges
+    prompts = [prompt for those in suites.values() for prompt in those]
+    if not any(x.measures == "refusal" or prompt.is_harmful for x in judges for prompt in prompts):
+        raise InputError(
+            "nothing to judge: give prompts and a judge; judges of harm read answers to harmful "
+            "prompts alone"
+        )
     sent = answer_all(
         lm, suites, attacks, asking, folder=folder, facts={"rules": rules}, progress=progress
     )
@@ -110,7 +116,7 @@ def evaluate(
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The rates of one suite in a few lines, by the first judge and without an attack.
+    """The rates of the first suite in a few lines, by the first judge of refusals, without attack.
 
     Returns:
       - `harmful_refused`, `benign_refused`, `lookalike_refused`: share of the kind that is refused;
@@ -121,12 +127,9 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
       - `prompts`, `skipped`: how many were answered, and how many were too long to ask.
       - `intervals`: [low, high] of each of the shares, 95 %; `n`: prompts of each kind.
     """
-    facts, judge = results["answers"][0], results["rates"][0]["judge"]
-    refused = {
-        x["kind"]: x
-        for x in results["rates"]
-        if (x["suite"], x["attack"], x["judge"]) == (facts["suite"], "none", judge)
-    }
+    facts, rates = results["answers"][0], results["rates"]
+    plain = [x for x in rates if x["measure"] == "refused" and x["suite"] == facts["suite"]]
+    refused = {x["kind"]: x for x in plain if x["judge"] == plain[0]["judge"]}
     shares = {f"{kind}_refused": share for kind, share in refused.items()}
     shares |= {f"{kind}_consulted": share for kind, share in facts["consulted"].items()}
     shares |= {name: facts[name] for name in ("well_formed", "finished")}
@@ -195,6 +198,8 @@ def answer_all(
                 pace = {"seconds": made.seconds, "tokens": made.tokens}
                 write_json(pace_path(folder, asked.name), pace)
             found.append(asked)
+    if not found:
+        raise InputError("nothing to ask: attacks are on harmful prompts alone")
     return found
 
 

@@ -95,7 +95,8 @@ def scoring_texts(function: Callable[..., Any], where: str) -> ScoreTexts:
         except (TypeError, ValueError):
             values = np.asarray(0.0)
         if values.shape != (len(answers),):
-            count = f"{len(returned)} things" if isinstance(returned, list) else repr(returned)[:40]
+            text = " ".join(repr(returned).split())[:40]
+            count = f"{len(returned)} things" if isinstance(returned, list) else text
             raise InputError(
                 f"{where}: it returned {count} for {len(answers)} answers; return a list with one "
                 "number for each"

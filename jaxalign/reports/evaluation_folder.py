@@ -11,6 +11,7 @@ from jaxalign.evaluation.measure import ANSWERS, RESULTS, VERDICTS
 from jaxalign.evaluation.rates import file_name
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
+from jaxalign.reports.printable import percent
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,24 @@ class Evaluated:
         return {rate["judge"]: rate["measures"] for rate in self.results["rates"]}
 
 
-def check_evaluation(folder: Path, *, flag: str) -> None:
-    """Refuses what is neither new, nor empty, nor an evaluation."""
+_FIELDS = {
+    "settings": "template wording judge",
+    "answers": "suite attack skipped answers well_formed finished consulted distinct_answers "
+    "distinct_reasonings mean_tokens",
+    "rates": "suite attack kind judge measures measure rate low high n by_category",
+    "safety_at_k": "suite attack judge k any_safe any_interval all_safe all_interval prompts",
+    "key_words": "suite attack by low high rollouts",
+    "cost": "suite attack kind answers total reasoning answer format",
+}
+"""Of the parts of results.json, most of which are lists."""
+
+
+def check_evaluation(folder: Path, *, flag: str, replaceable: bool = True) -> None:
+    """Refuses what is neither new, nor empty, nor an evaluation that may be replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{flag}: {folder} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ANSWERS).is_dir():
+    known = replaceable and (folder / ANSWERS).is_dir()
+    if folder.is_dir() and any(folder.iterdir()) and not known:
         raise InputError(f"{flag}: {folder} holds other things; give a new folder")
 
 
@@ -93,21 +107,34 @@ def read_evaluation(folder: str | Path) -> Evaluated:
     results = read_json(path)
     judged: dict[tuple[str, str], list[Judged]] = {}
     try:
+        _check(results)
         for fact in results["answers"]:
             key = fact["suite"], fact["attack"]
             name = f"{file_name(*key)}.jsonl"
             rows = [row for _, row in read_json_lines(folder / ANSWERS / name)]
             judged[key] = []
             for _, line in read_json_lines(folder / VERDICTS / name):
-                scores = line["scores"]
+                scores, formed = line["scores"], line["well_formed"]
                 theirs, rows = rows[: len(scores)], rows[len(scores) :]
-                formed = line["well_formed"]
-                judged[key].append(Judged(line["prompt"], line["kind"], theirs, scores, formed))
-                if len(theirs) < len(scores):
-                    raise KeyError(name)
-    except (KeyError, TypeError) as error:
+                for score, _, row in zip(scores, formed, theirs, strict=True):
+                    # What is missing or no number raises.
+                    [float(x) for x in score.values()]
+                    [row[x] for x in ("prompt", "completion", "tokens", "sample")]
+                prompt, kind = str(line["prompt"]), str(line["kind"])
+                judged[key].append(Judged(prompt, kind, theirs, scores, formed))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder}: damaged, or of an older jaxalign ({error!r}); the command that wrote it "
             "judges its answers again"
         ) from error
     return Evaluated(folder, results, judged)
+
+
+def _check(results: Mapping[str, Any]) -> None:
+    """Looks at the fields that are shown, so that a page or a table can rely on them."""
+    for part, names in _FIELDS.items():
+        items = results[part] if isinstance(results[part], list) else [results[part]]
+        for item in items:
+            [item[name] for name in names.split()]
+    [str(results[name]) for name in ("model", "weights", "date", "hardware")]
+    [percent(x[name]) for x in results["rates"] for name in ("rate", "low", "high")]

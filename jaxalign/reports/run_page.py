@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.order import first_of_each, grouped
+from jaxalign.host.errors import InputError
 from jaxalign.reports import plots
 from jaxalign.reports.comparison import compare, comparison_tables
 from jaxalign.reports.evaluation_folder import Judged
@@ -76,11 +77,14 @@ def _introduction(run: Run) -> list[Block]:
 def _before_and_after(run: Run) -> list[Block]:
     """The last evaluation beside the first, or one alone as it is."""
     (earlier, first), (later, last) = (list(run.evaluations.items())[at] for at in (0, -1))
-    if last is first:
-        tables: Mapping[str, Block] = rate_tables(first.results["rates"])
-    else:
-        found = comparison_tables(compare(first, last), earlier, later)
-        tables = {title: shown for title, (shown, _) in found.items()}
+    tables: Mapping[str, Block] = rate_tables(last.results["rates"])
+    blocks: list[Block] = [{"h2": "Before and after"}]
+    try:
+        if last is not first:
+            found = comparison_tables(compare(first, last), earlier, later)
+            tables = {title: shown for title, (shown, _) in found.items()}
+    except InputError as error:  # a folder that was put there by hand
+        blocks.append({"note": f"{error}. Below are the rates {later}."})
     facts = [
         {"when": when} | fact
         for when, x in run.evaluations.items()
@@ -91,10 +95,8 @@ def _before_and_after(run: Run) -> list[Block]:
     plots.plot_rates(
         panels({when: x.results["rates"] for when, x in run.evaluations.items()}), picture
     )
-    blocks: list[Block] = [
-        {"h2": "Before and after"},
-        {"picture": picture, "alt": "Rates before and after training, with 95% intervals"},
-    ]
+    alt = "Rates before and after training, with 95% intervals"
+    blocks.append({"picture": picture, "alt": alt})
     for title, shown in tables.items():
         blocks += [{"h3": title}, shown]
     blocks += [
@@ -138,11 +140,10 @@ def _training(run: Run) -> list[Block]:
 
 def _answers(run: Run) -> list[Block]:
     """The first prompts of each kind, so that nobody picks the good ones."""
-    evaluations = run.evaluations
-    first = next(iter(evaluations.values()))
-    each = (sum(x.judged.values(), []) for x in evaluations.values())
-    together = [those for those in zip(*each, strict=False) if those[0].rows]
-    shown = first_of_each(together, lambda those: those[0].kind, ANSWERS_PER_KIND)
+    first, *others = run.evaluations.values()
+    asked = [x for those in first.judged.values() for x in those if x.rows]
+    shown = first_of_each(asked, lambda judged: judged.kind, ANSWERS_PER_KIND)
+    waiting = [grouped(sum(x.judged.values(), []), lambda judged: judged.prompt) for x in others]
     blocks: list[Block] = [
         {"h2": "Answers"},
         {
@@ -150,11 +151,14 @@ def _answers(run: Run) -> list[Block]:
             "all are in the folders of the evaluations."
         },
     ]
-    groups = grouped(shown, lambda those: those[0].kind)
+    groups = grouped(shown, lambda judged: judged.kind)
     for kind in KINDS:
         blocks += [{"h3": KINDS[kind]}] if kind in groups else []
-        for those in groups.get(kind, ()):
-            sides = list(zip(evaluations, those, strict=True))
+        for judged in groups.get(kind, ()):
+            later = [those.get(judged.prompt) for those in waiting]
+            nothing = Judged(judged.prompt, kind, [], [], [])
+            answers = [judged, *(those.pop(0) if those else nothing for those in later)]
+            sides = list(zip(run.evaluations, answers, strict=True))
             blocks.append(prompt_card(sides, first.measures))
     return blocks
 

@@ -30,7 +30,7 @@ from jaxalign.engine.ppo import with_critic
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, Updates, draw, make_step
-from jaxalign.evaluation.measure import RESULTS, evaluate, summary
+from jaxalign.evaluation.measure import evaluate, pace_path, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
@@ -223,14 +223,14 @@ class Experiment:
             self._earlier = steps[-1]["time"] if steps else 0.0
 
     def _begin(self, config: Path) -> None:
-        """Takes out what a start with other settings left; one that was cut short goes on."""
-        saved = json.dumps(self._saved)
+        """Takes out what an earlier start left, but for a first evaluation of the same settings."""
+        saved, theirs = json.dumps(self._saved), ""
         with contextlib.suppress(OSError, ValueError):
-            if json.dumps(json.loads(config.read_bytes())) == saved:
-                return
+            theirs = json.dumps(json.loads(config.read_bytes()))
         for name in MOMENTS:
-            if (config.parent / name).exists():
+            if (config.parent / name).exists() and (name, theirs) != ("before", saved):
                 shutil.rmtree(config.parent / name)
+        (config.parent / "summary.json").unlink(missing_ok=True)
         config.parent.mkdir(parents=True, exist_ok=True)
         write_json(config, self._saved)
 
@@ -297,10 +297,9 @@ class Experiment:
         if not self.heldout:
             return None
         folder, recipe, settings = self._folder / name, self.recipe, self.settings
-        if all_of(settings.resume and (folder / RESULTS).exists()):
-            results = read_json(folder / RESULTS)
-            self._earlier += results["seconds"]
-            return summary(results)
+        pace = pace_path(folder, "heldout")  # is there once all is answered
+        if all_of(settings.resume and pace.exists()):
+            self.add_seconds(read_json(pace)["seconds"])
         label, total = MOMENTS[name], len(self.heldout)
         print(f"asking {total} held-out prompts {label}")
         with self.interruption.heeded(label, total, "prompts of the evaluation") as heed:

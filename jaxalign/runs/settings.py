@@ -143,7 +143,8 @@ class Settings:
             raise InputError("processes: several of them need a --mesh over all their devices")
         check_replaceable(self.run / "model")
         for name in MOMENTS:
-            check_evaluation(self.run / name, flag="--run")
+            ours = (self.run / "config.json").exists()
+            check_evaluation(self.run / name, flag="--run", replaceable=ours)
         kept = self.first_stage
         started = has_checkpoint(self.run) or (kept is not None and (self.run / kept).exists())
         if self.resume and not started:

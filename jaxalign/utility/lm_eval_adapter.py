@@ -235,7 +235,9 @@ class JaxalignLM(TemplateLM):
             end = self.tokenizer.decode([self.eot_token_id])
             until, asking = _settings(requests[indices[0]].args[1], end, self._seed)
             room = self.max_length - asking.max_new_tokens
-            contexts = [self._cut(self.tok_encode(requests[i].args[0]), room) for i in indices]
+            texts = [requests[i].args[0] for i in indices]
+            encoded = [self.tok_encode(text) or [self.eot_token_id] for text in texts]
+            contexts = [self._cut(ids, room) for ids in encoded]
             stop = self._stop_tokens(tuple(until))
             order = longest_first(range(len(contexts)), contexts)
             questions = Questions(NO_PREFIX, contexts, in_batches(order, self._batch_size))

@@ -209,6 +209,9 @@ def test_what_a_tool_says_is_not_the_models(tmp_path: Path) -> None:
     found = summary(judge_all([(asked, answers)], judges, tmp_path, consulting=True))
     assert found["well_formed"] == 0.5 and found["harmful_refused"] == 1.0
     assert found["benign_refused"] == 0.0, "without tags all is the answer, but not the rules"
+    harm = dataclasses.replace(judges[0], name="guard", measures="harm")
+    both = judge_all([(asked, answers)], [harm, *judges], tmp_path, consulting=True)
+    assert summary(both) == found, "what a judge of harm says is no refusal"
 
 
 def test_an_evaluation_goes_on_where_it_was_killed_and_is_judged_again_for_nothing(
@@ -232,6 +235,21 @@ def test_an_evaluation_goes_on_where_it_was_killed_and_is_judged_again_for_nothi
     assert measure(tiny, PROMPTS, asking, tmp_path)[0] == rows and len(shapes) == asked
     with pytest.raises(InputError, match="heldout: .*made with another prompts"):
         measure(tiny, PROMPTS[:3], asking, tmp_path)
+
+
+def test_nothing_to_ask_or_to_judge(tiny: LanguageModel, tmp_path: Path) -> None:
+    harm = dataclasses.replace(make_judge("phrases"), name="guard", measures="harm")
+    past = [make_attack("past-tense")]
+    nothing: list[tuple[list[Prompt], dict[str, Any], str]] = [
+        ([], {}, "nothing to judge: give prompts"),
+        (PROMPTS, {"judges": []}, "nothing to judge"),
+        (PROMPTS[3:], {"judges": [harm]}, "judges of harm read answers to harmful prompts alone"),
+        (PROMPTS[3:], {"attacks": past}, "nothing to ask: attacks are on harmful prompts alone"),
+    ]
+    for prompts, more, message in nothing:
+        with pytest.raises(InputError, match=message):
+            measure(tiny, prompts, Asking(), tmp_path / "new", **more)
+        assert not (tmp_path / "new").exists()
 
 
 def test_long_prompts_are_skipped_and_counted(

@@ -306,13 +306,15 @@ def test_the_first_evaluation_goes_on_with_the_same_command_and_not_with_another
         assert part.count("\n") == answered
 
 
-def test_a_users_folder_in_the_place_of_an_evaluation_is_kept(arguments, tmp_path, capsys):
-    notes = tmp_path / "run" / "after" / "notes.txt"
-    notes.parent.mkdir(parents=True)
-    notes.write_text("mine")
+@pytest.mark.parametrize("name", ["after/notes.txt", "before/answers/mine.jsonl", "before"])
+def test_what_a_user_has_in_the_place_of_an_evaluation_is_kept(arguments, name, tmp_path, capsys):
+    kept = tmp_path / "run" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
     assert main([*arguments, f"--run={tmp_path / 'run'}"]) == 2
-    assert f"--run: {notes.parent} holds other things" in capsys.readouterr().err
-    assert notes.read_text() == "mine"
+    said = capsys.readouterr().err
+    assert f"--run: {tmp_path / 'run' / name.partition('/')[0]} " in said and "give a" in said
+    assert kept.read_text() == "mine"
 
 
 def test_a_mesh_that_does_not_fit_is_refused(arguments, tmp_path, capsys):

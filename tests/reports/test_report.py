@@ -244,6 +244,61 @@ def test_a_run_of_an_older_version_keeps_its_report(tmp_path):
         write_report(tmp_path)
 
 
+def test_answers_stand_beside_those_to_the_same_prompt(tmp_path):
+    """Also where somebody put another evaluation there: in another order, with fewer prompts."""
+    write_run(tmp_path)
+    shutil.rmtree(tmp_path / "after")
+    prompts = [
+        Prompt(str(i), f"{PROMPTS[kind]} (version {i})", kind, "")
+        for kind, i in (("benign", 0), ("harmful", 1), ("harmful", 0))
+    ]
+    write_evaluation(tmp_path / "after", prompts, ["Bread.", REFUSAL, REFUSAL], suite="heldout")
+    page = write_report(tmp_path).read_text()
+    card = page[page.index(f"<b>{PROMPTS['benign']} (version 0)") :].split('class="card"')[0]
+    assert "Bread." in card and page.count("not evaluated") == 9
+
+    others = [Prompt("x", "Who?", "benign", "")]
+    shutil.rmtree(tmp_path / "after")
+    write_evaluation(tmp_path / "after", others, ["He."], suite="heldout")
+    page = write_report(tmp_path).read_text()
+    assert "have no prompt with a judge in common" in page
+    assert "Below are the rates after training." in page
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("", "hardware"), ("settings", "wording"), ("rates", "low"), ("answers", "consulted")],
+)
+def test_a_damaged_evaluation_is_named(tmp_path, part, field):
+    write_run(tmp_path)
+    path = tmp_path / "after" / "results.json"
+    results = json.loads(path.read_text())
+    items = results[part] if part else results
+    del (items[0] if isinstance(items, list) else items)[field]
+    path.write_text(json.dumps(results))
+    with pytest.raises(InputError, match=f"after: damaged, or of an older.*'{field}'"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"scores": [{"phrases": None}], "well_formed": [True]},
+        {"scores": [{"phrases": 1.0}], "well_formed": []},
+        {"scores": [{"phrases": 1.0}]},
+        {"scores": None, "well_formed": [True]},
+    ],
+)
+def test_damaged_verdicts_are_named(tmp_path, line):
+    write_run(tmp_path)
+    path = tmp_path / "after" / "verdicts" / "heldout.jsonl"
+    lines = path.read_text().splitlines()
+    lines[0] = json.dumps({"prompt": "Why?", "kind": "harmful"} | line)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="after: damaged, or of an older jaxalign"):
+        write_report(tmp_path)
+
+
 def test_an_evaluation_after_a_cold_start_is_shown_too(tmp_path):
     write_run(tmp_path)
     shutil.copytree(tmp_path / "after", tmp_path / "after_cold_start")

@@ -165,6 +165,15 @@ def test_rows_stop_at_a_token_with_an_ending_in_it(tiny):
     assert "\n\n" in words and all("\n\n" in word for word in words)
 
 
+def test_an_empty_context_is_the_end_of_a_text_before(tiny):
+    few = {"until": [], "max_gen_toks": 4}
+    end = tiny.tokenizer.decode([JaxalignLM(tiny).eot_token_id])
+    empty, same = (
+        JaxalignLM(tiny).generate_until(asked("generate_until", (x, few))) for x in ("", end)
+    )
+    assert empty == same and len(empty[0]) > 0
+
+
 def test_answers_are_drawn_where_a_task_asks_for_it(tiny):
     draw = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
     ask = asked("generate_until", ("Why?", draw), ("Why?", draw), ("Why?", draw | {"top_k": 1}))
