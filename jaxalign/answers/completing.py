@@ -5,8 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from jaxalign.data.prompts import Prompt
-from jaxalign.data.templates import Template, Tokenizer, encode_requests
+from jaxalign.data.templates import Tokenizer
 from jaxalign.host.errors import InputError
 from jaxalign.models.transformer import Transformer
 
@@ -18,14 +17,6 @@ def check_sizes(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise InputError(f"{name} is {size}; it must be at least 1")
-
-
-def prompt_lengths(
-    tokenizer: Tokenizer, template: Template, prompts: Sequence[Prompt]
-) -> list[int]:
-    """How many tokens each prompt takes beyond what the template makes all of them share."""
-    texts = [prompt.text for prompt in prompts]
-    return [len(tail) for tail in encode_requests(tokenizer, template, texts)[1]]
 
 
 def short_enough(rows: Sequence[Sequence[int]], limit: int | None) -> tuple[list[int], list[int]]:

@@ -201,12 +201,14 @@ def describe_answers(
     Returns:
       `prompts`, `skipped`, `answers`: how many; `well_formed`, `finished`: shares as of `rate`;
       `consulted`: the same of each kind, where there was a tool; `distinct_answers`,
-      `distinct_reasonings`: how many different texts (one recited sentence gives 1);
+      `distinct_reasonings`: how many different texts stand in the tags (one recited sentence gives
+      1; without answer tags all is the answer, without reasoning tags there is no reasoning);
       `mean_tokens`: how many the model generated, on average.
     """
     asked = [rows for rows in answers if rows]
     rows = [row for rows in asked for row in rows]
     texts = [row["completion"] for row in rows]
+    reasonings = filter(None, map(_REASONING.search, texts))
     kinds = grouped((x for x in asked if "consulted" in x[0]), lambda rows: rows[0]["kind"])
     return {
         "prompts": len(asked),
@@ -218,18 +220,7 @@ def describe_answers(
             kind: rate([[bool(x["consulted"]) for x in y] for y in those])
             for kind, those in kinds.items()
         },
-        "distinct_answers": distinct_answers(texts),
-        "distinct_reasonings": distinct_reasonings(texts),
+        "distinct_answers": len({answer_span(text).strip() for text in texts}),
+        "distinct_reasonings": len({reasoning[1].strip() for reasoning in reasonings}),
         "mean_tokens": float(np.mean([row["tokens"] for row in rows])) if rows else None,
     }
-
-
-def distinct_answers(completions: Sequence[str]) -> int:
-    """How many different answers (`rewards.answer_span`) there are."""
-    return len({answer_span(text).strip() for text in completions})
-
-
-def distinct_reasonings(completions: Sequence[str]) -> int:
-    """How many different texts stand between the reasoning tags; without them does not count."""
-    found = map(_REASONING.search, completions)
-    return len({reasoning[1].strip() for reasoning in found if reasoning})

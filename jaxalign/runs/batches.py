@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data.prompts import KINDS, Kind, Prompt, batch_at
-from jaxalign.data.templates import Template, encode_prompts
+from jaxalign.data.templates import Template, encode_prompts, encode_requests
 from jaxalign.engine.step import StepResult
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
@@ -65,7 +64,8 @@ class Batches:
                 f"prefix, max_prompt_tokens={limit} and max_new_tokens={max_new_tokens} take "
                 f"{positions} positions, the model has {max_positions}: lower one of them"
             )
-        lengths = prompt_lengths(self.tokenizer, self.template, self.prompts)
+        texts = [prompt.text for prompt in self.prompts]
+        lengths = [len(tail) for tail in encode_requests(self.tokenizer, self.template, texts)[1]]
         for prompt, length in zip(self.prompts, lengths, strict=True):
             if length > limit:
                 raise InputError(

@@ -11,9 +11,8 @@ from tiny_model import TINY, random_params
 
 from jaxalign.answers import Asking, LanguageModel
 from jaxalign.answers import asking as asking_module
-from jaxalign.answers.completing import prompt_lengths
 from jaxalign.data.prompts import Prompt
-from jaxalign.data.templates import alphaalign_messages, bare_messages
+from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_requests
 from jaxalign.evaluation.attacks import make_attack
 from jaxalign.evaluation.judges import make_judge
 from jaxalign.evaluation.measure import evaluate, judge_all, summary
@@ -258,7 +257,9 @@ def test_long_prompts_are_skipped_and_counted(
     scripted({"bake bread": HELP, "three rivers": HELP})
     long = Prompt("long", "Why? " * 50, "harmful", "general")
     prompts = [PROMPTS[3], long, PROMPTS[4]]
-    lengths = prompt_lengths(smollm2_tokenizer, alphaalign_messages, prompts)
+    texts = [prompt.text for prompt in prompts]
+    _, tails = encode_requests(smollm2_tokenizer, alphaalign_messages, texts)
+    lengths = [len(tail) for tail in tails]
     fits = max(lengths[0], lengths[2])
     asking = Asking(alphaalign_messages, max_prompt_tokens=fits, batch_size=8)
     rows, results = measure(tiny, prompts, asking, tmp_path / "a")
