@@ -1,5 +1,6 @@
 """Measures a model on suites, with and without attacks: answers in files, verdicts, rates."""
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -85,17 +86,18 @@ def evaluate(
             "nothing to judge: give prompts and a judge; judges of harm read answers to harmful "
             "prompts alone"
         )
+    lm = dataclasses.replace(lm, weights=lm.digest)  # a pass over the parameters, once
     sent = answer_all(
         lm, suites, attacks, asking, folder=folder, facts={"rules": rules}, progress=progress
     )
-    weights, results = lm.digest, {}
+    results = {}
     if is_first():
         answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
         method = asking.method
         fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
         results = {
             "model": model,
-            "weights": weights,
+            "weights": lm.digest,
             "date": datetime.date.today().isoformat(),
             "hardware": hardware(),
             "seconds": round(time.monotonic() - begun, 1),

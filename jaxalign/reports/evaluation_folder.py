@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,8 @@ def read_evaluation(folder: str | Path) -> Evaluated:
                 scores, formed = line["scores"], line["well_formed"]
                 theirs, rows = rows[: len(scores)], rows[len(scores) :]
                 for score, _, row in zip(scores, formed, theirs, strict=True):
-                    # What is missing or no number raises.
-                    [float(x) for x in score.values()]
-                    [row[x] for x in ("prompt", "completion", "tokens", "sample")]
+                    list(map(float, score.values()))
+                    itemgetter("prompt", "completion", "tokens", "sample")(row)
                 prompt, kind = str(line["prompt"]), str(line["kind"])
                 judged[key].append(Judged(prompt, kind, theirs, scores, formed))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -131,10 +131,12 @@ def read_evaluation(folder: str | Path) -> Evaluated:
 
 
 def _check(results: Mapping[str, Any]) -> None:
-    """Looks at the fields that are shown, so that a page or a table can rely on them."""
+    """Raises where a field is missing that a page or a table shows, or a rate is no number."""
     for part, names in _FIELDS.items():
         items = results[part] if isinstance(results[part], list) else [results[part]]
         for item in items:
-            [item[name] for name in names.split()]
-    [str(results[name]) for name in ("model", "weights", "date", "hardware")]
-    [percent(x[name]) for x in results["rates"] for name in ("rate", "low", "high")]
+            itemgetter(*names.split())(item)
+    itemgetter("model", "weights", "date", "hardware")(results)
+    for rate in results["rates"]:
+        for name in ("rate", "low", "high"):
+            percent(rate[name])

@@ -21,7 +21,10 @@ MOMENTS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder's contents; an absent file leaves its field empty and a line in ``missing``."""
+    """A run folder's contents; an absent file leaves its field empty and a line in ``missing``.
+
+    ``evaluations``: when it was, as `MOMENTS` says -> those that are there, in that order.
+    """
 
     folder: Path
     config: dict[str, Any]

@@ -142,8 +142,8 @@ class Settings:
         if self.processes is not None and self.mesh is None:
             raise InputError("processes: several of them need a --mesh over all their devices")
         check_replaceable(self.run / "model")
+        ours = (self.run / "config.json").exists()
         for name in MOMENTS:
-            ours = (self.run / "config.json").exists()
             check_evaluation(self.run / name, flag="--run", replaceable=ours)
         kept = self.first_stage
         started = has_checkpoint(self.run) or (kept is not None and (self.run / kept).exists())
