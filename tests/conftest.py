@@ -4,18 +4,13 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 # Most of the suite's time is XLA compiling tiny programs: machine code that is made in less time
-# runs them as well. Processes that tests start take it over.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    ]
-)
+# runs them as well. Processes that tests start take it over; see `optimized` for the others.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Many tests compile the same program anew; it is kept for all processes of this run, and for no
 # later one.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -68,12 +63,14 @@ LONG = (
 )
 
 
-# A part of each floor, which shows that the oldest jax still does.
+# A part of each floor, which shows that the oldest jax still does; what needs torch has the rest:
+# the models, the engine's losses and a whole step, beside those of other libraries.
 OLDEST = (
     "test_layers.py",
-    "losses",
-    "sampling",
-    "engine/test_step.py",
+    "losses/test_losses_everywhere.py",
+    "losses/test_losses_mesh.py",
+    "sampling/test_sampler.py",
+    "engine/test_objective.py",
     "runs/test_checkpoint.py",
     "experiments/test_direct_refusal.py",
 )
@@ -87,6 +84,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(path) for path in oldest):
             item.add_marker("oldest")
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """All of XLA's optimizations, for a test that computes for longer than it compiles."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

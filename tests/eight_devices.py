@@ -15,8 +15,7 @@ def run_on_eight_devices(program, *arguments):
             [sys.executable, "-c", program, *map(str, arguments)],
             env={
                 **os.environ,
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-                "--xla_backend_optimization_level=0",  # compiling is most of the time
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
                 "JAX_PLATFORMS": "cpu",
                 "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
             },

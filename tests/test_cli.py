@@ -211,6 +211,7 @@ def test_compare_two_models(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_smollm2_refuses_what_is_harmful_more_often(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +225,7 @@ def test_smollm2_refuses_what_is_harmful_more_often(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_a_saved_folder_answers_as_the_original_model_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

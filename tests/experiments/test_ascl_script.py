@@ -104,6 +104,7 @@ def test_ppo_has_no_ifpo(arguments, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_the_cold_start_on_smollm2(tmp_path, monkeypatch):
     """Real traces of both openings, filtered; a run that is killed after it goes on from it."""
     folder = tmp_path / "run"

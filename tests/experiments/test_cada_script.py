@@ -229,6 +229,7 @@ def test_bad_settings_give_one_line_and_exit_code_two(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_smollm2_learns_from_its_own_reasoning(tmp_path):
     """Cases in context, filter, then the request alone: the loss on its own answers falls."""
     rows = [

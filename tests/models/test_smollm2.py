@@ -120,6 +120,7 @@ def test_sampling_and_training_agree_on_log_probabilities(smollm2):
 
 @pytest.mark.torch
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_exported_model_is_the_same_in_transformers(smollm2, tmp_path):
     """Twenty prompts with 64 greedy tokens each: logits everywhere, and every choice."""
     torch = pytest.importorskip("torch", reason="the test extra brings torch on Python 3.11 only")

@@ -375,5 +375,6 @@ def test_sums_are_answered_as_by_transformers(both, tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("optimized")
 def test_fifty_sums_are_answered_as_by_transformers(both, tmp_path):
     check_sums(both, tmp_path, 50, 32, chat=False)
