@@ -183,8 +183,8 @@ def step_of(model, optimizer, **parts):
 
 
 def test_a_step_is_the_transformers_step(params):
-    """With a KL and in micro-batches; three of them."""
-    optimizer = optax.adam(1e-3)
+    """With a KL and in micro-batches; three of them, by SGD: Adam's first are signs of rounding."""
+    optimizer = optax.sgd(1e-2)
     frozen = Frozen(device_reward(even_tokens), base=jax.tree.map(lambda x: 1.1 * x, params))
     batch = Batch(padded("left"), prefix=PREFIX)
     states = []
@@ -202,7 +202,7 @@ def test_a_step_is_the_transformers_step(params):
         assert step.whole._cache_size() == 1
         states.append(state)
     for got, wanted in zip(*(jax.tree.leaves(state.params) for state in states), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-5)
+        np.testing.assert_allclose(got, wanted, atol=2e-6)  # they move by 1e-2
 
 
 class Bigrams(nn.Module):
