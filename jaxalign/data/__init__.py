@@ -19,7 +19,6 @@ from jaxalign.data.prompts import (
     Request,
     batch_at,
     builtin_prompts,
-    near_duplicates,
 )
 from jaxalign.data.rulebook import RuleBook, builtin_rules, load_rules
 from jaxalign.data.sources import load_all, load_prompts, load_requests
@@ -50,6 +49,5 @@ __all__ = [
     "load_requests",
     "load_rules",
     "load_suite",
-    "near_duplicates",
     "pick_cases",
 ]

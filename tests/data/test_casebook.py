@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from near_duplicates import near_duplicates
 
 from jaxalign.data import (
     CATEGORIES,
@@ -15,7 +16,6 @@ from jaxalign.data import (
     code_text,
     load_cases,
     load_code,
-    near_duplicates,
 )
 from jaxalign.data.templates import alphaalign_messages, coded_messages, encode_prompts
 from jaxalign.host.errors import InputError

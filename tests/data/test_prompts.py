@@ -5,6 +5,7 @@ import collections
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near_duplicates import near_duplicates
 
 from jaxalign.data import (
     CATEGORIES,
@@ -13,7 +14,6 @@ from jaxalign.data import (
     Prompt,
     batch_at,
     builtin_prompts,
-    near_duplicates,
 )
 from jaxalign.data.prompts import mislabel
 from jaxalign.host.errors import InputError
