@@ -19,11 +19,12 @@ import numpy as np
 
 from jaxalign.answers.asking import LanguageModel, Progress
 from jaxalign.answers.completing import check_sizes, fill, in_batches, longest_first, width_of
-from jaxalign.data.templates import Message, Tokenizer, encode_chat, encode_text, pad
+from jaxalign.data.templates import Message, Tokenizer, encode_chat, pad
 from jaxalign.host.errors import InputError
 from jaxalign.models.heads import output_weight
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
+from jaxalign.text.encoding import encode_text
 
 LEAST_WIDTH = 64
 """Chats of a batch are padded to 64, 128, 256, … tokens, and as many of what all share are read

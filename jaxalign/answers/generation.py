@@ -22,12 +22,13 @@ from jaxalign.answers.asking import Asking, LanguageModel, Questions, answer_bat
 from jaxalign.answers.batch_files import facts_path, keep_facts, part_path, whole_batches
 from jaxalign.answers.completing import check_sizes, in_batches, longest_first, short_enough
 from jaxalign.data.prompts import Request, prompts_digest
-from jaxalign.data.templates import Tokenizer, encode_requests, encode_text
+from jaxalign.data.templates import Tokenizer, encode_requests
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import all_of, is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.rewards import ANSWER_TAGS
 from jaxalign.sampling import Stage
+from jaxalign.text.encoding import encode_text
 
 Progress = Callable[[int, int, int], None]
 """`(done, total, tokens)`: requests of the file, and tokens that this run has generated."""
@@ -195,7 +196,7 @@ def opening_ids(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]
 
     Args:
       tokenizer: a fast Hugging Face tokenizer.
-      text: plain text, in which the names of special tokens are letters.
+      text: plain text.
       limit: the most tokens behind the tag; None for all.
     """
     before, tag, answer = text.rpartition(ANSWER_TAGS[0])

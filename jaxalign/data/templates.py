@@ -1,7 +1,7 @@
 """From requests to token ids: chat templates, worked examples, padded batches with a shared prefix.
 
-A user's text is data. It is encoded as plain text, so that `<|im_end|>` in a prompt is the letters
-and not the token; the template's own special tokens are the only ones in the result.
+A user's text is data. It is encoded as plain text, so that `<|im_end|>` or `<think>` in a prompt is
+the letters and not the token; the template's own are the only added tokens in the result.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from jaxalign.host.errors import InputError
+from jaxalign.text.encoding import encode_text
 
 Message = dict[str, str]
 Tokenizer = Any
@@ -331,8 +332,3 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool)
         f"the tokenizer's chat template does not take the turns {', '.join(roles)}: use another "
         "model"
     )
-
-
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a plain text, in which the names of special tokens are letters."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

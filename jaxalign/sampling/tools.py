@@ -20,6 +20,7 @@ import numpy as np
 from flax import struct
 
 from jaxalign.text.automaton import compile_pattern
+from jaxalign.text.encoding import encode_text
 from jaxalign.text.matcher import Reader, Tokenizer, token_bytes
 
 
@@ -122,7 +123,7 @@ def encode_answers(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]
     table, lengths = token_bytes(tokenizer)
     encoded = []
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids = encode_text(tokenizer, text)
         spelled = [table[i, : lengths[i]].tobytes() for i in ids]
         if b"".join(spelled) == b" " + text.encode() and spelled[0] == b" ":
             ids, spelled = ids[1:], spelled[1:]  # the space that sentencepiece begins a text with

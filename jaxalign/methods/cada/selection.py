@@ -18,6 +18,7 @@ import numpy as np
 from jaxalign.data.templates import Template, encode_chat
 from jaxalign.engine.dpo import Pair
 from jaxalign.methods.cada.self_generation import Generated
+from jaxalign.text.encoding import encode_text
 
 DIRECT_REFUSAL = "I'm sorry, I can't help with that."
 """What the arm without reasoning learns to say; ours, the words of the worked examples."""
@@ -93,8 +94,7 @@ def yield_table(table: dict[str, dict[str, int]]) -> str:
 
 def refusal_tokens(tokenizer: Any) -> list[int]:
     """The ids of `DIRECT_REFUSAL` and of the token that ends an answer."""
-    text = tokenizer(DIRECT_REFUSAL, add_special_tokens=False).input_ids
-    return [*text, tokenizer.eos_token_id]
+    return [*encode_text(tokenizer, DIRECT_REFUSAL), tokenizer.eos_token_id]
 
 
 def make_pairs(

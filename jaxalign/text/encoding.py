@@ -1,0 +1,31 @@
+"""From text to token ids that spell its letters, whatever tokens of control it names."""
+
+from typing import Any
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a plain text, in which the names of all added tokens are letters.
+
+    Not of special ones alone: Qwen's `<think>` and `<tool_call>` are added and not special. The ids
+    are those that the tokenizer, a fast Hugging Face one, would give if it had no added tokens.
+    """
+    ids: list[int]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    added = set(tokenizer.get_added_vocab().values())
+    if added.isdisjoint(ids):
+        return ids
+    # What the tokenizer does to a text, but for looking for added tokens before anything else.
+    backend = tokenizer.backend_tokenizer
+    model, words = backend.model, [text]
+    if backend.normalizer is not None:
+        words = [backend.normalizer.normalize_str(text)]
+    if backend.pre_tokenizer is not None:
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(words[0])]
+    added -= {backend.token_to_id(getattr(model, "unk_token", None) or "")}
+    ids = []
+    for word in words:
+        found = [token.id for token in model.tokenize(word)]
+        if not added.isdisjoint(found):  # the word stands in the model's own vocabulary too
+            found = [token.id for letter in word for token in model.tokenize(letter)]
+        ids += found
+    return ids
