@@ -1,11 +1,12 @@
 """What all that asks a model has in common: sizes, batches of one shape, what tokens spell."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from jaxalign.data.templates import Tokenizer
+from jaxalign.data.templates import Tokenizer, encode_frame
 from jaxalign.host.errors import InputError
 from jaxalign.models.transformer import Transformer
 
@@ -35,8 +36,19 @@ def short_enough(rows: Sequence[Sequence[int]], limit: int | None) -> tuple[list
 
 
 def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end an answer: the model's end token and the tokenizer's, mostly the same."""
-    return tuple(sorted({model.config.eos_token_id, tokenizer.eos_token_id} - {None}))
+    """The ids that end an answer, mostly one.
+
+    They are those that the model's files name, the tokenizer's end token, and the token that the
+    chat template writes behind an answer.
+    """
+    config = model.config
+    found = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id}
+    if tokenizer.chat_template:
+        added = set(tokenizer.get_added_vocab().values())
+        with contextlib.suppress(InputError):  # a template that takes no answers
+            _, behind = encode_frame(tokenizer, "")
+            found.add(next((token for token in behind if token in added), None))
+    return tuple(sorted(found - {None}))
 
 
 def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:

@@ -53,6 +53,7 @@ class ModelConfig:
       max_positions: the context length the weights were trained for, in tokens.
       bos_token_id: start token of the original model, or None.
       eos_token_id: end token of the original model.
+      stop_token_ids: tokens that end a text beside it, such as Llama 3's end of a turn.
       pad_token_id: padding token recorded on export; masks are never derived from it.
     """
 
@@ -73,6 +74,7 @@ class ModelConfig:
     max_positions: int = 8192
     bos_token_id: int | None = None
     eos_token_id: int = 2
+    stop_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:

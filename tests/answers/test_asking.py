@@ -1,5 +1,6 @@
 """Asking a model: two lines are enough, and bad sizes are named."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxalign.answers import Asking, LanguageModel, answers, ask
+from jaxalign.answers.completing import stop_tokens
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
 from jaxalign.models.files.weights import weights_digest
@@ -51,6 +53,40 @@ def test_a_loaded_model_computes_in_its_dtype_and_keeps_its_fingerprint(
     assert lm.dtype == "bfloat16"
     assert jax.tree.leaves(lm.params)[0].dtype == jnp.bfloat16
     assert lm.digest == LanguageModel(model, params, tokenizer).digest == weights_digest(params)
+
+
+@pytest.mark.parametrize(
+    ("written", "stops"),
+    [
+        ("<|eot_id|>", (2, 49152)),
+        (" \n<|eot_id|><|im_end|>", (2, 49152)),  # the first one ends the turn
+        ("\n", (2,)),  # words alone end none
+    ],
+)
+def test_what_a_template_writes_behind_an_answer_stops_one(
+    lm: LanguageModel, written: str, stops: tuple[int, ...]
+) -> None:
+    """Llama 3's end of a turn is no end token in config.json, nor in older tokenizers' files."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens(["<|eot_id|>"])
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{{{{ m['content'] }}}}{written}{{% endfor %}}"
+    )
+    assert stop_tokens(lm.model, lm.tokenizer) == (2,)
+    assert stop_tokens(lm.model, tokenizer) == stops
+
+
+@pytest.mark.parametrize(
+    "template",
+    [None, "{{ messages[0]['content'] }}", "{{ raise_exception('no answers') }}"],
+    ids=["none", "one turn", "raises"],
+)
+def test_a_template_that_takes_no_answer_adds_no_stop(
+    lm: LanguageModel, template: str | None
+) -> None:
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.chat_template = template
+    assert stop_tokens(lm.model, tokenizer) == (2,)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,18 @@ def test_configuration_is_read_from_the_metadata(tiny: Path) -> None:
     )
 
 
+def test_the_ends_of_a_turn_and_of_a_message_stop_too(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_eot_token_id(2)
+        writer.add_eom_token_id(5)
+
+    config, _ = load_gguf(write_gguf(tmp_path / "tiny.gguf", edit=edit))
+    assert (config.eos_token_id, config.stop_token_ids) == (1, (2, 5))
+    too_large = write_gguf(tmp_path / "large.gguf", edit=lambda writer: writer.add_eot_token_id(10))
+    with pytest.raises(InputError, match="eot_token_id is 10, which is not in the vocabulary"):
+        load_gguf(too_large)
+
+
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_1])
 def test_every_storage_type_is_dequantised(tmp_path: Path, kind: Kind) -> None:
     weights = random_weights()

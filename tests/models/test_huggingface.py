@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxalign.answers.completing import stop_tokens
 from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.files import gguf
@@ -322,6 +323,38 @@ def test_the_tokenizers_end_token_is_chosen_among_several(saved: Path) -> None:
     assert load_hf(saved)[0].eos_token_id == 2
     edit_config(saved, eos_token_id=[0, 3])
     assert load_hf(saved)[0].eos_token_id == 0
+
+
+def test_all_end_tokens_of_a_folder_stop_and_are_saved_again(
+    saved: Path, tmp_path: Path, smollm2_tokenizer: Any
+) -> None:
+    """Llama 3 has the end of a text in config.json, that of a turn in generation_config.json."""
+    edit_config(saved, eos_token_id=[0, 7])
+    generation = saved / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [7, 9, 2]}))
+    config, params, _ = load_hf(saved)
+    assert (config.eos_token_id, config.stop_token_ids) == (0, (2, 7, 9))
+    model, again = model_of(config), tmp_path / "again"
+    save_pretrained(again, model, params, smollm2_tokenizer)
+    assert json.loads((again / "generation_config.json").read_text())["eos_token_id"] == [
+        0,
+        2,
+        7,
+        9,
+    ]
+    assert load_hf(again)[0] == config
+    assert stop_tokens(model, smollm2_tokenizer) == (0, 2, 7, 9)
+    generation.unlink()
+    assert load_hf(saved)[0].stop_token_ids == (7,)
+
+
+@pytest.mark.parametrize("ids", [49152, -1, [2, 2**40], True, ["</s>"], "2"])
+def test_end_tokens_that_cannot_be_are_one_line(saved: Path, ids: Any) -> None:
+    where = f"eos_token_id is {ids!r} where ids below 49152 or null are due"
+    (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    assert f"generation_config.json: {where}" in message(lambda: load_hf(saved))
+    edit_config(saved, eos_token_id=ids)
+    assert f"{saved / 'config.json'}: {where}" in message(lambda: load_hf(saved))
 
 
 def test_mistral_without_a_sliding_window(saved: Path) -> None:

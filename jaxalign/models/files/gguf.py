@@ -60,6 +60,9 @@ def _config(file: GgufFile) -> ModelConfig:
         tie_embeddings="output.weight" not in file.tensors,
         bos_token_id=file.token_id("bos"),
         eos_token_id=eos_token_id,
+        stop_token_ids=tuple(
+            sorted({file.token_id("eot"), file.token_id("eom")} - {None, eos_token_id})
+        ),
         pad_token_id=file.token_id("padding"),
     )
     for name in ("attention.value_length", "rope.dimension_count"):

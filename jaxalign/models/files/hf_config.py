@@ -190,15 +190,16 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
             raise InputError(f"{path}: {name} is {value!r} where a token id or null is due")
         return value
 
-    # Several end tokens: the tokenizer's own one ends a chat turn, so it is the one to keep.
-    ends = fields.get("eos_token_id")
-    if isinstance(ends, list) and ends:
-        fields = fields | {"eos_token_id": tokenizer_eos if tokenizer_eos in ends else ends[0]}
-    eos_token_id = token_id("eos_token_id")
-    if eos_token_id is None:
-        eos_token_id = tokenizer_eos
-    if eos_token_id is None:
+    # Several end tokens: the tokenizer's own one ends a chat turn, so it comes first.
+    vocab_size = int(number("vocab_size", None))
+    ends = _end_tokens(path, fields, vocab_size)
+    if tokenizer_eos is not None and (not ends or tokenizer_eos in ends):
+        ends = [tokenizer_eos, *ends]
+    if not ends:
         raise InputError(f"{path}: eos_token_id is missing here and in the tokenizer; add it")
+    generation, more = path.with_name("generation_config.json"), []
+    if generation.is_file():
+        more = _end_tokens(generation, read_model_json(generation), vocab_size)
 
     theta, scaling = _rope(path, fields)
     fields = fields | {"rope_theta": theta}
@@ -216,9 +217,21 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
         # transformers leaves the names of two labels out, which is its default.
         num_labels=len(fields.get("id2label") or "01") if architecture in CLASSIFIERS else 0,
         bos_token_id=token_id("bos_token_id"),
-        eos_token_id=eos_token_id,
+        eos_token_id=ends[0],
+        stop_token_ids=tuple(sorted({*ends, *more} - {ends[0]})),
         pad_token_id=token_id("pad_token_id"),
     )
+
+
+def _end_tokens(path: Path, fields: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """The `eos_token_id` of a file, which may be one, several or none."""
+    given = fields.get("eos_token_id")
+    ends = [] if given is None else given if isinstance(given, list) else [given]
+    if any(type(end) is not int or end not in range(vocab_size) for end in ends):
+        raise InputError(
+            f"{path}: eos_token_id is {given!r} where ids below {vocab_size} or null are due"
+        )
+    return ends
 
 
 def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:

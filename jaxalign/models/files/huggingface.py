@@ -257,7 +257,9 @@ def save_pretrained(
             pass  # its parts are on their way to the first process
         wait_for_all()
         return
-    ends = {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id}
+    eos = config.eos_token_id
+    stop = [eos, *config.stop_token_ids] if config.stop_token_ids else eos
+    ends = {"bos": config.bos_token_id, "eos": stop, "pad": config.pad_token_id}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
     try:
