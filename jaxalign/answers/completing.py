@@ -38,16 +38,16 @@ def short_enough(rows: Sequence[Sequence[int]], limit: int | None) -> tuple[list
 def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end an answer, mostly one.
 
-    They are those that the model's files name, the tokenizer's end token, and the token that the
-    chat template writes behind an answer.
+    They are those that the model's files name, the tokenizer's end token, and the special token
+    that the chat template writes behind an answer.
     """
     config = model.config
     found = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id}
     if tokenizer.chat_template:
-        added = set(tokenizer.get_added_vocab().values())
-        with contextlib.suppress(InputError):  # a template that takes no answers
+        added = tokenizer.added_tokens_decoder
+        with contextlib.suppress(Exception):  # whatever a template raises that takes no answers
             _, behind = encode_frame(tokenizer, "")
-            found.add(next((token for token in behind if token in added), None))
+            found.add(next((x for x in behind if x in added and added[x].special), None))
     return tuple(sorted(found - {None}))
 
 

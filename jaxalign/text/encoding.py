@@ -21,7 +21,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
         words = [backend.normalizer.normalize_str(text)]
     if backend.pre_tokenizer is not None:
         words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(words[0])]
-    added -= {backend.token_to_id(getattr(model, "unk_token", None) or "")}
+    added -= {tokenizer.unk_token_id}  # what the model can't spell
     ids = []
     for word in words:
         found = [token.id for token in model.tokenize(word)]

@@ -4,11 +4,13 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from jaxalign.answers import Asking, LanguageModel, answers, ask
 from jaxalign.answers.completing import stop_tokens
@@ -60,7 +62,8 @@ def test_a_loaded_model_computes_in_its_dtype_and_keeps_its_fingerprint(
     [
         ("<|eot_id|>", (2, 49152)),
         (" \n<|eot_id|><|im_end|>", (2, 49152)),  # the first one ends the turn
-        ("\n", (2,)),  # words alone end none
+        ("\n<note>", (2,)),  # words end none, nor do added tokens that are not special
+        ("\n<note><|eot_id|>", (2, 49152)),
     ],
 )
 def test_what_a_template_writes_behind_an_answer_stops_one(
@@ -68,7 +71,7 @@ def test_what_a_template_writes_behind_an_answer_stops_one(
 ) -> None:
     """Llama 3's end of a turn is no end token in config.json, nor in older tokenizers' files."""
     tokenizer = copy.deepcopy(lm.tokenizer)
-    tokenizer.add_tokens(["<|eot_id|>"])
+    tokenizer.add_tokens([AddedToken("<|eot_id|>", special=True), "<note>"])
     tokenizer.chat_template = (
         f"{{% for m in messages %}}{{{{ m['content'] }}}}{written}{{% endfor %}}"
     )
@@ -78,12 +81,16 @@ def test_what_a_template_writes_behind_an_answer_stops_one(
 
 @pytest.mark.parametrize(
     "template",
-    [None, "{{ messages[0]['content'] }}", "{{ raise_exception('no answers') }}"],
-    ids=["none", "one turn", "raises"],
+    [
+        None,
+        "{{ messages[0]['content'] }}",
+        "{{ raise_exception('no answers') }}",
+        "{{ 1 // 0 }}",
+        {"tool_use": "{{ messages[0]['content'] }}"},
+    ],
+    ids=["none", "one turn", "raises", "divides", "of tools alone"],
 )
-def test_a_template_that_takes_no_answer_adds_no_stop(
-    lm: LanguageModel, template: str | None
-) -> None:
+def test_a_template_that_takes_no_answer_adds_no_stop(lm: LanguageModel, template: Any) -> None:
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.chat_template = template
     assert stop_tokens(lm.model, tokenizer) == (2,)

@@ -20,6 +20,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.files import gguf
 from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.files.hf_config import LANGUAGE_MODELS, make_config, read_fields
 from jaxalign.models.files.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.files.weights import Leaf
 
@@ -345,7 +346,11 @@ def test_all_end_tokens_of_a_folder_stop_and_are_saved_again(
     assert load_hf(again)[0] == config
     assert stop_tokens(model, smollm2_tokenizer) == (0, 2, 7, 9)
     generation.unlink()
-    assert load_hf(saved)[0].stop_token_ids == (7,)
+    assert load_hf(saved)[0].stop_token_ids == (2, 7), "the tokenizer's is 2"
+    fields = read_fields(saved / "config.json", LANGUAGE_MODELS) | {"eos_token_id": None}
+    generation.write_text(json.dumps({"eos_token_id": [9, 8]}))
+    config = make_config(saved / "config.json", fields, None)
+    assert (config.eos_token_id, config.stop_token_ids) == (9, (8,))
 
 
 @pytest.mark.parametrize("ids", [49152, -1, [2, 2**40], True, ["</s>"], "2"])

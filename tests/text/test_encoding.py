@@ -159,3 +159,14 @@ def test_a_word_that_is_in_the_models_own_vocabulary_too(smollm2_path, small_tok
     assert whole("ab").input_ids == [2]
     assert encode_text(whole, "ab") == [0, 1]
     assert encode_text(whole, "z") == whole("z").input_ids == [3], "what it can't spell"
+
+
+def test_what_a_unigram_model_cannot_spell_leaves_its_word_whole():
+    pieces = [("<unk>", 0.0), ("▁hello", -1.0), ("world", -2.0), *((x, -9.0) for x in "▁helowrd")]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    oracle = Tokenizer.from_str(backend.to_str())
+    backend.add_special_tokens(["<unk>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    for text in ("helloéworld", "hello éé world"):
+        assert encode_text(tokenizer, text) == oracle.encode(text).ids

@@ -193,13 +193,13 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
     # Several end tokens: the tokenizer's own one ends a chat turn, so it comes first.
     vocab_size = int(number("vocab_size", None))
     ends = _end_tokens(path, fields, vocab_size)
-    if tokenizer_eos is not None and (not ends or tokenizer_eos in ends):
-        ends = [tokenizer_eos, *ends]
+    own = [] if tokenizer_eos is None else [tokenizer_eos]
+    ends = [*own, *ends] if tokenizer_eos in ends else [*ends, *own]
+    generation = path.with_name("generation_config.json")
+    if generation.is_file():
+        ends += _end_tokens(generation, read_model_json(generation), vocab_size)
     if not ends:
         raise InputError(f"{path}: eos_token_id is missing here and in the tokenizer; add it")
-    generation, more = path.with_name("generation_config.json"), []
-    if generation.is_file():
-        more = _end_tokens(generation, read_model_json(generation), vocab_size)
 
     theta, scaling = _rope(path, fields)
     fields = fields | {"rope_theta": theta}
@@ -218,7 +218,7 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
         num_labels=len(fields.get("id2label") or "01") if architecture in CLASSIFIERS else 0,
         bos_token_id=token_id("bos_token_id"),
         eos_token_id=ends[0],
-        stop_token_ids=tuple(sorted({*ends, *more} - {ends[0]})),
+        stop_token_ids=tuple(sorted({*ends} - {ends[0]})),
         pad_token_id=token_id("pad_token_id"),
     )
 
