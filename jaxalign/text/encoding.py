@@ -7,7 +7,8 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     """The ids of a plain text, in which the names of all added tokens are letters.
 
     Not of special ones alone: Qwen's `<think>` and `<tool_call>` are added and not special. The ids
-    are those that the tokenizer, a fast Hugging Face one, would give if it had no added tokens.
+    are those that the tokenizer, a fast Hugging Face one, would give if it had no added tokens; but
+    a word in which it would still find one is given letter by letter.
     """
     ids: list[int]
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

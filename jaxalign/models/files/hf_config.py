@@ -171,7 +171,8 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
     Args:
       path: of the file, for messages.
       fields: of `read_fields`.
-      tokenizer_eos: the tokenizer's end token, which is taken where the file names several or none.
+      tokenizer_eos: the tokenizer's end token, which is the model's where the file names it among
+        several, or none, and stops a text in any case, as those of generation_config.json do.
 
     Raises:
       InputError: a field is missing or has a value that cannot be.
