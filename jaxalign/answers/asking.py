@@ -178,7 +178,7 @@ class Questions:
         positions = model.config.max_positions
         if len(self.prefix) + self.longest + new_tokens > positions:
             raise InputError(
-                f"{len(self.prefix)} tokens of the template, {self.longest} of the longest prompt "
+                f"{len(self.prefix)} tokens of the template, {self.longest} for the prompt "
                 f"and {new_tokens} new ones exceed the model's {positions} positions; {remedy}"
             )
 

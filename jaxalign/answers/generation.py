@@ -108,7 +108,7 @@ def generate(
     fitting, long = short_enough(rows, asking.max_prompt_tokens)
     skipped = [requests[index].id for index in long]
     asked = longest_first(fitting, rows)
-    facts = facts | _facts(lm, requests, asking)
+    facts = facts | asking_facts(lm, requests, asking)
     forced: list[list[int]] = [[] for _ in requests]
     if openings is not None:
         forced = [opening_ids(lm.tokenizer, text, opening_tokens) for text in openings]
@@ -173,7 +173,7 @@ def generate(
     )
 
 
-def _facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking) -> dict[str, Any]:
+def asking_facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking) -> dict[str, Any]:
     """What answers depend on, as JSON."""
     return {
         "weights": lm.digest,

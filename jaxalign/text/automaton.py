@@ -23,17 +23,6 @@ class Automaton(ByteDfa):
     Bytes that are not UTF-8 count as U+FFFD, as in `bytes.decode("utf-8", errors="replace")`.
     """
 
-    def matches(self, text: str | bytes) -> bool:
-        """Whether the text matches, read byte by byte on the host: the reference for `bind`.
-
-        Raises:
-          UnicodeEncodeError: the text holds a lone surrogate, which no decoded text does.
-        """
-        state = self.start
-        for byte in text.encode() if isinstance(text, str) else text:
-            state = self.transitions[state, byte]
-        return bool(self.accepting[state])
-
     def within(self, opening: str, closing: str) -> "Automaton":
         """The automaton that looks only at the text between two tags.
 

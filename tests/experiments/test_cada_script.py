@@ -207,7 +207,7 @@ def test_an_interrupted_tuning_run_ends_as_if_it_had_not_been(
     ("changes", "message"),
     [
         ([], "no self-generated answer is well-formed and refuses"),
-        (["--context=cases"], "positions, the model has 512: use fewer cases"),
+        (["--context=cases"], "exceed the model's 512 positions; use fewer cases"),
         (["--beta=0"], "beta=0.0 must be a number above 0"),
         (["--cap=0"], "cap=0 is too small: at least 1"),
         (["--code=missing.yaml"], "missing.yaml: cannot be read"),

@@ -187,7 +187,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def generate(tiny_model_folder):
-    lm = LanguageModel(*load_pretrained(tiny_model_folder, dtype=jnp.float32))
+    tiny = LanguageModel(*load_pretrained(tiny_model_folder, dtype=jnp.float32))
     asking = Asking(
         coded_messages("Safety code: do no harm."),
         method=Temperature(1.0),
@@ -197,14 +197,15 @@ def generate(tiny_model_folder):
         max_new_tokens=6,
     )
 
-    def run(path, *, stop_after=None, model="tiny", **changes):
+    def run(path, *, stop_after=None, weights="", **changes):
         def heed(done, total):
             assert total == len(PROMPTS)
             if done == stop_after:
                 raise Killed
 
+        lm = dataclasses.replace(tiny, weights=weights)
         asked = dataclasses.replace(asking, **changes)
-        return self_generate(lm, PROMPTS, path, asked, facts={"model": model}, progress=heed)
+        return self_generate(lm, PROMPTS, path, asked, progress=heed)
 
     return run
 
@@ -246,7 +247,7 @@ def test_a_killed_run_ends_with_the_same_file(generate, whole, tmp_path, torn):
     [
         ({"seed": 1}, "made with another seed"),
         ({"template": bare_messages}, "made with another template"),
-        ({"model": "other"}, "made with another model"),
+        ({"weights": "other"}, "made with another weights"),
     ],
 )
 def test_an_unfinished_file_goes_on_under_the_same_settings_only(
@@ -260,7 +261,7 @@ def test_an_unfinished_file_goes_on_under_the_same_settings_only(
 
 
 def test_a_finished_file_serves_other_models_and_seeds_if_the_same_was_asked(generate, whole):
-    changes = {"seed": 1, "model": "other", "max_new_tokens": 4}
+    changes = {"seed": 1, "weights": "other", "max_new_tokens": 4}
     assert generate(whole[0], **changes) == whole[1]
     with pytest.raises(InputError, match="answers another template; ask what it was made for"):
         generate(whole[0], template=bare_messages)
@@ -286,7 +287,7 @@ def test_an_edited_file_is_checked(whole, tmp_path, field, value, message):
 
 
 def test_bad_input_is_named(generate, whole, tmp_path):
-    with pytest.raises(InputError, match="positions, the model has 512: use fewer cases"):
+    with pytest.raises(InputError, match="exceed the model's 512 positions; use fewer cases"):
         generate(tmp_path / "a.jsonl", template=coded_messages("Do no harm. " * 100))
     with pytest.raises(InputError, match="the limit is 4: shorten it"):
         generate(tmp_path / "b.jsonl", max_prompt_tokens=4)

@@ -39,31 +39,39 @@ byte_texts = st.lists(
 ).map(b"".join)
 
 
+def matches(automaton, text):
+    """Whether a text, or bytes, lead the automaton to a match."""
+    state = automaton.start
+    for byte in text.encode() if isinstance(text, str) else text:
+        state = automaton.transitions[state, byte]
+    return automaton.accepting[state]
+
+
 # ---- phrases
 
 
 def test_any_phrase_counts():
     automaton = compile_phrases(["I cannot", "can't"])
-    assert automaton.matches("Well, I cannot.")
-    assert automaton.matches("can't")
-    assert not automaton.matches("i cannot, I can not, I can")
+    assert matches(automaton, "Well, I cannot.")
+    assert matches(automaton, "can't")
+    assert not matches(automaton, "i cannot, I can not, I can")
 
 
 def test_the_empty_phrase_is_everywhere_and_no_phrase_is_nowhere():
-    assert compile_phrases([""]).matches("")
-    assert not compile_phrases([]).matches("anything")
+    assert matches(compile_phrases([""]), "")
+    assert not matches(compile_phrases([]), "anything")
 
 
 @settings(deadline=None)
 @given(st.lists(texts, max_size=3), texts)
 def test_phrases_equal_in(phrases, text):
-    assert compile_phrases(phrases).matches(text) == any(phrase in text for phrase in phrases)
+    assert matches(compile_phrases(phrases), text) == any(phrase in text for phrase in phrases)
 
 
 @pytest.mark.parametrize("text", ["KISS", "kiss", "\u212aiſs", "Kiſſ"])
 def test_ignoring_case_covers_all_of_unicode(text):
-    assert compile_phrases(["kiss"], ignore_case=True).matches(text)
-    assert not compile_phrases(["kiss"]).matches(text.upper())
+    assert matches(compile_phrases(["kiss"], ignore_case=True), text)
+    assert not matches(compile_phrases(["kiss"]), text.upper())
 
 
 CASED = "kK\u212asSſiIİıßẞǅǆµμΜΣσςÅåΩωΩﬅﬆͅιΙι’'1-"
@@ -73,7 +81,7 @@ CASED = "kK\u212asSſiIİıßẞǅǆµμΜΣσςÅåΩωΩﬅﬆͅιΙι’'1-"
 @given(st.text(CASED, min_size=1, max_size=3), st.text(CASED, max_size=8))
 def test_ignoring_case_equals_re(phrase, text):
     expected = re.search(re.escape(phrase), text, re.IGNORECASE) is not None
-    assert compile_phrases([phrase], ignore_case=True).matches(text) == expected
+    assert matches(compile_phrases([phrase], ignore_case=True), text) == expected
 
 
 def test_a_single_string_is_not_a_list_of_phrases():
@@ -115,7 +123,7 @@ def test_patterns_equal_re(regex):
     @example("\n")
     @example("a\n\n")
     def check(text):
-        assert automaton.matches(text) == (re.search(regex, text, re.DOTALL) is not None)
+        assert matches(automaton, text) == (re.search(regex, text, re.DOTALL) is not None)
 
     check()
 
@@ -140,7 +148,7 @@ regexes = st.recursive(
 def test_random_patterns_equal_re(regex, several):
     automaton = compile_pattern(regex)
     for text in several:
-        assert automaton.matches(text) == (re.search(regex, text, re.DOTALL) is not None)
+        assert matches(automaton, text) == (re.search(regex, text, re.DOTALL) is not None)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +192,7 @@ def test_malformed_bytes_count_as_the_replacement_character(regex):
     @example(b"a\xc0\xaf\xf4\x90\x80\x80")  # too long an encoding; beyond Unicode
     def check(data):
         text = data.decode("utf-8", errors="replace")
-        assert automaton.matches(data) == (re.search(regex, text, re.DOTALL) is not None)
+        assert matches(automaton, data) == (re.search(regex, text, re.DOTALL) is not None)
 
     check()
 
@@ -208,7 +216,7 @@ def test_within_equals_re_on_the_span(tags, regex):
     @given(st.lists(pieces | st.just(b"\xe2\x80"), max_size=10).map(b"".join))
     def check(data):
         span = answer_span(data.decode(errors="replace"), tags)
-        assert automaton.matches(data) == (re.search(regex, span, re.DOTALL) is not None)
+        assert matches(automaton, data) == (re.search(regex, span, re.DOTALL) is not None)
 
     check()
 

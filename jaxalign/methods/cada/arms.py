@@ -101,7 +101,6 @@ def sample_answers(
             prompts,
             path,
             run.asking(method=method, seed=settings.seed, **asking),
-            facts={"model": settings.model},
             progress=heed,
         )
 

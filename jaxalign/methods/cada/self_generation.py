@@ -19,7 +19,8 @@ from jaxalign.answers.asking import (
     read_requests,
 )
 from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
-from jaxalign.data.prompts import Prompt, prompts_digest
+from jaxalign.answers.generation import asking_facts
+from jaxalign.data.prompts import Prompt
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import is_first, least
@@ -62,7 +63,6 @@ def self_generate(
     path: Path,
     asking: Asking,
     *,
-    facts: dict[str, Any],
     progress: Progress = lambda done, total: None,
 ) -> list[Generated]:
     """Samples G completions of every prompt into a file, or goes on with the file that is there.
@@ -78,7 +78,6 @@ def self_generate(
       path: of the JSON lines, one for each completion; beside it, with the suffix .facts.json, goes
         what they depend on.
       asking: with `max_prompt_tokens`; code and cases of its template are computed once a batch.
-      facts: what the completions depend on beside the arguments, as JSON, such as the model's name.
       progress: called after each batch with how many prompts are done, and of how many.
 
     Returns:
@@ -90,29 +89,15 @@ def self_generate(
     """
     if not prompts:
         raise InputError("no prompts to answer: self-generation needs harmful ones")
-    facts = facts | {
-        "dtype": lm.dtype,
-        "prompts": len(prompts),
-        "prompts_digest": prompts_digest(prompts),
-        "template": [message["content"] for message in asking.template("{}")],
-        "samples_per_prompt": asking.samples,
-        "prompts_per_batch": asking.batch_size,
-        "max_prompt_tokens": asking.max_prompt_tokens,
-        "max_new_tokens": asking.max_new_tokens,
-        **dataclasses.asdict(asking.method),
-        "seed": asking.seed,
-    }
+    facts = asking_facts(lm, prompts, asking)
     vocab_size = lm.model.config.vocab_size
     if _finished(path, facts):
         return read_generated(path, vocab_size=vocab_size)
     keep_facts(path, facts, kept=facts_path(path))
     questions = read_requests(lm.tokenizer, [prompt.text for prompt in prompts], asking)
-    positions = len(questions.prefix) + questions.longest + asking.max_new_tokens
-    if positions > lm.model.config.max_positions:
-        raise InputError(
-            f"code, cases, prompt and completion take up to {positions} positions, the model has "
-            f"{lm.model.config.max_positions}: use fewer cases, or lower max_new_tokens"
-        )
+    questions.check_positions(
+        lm.model, asking.max_new_tokens, remedy="use fewer cases, or lower max_new_tokens"
+    )
     sizes = [len(batch) * asking.samples for batch in questions.batches]
     first = least(whole_batches(path, sizes))  # also before the first process changes the file
     generated = read_generated(path, vocab_size=vocab_size) if first else []
@@ -184,7 +169,7 @@ def _finished(path: Path, facts: dict[str, Any]) -> bool:
     if not path.exists() or not kept.exists():
         return False
     theirs = read_json(kept)
-    if len(read_lines(path)) != theirs.get("prompts", -1) * theirs.get("samples_per_prompt", -1):
+    if len(read_lines(path)) != theirs.get("prompts", -1) * theirs.get("samples", -1):
         return False
     for name in ASKED:
         if theirs.get(name) != facts[name]:
