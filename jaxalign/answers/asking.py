@@ -15,14 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answers.completing import (
-    check_sizes,
-    decode,
-    fill,
-    in_batches,
-    stop_tokens,
-    width_of,
-)
+from jaxalign.answers.completing import check_sizes, fill, in_batches, stop_tokens, width_of
 from jaxalign.data.templates import Template, Tokenizer, bare_messages, encode_prompts, pad
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
@@ -35,6 +28,7 @@ from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 from jaxalign.rewards import Verdict, Verifiers
 from jaxalign.sampling import Greedy, Method, Stage, Tool, sample, stage_key
+from jaxalign.text.encoding import decode
 
 LEAST_WIDTH = 32
 """Batches that go by length are padded to 32, 64, 128, … tokens, or to the longest of all."""

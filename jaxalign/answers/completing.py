@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from jaxalign.data.templates import Tokenizer, encode_frame
 from jaxalign.host.errors import InputError
 from jaxalign.models.transformer import Transformer
@@ -49,13 +47,6 @@ def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
             _, behind = encode_frame(tokenizer, "")
             found.add(next((x for x in behind if x in added and added[x].special), None))
     return tuple(sorted(found - {None}))
-
-
-def decode(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray) -> str:
-    """The text of one completion, `[T]` ids and `[T]` bool: the text that the verifiers judge."""
-    return tokenizer.decode(
-        tokens[mask], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
 
 
 def fill(batch: Sequence[T], size: int) -> list[T]:

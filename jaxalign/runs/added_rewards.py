@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answers.completing import decode
 from jaxalign.data.prompts import Prompt
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several
@@ -22,6 +21,7 @@ from jaxalign.host.user_functions import guarded, load_function, scoring_texts
 from jaxalign.records import Batch, Rollout
 from jaxalign.rewards.terms import Reward, Sum, device_reward, host_reward
 from jaxalign.runs.facts import prompts_of
+from jaxalign.text.encoding import decode
 
 FLAG = "--add-reward"
 

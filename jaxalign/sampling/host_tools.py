@@ -28,7 +28,8 @@ from jaxalign.records import Params, Rollout
 from jaxalign.sampling.sampler import sample
 from jaxalign.sampling.tools import Tool, check_calls, encode_answers
 from jaxalign.text.automaton import compile_pattern
-from jaxalign.text.matcher import Reader, Tokenizer, token_bytes
+from jaxalign.text.encoding import decode
+from jaxalign.text.matcher import Reader, Tokenizer
 
 Function = Callable[[str], str] | Callable[[str], Awaitable[str]]
 
@@ -100,8 +101,6 @@ def sample_with_host_tool(
     answers = np.zeros((rows * calls, max_new_tokens), np.int32)
     lengths = np.zeros(rows * calls, np.int32)
     answered = np.zeros(rows, np.int32)
-    table, sizes = token_bytes(tokenizer)
-    spelling = [table[token, : sizes[token]].tobytes() for token in range(len(table))]
     unspeakable = _encode(tool, tokenizer, UNSPEAKABLE)
     earlier: Rollout | None = None
     while True:
@@ -122,7 +121,7 @@ def sample_with_host_tool(
         waiting = np.flatnonzero(_waiting(seen)).tolist()
         if not waiting:
             return samples
-        arguments = [_argument(tool, spelling, seen, row) for row in waiting]
+        arguments = [_argument(tool, tokenizer, seen, row) for row in waiting]
         for row, text in zip(waiting, _call(tool, arguments), strict=True):
             try:
                 tokens = _encode(tool, tokenizer, text)[:max_new_tokens]
@@ -153,10 +152,10 @@ def _waiting(seen: Rollout) -> np.ndarray:
     return np.asarray(seen.cut & called & (used < seen.present.shape[1]))
 
 
-def _argument(tool: HostTool, spelling: list[bytes], seen: Rollout, row: int) -> str:
+def _argument(tool: HostTool, tokenizer: Tokenizer, seen: Rollout, row: int) -> str:
     """What a waiting row asks for: the text of its last call."""
-    written = [spelling[token] for token in seen.tokens[row][seen.mask[row]]]
-    text = b"".join(written).decode("utf-8", errors="replace")
+    # The space is for an opening tag that has one: decoding may drop a text's first.
+    text = " " + decode(tokenizer, np.asarray(seen.tokens[row]), np.asarray(seen.mask[row]))
     opening, closing = tool.call_tags
     return text.rpartition(closing)[0].rpartition(opening)[2].strip()
 

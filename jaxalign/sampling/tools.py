@@ -138,7 +138,7 @@ class Turns:
     """Where each of B rows stands with the tool.
 
     Attributes:
-      states: `[B, K + 1]` int32, the automata's.
+      states: the automata's, as `Reader.start` has them.
       answer: `[B]` int32, the answer that is being appended, −1 for none.
       place: `[B]` int32, how many of its tokens are.
       calls: `[B]` int32, answered calls.
@@ -167,7 +167,7 @@ class Turns:
         over = (self.answer >= 0) & (place >= length) & (length > 0)
         answer = jnp.where(over, -1, self.answer)
         states = tool.reader.advance(self.states, tokens, reading)
-        accepted = tool.reader.accepting[states]
+        accepted = tool.reader.accepted(states)
         called = accepted[:, -1] & reading
         answered = called & (self.calls < tool.max_calls)
         if tool.by_call:
@@ -176,7 +176,7 @@ class Turns:
             # The last automaton accepts every call, so an unknown argument finds itself.
             found = jnp.argmax(accepted, axis=1)
         return Turns(
-            states=jnp.where(called[:, None], tool.reader.start(tokens.shape[0]), states),
+            states=jnp.where(called[:, None, None], tool.reader.start(tokens.shape[0]), states),
             answer=jnp.where(answered, found.astype(jnp.int32), answer),
             place=jnp.where(over | answered, 0, place),
             calls=self.calls + answered,

@@ -1,6 +1,16 @@
-"""From text to token ids that spell its letters, whatever tokens of control it names."""
+"""From text to token ids that spell its letters, whatever it names, and back."""
 
 from typing import Any
+
+import numpy as np
+
+
+def decode(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> str:
+    """The text of one completion, `[T]` ids and `[T]` bool: the text that the verifiers judge."""
+    text: str = tokenizer.decode(
+        tokens[mask], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

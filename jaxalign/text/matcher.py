@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.text.utf8 import ByteDfa
+from jaxalign.text.utf8 import ByteDfa, well_formed
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which importing here would slow down
 
 NEVER = np.iinfo(np.int32).max
 
 _CHUNK = 64  # bytes looked up at once; a compromise between overhead and waste in the last chunk
+_Pair = tuple[jax.Array, jax.Array]
 _Carry = tuple[jax.Array, jax.Array, jax.Array]
 _NO_BYTE = 256  # the column that leaves every state as it is
+_WHOLE = 0  # the state of `well_formed` between characters
+_REPLACEMENT = np.frombuffer("\ufffd".encode(), np.uint8)
 
 
 def token_bytes(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -34,8 +37,8 @@ def token_bytes(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     Args:
       tokenizer: a fast Hugging Face tokenizer, either byte-level BPE (SmolLM2, GPT-2, Llama 3,
         Qwen) or of the sentencepiece type with byte tokens (Llama 2, Mistral). In the second,
-        decoding writes one U+FFFD for *each* byte of a malformed run of byte tokens, also the
-        well-formed ones; here such a run reads as `errors="replace"` would.
+        decoding takes a run of byte tokens as a whole: if it is not UTF-8, then *each* of its
+        bytes adds U+FFFD instead, also those of characters within it that are whole.
 
     Returns:
       bytes `[V, L]` uint8, zero beyond a token's length, and lengths `[V]` int32.
@@ -107,9 +110,12 @@ def _byte_of_character() -> dict[str, int]:
     }
 
 
+_is_byte_name = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>").fullmatch  # Rust reads "+5" as 5
+
+
 def _byte_fallback_bytes(token: str) -> bytes:
-    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
-        return bytes.fromhex(token[3:5])
+    if _is_byte_name(token):
+        return bytes([int(token[3:5], 16)])
     return token.replace("▁", " ").encode()
 
 
@@ -119,23 +125,32 @@ class Vocabulary:
     """The bytes of all tokens, one after the other.
 
     Attributes:
-      data: `[bytes]` uint8.
+      data: `[bytes]` uint8, in the end those of U+FFFD.
       starts: `[V + 1]` int32, where each token's bytes begin, and where the last one's end.
+      byte_tokens: `[V]` bool, the tokens that stand for one byte of what may not be UTF-8, and are
+        decoded by the run; None for a byte-level tokenizer, which has no such runs.
       strips_space: whether decoding drops one space at the beginning of the text.
     """
 
     data: jax.Array
     starts: jax.Array
+    byte_tokens: jax.Array | None
     strips_space: bool = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def build(cls, tokenizer: Tokenizer) -> Vocabulary:
         """Reads the vocabulary of a tokenizer; raises what `token_bytes` raises."""
         table, lengths = token_bytes(tokenizer)
+        data = table[np.arange(table.shape[1]) < lengths[:, None]]
+        backend, byte_tokens = _backend(tokenizer), None
+        if not _is_byte_level(backend):
+            names = [backend.id_to_token(index) or "" for index in range(len(lengths))]
+            byte_tokens = jnp.array([_is_byte_name(name) is not None for name in names])
         return cls(
-            data=jnp.asarray(table[np.arange(table.shape[1]) < lengths[:, None]]),
+            data=jnp.asarray(np.concatenate([data, _REPLACEMENT])),
             starts=jnp.asarray(np.concatenate([[0], np.cumsum(lengths)]), jnp.int32),
-            strips_space=_STRIP in _decoder_steps(_backend(tokenizer)),
+            byte_tokens=byte_tokens,
+            strips_space=_STRIP in _decoder_steps(backend),
         )
 
     def span(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -148,9 +163,23 @@ class Vocabulary:
         begin = self.starts[token]
         return begin, jnp.where(known, self.starts[token + 1] - begin, 0)
 
-    def locate(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`span` of the tokens of whole texts, `[B, T]`, less the space that decoding drops."""
-        begin, length = self.span(tokens, mask)
+    def runs(self, tokens: jax.Array, length: jax.Array) -> _Pair:
+        """Which tokens are bytes of a run, and which end one: skipped tokens do neither."""
+        assert self.byte_tokens is not None
+        one_byte = (length > 0) & self.byte_tokens[tokens]
+        return one_byte, (length > 0) & ~one_byte
+
+    def replaced(
+        self, malformed: jax.Array, begin: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`begin` and `length` of tokens, but those of U+FFFD where they are malformed."""
+        return (
+            jnp.where(malformed, self.starts[-1], begin),
+            jnp.where(malformed, len(_REPLACEMENT), length),
+        )
+
+    def stripped(self, begin: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`begin` and `length` of whole texts, `[B, T]`, less the space that decoding drops."""
         if self.strips_space:
             first = (length > 0) & (jnp.cumsum(length > 0, axis=1) == 1)
             dropped = (first & (self.data[begin] == ord(" "))).astype(begin.dtype)
@@ -182,6 +211,7 @@ class Reader:
     Attributes:
       vocabulary: the bytes of the tokens.
       transitions: `[Q, 257]` int32, those of all automata, one below the other; column 256 stays.
+        If there are byte tokens, `well_formed` is above them and tells which runs are UTF-8.
       accepting: `[Q]` bool.
       initial: `[K]` int32.
     """
@@ -194,46 +224,86 @@ class Reader:
     @classmethod
     def build(cls, automata: Sequence[ByteDfa], tokenizer: Tokenizer) -> Reader:
         """Puts the automata into one table; raises what `token_bytes` raises."""
-        sizes = [len(automaton.transitions) for automaton in automata]
-        offsets = np.cumsum([0, *sizes[:-1]])
-        moved = [a.transitions + offset for a, offset in zip(automata, offsets, strict=True)]
-        stay = np.arange(sum(sizes))[:, None]
+        vocabulary = Vocabulary.build(tokenizer)
+        above = [] if vocabulary.byte_tokens is None else [well_formed()]
+        everything = [*above, *automata]
+        offsets = np.cumsum([0, *(len(a.transitions) for a in everything)])
+        moved = [a.transitions + offset for a, offset in zip(everything, offsets, strict=False)]
+        stay = np.arange(offsets[-1])[:, None]
         return cls(
-            vocabulary=Vocabulary.build(tokenizer),
+            vocabulary=vocabulary,
             transitions=jnp.asarray(np.hstack([np.vstack(moved), stay]), jnp.int32),
-            accepting=jnp.asarray(np.concatenate([a.accepting for a in automata])),
-            initial=jnp.asarray(offsets + [a.start for a in automata], jnp.int32),
+            accepting=jnp.asarray(np.concatenate([a.accepting for a in everything])),
+            initial=jnp.asarray(offsets[len(above) : -1] + [a.start for a in automata], jnp.int32),
         )
 
     def start(self, batch: int) -> jax.Array:
-        """The automata's states `[B, K]` before the first byte, for `advance`."""
-        return jnp.broadcast_to(self.initial, (batch, self.initial.shape[0]))
+        """The states before the first byte, for `advance`: `[B, 1, K]` int32.
+
+        With byte tokens they are `[B, 2, K + 1]`: as if the present run of them were UTF-8, and
+        with U+FFFD for each of its bytes; the last is that of `well_formed` over the run.
+        """
+        one = self.initial[None]
+        if self.vocabulary.byte_tokens is not None:
+            one = jnp.tile(jnp.append(one, _WHOLE), (2, 1))
+        return jnp.broadcast_to(one, (batch, *one.shape))
+
+    def accepted(self, states: jax.Array) -> jax.Array:
+        """Which automata accept the text read so far, its first space included: `[B, K]` bool."""
+        return self.accepting[self._decided(states)[:, : len(self.initial)]]
+
+    def _decided(self, states: jax.Array) -> jax.Array:
+        """`[B, K]` or `[B, K + 1]`, the states if the text, and so a run, ends here."""
+        return jnp.where(states[:, 0, -1:] == _WHOLE, states[:, 0], states[:, -1])
 
     def advance(self, states: jax.Array, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Reads one more token a row.
 
         Args:
-          states: `[B, K]` int32.
+          states: from `start` or an earlier `advance`.
           tokens: `[B]` int; ids that the tokenizer does not know have no bytes.
           mask: `[B]` bool, the rows that read theirs.
 
         Returns:
-          the next states, `[B, K]` int32; `accepting[states]` tells who accepts.
+          the next states; `accepted` tells who accepts.
         """
-        chex.assert_rank([states, tokens, mask], [2, 1, 1])
+        chex.assert_rank([states, tokens, mask], [3, 1, 1])
+        tokens, mask = tokens[:, None], mask[:, None]
         begin, length = self.vocabulary.span(tokens, mask)
+        if self.vocabulary.byte_tokens is not None:
+            one_byte, ends_run = self.vocabulary.runs(tokens, length)
+            states = jnp.where(ends_run[..., None], self._decided(states)[:, None], states)
+            other_begin, other_length = self.vocabulary.replaced(one_byte, begin, length)
+            begin = jnp.hstack([begin, other_begin])
+            length = jnp.hstack([length, other_length])
 
         def byte(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             place, states = carry
             data = self.vocabulary.data[begin + place].astype(jnp.int32)
             data = jnp.where(place < length, data, _NO_BYTE)
-            return place + 1, self.transitions[states, data[:, None]]
+            return place + 1, self.transitions[states, data[..., None]]
 
         longest = jnp.max(length, initial=0)
         _, states = jax.lax.while_loop(
             lambda carry: carry[0] < longest, byte, (jnp.int32(0), states)
         )
         return states
+
+    def _malformed(self, tokens: jax.Array, begin: jax.Array, length: jax.Array) -> jax.Array:
+        """`[B, T]` bool, the byte tokens whose run is not UTF-8."""
+        one_byte, ends_run = self.vocabulary.runs(tokens, length)
+        data = jnp.where(one_byte, self.vocabulary.data[begin].astype(jnp.int32), _NO_BYTE)
+
+        def step(state: jax.Array, column: tuple[jax.Array, jax.Array]) -> _Pair:
+            byte, ends_run = column
+            state = jnp.where(ends_run, _WHOLE, self.transitions[state, byte])
+            return state, state == _WHOLE
+
+        start = jnp.full(len(tokens), _WHOLE, jnp.int32)
+        _, whole = jax.lax.scan(step, start, (data.T, ends_run.T))
+        places = jnp.arange(tokens.shape[1])
+        stop = jax.lax.cummin(jnp.where(ends_run, places, len(places)), axis=1, reverse=True)
+        return one_byte & ~jnp.take_along_axis(whole.T, stop - 1, axis=1)
 
     def read(self, tokens: jax.Array, mask: jax.Array) -> Reading:
         """Runs the automata over the bytes of the masked-in tokens.
@@ -247,7 +317,11 @@ class Reader:
         """
         chex.assert_rank([tokens, mask], 2)
         chex.assert_equal_shape([tokens, mask])
-        begin, length = self.vocabulary.locate(tokens, mask)
+        begin, length = self.vocabulary.span(tokens, mask)
+        if self.vocabulary.byte_tokens is not None:
+            malformed = self._malformed(tokens, begin, length)
+            begin, length = self.vocabulary.replaced(malformed, begin, length)
+        begin, length = self.vocabulary.stripped(begin, length)
         ends = jnp.cumsum(length, axis=1)
         total = jnp.sum(length, axis=1, keepdims=True)
         offset = begin - (ends - length)  # from a place in the text to a place in the vocabulary
@@ -273,7 +347,7 @@ class Reader:
                 jnp.minimum(first, jnp.where(jnp.any(hit, axis=0), here, NEVER)),
             )
 
-        states = self.start(tokens.shape[0])
+        states = jnp.broadcast_to(self.initial, (len(tokens), len(self.initial)))
         first = jnp.where(self.accepting[states], 0, NEVER).astype(jnp.int32)
         longest = jnp.max(total, initial=0)
         _, states, first = jax.lax.while_loop(

@@ -81,6 +81,23 @@ def byte_dfa(dfa: CodePointDfa) -> ByteDfa:
     )
 
 
+def well_formed() -> ByteDfa:
+    """The automaton of the bytes that are UTF-8; where it accepts it is where it started.
+
+    Source: The Unicode Standard, table 3-7. States 1 to 3 wait for as many continuation bytes, 4 to
+    7 follow the lead bytes E0, ED, F0 and F4, which restrict the second byte; 8 stays.
+    """
+    transitions = np.full((9, 256), 8)
+    transitions[0, :0x80] = 0
+    for more, leads in enumerate([slice(0xC2, 0xE0), slice(0xE0, 0xF0), slice(0xF0, 0xF5)], 1):
+        transitions[0, leads] = more
+        transitions[more, 0x80:0xC0] = more - 1
+    transitions[0, [0xE0, 0xED, 0xF0, 0xF4]] = [4, 5, 6, 7]
+    transitions[4, 0xA0:0xC0] = transitions[5, 0x80:0xA0] = 1
+    transitions[6, 0x90:0xC0] = transitions[7, 0x80:0x90] = 2
+    return ByteDfa(transitions, np.arange(9) == 0)
+
+
 def _continuations(class_of: np.ndarray) -> tuple[np.ndarray, ...]:
     """What 64 continuation bytes lead to, from the last byte of a character to its second.
 

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from jaxalign.answers.asking import LanguageModel
-from jaxalign.answers.completing import decode
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import (
     bare_messages,
@@ -35,6 +34,7 @@ from jaxalign.records import Params
 from jaxalign.rewards import Likelihood, RewardModel, answer_span
 from jaxalign.rewards.terms import HostValues
 from jaxalign.runs.facts import prompts_of
+from jaxalign.text.encoding import decode
 
 FLAG = "--helpfulness"
 LIKELIHOOD = "likelihood"
