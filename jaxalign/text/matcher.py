@@ -153,7 +153,7 @@ class Vocabulary:
             strips_space=_STRIP in _decoder_steps(backend),
         )
 
-    def span(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def span(self, tokens: jax.Array, mask: jax.Array) -> _Pair:
         """Where in `data` each token's bytes begin, and how many they are; any shape, int32.
 
         Masked tokens and ids beyond the vocabulary (models pad theirs) have no bytes.
@@ -169,16 +169,12 @@ class Vocabulary:
         one_byte = (length > 0) & self.byte_tokens[tokens]
         return one_byte, (length > 0) & ~one_byte
 
-    def replaced(
-        self, malformed: jax.Array, begin: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def replaced(self, malformed: jax.Array, begin: jax.Array, length: jax.Array) -> _Pair:
         """`begin` and `length` of tokens, but those of U+FFFD where they are malformed."""
-        return (
-            jnp.where(malformed, self.starts[-1], begin),
-            jnp.where(malformed, len(_REPLACEMENT), length),
-        )
+        begin = jnp.where(malformed, self.starts[-1], begin)
+        return begin, jnp.where(malformed, len(_REPLACEMENT), length)
 
-    def stripped(self, begin: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def stripped(self, begin: jax.Array, length: jax.Array) -> _Pair:
         """`begin` and `length` of whole texts, `[B, T]`, less the space that decoding drops."""
         if self.strips_space:
             first = (length > 0) & (jnp.cumsum(length > 0, axis=1) == 1)
@@ -277,7 +273,7 @@ class Reader:
             begin = jnp.hstack([begin, other_begin])
             length = jnp.hstack([length, other_length])
 
-        def byte(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def byte(carry: _Pair) -> _Pair:
             place, states = carry
             data = self.vocabulary.data[begin + place].astype(jnp.int32)
             data = jnp.where(place < length, data, _NO_BYTE)
@@ -294,7 +290,7 @@ class Reader:
         one_byte, ends_run = self.vocabulary.runs(tokens, length)
         data = jnp.where(one_byte, self.vocabulary.data[begin].astype(jnp.int32), _NO_BYTE)
 
-        def step(state: jax.Array, column: tuple[jax.Array, jax.Array]) -> _Pair:
+        def step(state: jax.Array, column: _Pair) -> _Pair:
             byte, ends_run = column
             state = jnp.where(ends_run, _WHOLE, self.transitions[state, byte])
             return state, state == _WHOLE
@@ -334,7 +330,7 @@ class Reader:
             data = self.vocabulary.data[places + jnp.take_along_axis(offset, index, axis=1)]
             data = jnp.where(places < total, data.astype(jnp.int32), _NO_BYTE)
 
-            def step(states: jax.Array, byte: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def step(states: jax.Array, byte: jax.Array) -> _Pair:
                 states = self.transitions[states, byte[:, None]]
                 return states, states
 

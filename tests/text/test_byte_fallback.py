@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxalign.rewards import (
     safety_verifiers,
 )
 from jaxalign.sampling import consultation
+from jaxalign.sampling.host_tools import HostTool, _argument
 from jaxalign.sampling.tools import Turns
 from jaxalign.text.matcher import Reader
 from jaxalign.text.utf8 import well_formed
@@ -74,18 +76,18 @@ def random_rows(tokenizer, count, seed=0, frame=TAGS):
     In some rows the four tokens of `frame` stand before, between and behind the others.
     """
     rng = np.random.default_rng(seed)
-    others = [[], *([word] for word in (*WORDS, *SPECIAL, "<tool>", "x▁y"))]
+    others = [[], [], *([word] for word in (*WORDS, *SPECIAL, "<tool>", "x▁y"))]
     others += [[*byte_names(b"<"), "answer>"], ["▁I", "▁can", "’", "t"]]
     kinds = [[*map(byte_names, WHOLE)], others, [*map(byte_names, MALFORMED)]]
-    units = np.full((sum(map(len, kinds)) + 1, 4), -1)
-    for row, names in zip(units, sum(kinds, []), strict=False):
-        row[: len(names)] = tokenizer.convert_tokens_to_ids(names)
-    units[-1, 0] = UNKNOWN
     ends = np.cumsum([0, *map(len, kinds)])
+    units = np.full((ends[-1], 4), -1)
+    for row, names in zip(units, sum(kinds, []), strict=True):
+        row[: len(names)] = tokenizer.convert_tokens_to_ids(names)
+    units[ends[1], 0] = UNKNOWN
     drawn = rng.random((count, 8))
     malformed = 0.3 * rng.random((count, 1)) ** 2
     kind = np.where(drawn < malformed, 2, (drawn > 0.6).astype(int))
-    rows = units[rng.integers(ends[kind], ends[kind + 1] + (kind == 2))]
+    rows = units[rng.integers(ends[kind], ends[kind + 1])]
     framed = rng.random(count) < 0.4
     for place, name in zip((0, 2, 4, 7), frame, strict=True):
         rows[framed, place] = [tokenizer.convert_tokens_to_ids(name), -1, -1, -1]
@@ -211,3 +213,14 @@ def test_a_tool_is_called_when_the_decoded_text_has_a_call(tokenizer):
                 answer[row] = [*rules, category].index(category)
     np.testing.assert_array_equal(answers, expected)
     assert set(expected.flat) == {-1, 0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("written", "opening", "asked"),
+    [("[ <0x41> <0xE2> a ]", "[", "\ufffd\ufffda"), ("▁ [ a ]", " [", "a")],
+)
+def test_a_host_tool_is_asked_for_the_decoded_text(tokenizer, written, opening, asked):
+    tokens = np.array([tokenizer.convert_tokens_to_ids(written.split())])
+    seen = SimpleNamespace(tokens=tokens, mask=tokens >= 0)
+    tool = HostTool(str, call_tags=(opening, "]"))
+    assert _argument(tool, tokenizer, seen, 0) == asked
