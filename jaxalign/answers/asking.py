@@ -54,18 +54,29 @@ class LanguageModel:
     weights: str = ""
 
     @classmethod
-    def load(cls, name: str | Path, dtype: str = "auto") -> "LanguageModel":
+    def load(
+        cls,
+        name: str | Path,
+        dtype: str = "auto",
+        *,
+        chat_template: str | None = None,
+        template_date: str | None = None,
+    ) -> "LanguageModel":
         """Loads a model (`load_pretrained`), its parameters in the compute dtype.
 
         Args:
           name: a `.gguf` file, a Hugging Face folder, `smollm2` or a hub id.
           dtype: auto, bfloat16 or float32.
+          chat_template: as for `load_pretrained`.
+          template_date: as for `load_pretrained`.
 
         Raises:
           InputError: an unknown dtype, or a model that cannot be loaded.
         """
         chosen, _ = named_dtype(dtype)
-        model, params, tokenizer = load_pretrained(name, dtype=chosen)
+        model, params, tokenizer = load_pretrained(
+            name, dtype=chosen, chat_template=chat_template, template_date=template_date
+        )
         return cls(model, params, tokenizer, weights_digest(params)).cast()
 
     @property

@@ -43,7 +43,7 @@ def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
     found = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id}
     if tokenizer.chat_template:
         added = tokenizer.added_tokens_decoder
-        with contextlib.suppress(Exception):  # whatever a template raises that takes no answers
+        with contextlib.suppress(InputError):  # of a template that takes no answers
             _, behind = encode_frame(tokenizer, "")
             found.add(next((x for x in behind if x in added and added[x].special), None))
     return tuple(sorted(found - {None}))

@@ -28,6 +28,7 @@ from jaxalign.host.processes import all_of, is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.rewards import ANSWER_TAGS
 from jaxalign.sampling import Stage
+from jaxalign.text.chat_template import template_date
 from jaxalign.text.encoding import encode_text
 
 Progress = Callable[[int, int, int], None]
@@ -181,6 +182,7 @@ def asking_facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking)
         "prompts": len(requests),
         "prompts_digest": prompts_digest(requests),
         "template": [message["content"] for message in asking.template("{}")],
+        "template_date": template_date(lm.tokenizer),
         "method": type(asking.method).__name__,
         **dataclasses.asdict(asking.method),
         "samples": asking.samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
@@ -24,6 +25,23 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 DtypeName = Annotated[str, tyro.conf.arg(metavar="{auto,bfloat16,float32}")]
 
 
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How the model's own chat template is taken."""
+
+    chat_template: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of a model with several chat templates: the name of one; by default `default`."""
+    template_date: Annotated[str | None, tyro.conf.arg(metavar="DATE")] = None
+    """What a chat template that asks for it takes for today, as YYYY-MM-DD; by default today, or
+    the day of answers that are gone on with."""
+
+    def begun(self, answers: Sequence[Path]) -> ChatTemplate:
+        """With the date of answers there are, where none is given."""
+        return dataclasses.replace(
+            self, template_date=kept_fact("template_date", self.template_date, answers)
+        )
+
+
 def note(text: str) -> None:
     """Prints a remark to stderr."""
     print(f"jaxalign: {text}", file=sys.stderr)
@@ -41,7 +59,7 @@ def prepare_out(path: Path) -> None:
         raise InputError(f"--out: {path} cannot be written; give the path of a file")
 
 
-def load_model(name: str, dtype_name: str) -> LanguageModel:
+def load_model(name: str, dtype_name: str, chat: ChatTemplate) -> LanguageModel:
     """Loads a model to compute in a dtype; "auto" probes and says what it took."""
     import jax.numpy as jnp
 
@@ -49,7 +67,7 @@ def load_model(name: str, dtype_name: str) -> LanguageModel:
     from jaxalign.models.precision import named_dtype
 
     dtype, reason = named_dtype(dtype_name, flag="--dtype")
-    lm = LanguageModel.load(name, jnp.dtype(dtype).name)
+    lm = LanguageModel.load(name, jnp.dtype(dtype).name, **dataclasses.asdict(chat))
     if reason:
         note(reason)
     return lm
@@ -87,26 +105,34 @@ def speed_bar() -> Iterator[Any]:
         yield show
 
 
-def kept_dtype(dtype_name: str, answers: Sequence[Path]) -> str:
-    """For "auto" that of answers there are, which a probe on a busy machine may not choose again.
+def kept_fact(name: str, given: str | None, answers: Sequence[Path]) -> str | None:
+    """For None what answers there are depend on.
+
+    A probe of the dtype on a busy machine may choose another, and tomorrow is another day.
 
     Args:
-      dtype_name: as the user gave it.
+      name: of the fact.
+      given: as the user gave it.
       answers: files of answers, finished or begun; those that are not there do not count.
     """
     from jaxalign.answers.batch_files import facts_path
     from jaxalign.host.json_files import read_json
 
-    if dtype_name != "auto":
-        return dtype_name
+    if given is not None:
+        return given
     for path in answers:
         whole = path.with_name(path.name.replace(".part.jsonl", ".jsonl"))
         kept = facts_path(whole)
-        if path.exists() and kept.exists():
-            dtype = str(read_json(kept).get("dtype", "auto"))
-            note(f"{dtype}: as {kept} has it")
-            return dtype
-    return dtype_name
+        if path.exists() and kept.exists() and (found := read_json(kept).get(name)) is not None:
+            note(f"{found}: as {kept} has it")
+            return str(found)
+    return None
+
+
+def kept_dtype(dtype_name: str, answers: Sequence[Path]) -> str:
+    """For "auto" that of answers there are, as `kept_fact` has it."""
+    given = None if dtype_name == "auto" else dtype_name
+    return kept_fact("dtype", given, answers) or "auto"
 
 
 def print_table(title: str, block: Block) -> None:

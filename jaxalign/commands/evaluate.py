@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxalign.commands.common import (
+    ChatTemplate,
     DtypeName,
     check_draws,
     kept_dtype,
@@ -90,6 +91,7 @@ class Eval:
     command goes on after a run that was stopped, and only judges where all is answered. By default
     nothing is kept and the tables are printed."""
     wording: Annotated[Wording, tyro.conf.arg(name="")] = Wording()
+    chat: Annotated[ChatTemplate, tyro.conf.arg(name="")] = ChatTemplate()
 
     def run(self) -> None:
         """Prints the tables and writes the folder."""
@@ -146,8 +148,8 @@ class Eval:
             judges = [make(spec) for spec in self.judge]
             _check_names("--judge", [judge.name for judge in judges])
             prepare_folder(folder)
-            dtype = kept_dtype(self.dtype, sorted(folder.glob("answers/*.jsonl")))
-            lm = load_model(self.model, dtype)
+            kept = sorted(folder.glob("answers/*.jsonl"))
+            lm = load_model(self.model, kept_dtype(self.dtype, kept), self.chat.begun(kept))
             results = evaluate(
                 lm,
                 suites,
@@ -157,6 +159,7 @@ class Eval:
                 settings={
                     **{x: getattr(self, x) for x in ("suites", "judge", "attack", "limit")},
                     "template": self.wording.template,
+                    "chat_template": self.chat.chat_template,
                 },
                 attacks=attacks,
                 judges=judges,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxalign.commands.common import (
+    ChatTemplate,
     DtypeName,
     File,
     check_draws,
@@ -83,6 +84,7 @@ class Generate:
     dtype: DtypeName = "auto"
     """Of the computation; auto takes the faster one."""
     wording: Annotated[Wording, tyro.conf.arg(name="")] = Wording()
+    chat: Annotated[ChatTemplate, tyro.conf.arg(name="")] = ChatTemplate()
     many: Annotated[Many, tyro.conf.arg(name="")] = Many()
 
     def run(self) -> None:
@@ -135,7 +137,7 @@ class Generate:
             raise InputError("--prompt is empty; write a request")
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError("--prompt is not valid Unicode; correct it")
-        lm = load_model(self.model, self.dtype)
+        lm = load_model(self.model, self.dtype, self.chat)
         from jaxalign.answers.asking import answers
         from jaxalign.reports.printable import printable
 
@@ -156,7 +158,8 @@ class Generate:
         requests = load_requests(spec, text_field=self.many.text_field, limit=self.many.limit)
         from jaxalign.answers.batch_files import facts_path, part_path
 
-        lm = load_model(self.model, kept_dtype(self.dtype, [out, part_path(out)]))
+        kept = [out, part_path(out)]
+        lm = load_model(self.model, kept_dtype(self.dtype, kept), self.chat.begun(kept))
         from jaxalign.answers.generation import generate
 
         asking = self._asking(template, tool_of(book, lm.tokenizer))

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxalign.commands.common import DtypeName, load_model, note, prepare_out, print_table
+from jaxalign.commands.common import (
+    ChatTemplate,
+    DtypeName,
+    load_model,
+    note,
+    prepare_out,
+    print_table,
+)
 from jaxalign.host.errors import InputError
 
 
@@ -42,6 +49,7 @@ class Utility:
     """Rows at a time: more is faster and takes more memory."""
     dtype: DtypeName = "auto"
     """Of the computation; auto takes the faster one."""
+    template: Annotated[ChatTemplate, tyro.conf.arg(name="")] = ChatTemplate()
 
     def run(self) -> None:
         """Prints the table and writes the file."""
@@ -56,7 +64,7 @@ class Utility:
         from jaxalign.host.progress import progress_bar
         from jaxalign.utility.tasks import evaluate_utility
 
-        lm = load_model(self.model, self.dtype)
+        lm = load_model(self.model, self.dtype, self.template)
         with progress_bar(stderr=True) as bar:
             task = bar.add_task("requests", total=None)
             found = evaluate_utility(

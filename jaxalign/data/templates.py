@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
 from jaxalign.host.errors import InputError
+from jaxalign.text.chat_template import render_chats
 from jaxalign.text.encoding import encode_text
 
 Message = dict[str, str]
@@ -300,8 +300,6 @@ def _template_parts(
 
     Unless the chat is finished, it ends with what opens the assistant's reply.
     """
-    if not tokenizer.chat_template:
-        raise InputError("the tokenizer has no chat template: use an instruct model")
     text = _render_slots(tokenizer, roles, finished=finished)
     names = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
     if not names:
@@ -312,23 +310,35 @@ def _template_parts(
 def _render_slots(tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool) -> str:
     """The template of a chat with a slot for each message's content.
 
-    Some templates take contents as text, others as lists of parts and drop text silently.
+    Some templates take contents as text, others as lists of parts and drop text silently. Mistral's
+    take no system turn, or no two turns of one role in a row.
     """
     slots = [_slot(index) for index in range(len(roles))]
-    for contents in (slots, [[{"type": "text", "text": slot}] for slot in slots]):
-        messages = [
-            {"role": role, "content": content}
-            for role, content in zip(roles, contents, strict=True)
-        ]
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not finished
-            )
-        except (TemplateError, TypeError):  # a type that the template does not expect
-            continue
-        if all(slot in text for slot in slots):
-            return text
+    turns = [{"role": role, "content": x} for role, x in zip(roles, slots, strict=True)]
+    forms = [turns] if (merged := _merge(turns)) == turns else [turns, merged]
+    chats = [chat for form in forms for chat in (form, _in_parts(form))]
+    rendered = render_chats(tokenizer, chats, finished=finished)
+    for found in rendered:
+        if all(slot in found.get("text", "") for slot in slots):
+            return found["text"]
+    why = next((x["error"] for x in rendered if "error" in x), "it leaves some out")
     raise InputError(
-        f"the tokenizer's chat template does not take the turns {', '.join(roles)}: use another "
-        "model"
+        f"the tokenizer's chat template does not take the turns {', '.join(roles)} ({why}): use "
+        "another model"
     )
+
+
+def _in_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+def _merge(messages: Sequence[Message]) -> list[Message]:
+    """The system's text as a user's, and turns of one role in a row as one with a blank line."""
+    merged: list[Message] = []
+    for message in messages:
+        role = "user" if message["role"] == "system" else message["role"]
+        if merged and merged[-1]["role"] == role:
+            merged[-1]["content"] += f"\n\n{message['content']}"
+        else:
+            merged.append({"role": role, "content": message["content"]})
+    return merged

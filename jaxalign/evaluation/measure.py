@@ -33,6 +33,7 @@ from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import is_first, wait_for_all
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
 from jaxalign.sampling import Greedy
+from jaxalign.text.chat_template import template_date
 
 Progress = Callable[[str, int, int, int], None]
 """`(name, done, total, tokens)`: of a file of answers, requests and tokens that were generated."""
@@ -93,7 +94,7 @@ def evaluate(
     results = {}
     if is_first():
         answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
-        method = asking.method
+        method, day = asking.method, template_date(lm.tokenizer)
         fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
         results = {
             "model": model,
@@ -108,6 +109,7 @@ def evaluate(
                 "temperature": 0.0 if isinstance(method, Greedy) else method.temperature,
                 "dtype": lm.dtype,
                 "wording": wording_digest(asking.template, rules),
+                **({"template_date": day} if day else {}),
             },
             **judge_all(answered, judges, folder, consulting=asking.tool is not None),
             **probe_all(answered, lm.tokenizer),

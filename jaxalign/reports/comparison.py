@@ -44,7 +44,7 @@ OVERHEAD_COLUMNS: Columns = {
 
 # What the answers depend on beside the model.
 _SETTINGS = (
-    *("template", "wording", "samples", "temperature", "seed"),
+    *("template", "wording", "chat_template", "template_date", "samples", "temperature", "seed"),
     *("max_prompt_tokens", "max_new_tokens", "dtype"),
 )
 

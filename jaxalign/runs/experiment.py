@@ -50,6 +50,7 @@ from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.loop import Interruption, Training, train
 from jaxalign.runs.settings import LOOP_ONLY, RLSettings, Settings, has_checkpoint, to_json
 from jaxalign.sampling import Stage, Temperature, Tool, stage_key
+from jaxalign.text.chat_template import template_date
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +208,7 @@ class Experiment:
         self._saved = to_json(self.settings) | {
             "run_format": FORMAT,
             "compute_dtype": self._dtype,
+            "template_date": template_date(self.tokenizer),
             "prompts_digest": prompts_digest(self.prompts),
             "heldout_digest": prompts_digest(self.heldout),
             **self.recipe.facts,
@@ -407,8 +409,9 @@ def tuning(
 def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     """The start model in the compute dtype, on the mesh, its parameters and its tokenizer.
 
-    The dtype is the one asked for; of a resumed run, the one it had; else the faster in a probe. Of
-    a run of several processes this is what brings them together.
+    The dtype is the one asked for; of a resumed run, the one it had; else the faster in a probe.
+    The date of the chat template is the one asked for, the run's, or today's. Of a run of several
+    processes this is what brings them together.
 
     Raises:
       InputError: as `load_pretrained` and `jaxalign.host.processes.join`, or a mesh of another
@@ -418,17 +421,26 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     mesh = None if settings.mesh is None else make_mesh(*settings.mesh)
     dtype: Any = settings.dtype
     config = settings.run / "config.json"
+    resumed = all_of(settings.resume and config.exists())
+    theirs = read_json(config) if resumed else {}
     if dtype != "auto":
         reason = f"{dtype}, as asked for"
-    elif all_of(settings.resume and config.exists()):
-        dtype = read_json(config)["compute_dtype"]
+    elif resumed:
+        dtype = theirs["compute_dtype"]
         reason = f"{dtype}, as before"
     else:
         dtype, reason = fastest_dtype()
         if any_of(dtype == jnp.float32) and dtype != jnp.float32:
             dtype, reason = jnp.float32, "float32: another process chose it"
     print(f"compute dtype: {reason}")
-    return load_pretrained(settings.model, dtype=jnp.dtype(dtype), remat=settings.remat, mesh=mesh)
+    return load_pretrained(
+        settings.model,
+        dtype=jnp.dtype(dtype),
+        remat=settings.remat,
+        mesh=mesh,
+        chat_template=settings.chat_template,
+        template_date=settings.template_date or theirs.get("template_date"),
+    )
 
 
 @contextlib.contextmanager

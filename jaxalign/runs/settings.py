@@ -21,6 +21,7 @@ from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS
 from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.flags import CHOICES, flag_name, parse_flags
+from jaxalign.text.chat_template import day_of
 
 
 class Rule(NamedTuple):
@@ -63,6 +64,11 @@ class Settings:
     """Go on from the newest checkpoint in the run folder."""
     model: str = "smollm2"
     """Start model: smollm2, a .gguf file, a Hugging Face folder, or a hub id."""
+    chat_template: str | None = None
+    """Name of the chat template, of a model that has several; by default `default`."""
+    template_date: str | None = None
+    """What a chat template takes for today, as YYYY-MM-DD; by default the day of the run's start,
+    also after --resume. config.json has it where the template asks for it."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute dtype; auto takes the faster one in a short probe. Parameters are float32."""
     remat: Literal["none", "dots", "full"] = "dots"
@@ -141,6 +147,7 @@ class Settings:
             rule.check(f"optimizer.{name}", getattr(self.optimizer, name))
         if self.processes is not None and self.mesh is None:
             raise InputError("processes: several of them need a --mesh over all their devices")
+        day_of(self.template_date)
         check_replaceable(self.run / "model")
         ours = (self.run / "config.json").exists()
         for name in MOMENTS:

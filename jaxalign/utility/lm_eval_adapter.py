@@ -41,6 +41,7 @@ from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP
+from jaxalign.text.chat_template import render_chats, template_date
 
 LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
 """Contexts are padded to 32, 64, 128, … tokens, continuations to 8, 16, 32, …"""
@@ -53,6 +54,8 @@ NO_PREFIX = np.zeros(0, np.int32)
 # Logits held at once, over rows: 128 MB of float32.
 _LOGITS = 2**25
 
+
+_END = "\ue000"  # of a message that is not finished; a private-use character, no white space
 
 _Context = tuple[tuple[int, ...], Sequence[tuple[int, list[int]]]]
 """Tokens, and what follows them: the request's index and the continuation's tokens of each."""
@@ -113,7 +116,11 @@ class JaxalignLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What `lm-eval` adds to the `config` of its results."""
-        return {"model_dtype": self._lm.dtype, "cut_contexts": self.cut_contexts}
+        return {
+            "model_dtype": self._lm.dtype,
+            "cut_contexts": self.cut_contexts,
+            "template_date": template_date(self.tokenizer),
+        }
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -136,15 +143,18 @@ class JaxalignLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The text of a chat, with the opening of the answer or with an unfinished last message."""
-        if not self.tokenizer.chat_template:
-            raise InputError("the tokenizer has no chat template: use an instruct model")
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
+        *chat, last = chat_history
+        if not add_generation_prompt:
+            last = last | {"content": f"{last['content']}{_END} "}
+        (found,) = render_chats(self.tokenizer, [[*chat, last]], finished=not add_generation_prompt)
+        if "error" in found:
+            raise InputError(
+                f"the tokenizer's chat template does not take a chat: {found['error']}"
+            )
+        if add_generation_prompt:
+            return found["text"]
+        text, _, behind = found["text"].rpartition(_END)
+        return text if behind.startswith(" ") else text.rstrip()  # as the template strips contents
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True

@@ -177,13 +177,13 @@ def test_a_tokenizer_without_added_tokens_is_encoded_in_words():
     """No special token to split at: the rendered template stays in one piece."""
 
     class Words:
-        chat_template = "any"
+        chat_template = (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}assistant:"
+        )
+        special_tokens_map = {}
 
         def get_added_vocab(self):
             return {}
-
-        def apply_chat_template(self, messages, **_):
-            return "".join(f"{m['role']}: {m['content']} " for m in messages) + "assistant:"
 
         def __call__(self, text, **_):
             return type("Encoding", (), {"input_ids": text.split()})

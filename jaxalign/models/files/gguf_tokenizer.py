@@ -104,7 +104,12 @@ def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
         model_max_length=file.number(f"{architecture}.context_length", int),
         **{f"{role}_token": tokens[index] for role, index in ids.items() if index is not None},
     )
-    tokenizer.chat_template = file.metadata.get("tokenizer.chat_template")
+    of_metadata = file.metadata.get
+    tokenizer.chat_template = of_metadata("tokenizer.chat_template")
+    if isinstance(names := of_metadata("tokenizer.chat_templates"), list):
+        named = {str(name): of_metadata(f"tokenizer.chat_template.{name}") for name in names}
+        named["default"] = tokenizer.chat_template
+        tokenizer.chat_template = {x: text for x, text in named.items() if isinstance(text, str)}
     return tokenizer
 
 

@@ -55,6 +55,7 @@ _WRITTEN = {
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates",
     "vocab.json",
     "merges.txt",
 }

@@ -18,6 +18,7 @@ from jaxalign.models.layout import parameter_shardings
 from jaxalign.models.network import Remat
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
+from jaxalign.text.chat_template import day_of, fix_template
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -38,6 +39,8 @@ def load_pretrained(
     remat: Remat = "none",
     mesh: jax.sharding.Mesh | None = None,
     classifier: bool = False,
+    chat_template: str | None = None,
+    template_date: str | None = None,
 ) -> tuple[Transformer, Params, Any]:
     """Loads a model with its weights and tokenizer.
 
@@ -52,6 +55,8 @@ def load_pretrained(
         the first device.
       classifier: whether it is a reward model or classifier (`…ForSequenceClassification`, for
         `sequence_scores`) or a language model; one is not taken for the other.
+      chat_template: of a tokenizer with several, the name of one; by default `default`.
+      template_date: what a chat template takes for today, YYYY-MM-DD; by default today's.
 
     Returns:
       the model, its parameters (float32), and a fast Hugging Face tokenizer. A language model's has
@@ -59,10 +64,11 @@ def load_pretrained(
 
     Raises:
       InputError: nothing there, a corrupt file, an unsupported architecture, a tokenizer with more
-        tokens than the model, or a mesh that does not divide a parameter.
+        tokens than the model, a mesh that does not divide a parameter, no chat template of that
+        name, or no date.
     """
     logging.getLogger("transformers").addFilter(_is_wanted)
-    path = resolve(str(path_or_id))
+    path, day = resolve(str(path_or_id)), day_of(template_date)
 
     def place(config: ModelConfig, name: str, leaf: Leaf) -> jax.Array:
         if mesh is None:
@@ -84,6 +90,7 @@ def load_pretrained(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
+    fix_template(tokenizer, chat_template, day)
     if not classifier and not tokenizer.chat_template:
         logging.getLogger(__name__).warning(
             "%s: its tokenizer has no chat template; requests are put as plain text after 'User:'",
