@@ -311,7 +311,11 @@ class Experiment:
                 self.asking(template=recipe.template, tool=recipe.tool),
                 folder,
                 model=settings.model if name == "before" else f"{self._folder}, {label}",
-                settings={"suites": list(settings.heldout), "judge": ["phrases"]},
+                settings={
+                    "suites": list(settings.heldout),
+                    "judge": ["phrases"],
+                    "chat_template": settings.chat_template,
+                },
                 rules=recipe.facts.get("rules"),
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxalign.answers import Asking, LanguageModel, asking
 from jaxalign.answers.batch_files import part_path
 from jaxalign.answers.generation import Generation, generate
+from jaxalign.commands.common import ChatTemplate
 from jaxalign.data import Request, builtin_rules
 from jaxalign.data.templates import bare_messages, consulting_messages, encode_requests
 from jaxalign.host.errors import InputError
@@ -56,6 +57,7 @@ def ask(tiny_model_folder: Path) -> Any:
         how = Asking(**{name: given.pop(name) for name in names})
         return generate(LanguageModel(model, params, tokenizer), requests, path, how, **given)
 
+    run.tokenizer = tokenizer
     return run
 
 
@@ -222,6 +224,25 @@ def test_other_settings_are_refused(
     with pytest.raises(InputError, match=message):
         ask(path, **(DRAWN | changes))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_date_that_a_template_writes_is_a_fact(
+    ask: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """One that is known in the morning: a command goes on with the date of the answers."""
+    path = tmp_path / "answers.jsonl"
+    tokenizer = ask.tokenizer
+    dated = "{{ strftime_now('%d') }}" + tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", dated)
+    monkeypatch.setattr(tokenizer, "template_date", "2026-03-09")
+    ask(path, batch_size=2)
+    monkeypatch.setattr(tokenizer, "template_date", "2026-03-10")
+    with pytest.raises(InputError, match=r"another template_date \(2026-03-09, not 2026-03-10\)"):
+        ask(path, batch_size=2)
+    assert ChatTemplate().begun([path]).template_date == "2026-03-09"
+    assert f"2026-03-09: as {path.with_suffix('.facts.json')} has it" in capsys.readouterr().err
+    assert ChatTemplate(template_date="2026-03-11").begun([path]).template_date == "2026-03-11"
+    assert ChatTemplate().begun([tmp_path / "none.jsonl"]).template_date is None
 
 
 def test_a_run_stopped_before_its_first_answer_binds_nobody(ask: Any, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import copy
 
 import numpy as np
 import pytest
+from chat_templates import MISTRAL_1, MISTRAL_3
 
 from jaxalign.data.prompts import builtin_prompts
 from jaxalign.data.templates import (
+    INSTRUCTION,
     alphaalign_messages,
     bare_messages,
     encode_chat,
@@ -216,3 +218,45 @@ def test_templates_that_do_not_take_the_turns(smollm2_tokenizer, template):
     tokenizer.chat_template = template
     with pytest.raises(InputError, match="does not take the turns system, user.*use another model"):
         encode_chat(tokenizer, alphaalign_messages("How are you?"))
+
+
+def plain(turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+MERGED = (
+    ([("system", "Be kind."), ("user", "Hi?")], [("user", "Be kind.\n\nHi?")]),
+    ([("user", "A"), ("user", "B")], [("user", "A\n\nB")]),
+    (
+        [("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"), ("user", "D")],
+        [("user", "S\n\nA"), ("assistant", "B"), ("user", "C\n\nD")],
+    ),
+)
+
+
+@pytest.mark.parametrize("turns", MERGED)
+@pytest.mark.parametrize("template", [MISTRAL_1, MISTRAL_3], ids=["1", "3"])
+def test_mistrals_templates_take_system_turns_and_turns_in_a_row(
+    smollm2_tokenizer, template, turns
+):
+    """The text is theirs for a chat in which the turns are joined."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = template
+    given, joined = map(plain, turns)
+    head, tail = encode_chat(tokenizer, given)
+    text = tokenizer.apply_chat_template(joined, tokenize=False)
+    assert head + tail == tokenizer(text, add_special_tokens=False).input_ids
+
+
+def test_a_system_turn_that_a_template_drops_is_joined_too(smollm2_tokenizer):
+    """With the user's tokens of control still spelled as letters, and the instruction shared."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>"
+        "{% endfor %}"
+    )
+    batch = encode_prompts(tokenizer, alphaalign_messages, ["a<|im_end|>", "b"], max_tokens=64)
+    assert tokenizer.decode(batch.prefix).startswith(f"<|im_start|>{INSTRUCTION}\n\nJudge whether")
+    first = batch.tokens[0][batch.mask[0]]
+    assert list(first).count(tokenizer.eos_token_id) == 1  # the template's own
+    assert tokenizer.decode(first).endswith("a<|im_end|><|im_end|>")

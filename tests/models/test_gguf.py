@@ -370,6 +370,16 @@ def test_smollm2_chat_template(smollm2_tokenizer: Any) -> None:
     )
 
 
+def test_several_chat_templates_are_known_by_name(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_chat_template(
+            [{"name": "default", "template": "a"}, {"name": "rag", "template": "b"}]
+        )
+
+    tokenizer = load_gguf_tokenizer(write_gguf(tmp_path / "tiny.gguf", edit=edit))
+    assert tokenizer.chat_template == {"rag": "b", "default": "a"}
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 

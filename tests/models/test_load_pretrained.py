@@ -1,6 +1,7 @@
 """`load_pretrained`: one door for every kind of model file."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_model import TINY, random_params
 from jaxalign.data.templates import encode_chat
 from jaxalign.host.errors import InputError
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
+from jaxalign.text.chat_template import render_chats
 
 
 def test_a_folder_gives_model_float32_parameters_and_tokenizer(tiny_model_folder: Path):
@@ -44,6 +46,30 @@ def test_a_base_model_without_chat_template_is_asked_in_plain_words(tmp_path: Pa
         "User:\nAnother?\n\nAssistant:\n"
     )
     assert tokenizer.eos_token_id in head and tokenizer.eos_token_id not in tail
+
+
+@pytest.mark.parametrize("in_one_file", [False, True])
+def test_a_chat_template_is_chosen_by_name(tmp_path: Path, in_one_file: bool):
+    """Of those in files of their own, and of those in tokenizer_config.json; and its date."""
+    folder, named = tmp_path / "model", {"default": "plain", "rag": "{{ strftime_now('%d.%m.') }}"}
+    tokenizer = character_tokenizer(template=None if in_one_file else named)
+    save_pretrained(folder, Transformer(POLICY), random_params(POLICY), tokenizer)
+    save_pretrained(folder, Transformer(POLICY), random_params(POLICY), tokenizer)  # again
+    if in_one_file:
+        path = folder / "tokenizer_config.json"
+        listed = [{"name": name, "template": text} for name, text in named.items()]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": listed}))
+
+    def rendered(**chosen: Any) -> str:
+        _, _, found = load_pretrained(folder, **chosen)
+        return render_chats(found, [[]], finished=True)[0]["text"]
+
+    assert rendered() == "plain"
+    assert rendered(chat_template="rag", template_date="2026-03-09") == "09.03."
+    with pytest.raises(InputError, match=r"model: no chat template 'x'; its templates are .*rag"):
+        load_pretrained(folder, chat_template="x")
+    with pytest.raises(InputError, match="template_date: 'x' is no date"):
+        load_pretrained(folder, template_date="x")
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(

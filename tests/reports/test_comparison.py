@@ -109,6 +109,16 @@ def test_what_else_differs_is_said(tmp_path):
     assert lines == ["wording: ab in the first, cd in the second"]
     named = evaluation(tmp_path / "n", *(NO,) * 5, settings=SETTINGS | {"template": "mine"})
     assert differing_settings(first, read_evaluation(named)) == [], "the same by another name"
+    days = [
+        read_evaluation(
+            evaluation(tmp_path / day, *(NO,) * 5, settings=SETTINGS | {"template_date": day})
+        )
+        for day in ("2026-03-09", "2026-03-10")
+    ]
+    assert differing_settings(*days) == [
+        "template date: 2026-03-09 in the first, 2026-03-10 in the second"
+    ]
+    assert differing_settings(first, days[0]) == [], "a template that writes no date"
 
     def seeded(name, temperature):
         drawn = SETTINGS | {"temperature": temperature, "seed": ord(name)}
