@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_templates import LLAMA_3, MISTRAL_1
 from lm_eval.api.instance import Instance
 from local_tasks import sums, write_choices, write_sums, write_texts
 
@@ -199,12 +200,23 @@ def test_settings_that_cannot_be_followed_are_refused(tiny, settings, message):
         JaxalignLM(tiny).generate_until(asked("generate_until", ("Why?", settings)))
 
 
-def test_chats_are_put_in_words(tiny):
+def test_chats_are_put_in_words(tiny, monkeypatch):
     lm = JaxalignLM(tiny)
     chat = [{"role": "user", "content": "Why?"}]
     assert lm.apply_chat_template(chat).endswith("user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     begun = [*chat, {"role": "assistant", "content": "Because"}]
     assert lm.apply_chat_template(begun, add_generation_prompt=False).endswith("Because")
+    for template in (lm.tokenizer.chat_template, LLAMA_3, MISTRAL_1):
+        monkeypatch.setattr(lm.tokenizer, "chat_template", template)
+        for answer in ("Because", " Because \n", ""):
+            begun = [*chat, {"role": "assistant", "content": answer}]
+            assert lm.apply_chat_template(begun, add_generation_prompt=False) == (
+                lm.tokenizer.apply_chat_template(begun, tokenize=False, continue_final_message=True)
+            )
+    assert lm.get_model_info()["template_date"] is None
+    with pytest.raises(InputError, match="does not take a chat: Conversation roles must altern"):
+        lm.apply_chat_template([*chat, *chat])
+    monkeypatch.undo()
     # Its special tokens are such again when it is read.
     assert lm.tok_encode(lm.apply_chat_template(chat)).count(lm.eot_token_id) >= 1
 
