@@ -59,7 +59,7 @@ def prepare_out(path: Path) -> None:
         raise InputError(f"--out: {path} cannot be written; give the path of a file")
 
 
-def load_model(name: str, dtype_name: str, chat: ChatTemplate) -> LanguageModel:
+def load_model(name: str, dtype_name: str, chat: ChatTemplate = ChatTemplate()) -> LanguageModel:
     """Loads a model to compute in a dtype; "auto" probes and says what it took."""
     import jax.numpy as jnp
 

@@ -116,11 +116,9 @@ class JaxalignLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What `lm-eval` adds to the `config` of its results."""
-        return {
-            "model_dtype": self._lm.dtype,
-            "cut_contexts": self.cut_contexts,
-            "template_date": template_date(self.tokenizer),
-        }
+        day = template_date(self.tokenizer)
+        dated = {"template_date": day} if day else {}
+        return {"model_dtype": self._lm.dtype, "cut_contexts": self.cut_contexts, **dated}
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any

@@ -213,7 +213,11 @@ def test_chats_are_put_in_words(tiny, monkeypatch):
             assert lm.apply_chat_template(begun, add_generation_prompt=False) == (
                 lm.tokenizer.apply_chat_template(begun, tokenize=False, continue_final_message=True)
             )
-    assert lm.get_model_info()["template_date"] is None
+    monkeypatch.setattr(lm.tokenizer, "template_date", "2026-03-09", raising=False)
+    assert "template_date" not in lm.get_model_info()
+    monkeypatch.setattr(lm.tokenizer, "chat_template", LLAMA_3)
+    assert lm.get_model_info()["template_date"] == "2026-03-09"
+    monkeypatch.setattr(lm.tokenizer, "chat_template", MISTRAL_1)
     with pytest.raises(InputError, match="does not take a chat: Conversation roles must altern"):
         lm.apply_chat_template([*chat, *chat])
     monkeypatch.undo()
