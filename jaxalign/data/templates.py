@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.host.errors import InputError
-from jaxalign.text.chat_template import render_chats
+from jaxalign.text.chat_template import named, render_chats
 from jaxalign.text.encoding import encode_text
 
 Message = dict[str, str]
@@ -323,8 +323,8 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool)
             return found["text"]
     why = next((x["error"] for x in rendered if "error" in x), "it leaves some out")
     raise InputError(
-        f"the tokenizer's chat template does not take the turns {', '.join(roles)} ({why}): use "
-        "another model"
+        f"{named(tokenizer)}: its chat template does not take the turns {', '.join(roles)} "
+        f"({why}): use another model"
     )
 
 

@@ -47,15 +47,15 @@ def fix_template(tokenizer: Any, name: str | None, date: str) -> None:
     """
     tokenizer.template_date = date
     found = tokenizer.chat_template
-    named = found if isinstance(found, Mapping) else {}
-    if name is not None and name not in named:
-        there = f"its templates are {', '.join(named)}" if named else "it has none with a name"
+    several = found if isinstance(found, Mapping) else {}
+    if name is not None and name not in several:
+        there = f"its templates are {', '.join(several)}" if several else "it has none with a name"
         raise InputError(
-            f"{_name(tokenizer)}: no chat template {name!r}; {there}: correct --chat-template or "
+            f"{named(tokenizer)}: no chat template {name!r}; {there}: correct --chat-template or "
             "leave it out"
         )
-    if named:
-        tokenizer.chat_template = named.get(name or "default", named)
+    if several:
+        tokenizer.chat_template = several.get(name or "default", several)
 
 
 def template_date(tokenizer: Any) -> str | None:
@@ -94,7 +94,7 @@ def render_chats(
         raise InputError("the tokenizer has no chat template: use an instruct model")
     if not isinstance(template, str):
         raise InputError(
-            f"{_name(tokenizer)}: has the chat templates {', '.join(template)} and no default: "
+            f"{named(tokenizer)}: has the chat templates {', '.join(template)} and no default: "
             "choose one by --chat-template"
         )
     context = dict(tokenizer.special_tokens_map) | {"add_generation_prompt": not finished}
@@ -103,13 +103,14 @@ def render_chats(
     answer = _ask(json.dumps(request))
     if isinstance(answer, dict):
         raise InputError(
-            f"{_name(tokenizer)}: its chat template can't be rendered ({answer['error']}): use "
+            f"{named(tokenizer)}: its chat template can't be rendered ({answer['error']}): use "
             "another model"
         )
     return list(answer)
 
 
-def _name(tokenizer: Any) -> str:
+def named(tokenizer: Any) -> str:
+    """The folder or file that a tokenizer is from, for messages."""
     return getattr(tokenizer, "name_or_path", "") or "the tokenizer"
 
 

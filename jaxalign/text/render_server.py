@@ -5,6 +5,7 @@ reads a request and writes an answer, each a line of JSON, until its input ends;
 template is as in transformers' `apply_chat_template`, but for the date.
 """
 
+import contextlib
 import datetime
 import functools
 import json
@@ -92,7 +93,8 @@ def serve() -> None:
         child = os.fork()
         if not child:
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
+            with contextlib.suppress(ValueError):  # macOS has no such limit
+                resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
             print(json.dumps(_answer(**json.loads(line))), flush=True)
             os._exit(0)
         _, status = os.waitpid(child, 0)

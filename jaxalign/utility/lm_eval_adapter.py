@@ -41,7 +41,7 @@ from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP
-from jaxalign.text.chat_template import render_chats, template_date
+from jaxalign.text.chat_template import named, render_chats, template_date
 
 LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
 """Contexts are padded to 32, 64, 128, … tokens, continuations to 8, 16, 32, …"""
@@ -147,7 +147,7 @@ class JaxalignLM(TemplateLM):
         (found,) = render_chats(self.tokenizer, [[*chat, last]], finished=not add_generation_prompt)
         if "error" in found:
             raise InputError(
-                f"the tokenizer's chat template does not take a chat: {found['error']}"
+                f"{named(self.tokenizer)}: its chat template does not take a chat: {found['error']}"
             )
         if add_generation_prompt:
             return found["text"]

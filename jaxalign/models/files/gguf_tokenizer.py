@@ -101,6 +101,7 @@ def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
+        name_or_path=str(path),
         model_max_length=file.number(f"{architecture}.context_length", int),
         **{f"{role}_token": tokens[index] for role, index in ids.items() if index is not None},
     )
