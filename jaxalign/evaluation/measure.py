@@ -88,9 +88,8 @@ def evaluate(
             "prompts alone"
         )
     lm = dataclasses.replace(lm, weights=lm.digest)  # a pass over the parameters, once
-    sent = answer_all(
-        lm, suites, attacks, asking, folder=folder, facts={"rules": rules}, progress=progress
-    )
+    facts = {"rules": rules, "chat_template": settings.get("chat_template")}
+    sent = answer_all(lm, suites, attacks, asking, folder=folder, facts=facts, progress=progress)
     results = {}
     if is_first():
         answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
