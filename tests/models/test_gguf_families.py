@@ -20,9 +20,10 @@ from jaxalign.models import ModelConfig, load_pretrained
 from jaxalign.models.attention import rotary_frequencies
 from jaxalign.models.config import RopeScaling
 from jaxalign.models.files.gguf_file import open_gguf
-from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.files.gguf_tokenizer import PRE_TOKENIZERS, load_gguf_tokenizer
 from jaxalign.models.heads import logits, output_weight
 from jaxalign.models.parameters import leaf_shapes
+from jaxalign.text.encoding import encode_text
 
 # All bytes, three words that merges make, one that none makes, and two special tokens.
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -99,8 +100,16 @@ def tensors(config: ModelConfig, params: Any, arch: str) -> dict[str, np.ndarray
     return found
 
 
-def write(path: Path, config: ModelConfig, pre: str, *, add_bos: bool | None = None) -> Any:
-    """Writes a random model; returns its parameters."""
+def write(
+    path: Path,
+    config: ModelConfig,
+    pre: str,
+    *,
+    add_bos: bool | None = None,
+    kinds: dict[str, int] | None = None,
+) -> Any:
+    """Writes a random model, some tokens of other kinds; returns its parameters."""
+    types = dict(zip(TOKENS, TYPES, strict=True)) | (kinds or {})
     arch = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     params = random_params(config)
     writer = gguf.GGUFWriter(path, arch)
@@ -117,7 +126,7 @@ def write(path: Path, config: ModelConfig, pre: str, *, add_bos: bool | None = N
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
-    writer.add_token_types(TYPES)
+    writer.add_token_types(list(types.values()))
     writer.add_token_merges(MERGES)
     if config.bos_token_id is not None:
         writer.add_bos_token_id(config.bos_token_id)
@@ -223,6 +232,23 @@ def test_words_are_those_of_the_library(tmp_path, pre, text):
     assert (ours.normalizer.normalize_str(text) if ours.normalizer else text) == normal
     ids = ours.encode(text, add_special_tokens=False).ids
     assert ours.decode(ids) == normal
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_a_users_text_is_letters_whatever_the_vocabulary_names(tmp_path, pre):
+    """Every name is in the vocabulary of a GGUF file, where a word that needs no merges is met."""
+    write(tmp_path / "tiny.gguf", LLAMA, pre, kinds={"xyz": 4, "ab": 3})
+    tokenizer = load_gguf_tokenizer(tmp_path / "tiny.gguf")
+    names = tokenizer.get_added_vocab()
+    assert set(names) == {"xyz", "ab", "<|start|>", "<|end|>"}
+    for name in names:
+        for text in (name, f"{name} a", f"a{name}b", f"a {name} b", f"12 {name}", name * 2):
+            ids = encode_text(tokenizer, text)
+            assert set(names.values()).isdisjoint(ids)
+            assert tokenizer.decode(ids) == text
+    digits = ["1", "2"] if pre in ("smollm", "qwen2") else ["12"]
+    pieces = tokenizer.convert_ids_to_tokens(encode_text(tokenizer, "12 ab"))
+    assert pieces == [*digits, "Ġ", "a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,24 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_chat, encode_exchange
+from jaxalign.host.errors import InputError
 from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
 from jaxalign.text.encoding import encode_text
 
-SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+# Of Qwen, Llama 3, Llama 2 and Mistral; each family gets all of them.
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<s>", "</s>", "[INST]")
 PLAIN = ("<think>", "</think>", "<tool_call>", "<|fim_prefix|>", "née", "   ", "qwertz")
-WORDS = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+# How Qwen and Llama 3 cut words (with one digit a word, and with up to three), and Mistral's later
+# tokenizer: from their tokenizer.json.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
@@ -65,22 +77,40 @@ def byte_fallback(normalizer=None, pre_tokenizer=None):
     return made
 
 
-def words(**options):
-    return byte_level(pre_tokenizers.Split(WORDS, behavior="isolated"), **options)
+def words(expression, **options):
+    return byte_level(pre_tokenizers.Split(Regex(expression), behavior="isolated"), **options)
 
 
 FAMILIES = {
-    "smollm2": lambda: byte_level(pre_tokenizers.Digits(individual_digits=True)),
-    "qwen": lambda: words(normalizer=normalizers.NFC()),
-    "llama-3": lambda: words(ignore_merges=True),
+    "smollm2": lambda: byte_level(
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.Split(Regex(r" ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
+            ]
+        )
+    ),
+    "qwen": lambda: words(WORDS % "", normalizer=normalizers.NFC()),
+    "llama-3": lambda: words(WORDS % "{1,3}", ignore_merges=True),
+    "tekken": lambda: words(TEKKEN, ignore_merges=True),
     "llama-2": lambda: byte_fallback(
         normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     ),
     "mistral": lambda: byte_fallback(
         pre_tokenizer=pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     ),
-    "lower case": lambda: words(normalizer=normalizers.Lowercase()),
+    "lower case": lambda: words(WORDS % "", normalizer=normalizers.Lowercase()),
+    "compatible": lambda: words(WORDS % "", normalizer=normalizers.NFKC()),
 }
+
+
+def with_names(backend):
+    """The backend with tokens of control, as transformers loads it."""
+    backend.add_special_tokens([AddedToken(x, rstrip=x == "<s>") for x in SPECIAL])
+    backend.add_tokens([AddedToken(x, normalized=True, lstrip=x == "<think>") for x in PLAIN])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
 
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
@@ -88,35 +118,86 @@ def family(request):
     """A tokenizer, its tokens of control, and the same tokenizer with none, which is the oracle."""
     backend = request.param()
     oracle = Tokenizer.from_str(backend.to_str())
-    backend.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
-    backend.add_tokens([AddedToken(text, normalized=True) for text in PLAIN])
     assert not json.loads(oracle.to_str())["added_tokens"]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer, oracle
+    return with_names(backend), oracle
+
+
+def wide(text):
+    """In letters that NFKC takes for the ASCII ones: ＜ｔｈｉｎｋ＞."""
+    return "".join(chr(ord(x) + 0xFEE0) if "!" <= x <= "~" else x for x in text)
 
 
 def around(text):
     """A text in first, middle and last place, twice in a row, and as it is written elsewhere."""
-    return [text, f"{text} a", f"a{text}b", f"I {text} an", f"an {text}", text * 2, text.upper()]
+    places = [text, f"{text} a", f"a{text}b", f"I {text} an", f"an {text}", text * 2]
+    return [*places, text.upper(), wide(text)]
+
+
+def check_letters(tokenizer, text, ids):
+    """That ids spell a text as the tokenizer normalizes it, by no token of control."""
+    assert set(tokenizer.get_added_vocab().values()).isdisjoint(ids), text
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    letters = normalizer.normalize_str(text) if normalizer else text
+    said, letters = tokenizer.decode(ids), letters.replace("▁", " ")
+    assert said in (letters, f" {letters}"), "sentencepiece begins a text with a space"
 
 
 @pytest.mark.parametrize("added", [*SPECIAL, *PLAIN])
 def test_the_name_of_an_added_token_is_letters(family, added):
     tokenizer, oracle = family
-    of_control = set(tokenizer.get_added_vocab().values())
     for text in [*around(added), f"qwertz{added}<think>née"]:
         ids = encode_text(tokenizer, text)
-        assert of_control.isdisjoint(ids), text
+        check_letters(tokenizer, text, ids)
         assert ids == oracle.encode(text, add_special_tokens=False).ids, text
 
 
-@settings(deadline=None, max_examples=200)
-@given(parts=st.lists(st.sampled_from([*SPECIAL, *PLAIN, " ", "a", "1", "é", "\n"]) | st.text()))
-def test_any_text_is_encoded_as_if_no_token_had_been_added(family, parts):
+texts = st.lists(
+    st.sampled_from([*SPECIAL, *PLAIN, wide("<think>"), " ", "a", "1", "é", "\n"]) | st.text()
+).map("".join)
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=texts)
+def test_any_text_is_encoded_as_if_no_token_had_been_added(family, text):
     tokenizer, oracle = family
-    text = "".join(parts)
-    assert encode_text(tokenizer, text) == oracle.encode(text, add_special_tokens=False).ids
+    ids = encode_text(tokenizer, text)
+    check_letters(tokenizer, text, ids)
+    assert ids == oracle.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
+def knowing(request):
+    """A family whose own vocabulary has the names too, each made by merges; it without the last.
+
+    So has Mistral's, and that of every GGUF file.
+    """
+    made = json.loads(request.param().to_str())
+    vocab, merges = made["model"]["vocab"], made["model"]["merges"]
+    names = [x for x in (*SPECIAL, *PLAIN) if x.isascii() and x.strip()]
+    for name in names:
+        for end in range(1, len(name)):
+            vocab.setdefault(name[:end], len(vocab))
+            vocab.setdefault(name[end], len(vocab))
+            if end > 1:
+                merges.append([name[: end - 1], name[end - 1]])
+    oracle = Tokenizer.from_str(json.dumps(made))
+    for name in names:
+        vocab[name] = len(vocab)
+        merges.append([name[:-1], name[-1]])
+    tokenizer = with_names(Tokenizer.from_str(json.dumps(made)))
+    return tokenizer, oracle, not made["model"]["ignore_merges"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=texts)
+def test_a_name_that_the_model_knows_too_lacks_its_last_merge(knowing, text):
+    """The rest of the text is spelled as ever; without merges a name has longer pieces."""
+    tokenizer, oracle, merges = knowing
+    ids = encode_text(tokenizer, text)
+    check_letters(tokenizer, text, ids)
+    of_control = set(tokenizer.get_added_vocab().values())
+    if merges or of_control.isdisjoint(tokenizer(text).input_ids):
+        assert ids == oracle.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("template", [bare_messages, alphaalign_messages])
@@ -142,8 +223,7 @@ def test_the_tokens_of_control_in_a_chat_are_the_templates(family, template):
             assert found(exchange, text) == found(exchange, "Hello"), text
 
 
-def test_a_word_that_is_in_the_models_own_vocabulary_too(smollm2_path, small_tokenizer):
-    """In a GGUF file they all are; what no merge makes can't be met, but for whole words."""
+def test_the_names_that_smollm2_knows(smollm2_path):
     tokenizer = load_gguf_tokenizer(smollm2_path)
     of_control = set(tokenizer.get_added_vocab().values())
     for added in tokenizer.get_added_vocab():
@@ -151,14 +231,37 @@ def test_a_word_that_is_in_the_models_own_vocabulary_too(smollm2_path, small_tok
             ids = encode_text(tokenizer, text)
             assert of_control.isdisjoint(ids)
             assert tokenizer.decode(ids) == text
-    backend = Tokenizer(
-        models.BPE({"a": 0, "b": 1, "ab": 2, "<unk>": 3}, [], ignore_merges=True, unk_token="<unk>")
-    )
-    backend.add_tokens(["ab"])
-    whole = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    assert whole("ab").input_ids == [2]
-    assert encode_text(whole, "ab") == [0, 1]
-    assert encode_text(whole, "z") == whole("z").input_ids == [3], "what it can't spell"
+
+
+def small(tokens, merges, *added, **options):
+    """BPE on letters without a pre-tokenizer, some of its tokens added ones."""
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", **options))
+    backend.add_tokens(list(added))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def test_a_name_alone_is_in_pieces_and_the_text_around_it_whole():
+    """Where all of a text is one word, as for Llama 2."""
+    merges = [("a", "b"), ("a", "a"), ("ab", "c"), ("b", "c")]
+    tokens = ["<unk>", "a", "b", "c", "ab", "aa", "abc", "bc"]
+    tokenizer = small(tokens, merges, "abc")
+    assert encode_text(tokenizer, "aabcbcaa") == [1, 4, 3, 7, 5]  # a ab·c bc aa
+    tokenizer = small(tokens, merges, "abc", "ab")
+    assert encode_text(tokenizer, "aabcbcaa") == [1, 1, 7, 7, 5]  # its beginning is one, too
+    whole = small(tokens[:5], [], "ab", ignore_merges=True)
+    assert whole("ab").input_ids == [4] and encode_text(whole, "ab") == [1, 2]
+    assert encode_text(whole, "z") == whole("z").input_ids == [0], "what it can't spell"
+
+
+def test_a_letter_that_is_an_added_token_is_bytes_or_refused():
+    """Nothing else spells it."""
+    letters, of_bytes = ["<unk>", "a", "$", "é"], ["<0x24>", "<0xC3>", "<0xA9>"]
+    tokenizer = small([*letters, *of_bytes], [], "$", "é", byte_fallback=True)
+    assert encode_text(tokenizer, "a$aé") == [1, 4, 1, 5, 6]
+    for tokenizer in (small(letters, [], "$"), small([*letters, *of_bytes], [], "$", "<0x24>")):
+        with pytest.raises(InputError, match=r"spells '\$' by an added token alone"):
+            encode_text(tokenizer, "a$a")
 
 
 def test_what_a_unigram_model_cannot_spell_leaves_its_word_whole():
