@@ -5,6 +5,7 @@ the requests are divided (up to rounding). The next batch is under way while an 
 """
 
 import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answers.completing import check_sizes, fill, in_batches, stop_tokens, width_of
+from jaxalign.answers.completing import (
+    Stops,
+    check_sizes,
+    fill,
+    find_stops,
+    in_batches,
+    width_of,
+)
 from jaxalign.data.templates import Template, Tokenizer, bare_messages, encode_prompts, pad
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
@@ -28,7 +36,9 @@ from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 from jaxalign.rewards import Verdict, Verifiers
 from jaxalign.sampling import Greedy, Method, Stage, Tool, sample, stage_key
+from jaxalign.text.automaton import compile_phrases
 from jaxalign.text.encoding import decode
+from jaxalign.text.matcher import Reader
 
 LEAST_WIDTH = 32
 """Batches that go by length are padded to 32, 64, 128, … tokens, or to the longest of all."""
@@ -93,9 +103,23 @@ class LanguageModel:
         """The same with its parameters in the compute dtype, to be used many times."""
         return dataclasses.replace(self, params=compute_params(self.params, self.model.dtype))
 
-    def text(self, ids: np.ndarray) -> str:
-        """What ids spell, special tokens left out: the text that the verifiers judge."""
-        return decode(self.tokenizer, ids, np.ones(len(ids), bool))
+    def text(self, ids: np.ndarray, ending: int = 0) -> str:
+        """What ids spell, special tokens left out: the text that the verifiers judge.
+
+        Args:
+          ids: of tokens.
+          ending: how many of the last characters are left out, as `Answer.ending` says.
+        """
+        text = decode(self.tokenizer, ids, np.ones(len(ids), bool))
+        return text[: len(text) - ending]
+
+    def stops(self, more: Sequence[str] = ()) -> Stops:
+        """What ends an answer: `find_stops`, whose part without `more` is found once."""
+        return self._stops.joined(more, self.tokenizer)
+
+    @functools.cached_property
+    def _stops(self) -> Stops:
+        return find_stops(self.model, self.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +135,10 @@ class Asking:
       max_new_tokens: where answers are cut off, a tool's part included.
       batch_size: requests at a time.
       seed: of a method that draws.
+      stop: texts and names of tokens that end an answer beside the model's own (`find_stops`).
 
     Raises:
-      InputError: a size below 1.
+      InputError: a size below 1, or a stop without a letter.
     """
 
     template: Template = bare_messages
@@ -124,6 +149,7 @@ class Asking:
     max_new_tokens: int = 64
     batch_size: int = 32
     seed: int = 0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -132,6 +158,8 @@ class Asking:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )
+        if "" in self.stop:
+            raise InputError("stop has an empty text; give the words that end an answer")
 
 
 class Answer(NamedTuple):
@@ -139,10 +167,11 @@ class Answer(NamedTuple):
 
     Attributes:
       request: the number of the request.
-      tokens: the ids that the model generated, the stop token included.
+      tokens: the ids that the model generated, those that ended the answer included.
       written: these and a tool's.
       finished: whether the model ended it; if not, it was cut off.
       consulted: whether it called the tool.
+      ending: how many characters at the end of its text are words that ended it, and no part of it.
     """
 
     request: int
@@ -150,6 +179,7 @@ class Answer(NamedTuple):
     written: np.ndarray
     finished: bool
     consulted: bool
+    ending: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +245,6 @@ def answer_batches(
     stage: Stage,
     *,
     first: int = 0,
-    stop: Sequence[int] | None = None,
 ) -> Iterator[list[Answer]]:
     """The answers of each batch, G to a request, those of one next to each other.
 
@@ -225,12 +254,14 @@ def answer_batches(
       asking: how.
       stage: of the run, which has noise of its own.
       first: the batch to begin with.
-      stop: ids that end an answer; by default `stop_tokens`.
+
+    Raises:
+      InputError: texts are to end answers, and the tokenizer's tokens can't be read.
     """
-    lm = lm.cast()
+    stops = lm.stops(asking.stop)
+    lm, endings = lm.cast(), _endings(stops, lm.tokenizer)
     prefix = to_devices(questions.prefix, lm.model.mesh)
     key = stage_key(asking.seed, stage)
-    stop = stop_tokens(lm.model, lm.tokenizer) if stop is None else stop
 
     def launch(batch: Sequence[int]) -> Any:
         filled = fill(batch, len(questions.batches[0]))
@@ -247,10 +278,11 @@ def answer_batches(
             samples_per_prompt=asking.samples,
             max_new_tokens=asking.max_new_tokens,
             method=asking.method,
-            stop=stop,
+            stop=stops.tokens,
             prefix=prefix,
             tool=asking.tool,
             rows=jnp.asarray(noise.reshape(-1), jnp.int32),
+            endings=endings,
         )
 
     launched = map(launch, questions.batches[first:])
@@ -258,7 +290,18 @@ def answer_batches(
     for (batch, made), _ in itertools.pairwise(itertools.chain(launched, [None])):
         rollout = fetch(made)
         rows = range(len(batch) * asking.samples)
-        yield [_answer(batch[row // asking.samples], row, rollout) for row in rows]
+        found = [_answer(batch[row // asking.samples], row, rollout) for row in rows]
+        yield [_without_ending(lm, answer, stops) for answer in found]
+
+
+def _endings(stops: Stops, tokenizer: Tokenizer) -> Reader | None:
+    """What looks for the texts that end an answer; None where there are none."""
+    if not stops.texts:
+        return None
+    try:
+        return Reader.build([compile_phrases(stops.texts)], tokenizer)
+    except ValueError as error:
+        raise InputError(f"stop: {error}; leave out texts that are no token's name") from error
 
 
 def _answer(request: int, row: int, rollout: Any) -> Answer:
@@ -270,6 +313,14 @@ def _answer(request: int, row: int, rollout: Any) -> Answer:
         finished=bool(rollout.finished[row]),
         consulted=bool(rollout.mode[row]),
     )
+
+
+def _without_ending(lm: LanguageModel, answer: Answer, stops: Stops) -> Answer:
+    """The answer with the length of the words that ended it, as far as the model wrote them."""
+    if not stops.texts:
+        return answer
+    own = lm.text(answer.tokens)
+    return answer._replace(ending=len(own) - len(stops.before(own)))
 
 
 def answers(
@@ -309,4 +360,5 @@ def ask(lm: LanguageModel, requests: Sequence[str], **asking: Any) -> list[str]:
 
     ask(LanguageModel.load("smollm2"), ["Name a river."], max_new_tokens=64)
     """
-    return [lm.text(answer.written) for answer in answers(lm, requests, Asking(**asking))]
+    made = answers(lm, requests, Asking(**asking))
+    return [lm.text(answer.written, answer.ending) for answer in made]

@@ -1,10 +1,9 @@
 """What all that asks a model has in common: sizes, batches of one shape, what tokens spell."""
 
-import contextlib
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from jaxalign.data.templates import Tokenizer, encode_frame
+from jaxalign.data.templates import Tokenizer, turn_end
 from jaxalign.host.errors import InputError
 from jaxalign.models.transformer import Transformer
 
@@ -33,20 +32,57 @@ def short_enough(rows: Sequence[Sequence[int]], limit: int | None) -> tuple[list
     return kept, sorted(set(range(len(rows))) - set(kept))
 
 
-def stop_tokens(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end an answer, mostly one.
+class Stops(NamedTuple):
+    """What ends an answer.
 
-    They are those that the model's files name, the tokenizer's end token, and the special token
-    that the chat template writes behind an answer.
+    Attributes:
+      tokens: ids, mostly one.
+      texts: words that no token of control stands for, mostly none.
     """
-    config = model.config
-    found = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id}
-    if tokenizer.chat_template:
-        added = tokenizer.added_tokens_decoder
-        with contextlib.suppress(InputError):  # of a template that takes no answers
-            _, behind = encode_frame(tokenizer, "")
-            found.add(next((x for x in behind if x in added and added[x].special), None))
-    return tuple(sorted(found - {None}))
+
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...] = ()
+
+    def joined(self, more: Iterable[str], tokenizer: Tokenizer) -> "Stops":
+        """These and more, given by a token's name or as a text."""
+        added = tokenizer.get_added_vocab()
+        tokens = {*self.tokens, *(added[text] for text in more if text in added)}
+        texts = dict.fromkeys((*self.texts, *(text for text in more if text not in added)))
+        return Stops(tuple(sorted(tokens)), tuple(texts))
+
+    def before(self, text: str) -> str:
+        """The text up to the first of the words."""
+        found = [place for place in map(text.find, self.texts) if place >= 0]
+        return text[: min(found, default=len(text))]
+
+
+def find_stops(model: Transformer, tokenizer: Tokenizer) -> Stops:
+    """What ends an answer of a model.
+
+    The tokens are those that the model's files name, the tokenizer's end token, and the special
+    token that the chat template writes behind an answer. Where that writes words alone, as for a
+    base model, they end it.
+    """
+    config, behind = model.config, turn_end(tokenizer)
+    tokens = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id} - {None}
+    return Stops(tuple(tokens)).joined([behind] if behind else [], tokenizer)
+
+
+def stop_tokens(
+    model: Transformer, tokenizer: Tokenizer, more: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """The ids of `find_stops` and of tokens given by name, for what reads no words.
+
+    Raises:
+      InputError: a text that is no token's name.
+    """
+    unknown = [text for text in more if text not in tokenizer.get_added_vocab()]
+    if unknown:
+        raise InputError(
+            f"stop: {unknown[0]!r} is the name of no token that was added to the tokenizer's "
+            f"words; give one of {', '.join(sorted(tokenizer.get_added_vocab())[:20])}"
+        )
+    return find_stops(model, tokenizer).joined(more, tokenizer).tokens
 
 
 def fill(batch: Sequence[T], size: int) -> list[T]:

@@ -142,6 +142,7 @@ def generate(
         for number, batch in enumerate(batches, start=first):
             for row, answer in enumerate(batch):
                 request, opening = requests[answer.request], forced[answer.request]
+                whole = np.array([*opening, *answer.written], np.int32)
                 line: dict[str, Any] = {
                     "step": number,
                     "id": request.id,
@@ -149,12 +150,13 @@ def generate(
                     "kind": request.kind,
                     "category": request.category,
                     "sample": row % asking.samples,
-                    "completion": lm.text(np.array([*opening, *answer.written], np.int32)),
+                    "completion": lm.text(whole, answer.ending),
                     "tokens": len(answer.tokens),
                     "finished": answer.finished,
                 }
                 if asking.tool is not None:
-                    line |= {"consulted": answer.consulted, "own": lm.text(answer.tokens)}
+                    own = lm.text(answer.tokens, answer.ending)
+                    line |= {"consulted": answer.consulted, "own": own}
                 if openings is not None:
                     line["opening"] = lm.text(np.array(opening, np.int32))
                 if lines is not None:
@@ -176,6 +178,7 @@ def generate(
 
 def asking_facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking) -> dict[str, Any]:
     """What answers depend on, as JSON."""
+    stops = lm.stops(asking.stop)
     return {
         "weights": lm.digest,
         "dtype": lm.dtype,
@@ -190,6 +193,7 @@ def asking_facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking)
         "max_new_tokens": asking.max_new_tokens,
         "batch_size": asking.batch_size,
         "seed": asking.seed,
+        "stop": [*stops.tokens, *stops.texts],
     }
 
 

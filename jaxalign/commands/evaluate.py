@@ -16,11 +16,13 @@ import tyro
 from jaxalign.commands.common import (
     ChatTemplate,
     DtypeName,
+    StopTexts,
     check_draws,
     kept_dtype,
     load_model,
     note,
     print_table,
+    read_stops,
     speed_bar,
 )
 from jaxalign.commands.wording import Wording, tool_of
@@ -82,6 +84,9 @@ class Eval:
     """Skip prompts that take more tokens; they are counted."""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Cut answers off after so many tokens; by default 64, with ascl 160, rules included."""
+    stop: StopTexts = ()
+    """Texts and names of tokens that end an answer, beside the model's own ends; \\n is a line
+    break."""
     batch_size: int = 32
     """Prompts at a time: more is faster and takes more memory."""
     dtype: DtypeName = "auto"
@@ -133,6 +138,7 @@ class Eval:
             max_new_tokens=new_tokens,
             batch_size=self.batch_size,
             seed=self.seed,
+            stop=read_stops(self.stop),
         )
         # Prompts are always asked as they are, too: an attack means nothing without that.
         specs = ["none", *(spec for spec in self.attack if spec != "none")]

@@ -14,11 +14,13 @@ from jaxalign.commands.common import (
     ChatTemplate,
     DtypeName,
     File,
+    StopTexts,
     check_draws,
     kept_dtype,
     load_model,
     note,
     prepare_out,
+    read_stops,
     speed_bar,
 )
 from jaxalign.commands.wording import Wording, tool_of
@@ -79,6 +81,9 @@ class Generate:
     """With a temperature: draw among the most probable tokens that have this share together."""
     max_new_tokens: int = 128
     """Cut a reply off after so many tokens."""
+    stop: StopTexts = ()
+    """Texts and names of tokens that end a reply, beside the model's own ends; \\n is a line break.
+    A reply stops before the text."""
     seed: int = 0
     """Of the draw; the same seed gives the same reply."""
     dtype: DtypeName = "auto"
@@ -125,6 +130,7 @@ class Generate:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.many.batch_size,
             seed=self.seed,
+            stop=read_stops(self.stop),
         )
 
     def _print_one(self, prompt: str) -> None:
@@ -143,7 +149,7 @@ class Generate:
 
         asking = self._asking(template, tool_of(book, lm.tokenizer))
         (answer,) = answers(lm, [prompt], asking)
-        print(printable(lm.text(answer.written)))
+        print(printable(lm.text(answer.written, answer.ending)))
         if not answer.finished:
             note(f"cut off after {self.max_new_tokens} tokens; see --max-new-tokens")
 

@@ -12,10 +12,12 @@ import tyro
 from jaxalign.commands.common import (
     ChatTemplate,
     DtypeName,
+    StopTexts,
     load_model,
     note,
     prepare_out,
     print_table,
+    read_stops,
 )
 from jaxalign.host.errors import InputError
 
@@ -47,6 +49,8 @@ class Utility:
     """Ask through the model's chat template."""
     batch_size: int = 16
     """Rows at a time: more is faster and takes more memory."""
+    stop: StopTexts = ()
+    """Texts and names of tokens that end an answer, beside those of a task; \\n is a line break."""
     dtype: DtypeName = "auto"
     """Of the computation; auto takes the faster one."""
     template: Annotated[ChatTemplate, tyro.conf.arg(name="")] = ChatTemplate()
@@ -60,6 +64,7 @@ class Utility:
         ):
             if value is not None and value < least:
                 raise InputError(f"{flag} is {value}; use {least} or more")
+        stop = read_stops(self.stop)
         prepare_out(self.out)
         from jaxalign.host.progress import progress_bar
         from jaxalign.utility.tasks import evaluate_utility
@@ -75,6 +80,7 @@ class Utility:
                 num_fewshot=self.num_fewshot,
                 chat=self.chat,
                 batch_size=self.batch_size,
+                stop=stop,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         from lm_eval.utils import handle_non_serializable

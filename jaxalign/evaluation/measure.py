@@ -94,7 +94,7 @@ def evaluate(
     if is_first():
         answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
         method, day = asking.method, template_date(lm.tokenizer)
-        fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
+        fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens", "stop")
         results = {
             "model": model,
             "weights": lm.digest,

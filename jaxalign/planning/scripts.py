@@ -82,7 +82,9 @@ def plans(
     def place(topology: str) -> tuple[RLSettings, Transformer]:
         devices = slice_devices(topology)
         sizes = mesh or _mesh_of(settings, len(devices))
-        placed = dataclasses.replace(settings, mesh=sizes)
+        placed = dataclasses.replace(
+            settings, mesh=sizes, stop=()
+        )  # the stand-in has no such names
         on = make_mesh(*sizes, devices=devices)
         check_mesh(placed)
         parameter_shardings(config, on)
@@ -95,6 +97,7 @@ def plans(
             place(topology)
     prompts = settings.load_prompts()
     tokenizer = stand_in_tokenizer(config.vocab_size)
+    config = dataclasses.replace(config, eos_token_id=tokenizer.eos_token_id)  # not one more
     for asked in topologies:
         whole = [f"{asked}:{shape}" for shape in chip_of(asked).slices]
         for topology in [asked] if ":" in asked else whole:

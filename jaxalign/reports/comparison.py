@@ -45,7 +45,7 @@ OVERHEAD_COLUMNS: Columns = {
 # What the answers depend on beside the model.
 _SETTINGS = (
     *("template", "wording", "chat_template", "template_date", "samples", "temperature", "seed"),
-    *("max_prompt_tokens", "max_new_tokens", "dtype"),
+    *("max_prompt_tokens", "max_new_tokens", "stop", "dtype"),
 )
 
 

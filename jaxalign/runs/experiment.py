@@ -149,7 +149,7 @@ def make_reinforcement(
     sampling = Sampling(
         settings.samples_per_prompt,
         settings.max_new_tokens,
-        stop_tokens(model, tokenizer),
+        stop_tokens(model, tokenizer, settings.stop),
         Temperature(settings.temperature),
     )
     updates = Updates(settings.epochs, settings.minibatches, settings.micro_batches)
@@ -279,6 +279,7 @@ class Experiment:
         return Asking(
             max_prompt_tokens=settings.max_prompt_tokens,
             max_new_tokens=settings.max_new_tokens,
+            stop=settings.stop,
             **fields,
         )
 
@@ -369,7 +370,9 @@ class Experiment:
         }
         if rollout_tokens_per_second is not None:
             content["rollout_tokens_per_second"] = rollout_tokens_per_second
-        save_pretrained(self._folder / "model", self.model, state.policy, self.tokenizer)
+        stop = stop_tokens(self.model, self.tokenizer, self.settings.stop)
+        folder = self._folder / "model"
+        save_pretrained(folder, self.model, state.policy, self.tokenizer, stop=stop)
         if is_first():
             write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")

@@ -91,6 +91,8 @@ class Settings:
     """Longest prompt, beyond the shared prefix. Longer ones are refused with their text."""
     max_new_tokens: Count = 64
     """T, longest completion."""
+    stop: tuple[str, ...] = ()
+    """Names of tokens that end a completion, beside the model's own ends."""
     temperature: Positive = 0.7
     """Temperature of sampling, and of the policy in RL's loss."""
     steps: Count = 40

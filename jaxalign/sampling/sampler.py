@@ -14,6 +14,7 @@ from jaxalign.models.decoder import Decoder
 from jaxalign.records import Params, Rollout
 from jaxalign.sampling.methods import Method
 from jaxalign.sampling.tools import Tool, Turns
+from jaxalign.text.matcher import Reader
 
 
 @struct.dataclass
@@ -23,9 +24,10 @@ class SamplingState:
     Attributes:
       step: scalar int32, tokens written so far.
       current: `[B]` int32, the next input token.
-      done: `[B]` bool, rows that met a stop token or wait for a tool on the host.
+      done: `[B]` bool, rows that met a stop token or an ending, or wait for a tool on the host.
       written: `tokens`, `mask`, `present` and `logps` of the `Rollout`, `[B, T]`.
       turns: with a tool, where the rows stand with it.
+      read: with endings, `[B, K]` int32, the automata's states.
       cache: the completions' own, as the decoder has it.
     """
 
@@ -34,6 +36,7 @@ class SamplingState:
     done: jax.Array
     written: dict[str, jax.Array]
     turns: Turns | None
+    read: jax.Array | None
     cache: Any
 
 
@@ -51,6 +54,7 @@ def sample(
     prefix: jax.Array | None = None,
     tool: Tool | None = None,
     rows: jax.Array | None = None,
+    endings: Reader | None = None,
 ) -> Rollout:
     """Samples G completions of every prompt, with masks and log-probabilities.
 
@@ -69,6 +73,8 @@ def sample(
       tool: what rows may call (`jaxalign.sampling.tools`); None for nothing.
       rows: `[B]` int32 numbers of the rows within a larger set that is sampled in several batches,
         so that it does not matter how it is divided; by default 0 to B − 1.
+      endings: automata that end a row with the token after which one of them accepts what the row
+        has generated; None for none.
 
     Raises:
       ValueError: if the longest row would pass the model's last position.
@@ -89,6 +95,7 @@ def sample(
         prefix,
         tool,
         rows,
+        endings,
         samples_per_prompt=samples_per_prompt,
         max_new_tokens=max_new_tokens,
         method=method,
@@ -109,6 +116,7 @@ def _sample(
     prefix: jax.Array | None,
     tool: Tool | None,
     rows: jax.Array | None,
+    endings: Reader | None,
     *,
     samples_per_prompt: int,
     max_new_tokens: int,
@@ -126,6 +134,7 @@ def _sample(
         done=jnp.zeros((batch,), bool),
         written={name: jnp.zeros((batch, max_new_tokens), x) for name, x in dtypes.items()},
         turns=None if tool is None else Turns.start(tool, batch),
+        read=None if endings is None else endings.start(batch),
         cache=cache,
     )
     stop_ids = jnp.asarray(stop, jnp.int32)
@@ -141,11 +150,14 @@ def _sample(
         scaled = scores / method.temperature
         token = method.choose(jax.vmap(lambda key: jax.random.fold_in(key, step))(keys), scaled)
         alive = ~state.done
-        drawn, turns = alive, state.turns
+        drawn, turns, read = alive, state.turns, state.read
         if tool is not None and turns is not None:
             token, free = turns.force(tool, token)
             drawn = alive & free
         done = state.done | (drawn & jnp.isin(token, stop_ids))
+        if endings is not None and read is not None:
+            read = endings.advance(read, token, drawn)
+            done = done | jnp.any(endings.accepting[read], axis=1)
         if tool is not None and turns is not None:
             turns = turns.advance(tool, token, drawn & ~done)
             done = done | turns.waiting(tool)
@@ -161,7 +173,7 @@ def _sample(
             x, column[:, None].astype(x.dtype), (0, step)
         )
         written = jax.tree.map(put, state.written, columns)
-        return SamplingState(step + 1, token, done, written, turns, cache)
+        return SamplingState(step + 1, token, done, written, turns, read, cache)
 
     state = jax.lax.while_loop(unfinished, decode, state)
     turns = state.turns

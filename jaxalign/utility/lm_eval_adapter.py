@@ -6,6 +6,7 @@ What is computed is ours: a context that several continuations follow, the choic
 computed once; batches are as wide as the next power of two, the longest first.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,6 @@ from jaxalign.answers.completing import (
     fill,
     in_batches,
     longest_first,
-    stop_tokens,
     width_of,
 )
 from jaxalign.data.order import grouped
@@ -76,6 +76,7 @@ class JaxalignLM(TemplateLM):
         *,
         batch_size: int = 16,
         seed: int = 0,
+        stop: Sequence[str] = (),
         progress: Progress = lambda done, total: None,
     ) -> None:
         """Casts the parameters to the model's compute dtype.
@@ -84,6 +85,7 @@ class JaxalignLM(TemplateLM):
           lm: the model.
           batch_size: rows at a time.
           seed: of answers that are drawn.
+          stop: texts that end an answer beside those of a task.
           progress: called after each batch; its total counts the requests of one kind.
 
         Raises:
@@ -96,6 +98,7 @@ class JaxalignLM(TemplateLM):
         self.max_length = lm.model.config.max_positions
         self._lm = lm.cast()
         self._batch_size, self._seed, self._progress = batch_size, seed, progress
+        self._stop = tuple(stop)
 
     @property
     def eot_token_id(self) -> int:
@@ -226,8 +229,7 @@ class JaxalignLM(TemplateLM):
         """The answer to each context, up to the first of the texts that end it.
 
         Greedy, unless a request asks for `do_sample` with a `temperature`, perhaps with `top_p` or
-        `top_k`. Rows stop at a token in which one of the ending texts is whole; an ending that
-        takes several tokens is cut off afterwards.
+        `top_k`.
 
         Args:
           requests: context, and a dictionary with `until`, `max_gen_toks` and so on.
@@ -242,14 +244,15 @@ class JaxalignLM(TemplateLM):
         for indices in alike.values():
             end = self.tokenizer.decode([self.eot_token_id])
             until, asking = _settings(requests[indices[0]].args[1], end, self._seed)
+            until = [*until, *self._stop]
+            asking = dataclasses.replace(asking, stop=tuple(text for text in until if text))
             room = self.max_length - asking.max_new_tokens
             texts = [requests[i].args[0] for i in indices]
             encoded = [self.tok_encode(text) or [self.eot_token_id] for text in texts]
             contexts = [self._cut(ids, room) for ids in encoded]
-            stop = self._stop_tokens(tuple(until))
             order = longest_first(range(len(contexts)), contexts)
             questions = Questions(NO_PREFIX, contexts, in_batches(order, self._batch_size))
-            for batch in answer_batches(self._lm, questions, asking, Stage.UTILITY, stop=stop):
+            for batch in answer_batches(self._lm, questions, asking, Stage.UTILITY):
                 for answer in batch:
                     text = self.tokenizer.decode(answer.written, skip_special_tokens=True)
                     whole = postprocess_generated_text(text, until, None)
@@ -267,16 +270,6 @@ class JaxalignLM(TemplateLM):
             )
         self.cut_contexts += len(context) > room
         return context[-room:]
-
-    @functools.cached_property
-    def _words(self) -> list[str]:
-        return [self.tokenizer.decode([i]) for i in range(len(self.tokenizer))]
-
-    def _stop_tokens(self, until: tuple[str, ...]) -> tuple[int, ...]:
-        """Ids that end a row: the end tokens, and those in which an ending text is whole."""
-        endings = [text for text in until if text]
-        found = {i for i, word in enumerate(self._words) if any(text in word for text in endings)}
-        return tuple(sorted(found.union(stop_tokens(self._lm.model, self.tokenizer))))
 
 
 def _settings(given: dict[str, Any], end: str, seed: int) -> tuple[list[str], Asking]:

@@ -36,6 +36,7 @@ def evaluate_utility(
     num_fewshot: int | None = None,
     chat: bool = False,
     batch_size: int = 16,
+    stop: Sequence[str] = (),
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Runs tasks of `lm-eval` by `jaxalign.utility.lm_eval_adapter.JaxalignLM`.
@@ -48,6 +49,7 @@ def evaluate_utility(
       num_fewshot: worked examples before each item; by default what the task says.
       chat: whether to ask through the tokenizer's chat template.
       batch_size: rows at a time.
+      stop: texts and names of tokens that end an answer beside those of a task.
       progress: called after each batch with how many requests of a kind are done, and of how many.
 
     Returns:
@@ -75,7 +77,7 @@ def evaluate_utility(
     # lm-eval would fork this process for some standard errors, which JAX's threads may not survive.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     found = lm_eval.simple_evaluate(
-        JaxalignLM(lm, batch_size=batch_size, progress=progress),
+        JaxalignLM(lm, batch_size=batch_size, stop=stop, progress=progress),
         tasks=loaded,
         task_manager=manager,
         limit=limit,

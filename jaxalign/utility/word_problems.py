@@ -77,6 +77,7 @@ def solve(
     Arguments, and what is raised, are otherwise those of `answers`.
     """
     questions = [problem.question for problem in problems]
-    said = [lm.text(answer.written) for answer in answers(lm, questions, asking, progress=progress)]
+    made = answers(lm, questions, asking, progress=progress)
+    said = [lm.text(answer.written, answer.ending) for answer in made]
     right = [last_number(text) == p.answer for text, p in zip(said, problems, strict=True)]
     return sum(right) / len(right)

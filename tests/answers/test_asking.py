@@ -1,6 +1,7 @@
 """Asking a model: two lines are enough, and bad sizes are named."""
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from tokenizers import AddedToken
 
 from jaxalign.answers import Asking, LanguageModel, answers, ask
-from jaxalign.answers.completing import stop_tokens
+from jaxalign.answers.completing import find_stops, stop_tokens
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
+from jaxalign.models.files.load import PLAIN_TEMPLATE
 from jaxalign.models.files.weights import weights_digest
 from jaxalign.sampling import Temperature
 
@@ -62,7 +64,7 @@ def test_a_loaded_model_computes_in_its_dtype_and_keeps_its_fingerprint(
     [
         ("<|eot_id|>", (2, 49152)),
         (" \n<|eot_id|><|im_end|>", (2, 49152)),  # the first one ends the turn
-        ("\n<note>", (2,)),  # words end none, nor do added tokens that are not special
+        ("\n<note>", (2,)),  # a text, as below
         ("\n<note><|eot_id|>", (2, 49152)),
     ],
 )
@@ -97,15 +99,72 @@ def test_a_template_that_takes_no_answer_adds_no_stop(lm: LanguageModel, templat
 
 
 @pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}", "\n\nuser:"),
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", None),
+        ("{% for m in messages %}{{ m['content'] }} <note>\n{% endfor %}", " <note>"),
+        (PLAIN_TEMPLATE, None),  # the end token stands behind an answer
+    ],
+    ids=["words", "blank", "an added token", "ours"],
+)
+def test_words_end_a_turn_where_the_template_writes_no_special_token(
+    lm: LanguageModel, template: str, text: str | None
+) -> None:
+    """A base model that is shown earlier turns goes on with the next one."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens("<note>")
+    tokenizer.chat_template = template
+    assert find_stops(lm.model, tokenizer) == ((2,), () if text is None else (text,))
+
+
+def test_words_end_an_answer_and_are_no_part_of_it(lm: LanguageModel) -> None:
+    """Given by --stop or by the template, as for a base model; whatever tokens spell them."""
+
+    def told(words: str) -> LanguageModel:
+        tokenizer = copy.deepcopy(lm.tokenizer)
+        end = f"{{% if not loop.last %}}{words}{{% endif %}}"
+        tokenizer.chat_template = (
+            f"{{% for m in messages %}}{{{{ m['content'] }}}}{end}{{% endfor %}}"
+        )
+        return dataclasses.replace(lm, tokenizer=tokenizer)
+
+    asked = REQUESTS[:2]
+    whole, other = answers(told(""), asked, Asking(max_new_tokens=8))
+    texts = [lm.text(answer.written) for answer in (whole, other)]
+    pieces = [lm.text(whole.written[i : i + 1]) for i in range(2)]
+    words = pieces[0][-2:] + pieces[1][:2]  # the end of a token and the beginning of the next
+    assert texts[0].count(words) == 1 and words not in texts[1] and words == words.strip()
+    cut, same = answers(told(""), asked, Asking(max_new_tokens=8, stop=(words,)))
+    np.testing.assert_array_equal(cut.tokens, whole.tokens[:2])
+    np.testing.assert_array_equal(same.tokens, other.tokens)
+    assert cut.finished and not same.finished
+    assert ask(told(words), asked, max_new_tokens=8) == [texts[0].split(words)[0], texts[1]]
+
+
+@pytest.mark.parametrize("name", ["<|im_start|>", "<note>"])
+def test_a_token_is_a_stop_by_its_name(lm: LanguageModel, name: str) -> None:
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens("<note>")
+    token = tokenizer.convert_tokens_to_ids(name)
+    own = LanguageModel(lm.model, lm.params, tokenizer)
+    assert own.stops([name, "."]) == (tuple(sorted((2, token))), (".",))
+    assert stop_tokens(lm.model, tokenizer, [name]) == tuple(sorted((2, token)))
+    with pytest.raises(InputError, match=r"stop: '\.' is the name of no token .*; give one of <"):
+        stop_tokens(lm.model, tokenizer, [name, "."])
+
+
+@pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be at least 1"),
+        ({"stop": ("a", "")}, "stop has an empty text; give the words that end an answer"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0; it must be at least 1"),
     ],
 )
-def test_bad_sizes_are_named(sizes: dict[str, int], message: str) -> None:
+def test_bad_sizes_are_named(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Asking(**sizes)
 

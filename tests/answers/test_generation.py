@@ -206,6 +206,7 @@ def test_a_finished_file_is_left_alone(ask: Any, tmp_path: Path) -> None:
         ({"max_new_tokens": 6}, r"made with another max_new_tokens \(5, not 6\)"),
         ({"method": Temperature(0.5)}, r"made with another temperature \(1.0, not 0.5\)"),
         ({"method": TopP(0.9)}, r"made with another method \(Temperature, not TopP\)"),
+        ({"stop": ("Why",)}, "made with another stop; give the one it was made with"),
         ({"template": lambda text: bare_messages(f"Now: {text}")}, "another template;"),
         ({"requests": REQUESTS[::-1]}, "another prompts_digest"),
         ({"facts": {"model": "other"}}, r"made with another model \(tiny, not other\)"),

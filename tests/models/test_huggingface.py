@@ -344,6 +344,8 @@ def test_all_end_tokens_of_a_folder_stop_and_are_saved_again(
         9,
     ]
     assert load_hf(again)[0] == config
+    save_pretrained(again, model, params, smollm2_tokenizer, stop=[11, 0, 9])  # the template's
+    assert load_hf(again)[0].stop_token_ids == (2, 7, 9, 11)
     assert stop_tokens(model, smollm2_tokenizer) == (0, 2, 7, 9)
     generation.unlink()
     assert load_hf(saved)[0].stop_token_ids == (2, 7), "the tokenizer's is 2"

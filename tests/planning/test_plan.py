@@ -159,6 +159,9 @@ def test_the_stand_in_has_the_words_asked_for():
 def test_the_architecture_of_a_folder(tiny_model_folder):
     config = read_architecture(str(tiny_model_folder))
     assert (config.model_dim, config.num_layers, config.vocab_size) == (32, 2, 49152)
+    assert (config.eos_token_id, config.stop_token_ids) == (2, ()), (
+        "no stop more than the model has"
+    )
 
 
 @pytest.mark.parametrize(

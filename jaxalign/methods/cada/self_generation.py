@@ -116,7 +116,7 @@ def self_generate(
 
 
 def _describe(lm: LanguageModel, prompt: Prompt, answer: Answer) -> Generated:
-    text = lm.text(answer.tokens)
+    text = lm.text(answer.tokens, answer.ending)
     well_formed, refused = verdict_of(text)
     return Generated(
         id=prompt.id,

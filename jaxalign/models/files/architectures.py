@@ -61,4 +61,7 @@ def read_architecture(name: str) -> ModelConfig:
                 f"{name}: no config.json here, and the hub gave none ({type(error).__name__}); "
                 "give a folder that holds one"
             ) from error
-    return make_config(path, read_fields(path, LANGUAGE_MODELS), tokenizer_eos=0)
+    fields = read_fields(path, LANGUAGE_MODELS)
+    if fields.get("eos_token_id") is None:
+        fields["eos_token_id"] = 0  # in the place of the tokenizer's, which is not read
+    return make_config(path, fields, tokenizer_eos=None)

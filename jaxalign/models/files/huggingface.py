@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +230,7 @@ def save_pretrained(
     params: Mapping[str, Any],
     tokenizer: "PreTrainedTokenizerBase",
     *,
+    stop: Sequence[int] = (),
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a folder that transformers (4 and 5) and vLLM open.
@@ -242,6 +243,8 @@ def save_pretrained(
       model: its `config` is the architecture.
       params: the parameter tree; dtypes are kept in the file.
       tokenizer: a fast tokenizer.
+      stop: ids that end a text beside those of the configuration, such as
+        `jaxalign.answers.completing.stop_tokens`; generation_config.json gets all of them.
       max_shard_bytes: most of the weights in one file, and in memory beside `params` and one leaf
         of it; a tensor that is larger has a file to itself. More than one file get an index.
 
@@ -259,8 +262,9 @@ def save_pretrained(
         wait_for_all()
         return
     eos = config.eos_token_id
-    stop = [eos, *config.stop_token_ids] if config.stop_token_ids else eos
-    ends = {"bos": config.bos_token_id, "eos": stop, "pad": config.pad_token_id}
+    others = sorted({*config.stop_token_ids, *stop} - {eos})
+    every = [eos, *others] if others else eos
+    ends = {"bos": config.bos_token_id, "eos": every, "pad": config.pad_token_id}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
     try:
