@@ -213,6 +213,48 @@ def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[in
     return _encode_parts(tokenizer, before, contents), _encode_parts(tokenizer, behind, contents)
 
 
+def chat_text(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, unfinished: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a chat, and the places in it that are the template's own and not a message's.
+
+    The text is that of `apply_chat_template`; where the template does not take the turns as they
+    are, that of turns that it takes, with the contents stripped. It ends with what opens the
+    assistant's reply, or unfinished with the last message.
+
+    Raises:
+      InputError: the tokenizer has no chat template, or one that does not take these turns.
+    """
+    roles = [message["role"] for message in messages]
+    slots = _render_slots(tokenizer, roles, finished=unfinished)
+    if unfinished:
+        slots = "".join(slots.rpartition(_slot(len(roles) - 1))[:2])
+    (found,) = render_chats(tokenizer, [messages], finished=unfinished)
+    theirs = found.get("text", "")
+    text, *parts = _SLOT.split(slots)  # in turn the template's and the number of a message
+    own = [(0, len(text))]
+    for number, behind in zip(parts[::2], parts[1::2], strict=True):
+        content = messages[int(number)]["content"]
+        if not theirs.startswith(text + content + behind):
+            content = content.strip()
+        text += content + behind
+        own.append((len(text) - len(behind), len(text)))
+    return text, own
+
+
+def encode_chat_text(tokenizer: Tokenizer, text: str, own: Sequence[tuple[int, int]]) -> list[int]:
+    """The ids of a text in which the names of added tokens are such in the places `own` alone."""
+    added = tokenizer.get_added_vocab()
+    names = sorted(added, key=len, reverse=True)
+    ids, begin = [], 0
+    for first, last in own if names else ():
+        for name in re.compile("|".join(map(re.escape, names))).finditer(text, first, last):
+            ids += encode_text(tokenizer, text[begin : name.start()])
+            ids.append(added[name[0]])
+            begin = name.end()
+    return ids + encode_text(tokenizer, text[begin:])
+
+
 def turn_end(tokenizer: Tokenizer) -> str:
     r"""What the chat template writes behind an answer, by which the answer's end can be told.
 

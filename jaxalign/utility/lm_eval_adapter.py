@@ -33,7 +33,7 @@ from jaxalign.answers.completing import (
     width_of,
 )
 from jaxalign.data.order import grouped
-from jaxalign.data.templates import pad
+from jaxalign.data.templates import chat_text, encode_chat_text, pad
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.models.heads import logits, output_weight
@@ -41,7 +41,7 @@ from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 from jaxalign.sampling import Greedy, Method, Stage, Temperature, TopK, TopP
-from jaxalign.text.chat_template import named, render_chats, template_date
+from jaxalign.text.chat_template import template_date
 
 LEAST_CONTEXT, LEAST_CONTINUATION = 32, 8
 """Contexts are padded to 32, 64, 128, … tokens, continuations to 8, 16, 32, …"""
@@ -54,8 +54,6 @@ NO_PREFIX = np.zeros(0, np.int32)
 # Logits held at once, over rows: 128 MB of float32.
 _LOGITS = 2**25
 
-
-_END = "\ue000"  # of a message that is not finished; a private-use character, no white space
 
 _Context = tuple[tuple[int, ...], Sequence[tuple[int, list[int]]]]
 """Tokens, and what follows them: the request's index and the continuation's tokens of each."""
@@ -99,6 +97,8 @@ class JaxalignLM(TemplateLM):
         self._lm = lm.cast()
         self._batch_size, self._seed, self._progress = batch_size, seed, progress
         self._stop = tuple(stop)
+        # By the text of a chat the places in it that are the template's; lm-eval keeps texts alone.
+        self._own: dict[str, list[tuple[int, int]]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -126,7 +126,9 @@ class JaxalignLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids of a text; special tokens that it spells out are taken as such.
+        """Token ids of a text; special tokens that it spells out are taken as such, as by HFLM.
+
+        In a chat they are so in the template's part alone: what a task's messages say is letters.
 
         Args:
           string: the text.
@@ -137,25 +139,36 @@ class JaxalignLM(TemplateLM):
         if add_special_tokens is None:
             begin = self.tokenizer.decode([self.prefix_token_id])
             add_special_tokens = not string.startswith(begin)
+        own = self._own.get(string.rstrip())
+        if own is not None:
+            return self._encode_chat(string, own, add_special_tokens)
         ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
         return ids
+
+    def _encode_chat(
+        self, text: str, own: Sequence[tuple[int, int]], add_special_tokens: bool
+    ) -> list[int]:
+        ids = encode_chat_text(self.tokenizer, text, own)
+        return [*(self.tokenizer.encode("") if add_special_tokens else []), *ids]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        own = self._own.get(context.rstrip())
+        if own is None:
+            pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+            return pair
+        opened = not context.startswith(self.tokenizer.decode([self.prefix_token_id]))
+        before = self._encode_chat(context.rstrip(), own, opened)
+        whole = self._encode_chat(context + continuation, own, opened)
+        return before, whole[len(before) :]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The text of a chat, with the opening of the answer or with an unfinished last message."""
-        *chat, last = chat_history
-        if not add_generation_prompt:
-            last = last | {"content": f"{last['content']}{_END} "}
-        (found,) = render_chats(self.tokenizer, [[*chat, last]], finished=not add_generation_prompt)
-        if "error" in found:
-            raise InputError(
-                f"{named(self.tokenizer)}: its chat template does not take a chat: {found['error']}"
-            )
-        if add_generation_prompt:
-            return found["text"]
-        text, _, behind = found["text"].rpartition(_END)
-        return text if behind.startswith(" ") else text.rstrip()  # as the template strips contents
+        unfinished = not add_generation_prompt
+        text, own = chat_text(self.tokenizer, chat_history, unfinished=unfinished)
+        self._own[text.rstrip()] = own
+        return text
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
