@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -574,6 +575,20 @@ def test_bad_options_for_many(
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds nothing of a run" in error(capsys, "report", str(tmp_path))
+
+
+def test_an_export_says_what_its_template_ends_answers_with(
+    model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server reads generation_config.json and no template."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}<|endoftext|>{% endfor %}"
+    )
+    out = tmp_path / "out"
+    assert main(["export", "--model", str(tmp_path / "model"), "--out", str(out)]) == 0
+    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [2, 0]
 
 
 def test_export_spares_what_is_there(

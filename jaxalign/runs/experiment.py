@@ -200,6 +200,7 @@ class Experiment:
     work: Reinforcement | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self._stop = stop_tokens(self.model, self.tokenizer, self.settings.stop)
         if self.recipe.reward is not None:
             given = (self.settings, self.model, self.tokenizer, self.prompts)
             self.work = make_reinforcement(*given, self.recipe)
@@ -370,9 +371,8 @@ class Experiment:
         }
         if rollout_tokens_per_second is not None:
             content["rollout_tokens_per_second"] = rollout_tokens_per_second
-        stop = stop_tokens(self.model, self.tokenizer, self.settings.stop)
         folder = self._folder / "model"
-        save_pretrained(folder, self.model, state.policy, self.tokenizer, stop=stop)
+        save_pretrained(folder, self.model, state.policy, self.tokenizer, stop=self._stop)
         if is_first():
             write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")

@@ -214,6 +214,10 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
             ["--objective.adjust=inverse-frequency", "--objective.adjust.num-modes=0"],
             "objective.adjust.num_modes=0 must be at least 2",
         ),
+        (
+            ["--stop", "<|im_start|>", "Next:"],
+            "stop: 'Next:' is the name of no token that was added",
+        ),
         (["--temperature=0"], "temperature=0.0 must be a number above 0"),
         (["--learning-rate=nan"], "learning_rate=nan must be a number above 0"),
         (["--max-grad-norm=0"], "max_grad_norm=0.0 must be a number above 0"),

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 
-from jaxalign.answers.completing import stop_tokens
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import all_of, is_first
 from jaxalign.methods.ascl.cold_start import balance_traces, collect_traces, count_traces, fine_tune
@@ -71,8 +70,7 @@ def cold_start(
     seconds = time.perf_counter() - begun
     if is_first():
         write_json(told, counts | {"losses": losses, "seconds": seconds})
-    stop = stop_tokens(model, run.tokenizer, settings.stop)
-    save_pretrained(folder, model, tuned, run.tokenizer, stop=stop)
+    save_pretrained(folder, model, tuned, run.tokenizer, stop=work.sampling.stop)
     print(
         f"cold start: {len(every)} traces sampled, {len(right)} right, "
         f"{len(kept)} learned from; loss {losses[0]:.2f} to {losses[-1]:.2f}"
