@@ -138,7 +138,7 @@ class Asking:
       stop: texts and names of tokens that end an answer beside the model's own (`find_stops`).
 
     Raises:
-      InputError: a size below 1, or a stop without a letter.
+      InputError: a size below 1, or a stop that is no text.
     """
 
     template: Template = bare_messages
@@ -149,7 +149,7 @@ class Asking:
     max_new_tokens: int = 64
     batch_size: int = 32
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -158,6 +158,8 @@ class Asking:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )
+        if isinstance(self.stop, str):
+            raise InputError(f"stop must be several texts; write [{self.stop!r}] for one")
         if "" in self.stop:
             raise InputError("stop has an empty text; give the words that end an answer")
 

@@ -261,15 +261,16 @@ def turn_end(tokenizer: Tokenizer) -> str:
     That is the name of the first special token before the next request; where there is none, the
     words up to it, such as `\n\nUser:`. "" where these are blank, or the template takes no answers.
     """
-    try:
-        roles = ["user", "assistant", "user"]
-        text = "".join(_template_parts(tokenizer, roles, finished=True))
-    except InputError:  # of a template that takes no such turns
-        return ""
-    behind = text.partition(_slot(1))[2].partition(_slot(2))[0]
-    special = [str(x) for x in tokenizer.added_tokens_decoder.values() if x.special]
-    found = [(behind.find(name), -len(name), name) for name in special if name in behind]
-    return min(found)[2] if found else behind.rstrip()
+    for roles in (["user", "assistant", "user"], ["user", "assistant"]):
+        try:
+            text = _render_slots(tokenizer, roles, finished=True)
+        except InputError:  # of a template that does not take these turns
+            continue
+        behind = text.partition(_slot(1))[2].partition(_slot(2))[0]
+        special = [str(x) for x in tokenizer.added_tokens_decoder.values() if x.special]
+        found = [(behind.find(name), -len(name), name) for name in special if name in behind]
+        return min(found)[2] if found else behind.rstrip()
+    return ""
 
 
 def encode_prompts(

@@ -94,7 +94,7 @@ def evaluate(
     if is_first():
         answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
         method, day = asking.method, template_date(lm.tokenizer)
-        fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens", "stop")
+        fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
         results = {
             "model": model,
             "weights": lm.digest,
@@ -105,6 +105,7 @@ def evaluate(
                 "template": template_name(asking.template),
                 **settings,
                 **{name: getattr(asking, name) for name in fields},
+                "stop": list(asking.stop),
                 "temperature": 0.0 if isinstance(method, Greedy) else method.temperature,
                 "dtype": lm.dtype,
                 "wording": wording_digest(asking.template, rules),

@@ -64,6 +64,7 @@ def test_a_loaded_model_computes_in_its_dtype_and_keeps_its_fingerprint(
     [
         ("<|eot_id|>", (2, 49152)),
         (" \n<|eot_id|><|im_end|>", (2, 49152)),  # the first one ends the turn
+        ("<|eot_id|>{% if messages[2:] %}{{ raise_exception('one') }}{% endif %}", (2, 49152)),
         ("\n<note>", (2,)),  # a text, as below
         ("\n<note><|eot_id|>", (2, 49152)),
     ],
@@ -160,6 +161,7 @@ def test_a_token_is_a_stop_by_its_name(lm: LanguageModel, name: str) -> None:
         ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be at least 1"),
+        ({"stop": "###"}, r"stop must be several texts; write \['###'\] for one"),
         ({"stop": ("a", "")}, "stop has an empty text; give the words that end an answer"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0; it must be at least 1"),
     ],
