@@ -37,7 +37,7 @@ class Stops(NamedTuple):
 
     Attributes:
       tokens: ids, mostly one.
-      texts: words that no token of control stands for, mostly none.
+      texts: words, and names of tokens that are text in an answer; mostly none.
     """
 
     tokens: tuple[int, ...]
@@ -45,9 +45,10 @@ class Stops(NamedTuple):
 
     def joined(self, more: Iterable[str], tokenizer: Tokenizer) -> "Stops":
         """These and more, given by a token's name or as a text."""
-        added = tokenizer.get_added_vocab()
+        added, named = tokenizer.get_added_vocab(), tokenizer.added_tokens_decoder
         tokens = {*self.tokens, *(added[text] for text in more if text in added)}
-        texts = dict.fromkeys((*self.texts, *(text for text in more if text not in added)))
+        plain = [text for text in more if text not in added or not named[added[text]].special]
+        texts = dict.fromkeys((*self.texts, *plain))
         return Stops(tuple(sorted(tokens)), tuple(texts))
 
     def before(self, text: str) -> str:

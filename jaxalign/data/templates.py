@@ -245,10 +245,10 @@ def chat_text(
 def encode_chat_text(tokenizer: Tokenizer, text: str, own: Sequence[tuple[int, int]]) -> list[int]:
     """The ids of a text in which the names of added tokens are such in the places `own` alone."""
     added = tokenizer.get_added_vocab()
-    names = sorted(added, key=len, reverse=True)
+    names = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
     ids, begin = [], 0
-    for first, last in own if names else ():
-        for name in re.compile("|".join(map(re.escape, names))).finditer(text, first, last):
+    for first, last in own if added else ():
+        for name in names.finditer(text, first, last):
             ids += encode_text(tokenizer, text[begin : name.start()])
             ids.append(added[name[0]])
             begin = name.end()
