@@ -27,7 +27,7 @@ class SamplingState:
       done: `[B]` bool, rows that met a stop token or an ending, or wait for a tool on the host.
       written: `tokens`, `mask`, `present` and `logps` of the `Rollout`, `[B, T]`.
       turns: with a tool, where the rows stand with it.
-      read: with endings, `[B, K]` int32, the automata's states.
+      read: with endings, the automata's states, as `Reader.start` has them.
       cache: the completions' own, as the decoder has it.
     """
 
@@ -157,7 +157,7 @@ def _sample(
         done = state.done | (drawn & jnp.isin(token, stop_ids))
         if endings is not None and read is not None:
             read = endings.advance(read, token, drawn)
-            done = done | jnp.any(endings.accepting[read], axis=1)
+            done = done | jnp.any(endings.accepted(read), axis=1)
         if tool is not None and turns is not None:
             turns = turns.advance(tool, token, drawn & ~done)
             done = done | turns.waiting(tool)
