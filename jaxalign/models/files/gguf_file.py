@@ -7,6 +7,7 @@ lengths it reads.)
 
 import dataclasses
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,36 @@ _STRING, _ARRAY = 8, 9
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: its shape, the number of its storage type, its first byte."""
+    """Where a tensor lies.
+
+    Attributes:
+      shape: in NumPy's order.
+      kind: the number of its storage type.
+      start: its first byte in the file.
+      path: of the file.
+      data: all bytes of the file, mapped.
+    """
 
     shape: tuple[int, ...]
     kind: int
-    offset: int
+    start: int
+    path: Path
+    data: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
-    """A file whose header has been read.
+    """A model whose header has been read, from one file or from all parts of a split one.
 
     Attributes:
-      path: of it.
+      path: of the file, or of the first part.
       metadata: its keys and values.
-      tensors: where each lies; shapes in NumPy's order.
-      data: all bytes, mapped.
-      data_start: where the tensors begin.
+      tensors: where each lies.
     """
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
-    data: np.ndarray
-    data_start: int
 
     def read_tensor(self, name: str) -> np.ndarray:
         """Dequantises one tensor to float32."""
@@ -54,33 +61,33 @@ class GgufFile:
         from gguf.quants import dequantize
 
         tensor = self.tensors[name]
+        path, data = tensor.path, tensor.data
         try:
             kind = GGMLQuantizationType(tensor.kind)
         except ValueError:
             raise InputError(
-                f"{self.path}: tensor '{name}' has the unknown type {tensor.kind}; fetch the file "
+                f"{path}: tensor '{name}' has the unknown type {tensor.kind}; fetch the file "
                 "again, or upgrade the gguf package"
             ) from None
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if not tensor.shape or tensor.shape[-1] % block:
             raise InputError(
-                f"{self.path}: tensor '{name}' of shape {list(tensor.shape)} does not divide into "
+                f"{path}: tensor '{name}' of shape {list(tensor.shape)} does not divide into "
                 f"{kind.name} blocks of {block}; fetch the file again"
             )
         row_bytes = tensor.shape[-1] // block * block_bytes
-        start = self.data_start + tensor.offset
-        end = start + math.prod(tensor.shape[:-1]) * row_bytes
-        if end > len(self.data):
+        end = tensor.start + math.prod(tensor.shape[:-1]) * row_bytes
+        if end > len(data):
             raise InputError(
-                f"{self.path}: the file is cut off: tensor '{name}' ends at byte {end:,} of "
-                f"{len(self.data):,}; fetch it again"
+                f"{path}: the file is cut off: tensor '{name}' ends at byte {end:,} of "
+                f"{len(data):,}; fetch it again"
             )
-        packed = np.asarray(self.data[start:end]).reshape(*tensor.shape[:-1], row_bytes)
+        packed = np.asarray(data[tensor.start : end]).reshape(*tensor.shape[:-1], row_bytes)
         try:
             return dequantize(packed, kind)
         except NotImplementedError:  # how the gguf package says that it has no decoder for a kind
             raise InputError(
-                f"{self.path}: tensor '{name}' is stored as {kind.name}, which the gguf package "
+                f"{path}: tensor '{name}' is stored as {kind.name}, which the gguf package "
                 "cannot decode; use a file in Q4_1, Q8_0, F16, BF16 or F32"
             ) from None
 
@@ -145,12 +152,65 @@ class _Cursor:
 
 
 def open_gguf(path: str | Path) -> GgufFile:
-    """Maps a file and parses its header.
+    """Maps a file, or all parts of a split one, and parses the headers.
+
+    Args:
+      path: of the file, or of any part `NAME-00001-of-0000N.gguf`; the others lie beside it.
 
     Raises:
-      InputError: no such file, not a GGUF file, cut off, or damaged.
+      InputError: no such file, not a GGUF file, cut off, or damaged; a part that is missing or
+        belongs to another file.
     """
     path = Path(path)
+    file = _open_one(path)
+    count = file.metadata.get("split.count", 1)
+    return file if count in (0, 1) else _join(_parts(file, count))
+
+
+def _parts(file: GgufFile, count: Any) -> list[GgufFile]:
+    """All parts of a split file, one of which is at hand."""
+    path = file.path
+    name = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
+    if name is None or int(name[2]) != count:
+        raise InputError(
+            f"{path}: one of {count!r} parts of a file; call them NAME-00001-of-0000N.gguf"
+        )
+    parts = []
+    for number in range(int(name[2])):
+        part = path.with_name(f"{name[1]}-{number + 1:05}-of-{name[2]}.gguf")
+        if not part.is_file():
+            raise InputError(f"{part}: no such file; fetch it too, it is a part of {path.name}")
+        parts.append(file if part == path else _open_one(part))
+        found = [parts[-1].metadata.get(key) for key in ("split.no", "split.count")]
+        if found != [number, count]:
+            raise InputError(
+                f"{part}: split.no and split.count are {found} where {[number, count]} are due; "
+                "fetch all parts again"
+            )
+    return parts
+
+
+def _join(parts: list[GgufFile]) -> GgufFile:
+    """One file of its parts; the metadata is the first one's."""
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        if twice := tensors.keys() & part.tensors.keys():
+            raise InputError(
+                f"{part.path}: tensor {min(twice)!r} is in {tensors[min(twice)].path.name} too; "
+                "fetch all parts again"
+            )
+        tensors |= part.tensors
+    first = parts[0]
+    due = first.metadata.get("split.tensors.count", len(tensors))
+    if len(tensors) != due:
+        raise InputError(
+            f"{first.path}: its parts hold {len(tensors)} tensors where split.tensors.count is "
+            f"{due!r}; fetch all parts again"
+        )
+    return GgufFile(first.path, first.metadata, tensors)
+
+
+def _open_one(path: Path) -> GgufFile:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a .gguf file")
     if path.stat().st_size < 4 or path.open("rb").read(4) != b"GGUF":
@@ -167,12 +227,12 @@ def open_gguf(path: str | Path) -> GgufFile:
         for _ in range(num_values):
             key = cursor.string()
             metadata[key] = cursor.value()
-        tensors: dict[str, Tensor] = {}
+        listed: dict[str, tuple[Any, ...]] = {}
         for _ in range(num_tensors):
             name = cursor.string()
             # GGUF lists the fastest axis first, NumPy last.
             shape = tuple(cursor.number("Q") for _ in range(cursor.number("I")))[::-1]
-            tensors[name] = Tensor(shape, cursor.number("I"), cursor.number("Q"))
+            listed[name] = shape, cursor.number("I"), cursor.number("Q")
     except struct.error:
         raise InputError(
             f"{path}: the file is cut off in its header, or the header is damaged; fetch it again"
@@ -185,4 +245,9 @@ def open_gguf(path: str | Path) -> GgufFile:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise InputError(f"{path}: general.alignment is {alignment!r}; fetch the file again")
-    return GgufFile(path, metadata, tensors, data, -(-cursor.position // alignment) * alignment)
+    begin = -(-cursor.position // alignment) * alignment
+    tensors = {
+        name: Tensor(shape, kind, begin + offset, path, data)
+        for name, (shape, kind, offset) in listed.items()
+    }
+    return GgufFile(path, metadata, tensors)
