@@ -21,11 +21,8 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
-
-from jaxalign.models.config import RopeScaling
 
 # Finite, so that a row which sees nothing gives zeros and zero gradients instead of NaN.
 _MASKED = -1e30
@@ -47,63 +44,6 @@ class KeyValues:
     keys: jax.Array
     values: jax.Array
     mask: jax.Array
-
-
-def rotary_frequencies(
-    head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> np.ndarray:
-    """Frequencies f_i = θ^(−2i/d), `[d/2]` float64, radians per position.
-
-    Llama 3.1 divides those of long wavelengths λ = 2π/f by a factor: with P the original context,
-
-        f ← f                             λ < P / high
-        f ← f / factor                    λ > P / low
-        f ← ((1 − s)/factor + s) f        else,  s = (P/λ − low) / (high − low)
-
-    Source: transformers' rope type "llama3".
-
-    Args:
-      head_dim: d, even.
-      theta: the base θ.
-      scaling: as above; None for none.
-    """
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    if scaling is None:
-        return frequencies
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    periods = scaling.original_positions * frequencies / (2 * np.pi)  # P/λ
-    smooth = np.clip((periods - low) / (high - low), 0.0, 1.0)
-    return frequencies * ((1 - smooth) / scaling.factor + smooth)
-
-
-def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles p·f_i, each `[B, T, 1, d/2]` float32.
-
-    Args:
-      positions: `[B, T]` int32.
-      frequencies: `[d/2]`, from `rotary_frequencies`.
-    """
-    chex.assert_rank(positions, 2)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies.astype(np.float32)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (x_i, x_{i+d/2}) of each head by the rotary angles, in float32.
-
-    Args:
-      x: `[B, T, heads, d]`.
-      rotary: cosine and sine from `rotary_tables`.
-
-    Returns:
-      `[B, T, heads, d]` in the dtype of `x`.
-    """
-    chex.assert_rank(x, 4)
-    cos, sin = rotary
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
-        x.dtype
-    )
 
 
 def attend(

@@ -2,29 +2,7 @@
 
 import dataclasses
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How Llama 3.1 and 3.2 stretch the rotary wavelengths to a longer context.
-
-    Attributes:
-      factor: by how much the longest wavelengths are stretched.
-      low_freq_factor: wavelengths above original_positions / this are stretched in full.
-      high_freq_factor: those below original_positions / this are left alone; linear in between.
-      original_positions: the context length before.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_positions: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                f"low_freq_factor={self.low_freq_factor} must be between 0 and high_freq_factor="
-                f"{self.high_freq_factor}"
-            )
+from jaxalign.models.rotary import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +22,7 @@ class ModelConfig:
       head_dim: d, width of one head.
       mlp_dim: F, width of the gated MLP.
       rope_theta: base of the rotary frequencies.
-      rope_scaling: Llama 3.1's change of them, or None.
+      rope_scaling: how they are stretched to a longer context, or None.
       qkv_bias: whether queries, keys and values have a bias.
       qk_norm: whether each query and key head is normalised before it is rotated.
       norm_eps: added to the mean square inside RMSNorm.

@@ -12,16 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from jaxalign.models.attention import (
-    SAVED,
-    KeyValues,
-    attend,
-    rotary_frequencies,
-    rotary_tables,
-    rotate,
-)
+from jaxalign.models.attention import SAVED, KeyValues, attend
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.fused_attention import AttentionPath, attend_fused
+from jaxalign.models.rotary import rotary_frequencies, rotary_tables, rotate
 from jaxalign.models.sharding import constrain
 
 Remat = Literal["none", "dots", "full"]
@@ -227,13 +221,12 @@ class Network(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
         )(config, self.mesh, self.attention, name="layers")
+        scaling = config.rope_scaling
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, scaling)
         x, (keys, values) = layers(
             x,
             tuple((context.keys, context.values) for context in contexts),
-            rotary_tables(
-                positions,
-                rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling),
-            ),
+            rotary_tables(positions, frequencies, scaling.attention_factor if scaling else 1.0),
             mask,
             tuple(context.mask for context in contexts),
         )

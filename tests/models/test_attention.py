@@ -12,15 +12,17 @@ import pytest
 from tiny_model import TINY, random_params
 
 from jaxalign.models import Transformer, network
-from jaxalign.models.attention import (
-    KeyValues,
-    attend,
+from jaxalign.models.attention import KeyValues, attend
+from jaxalign.models.fused_attention import attend_fused, attention_path
+from jaxalign.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    YarnScaling,
     rotary_frequencies,
     rotary_tables,
     rotate,
+    yarn_attention_factor,
 )
-from jaxalign.models.config import RopeScaling
-from jaxalign.models.fused_attention import attend_fused, attention_path
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 6, 3, 4, 2, 8
 
@@ -197,7 +199,7 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 def test_llama3_stretches_long_wavelengths_and_leaves_short_ones():
     """θ = 100, d = 8: wavelengths 2π, 19.9, 62.8, 198.7; whole below 16, a quarter above 64."""
-    scaling = RopeScaling(4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=64)
+    scaling = Llama3Scaling(4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=64)
     plain = 100.0 ** -np.array([0, 0.25, 0.5, 0.75])
     smooth = (64 * plain / (2 * np.pi) - 1) / 3
     assert 0 < smooth[2] < smooth[1] < 1
@@ -210,7 +212,39 @@ def test_llama3_stretches_long_wavelengths_and_leaves_short_ones():
     np.testing.assert_allclose(rotary_frequencies(8, 100.0, scaling), expected, rtol=1e-12)
     np.testing.assert_allclose(rotary_frequencies(8, 100.0), plain, rtol=1e-12)
     with pytest.raises(ValueError, match="low_freq_factor=4.0 must be between 0 and"):
-        RopeScaling(4.0, 4.0, 4.0, 64)
+        Llama3Scaling(4.0, 4.0, 4.0, 64)
+
+
+def test_linear_scaling_divides_all_frequencies():
+    scaled = rotary_frequencies(8, 100.0, LinearScaling(4.0))
+    np.testing.assert_allclose(scaled, 100.0 ** -np.array([0, 0.25, 0.5, 0.75]) / 4, rtol=1e-12)
+
+
+def test_yarn_stretches_what_turns_seldom_and_leaves_what_turns_often():
+    """θ = 100, d = 8, P = 128: they turn 20.4, 6.4, 2.04 and 0.64 times in P.
+
+    i(β) = 4 log(P / 2πβ) / log 100 is 1.22 for β = 5 and 2.62 for β = 1; whole: 1 and 3.
+    """
+    plain = 100.0 ** -np.array([0, 0.25, 0.5, 0.75])
+    scaling = YarnScaling(4.0, 128, attention_factor=1.5, beta_fast=5.0)
+    whole = plain * [1, 1, 1 / 2 + 1 / 2 / 4, 1 / 4]
+    np.testing.assert_allclose(rotary_frequencies(8, 100.0, scaling), whole, rtol=1e-12)
+    low, high = (4 * np.log(128 / (2 * np.pi * beta)) / np.log(100) for beta in (5, 1))
+    assert 1.2 < low < 1.3 and 2.6 < high < 2.7
+    ramp = (2 - low) / (high - low)
+    exact = rotary_frequencies(8, 100.0, dataclasses.replace(scaling, truncate=False))
+    np.testing.assert_allclose(exact, plain * [1, 1, 1 - ramp + ramp / 4, 1 / 4], rtol=1e-12)
+    cos, sin = rotary_tables(jnp.array([[3]]), plain, 1.5)
+    np.testing.assert_allclose(cos[0, 0, 0], 1.5 * np.cos(3 * plain), rtol=1e-5)
+    np.testing.assert_allclose(sin[0, 0, 0], 1.5 * np.sin(3 * plain), rtol=1e-5)
+    with pytest.raises(ValueError, match="beta_slow=40 must be between 0 and beta_fast=32"):
+        YarnScaling(4.0, 128, 1.0, beta_slow=40)
+
+
+def test_yarns_attention_factor():
+    assert yarn_attention_factor(np.e**10) == pytest.approx(2.0)
+    assert yarn_attention_factor(np.e**10, 2.0, 0.5) == pytest.approx(3 / 1.5)
+    assert yarn_attention_factor(0.5) == 1.0
 
 
 @pytest.mark.parametrize("holes", [0.0, 0.4])

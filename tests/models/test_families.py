@@ -1,6 +1,8 @@
 """Each architecture against `transformers`, on tiny models that it made, in float32."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,15 @@ import pytest
 
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained, save_pretrained, sequence_scores
+from jaxalign.models.files.hf_config import make_config
 from jaxalign.models.heads import logits, output_weight
+from jaxalign.models.rotary import rotary_frequencies
 from jaxalign.sampling import Greedy, sample
 
 torch = pytest.importorskip("torch", reason="torch is only installed on Python 3.11")
 transformers = pytest.importorskip("transformers")
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
+
 pytestmark = pytest.mark.torch
 
 LLAMA3 = {
@@ -38,18 +44,31 @@ SIZES = {
 FAMILIES = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-3.1": ("LlamaConfig", {"rope_parameters": LLAMA3, "tie_word_embeddings": False}),
-    "mistral": ("MistralConfig", {"sliding_window": None, "head_dim": 8}),
+    "mistral": ("MistralConfig", {"sliding_window": 128, "head_dim": 8}),
     "qwen2.5": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 12, "tie_word_embeddings": True}),
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+SHORT = {"original_max_position_embeddings": 32}
+SCALINGS = {
+    "linear": LINEAR,
+    "yarn": YARN,
+    "yarn of a shorter context": YARN | SHORT,
+    "yarn with exact bounds": YARN | SHORT | {"truncate": False, "beta_fast": 8, "beta_slow": 2},
+    "yarn with another factor": YARN | {"attention_factor": 0.7, "beta_fast": 4.0},
+    "yarn with scales": YARN | SHORT | {"mscale": 2.0, "mscale_all_dim": 0.5},
+    "yarn with one scale": YARN | SHORT | {"mscale": 2.0},
+    "yarn that stretches all": YARN | {"original_max_position_embeddings": 4},
+    "llama3": LLAMA3,
+}
 PROMPTS = [[5, 900, 17, 44000, 3, 3, 81], [12, 7, 30000]]
 NEW_TOKENS = 6
+TOKENS = np.random.default_rng(0).integers(49152, size=(2, 100)).astype(np.int32)
 
 
-@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
-def family(request, tmp_path_factory, smollm2_tokenizer):
-    """A random model of transformers, what we load of it, and its folder."""
-    name, options = request.param
+def random_model(name, options, folder, tokenizer):
+    """One of transformers, saved."""
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(
         getattr(transformers, name)(**SIZES, **options)
@@ -57,10 +76,18 @@ def family(request, tmp_path_factory, smollm2_tokenizer):
     with torch.no_grad():
         for value in theirs.parameters():  # biases start at 0 and norms at 1, which shows nothing
             value.add_(0.2 * torch.randn(value.shape))
-    folder = tmp_path_factory.mktemp(name) / "model"
     theirs.save_pretrained(folder)
-    smollm2_tokenizer.save_pretrained(folder)
-    return theirs.eval(), load_pretrained(folder, dtype=jnp.float32)
+    tokenizer.save_pretrained(folder)
+    return theirs.eval()
+
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
+def family(request, tmp_path_factory, smollm2_tokenizer):
+    """A random model of transformers, what we load of it, and its folder."""
+    name, options = request.param
+    folder = tmp_path_factory.mktemp(name) / "model"
+    theirs = random_model(name, options, folder, smollm2_tokenizer)
+    return theirs, load_pretrained(folder, dtype=jnp.float32)
 
 
 def their_logits(theirs, tokens):
@@ -68,21 +95,55 @@ def their_logits(theirs, tokens):
         return theirs(torch.tensor(np.asarray(tokens))).logits.numpy()
 
 
+@pytest.mark.parametrize("rope", SCALINGS.values(), ids=SCALINGS)
+@pytest.mark.parametrize("head_dim", [2, 8, 64])
+def test_scaled_frequencies_are_theirs(rope, head_dim):
+    rope = dict(rope)
+    config = transformers.LlamaConfig(**SIZES, head_dim=head_dim, rope_parameters=rope)
+    fields = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "rope_parameters": rope}
+    ours = make_config(Path("config.json"), fields, 2)
+    expected, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
+    frequencies = rotary_frequencies(head_dim, ours.rope_theta, ours.rope_scaling)
+    np.testing.assert_allclose(frequencies, expected.numpy(), rtol=1e-6)
+    assert ours.rope_scaling.attention_factor == pytest.approx(factor, rel=1e-12)
+
+
+def test_a_scaling_and_a_head_that_differs_from_the_tied_table(tmp_path, smollm2_tokenizer):
+    """transformers 5 uses such a head, with a warning like ours; and what we save again."""
+    folder = tmp_path / "model"
+    options = {"rope_parameters": SCALINGS["yarn with scales"], "tie_word_embeddings": False}
+    random_model("LlamaConfig", options, folder, smollm2_tokenizer)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    theirs = load(folder).float().eval()
+    model, params, tokenizer = load_pretrained(folder, dtype=jnp.float32)
+    assert not model.config.tie_embeddings
+    expected = assert_same_logits(theirs, model, params)
+    save_pretrained(tmp_path / "again", model, params, tokenizer)
+    again = load(tmp_path / "again").float().eval()
+    np.testing.assert_allclose(their_logits(again, TOKENS), expected, atol=1e-4, rtol=0)
+
+
 def test_logits_are_theirs(family):
-    """100 positions, beyond those that Llama 3.1's model here was made for."""
     theirs, (model, params, _) = family
-    tokens = np.random.default_rng(0).integers(49152, size=(2, 100)).astype(np.int32)
-    positions = np.broadcast_to(np.arange(100), tokens.shape)
+    assert_same_logits(theirs, model, params)
+
+
+def assert_same_logits(theirs, model, params):
+    """100 positions, beyond those that Llama 3.1's model here was made for."""
+    positions = np.broadcast_to(np.arange(100), TOKENS.shape)
 
     @jax.jit
     def run(params):
-        everything = jnp.ones(tokens.shape, bool)
-        hidden, _ = model.apply({"params": params}, tokens, positions, everything)
+        everything = jnp.ones(TOKENS.shape, bool)
+        hidden, _ = model.apply({"params": params}, TOKENS, positions, everything)
         return logits(hidden, output_weight(params))
 
-    expected = their_logits(theirs, tokens)
+    expected = their_logits(theirs, TOKENS)
     assert expected.std() > 0.5
     np.testing.assert_allclose(run(params), expected, atol=1e-4, rtol=0)
+    return expected
 
 
 def padded(side, width=8):

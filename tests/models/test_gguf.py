@@ -1,11 +1,13 @@
 """GGUF files: tiny ones written here with the `gguf` package, and the real SmolLM2."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
+import jax
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
@@ -16,6 +18,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.files.gguf import load_gguf, smollm2_path
 from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
+from jaxalign.models.rotary import LinearScaling, RopeScaling, YarnScaling
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 2, 64, 4, 2, 16, 96
 # A vocabulary of two special tokens, one added word, four letters and a space, and two merges.
@@ -272,6 +275,76 @@ def test_smollm2_agrees_with_the_gguf_package(smollm2_path: Path) -> None:
                         )
 
 
+# --- split files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """A model in three parts: all metadata is in the first, the first tensors too."""
+    weights, paths = random_weights(), [tmp_path / f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    names = [list(weights)[:5], list(weights)[5:12], list(weights)[12:]]
+    for number, (path, group) in enumerate(zip(paths, names, strict=True)):
+        write_part(path, {name: weights[name] for name in group}, number)
+    return paths
+
+
+def write_part(path: Path, weights: Weights, number: int, count: int = 3) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        if number:
+            writer.kv_data[0].clear()  # the others say nothing of the model
+        writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_NO, number)
+        writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, count)
+        writer.add_int32(gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(random_weights()))
+
+    write_gguf(path, weights, edit=edit)
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_any_part_gives_the_whole(tiny: Path, parts: list[Path], given: int) -> None:
+    config, params = load_gguf(tiny)
+    split_config, split_params = load_gguf(parts[given])
+    assert split_config == config
+    jax.tree.map(np.testing.assert_array_equal, split_params, params)
+    assert load_gguf_tokenizer(parts[given]).get_vocab() == load_gguf_tokenizer(tiny).get_vocab()
+
+
+def test_parts_that_the_gguf_package_writes(tmp_path: Path) -> None:
+    weights = random_weights()
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.split_max_tensors = 8
+
+    write_gguf(tmp_path / "m.gguf", weights, edit=edit)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    _, params = load_gguf(tmp_path / names[1])
+    np.testing.assert_array_equal(params["embed"]["embedding"], weights["token_embd.weight"])
+
+
+def test_a_part_that_is_missing_or_another_is_one_line(parts: list[Path]) -> None:
+    first, second, third = parts
+    rest = {name: random_weights()[name] for name in list(random_weights())[12:]}
+    write_part(third, rest, 2, count=4)
+    text = message(lambda: load_gguf(first))
+    assert text.startswith(f"{third}: split.no and split.count are [2, 4] where [2, 3] are due")
+    write_part(third, rest, 1)
+    assert f"{third}: split.no and split.count are [1, 3]" in message(lambda: load_gguf(second))
+    write_part(third, rest | {"token_embd.weight": random_weights()["token_embd.weight"]}, 2)
+    text = message(lambda: load_gguf(first))
+    assert f"{third}: tensor 'token_embd.weight' is in {first.name} too" in text
+    write_part(third, {name: rest[name] for name in list(rest)[1:]}, 2)
+    text = message(lambda: load_gguf(third))
+    assert f"{first}: its parts hold 19 tensors where split.tensors.count is 20" in text
+    third.write_bytes(third.read_bytes()[:50])
+    assert f"{third}: the file is cut off in its header" in message(lambda: load_gguf(first))
+    third.unlink()
+    text = message(lambda: load_gguf(second))
+    assert f"{third}: no such file; fetch it too, it is a part of {second.name}" in text
+    renamed = second.rename(second.with_name("part2.gguf"))
+    text = message(lambda: load_gguf(renamed))
+    assert f"{renamed}: one of 3 parts of a file; call them NAME-00001-of-0000N.gguf" in text
+
+
 # --- tokenizer -----------------------------------------------------------------------------------
 
 
@@ -416,12 +489,70 @@ def test_unsupported_architecture(tmp_path: Path) -> None:
     assert "'mamba'" in text and "supported: llama" in text
 
 
-def test_rotary_scaling_is_refused(tmp_path: Path) -> None:
-    def scale(writer: gguf.GGUFWriter) -> None:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+Edit = Callable[[gguf.GGUFWriter], None]
 
-    path = write_gguf(tmp_path / "tiny.gguf", edit=scale)
-    assert "llama.rope.scaling.type='yarn'" in message(lambda: load_gguf(path))
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (
+            lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE),
+            "llama.rope.scaling.type='longrope' comes with a later release; supported: types none",
+        ),
+        (
+            lambda writer: writer.add_rope_scaling_attn_factors(2.0),
+            "llama.rope.scaling.attn_factor=2.0 comes with a later release",
+        ),
+        (
+            lambda writer: writer.add_rope_scaling_yarn_log_mul(0.5),
+            "llama.rope.scaling.yarn_log_multiplier=0.5 comes with a later release",
+        ),
+        (
+            lambda writer: writer.add_rope_scaling_factor(-2.0),
+            "llama.rope.scaling.factor is -2.0 where a positive float is due",
+        ),
+        (
+            lambda writer: writer.add_sliding_window(127),
+            "llama.attention.sliding_window=127 is shorter than the context of 128 tokens",
+        ),
+    ],
+)
+def test_options_that_are_refused(tmp_path: Path, edit: Edit, expected: str) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", edit=edit)
+    assert expected in message(lambda: load_gguf(path))
+
+
+def yarn(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+
+
+def yarn_in_full(writer: gguf.GGUFWriter) -> None:
+    yarn(writer)
+    writer.add_rope_scaling_orig_ctx_len(32)
+    writer.add_rope_scaling_attn_factors(0.5)
+    writer.add_rope_scaling_yarn_beta_fast(32.0)
+    writer.add_rope_scaling_finetuned(True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "scaling"),
+    [
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE), None),
+        (lambda writer: writer.add_rope_scaling_factor(2.0), LinearScaling(2.0)),
+        (lambda writer: writer.add_float32("llama.rope.scale_linear", 0.1), LinearScaling(0.1)),
+        (yarn, YarnScaling(4.0, 128, 1.1386294361)),  # 1 + log(4) / 10
+        (yarn_in_full, YarnScaling(4.0, 32, 1.1386294361 / 2)),
+        (lambda writer: writer.add_sliding_window(128), None),
+    ],
+)
+def test_scalings_and_a_window_as_long_as_the_context(
+    tmp_path: Path, edit: Edit, scaling: RopeScaling | None
+) -> None:
+    config, _ = load_gguf(write_gguf(tmp_path / "tiny.gguf", edit=edit))
+    assert dataclasses.asdict(config)["rope_scaling"] == pytest.approx(
+        scaling and dataclasses.asdict(scaling)
+    )
 
 
 def test_missing_unexpected_and_misshapen_tensors(tmp_path: Path) -> None:

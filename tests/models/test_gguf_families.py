@@ -17,12 +17,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from jaxalign.host.errors import InputError
 from jaxalign.models import ModelConfig, load_pretrained
-from jaxalign.models.attention import rotary_frequencies
-from jaxalign.models.config import RopeScaling
 from jaxalign.models.files.gguf_file import open_gguf
 from jaxalign.models.files.gguf_tokenizer import PRE_TOKENIZERS, load_gguf_tokenizer
 from jaxalign.models.heads import logits, output_weight
 from jaxalign.models.parameters import leaf_shapes
+from jaxalign.models.rotary import Llama3Scaling, rotary_frequencies
 from jaxalign.text.encoding import encode_text
 
 # All bytes, three words that merges make, one that none makes, and two special tokens.
@@ -45,7 +44,7 @@ LLAMA = ModelConfig(
     bos_token_id=len(TOKENS) - 2,
     eos_token_id=len(TOKENS) - 1,
 )
-SCALING = RopeScaling(32.0, low_freq_factor=1, high_freq_factor=4, original_positions=8192)
+SCALING = Llama3Scaling(32.0, low_freq_factor=1, high_freq_factor=4, original_positions=8192)
 FAMILIES = {
     "llama": (LLAMA, "llama-bpe"),
     "llama-3.2": (dataclasses.replace(LLAMA, rope_scaling=SCALING), "llama-bpe"),

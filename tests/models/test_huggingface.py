@@ -17,12 +17,18 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign.answers.completing import stop_tokens
 from jaxalign.host.errors import InputError
-from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.files import gguf
 from jaxalign.models.files.gguf_tokenizer import load_gguf_tokenizer
-from jaxalign.models.files.hf_config import LANGUAGE_MODELS, make_config, read_fields
+from jaxalign.models.files.hf_config import (
+    LANGUAGE_MODELS,
+    config_json,
+    make_config,
+    read_fields,
+)
 from jaxalign.models.files.huggingface import load_hf, resolve, save_pretrained
 from jaxalign.models.files.weights import Leaf
+from jaxalign.models.rotary import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 CONFIG = ModelConfig(
     vocab_size=49152,
@@ -95,11 +101,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.5, "mscale_all_dim": 0.5}
 
 FAMILIES = {
     "tied": CONFIG,
     "untied": untied(CONFIG),
-    "Llama 3.1": dataclasses.replace(CONFIG, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)),
+    "Llama 3.1": dataclasses.replace(CONFIG, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64)),
     "Qwen2.5": dataclasses.replace(CONFIG, qkv_bias=True),
     "Qwen3": dataclasses.replace(CONFIG, qk_norm=True),
 }
@@ -131,6 +138,11 @@ def message(action: Callable[[], Any]) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def read_config(config: ModelConfig = CONFIG, **changes: Any) -> ModelConfig:
+    """What is read of the config.json of a model, changed."""
+    return make_config(Path("config.json"), config_json(config, "float32") | changes, 2)
 
 
 # --- round trips ---------------------------------------------------------------------------------
@@ -286,17 +298,53 @@ def test_other_parameters_than_the_decoders_are_a_programming_error(
 # --- foreign folders -----------------------------------------------------------------------------
 
 
-def test_configurations_of_transformers_4_and_5(saved: Path) -> None:
-    edit_config(saved, rope_theta=7e4, rope_parameters=None)
-    assert load_hf(saved)[0].rope_theta == 7e4
-    edit_config(saved, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 8e4})
-    assert load_hf(saved)[0].rope_theta == 8e4
+@pytest.mark.parametrize(
+    ("rope", "scaling"),
+    [
+        (LLAMA3, Llama3Scaling(8.0, 1.0, 4.0, 64)),
+        ({"type": "linear", "factor": 2}, LinearScaling(2)),
+        # log 4 is 1.386294, and the context before is by default the one of the file.
+        ({"type": "yarn", "factor": 4.0}, YarnScaling(4.0, 256, 1.1386294361)),
+        (YARN, YarnScaling(4.0, 256, 1.2079441542 / 1.0693147181)),
+        ({**YARN, "mscale": None}, YarnScaling(4.0, 256, 1.1386294361)),
+        (
+            {**YARN, "attention_factor": 0.5, "beta_fast": 20, "beta_slow": 2, "truncate": False}
+            | {"original_max_position_embeddings": 64},
+            YarnScaling(4.0, 64, 0.5, 20, 2, False),
+        ),
+        (None, None),
+    ],
+)
+def test_scalings_in_files_of_transformers_4_and_5(
+    rope: dict[str, Any] | None, scaling: RopeScaling | None
+) -> None:
+    of_4 = {"rope_theta": 7e4, "rope_scaling": rope, "rope_parameters": None}
+    of_5 = {"rope_theta": None, "rope_parameters": {**(rope or {}), "rope_theta": 7e4}}
+    for form in (of_4, of_5 | {"rope_scaling": None}):
+        config = read_config(**form)
+        assert config.rope_theta == 7e4
+        assert dataclasses.asdict(config)["rope_scaling"] == pytest.approx(
+            scaling and dataclasses.asdict(scaling)
+        )
+        assert read_config(config) == config, "written and read again"
 
 
-def test_llama3_scaling_in_files_of_transformers_4(saved: Path) -> None:
-    edit_config(saved, rope_theta=7e4, rope_scaling=LLAMA3, rope_parameters=None)
-    config, _, _ = load_hf(saved)
-    assert config.rope_theta == 7e4 and config.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"type": "dynamic", "factor": 2.0}, "rope_scaling={'type': 'dynamic', 'factor': 2.0} com"),
+        ({"rope_type": "longrope"}, "supported: rope_type 'default', 'linear', 'llama3', 'yarn'"),
+        ({"full_attention": {"rope_theta": 1e4}}, "rope_scaling={'full_attention': {"),
+        ({"type": "linear"}, "rope_scaling.factor is None where a positive number is due"),
+        ({**YARN, "mscale": "2"}, "rope_scaling.mscale is '2' where a positive number is due"),
+        (
+            {**YARN, "beta_slow": 33},
+            "rope_scaling: beta_slow=33 must be between 0 and",
+        ),
+    ],
+)
+def test_scalings_that_are_refused(rope: dict[str, Any], expected: str) -> None:
+    assert expected in message(lambda: read_config(rope_scaling=rope))
 
 
 def test_absent_fields_take_the_defaults_of_llama(tmp_path: Path, smollm2_tokenizer: Any) -> None:
@@ -364,11 +412,45 @@ def test_end_tokens_that_cannot_be_are_one_line(saved: Path, ids: Any) -> None:
     assert f"{saved / 'config.json'}: {where}" in message(lambda: load_hf(saved))
 
 
-def test_mistral_without_a_sliding_window(saved: Path) -> None:
-    edit_config(saved, architectures=["MistralForCausalLM"], model_type="mistral")
-    assert load_hf(saved)[0] == CONFIG
-    edit_config(saved, sliding_window=4096)
-    assert "sliding_window=4096" in message(lambda: load_hf(saved))
+def test_mistral_without_a_sliding_window_that_is_used() -> None:
+    mistral = functools.partial(read_config, architectures=["MistralForCausalLM"])
+    for window in (None, 256, 4096):  # the context is 256
+        assert mistral(sliding_window=window) == CONFIG
+    text = message(lambda: mistral(sliding_window=255))
+    assert "sliding_window=255 is shorter than max_position_embeddings=256" in text
+    assert "lower the latter to 255" in text
+    assert mistral() == CONFIG
+    text = message(lambda: mistral(max_position_embeddings=4097))
+    assert "sliding_window=4096 is shorter" in text, "the default of Mistral"
+
+
+@pytest.mark.parametrize(
+    ("changes", "slides"),
+    [
+        ({"sliding_window": 255}, False),
+        ({"use_sliding_window": True, "sliding_window": 256, "max_window_layers": 0}, False),
+        ({"use_sliding_window": True, "sliding_window": 255, "max_window_layers": 2}, False),
+        ({"use_sliding_window": True, "sliding_window": 255, "max_window_layers": 1}, True),
+        (
+            {"use_sliding_window": True, "sliding_window": 255}
+            | {"layer_types": ["full_attention", "sliding_attention"]},
+            True,
+        ),
+        (
+            {"use_sliding_window": True, "sliding_window": 255, "max_window_layers": 0}
+            | {"layer_types": ["full_attention"] * 2},
+            False,
+        ),
+    ],
+)
+def test_a_window_of_qwen_counts_where_a_layer_uses_it(
+    changes: dict[str, Any], slides: bool
+) -> None:
+    read = functools.partial(read_config, FAMILIES["Qwen3"], **changes)
+    if slides:
+        assert "sliding_window=255 is shorter than max_position_embeddings=256" in message(read)
+    else:
+        assert read() == FAMILIES["Qwen3"]
 
 
 def test_tokenizer_json_is_read_as_it_stands(saved: Path, smollm2_tokenizer: Any) -> None:
@@ -377,6 +459,25 @@ def test_tokenizer_json_is_read_as_it_stands(saved: Path, smollm2_tokenizer: Any
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
     _, _, tokenizer = load_hf(saved)
     assert tokenizer(TEXT)["input_ids"] == smollm2_tokenizer(TEXT)["input_ids"]
+
+
+def test_a_head_that_differs_is_untied(saved: Path, tmp_path: Path, caplog: Any) -> None:
+    """As transformers 5 does; `tests/models/test_families.py` compares with it."""
+    head = random_params(CONFIG)["embed"]["embedding"]
+    head[-1, -1] += 1
+    tensors = load_file(saved / "model.safetensors") | {"lm_head.weight": head}
+    save_file(tensors, saved / "model.safetensors")
+    config, params, tokenizer = load_hf(saved)
+    assert config == untied(CONFIG)
+    assert_equal_trees(params, random_params(CONFIG) | {"lm_head": {"kernel": head}})
+    (record,) = caplog.records
+    assert "says tie_word_embeddings, but lm_head.weight differs" in record.getMessage()
+    save_pretrained(tmp_path / "again", model_of(config), params, tokenizer)
+    fields = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert fields["tie_word_embeddings"] is False
+    again, parameters, _ = load_hf(tmp_path / "again")
+    assert again == config
+    assert_equal_trees(parameters, params)
 
 
 def test_computed_tables_and_a_redundant_head_are_ignored(saved: Path) -> None:
@@ -398,7 +499,10 @@ def test_computed_tables_and_a_redundant_head_are_ignored(saved: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act='gelu' comes with a later release"),
         ({"attention_bias": True}, "attention_bias=True comes with a later release"),
         ({"mlp_bias": True}, "mlp_bias=True comes with a later release"),
-        ({"use_sliding_window": True}, "use_sliding_window=True comes with a later release"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+            "quantization_config={'quant_method': 'fp8', 'weight_block_size': [128, 128]} comes",
+        ),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             "rope_scaling.low_freq_factor is None where a positive number is due",
@@ -407,8 +511,6 @@ def test_computed_tables_and_a_redundant_head_are_ignored(saved: Path) -> None:
             {"rope_scaling": {**LLAMA3, "low_freq_factor": 5.0}},
             "rope_scaling: low_freq_factor=5.0 must be between 0 and high_freq_factor=4.0",
         ),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling={"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters={"),
         ({"hidden_size": None}, "hidden_size is None where a positive number is due"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_heads=3 is not a multiple"),
@@ -429,6 +531,16 @@ def test_quantised_weights_are_refused(saved: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     save_file(tensors | {name: tensors[name].astype(np.int8)}, saved / "model.safetensors")
     assert f"'{name}' is stored as I8" in message(lambda: load_hf(saved))
+
+
+def test_weights_of_eight_bits_are_refused(saved: Path) -> None:
+    """Their scales, which are float32, come first in the alphabet."""
+    tensors = load_file(saved / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors |= {name: tensors[name].astype(ml_dtypes.float8_e4m3fn)}
+    tensors |= {"model.layers.0.mlp.up_proj.scale": np.ones(1, np.float32)}
+    save_file(tensors, saved / "model.safetensors")
+    assert f"'{name}' is stored as F8_E4M3" in message(lambda: load_hf(saved))
 
 
 @pytest.mark.parametrize(

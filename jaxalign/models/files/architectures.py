@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.host.errors import InputError
-from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.files.hf_config import LANGUAGE_MODELS, make_config, read_fields
+from jaxalign.models.rotary import Llama3Scaling
 
 _QWEN2: dict[str, Any] = {"qkv_bias": True, "norm_eps": 1e-6, "max_positions": 32768}
 _QWEN3: dict[str, Any] = {"qk_norm": True, "norm_eps": 1e-6, "max_positions": 40960}
 _LLAMA3_2: dict[str, Any] = {
-    "rope_scaling": RopeScaling(32.0, 1.0, 4.0, 8192),
+    "rope_scaling": Llama3Scaling(32.0, 1.0, 4.0, 8192),
     "max_positions": 131072,
 }
 

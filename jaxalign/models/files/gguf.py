@@ -11,14 +11,26 @@ from typing import Any
 import numpy as np
 
 from jaxalign.host.errors import InputError
-from jaxalign.models.attention import rotary_frequencies
-from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.files.gguf_file import GgufFile, open_gguf
 from jaxalign.models.files.hf_config import REAL_SIZES, SIZES, build_config
 from jaxalign.models.files.weights import Index, Place, stack_tensors
 from jaxalign.models.parameters import GGUF
+from jaxalign.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+    rotary_frequencies,
+    yarn_attention_factor,
+)
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+# Further keys of a scaling, with the value by which they change nothing: llama.cpp reads them of
+# other architectures, other programs of these too.
+_NEUTRAL = {"alpha": 0, "yarn_log_multiplier": 0, "yarn_ext_factor": 1, "yarn_attn_factor": 1}
+_NEUTRAL |= {"yarn_beta_fast": 32, "yarn_beta_slow": 1}
 
 # Llama 3.1's scaling of the rotary frequencies is stored as what it divides them by.
 _DIVISORS = "rope_freqs.weight"
@@ -36,12 +48,6 @@ def _config(file: GgufFile) -> ModelConfig:
             f"{file.path}: architecture {architecture!r} is not supported; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )
-    for key in ("rope.scaling.type", "rope.scale_linear", "attention.sliding_window"):
-        value = file.metadata.get(f"{architecture}.{key}")
-        if value not in (None, "none", 0, 1.0):
-            raise InputError(
-                f"{file.path}: {architecture}.{key}={value!r} comes with a later release"
-            )
 
     def number(field: str, default: Any) -> int | float:
         kind = float if field in REAL_SIZES else int
@@ -72,16 +78,56 @@ def _config(file: GgufFile) -> ModelConfig:
                 f"{file.path}: {architecture}.{name}={size} differs from the head dimension "
                 f"{config.head_dim}, which comes with a later release"
             )
-    return dataclasses.replace(config, rope_scaling=_scaling(file, config))
+    window = f"{architecture}.attention.sliding_window"
+    if _given(file, window, int, config.max_positions) < config.max_positions:
+        raise InputError(
+            f"{file.path}: {window}={file.metadata[window]} is shorter than the context of "
+            f"{config.max_positions} tokens, which comes with a later release"
+        )
+    return dataclasses.replace(config, rope_scaling=_scaling(file, architecture, config))
 
 
-def _scaling(file: GgufFile, config: ModelConfig) -> RopeScaling | None:
+def _given(file: GgufFile, key: str, kind: type[int] | type[float], default: Any) -> Any:
+    """A positive number of the metadata, or the default where it is absent or 0."""
+    value = file.number(key, kind, default) if file.metadata.get(key) else default
+    return _shortest(value) if kind is float else value
+
+
+def _scaling(file: GgufFile, architecture: str, config: ModelConfig) -> RopeScaling | None:
+    """The change of the rotary frequencies, as llama.cpp reads it."""
+    prefix, get = f"{architecture}.rope.scaling", file.metadata.get
+    old = _given(file, f"{architecture}.rope.scale_linear", float, 1.0)
+    factor = _given(file, f"{prefix}.factor", float, old)
+    attention = _given(file, f"{prefix}.attn_factor", float, 1.0)
+    kind = get(f"{prefix}.type", "linear")
+    neutral = _NEUTRAL if kind == "yarn" else _NEUTRAL | {"attn_factor": 1}
+    odd = [name for name, value in neutral.items() if get(f"{prefix}.{name}", value) != value]
+    if kind not in ("none", "linear", "yarn") or odd:
+        name = odd[0] if odd else "type"
+        raise InputError(
+            f"{file.path}: {prefix}.{name}={get(f'{prefix}.{name}')!r} comes with a later release; "
+            "supported: types none, linear and yarn, the latter with a factor and an attn_factor"
+        )
+    if kind == "none" or (kind == "linear" and factor == 1):
+        return _llama3_scaling(file, config)
+    if _DIVISORS in file.tensors:
+        raise InputError(
+            f"{file.path}: tensor '{_DIVISORS}' and {prefix}.type={kind!r} together come with a "
+            "later release"
+        )
+    if kind == "linear":
+        return LinearScaling(factor)
+    original = _given(file, f"{prefix}.original_context_length", int, config.max_positions)
+    return YarnScaling(factor, original, attention * yarn_attention_factor(factor))
+
+
+def _llama3_scaling(file: GgufFile, config: ModelConfig) -> Llama3Scaling | None:
     """Llama 3.1's scaling where the file has one; only its factor differs among the models."""
     if _DIVISORS not in file.tensors:
         return None
     divisors = file.read_tensor(_DIVISORS).astype(np.float64)
     factor = _shortest(divisors.max())
-    scaling = RopeScaling(factor, low_freq_factor=1, high_freq_factor=4, original_positions=8192)
+    scaling = Llama3Scaling(factor, low_freq_factor=1, high_freq_factor=4, original_positions=8192)
     head_dim, theta = config.head_dim, config.rope_theta
     plain, scaled = (rotary_frequencies(head_dim, theta, s) for s in (None, scaling))
     if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-4):
@@ -111,7 +157,8 @@ def load_gguf(
     devices in one process loads slowly.
 
     Args:
-      path: a `.gguf` file of one of `ARCHITECTURES`; Mistral and SmolLM2 are `llama` there.
+      path: a `.gguf` file of one of `ARCHITECTURES`, or any part of a split one, beside which the
+        others lie; Mistral and SmolLM2 are `llama` there.
       place: as in `load_hf`.
 
     Returns:
@@ -119,7 +166,7 @@ def load_gguf(
 
     Raises:
       InputError: no such file, not a GGUF file, cut off, damaged, of an unsupported architecture,
-        or with a tensor missing, unexpected or misshapen.
+        or with a part or tensor missing, unexpected or misshapen.
     """
     file = open_gguf(path)
     config = _config(file)

@@ -1,12 +1,20 @@
 """config.json of Hugging Face folders, in and out: which models there are, and their sizes."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxalign.host.errors import InputError
-from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+    yarn_attention_factor,
+)
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 LANGUAGE_MODELS = tuple(f"{family}ForCausalLM" for family in FAMILIES)
@@ -18,9 +26,8 @@ _FIXED_FIELDS = {
     "attention_bias": False,
     "mlp_bias": False,
     "partial_rotary_factor": 1.0,
-    "use_sliding_window": False,  # Qwen's files name a window that they mostly do not use
+    "quantization_config": None,
 }
-_FIXED_OF_MISTRAL = {"sliding_window": None}
 
 # Field of `ModelConfig`: its name here, and in GGUF's metadata behind the architecture's.
 SIZES = {
@@ -37,13 +44,9 @@ SIZES = {
 }
 REAL_SIZES = ("rope_theta", "norm_eps")
 
-# Field of `RopeScaling`: its name in config.json.
-_SCALING = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_positions": "original_max_position_embeddings",
-}
+# `rope_type` of config.json; fields have the same names there, but for one.
+_SCALINGS: dict[Any, Any] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
@@ -89,12 +92,11 @@ def read_fields(path: Path, supported_architectures: tuple[str, ...]) -> dict[st
             f"{path}: architecture {architectures[0]!r} is not supported here; supported: "
             f"{', '.join(supported_architectures)}"
         )
-    mistral = architectures[0].startswith("Mistral")
-    for name, supported in (_FIXED_FIELDS | (_FIXED_OF_MISTRAL if mistral else {})).items():
+    for name, supported in _FIXED_FIELDS.items():
         value = fields.get(name, supported)
         if value != supported and (value or supported):  # null says no as well as false does
             raise InputError(
-                f"{path}: {name}={value!r} comes with a later release; supported: "
+                f"{path}: {name}={value!r:.60} comes with a later release; supported: "
                 f"{'null' if supported is None else repr(supported)}"
             )
     return fields
@@ -130,39 +132,74 @@ def _positive(path: Path, name: str, value: Any, kinds: tuple[type, ...] = (int,
     return value
 
 
-def _rope(path: Path, fields: dict[str, Any]) -> tuple[Any, RopeScaling | None]:
+def _rope(path: Path, fields: dict[str, Any], max_positions: int) -> tuple[Any, RopeScaling | None]:
     """The rotary base and its scaling.
 
     They are `rope_theta` and `rope_scaling` in files of transformers 4, and together
     `rope_parameters` in those of 5.
     """
     theta, scaling = fields.get("rope_theta"), None
-    for name in ("rope_scaling", "rope_parameters"):
+    for name in ("rope_parameters", "rope_scaling"):
         rope = fields.get(name) or {}
         if not isinstance(rope, dict):
             raise InputError(f"{path}: {name} is {rope!r} where a JSON object or null is due")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3") or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        by_layer = any(isinstance(value, dict) for value in rope.values())
+        partial = rope.get("partial_rotary_factor", 1.0) != 1.0
+        if kind not in ("default", *_SCALINGS) or by_layer or partial:
             raise InputError(
-                f"{path}: {name}={rope} comes with a later release; supported: rope_type 'default' "
-                "and 'llama3'"
+                f"{path}: {name}={rope} comes with a later release; supported: rope_type "
+                f"{', '.join(map(repr, ('default', *_SCALINGS)))}"
             )
         theta = rope.get("rope_theta", theta)
-        if kind == "llama3":
-            scaling = _llama3_scaling(path, name, rope)
+        if rope:
+            scaling = None if kind == "default" else _scaling(path, name, rope, max_positions)
     return theta, scaling
 
 
-def _llama3_scaling(path: Path, name: str, rope: dict[str, Any]) -> RopeScaling:
-    values = {
-        field: _positive(path, f"{name}.{theirs}", rope.get(theirs))
-        for field, theirs in _SCALING.items()
-    }
-    values["original_positions"] = int(values["original_positions"])
+def _scaling(path: Path, name: str, rope: dict[str, Any], max_positions: int) -> RopeScaling:
+    """What `rope` describes; a field that is absent or null has the default of transformers."""
+
+    def number(field: str, default: Any = None) -> Any:
+        value = rope.get(field)
+        return _positive(path, f"{name}.{field}", default if value is None else value)
+
+    kind = rope.get("rope_type", rope.get("type"))
+    values = {"factor": number("factor")}
+    if kind != "linear":
+        values["original_positions"] = int(number(_ORIGINAL, max_positions))
+    if kind == "llama3":
+        values |= {field: number(field) for field in ("low_freq_factor", "high_freq_factor")}
+    if kind == "yarn":
+        both = rope.get("mscale") and rope.get("mscale_all_dim")
+        scales = (number("mscale"), number("mscale_all_dim")) if both else ()
+        usual = yarn_attention_factor(values["factor"], *scales)
+        values["attention_factor"] = number("attention_factor", usual)
+        values |= {"beta_fast": number("beta_fast", 32.0), "beta_slow": number("beta_slow", 1.0)}
+        values["truncate"] = bool(rope.get("truncate", True))
     try:
-        return RopeScaling(**values)
+        scaling: RopeScaling = _SCALINGS[kind](**values)
     except ValueError as error:
         raise InputError(f"{path}: {name}: {error}") from None
+    return scaling
+
+
+def _check_window(path: Path, fields: dict[str, Any], config: ModelConfig) -> None:
+    """Refuses a sliding window that some layer would use, as transformers reads the fields."""
+    family = fields["architectures"][0]
+    slides = family.startswith("Mistral")
+    if family.startswith("Qwen") and fields.get("use_sliding_window"):
+        kinds, full = fields.get("layer_types"), fields.get("max_window_layers", 28)
+        slides = not isinstance(full, int) or full < config.num_layers
+        slides = "sliding_attention" in str(kinds) if kinds else slides
+    window = fields.get("sliding_window", 4096) if slides else None
+    if window is None or _positive(path, "sliding_window", window) >= config.max_positions:
+        return
+    raise InputError(
+        f"{path}: sliding_window={window} is shorter than max_position_embeddings="
+        f"{config.max_positions}, which comes with a later release; lower the latter to {window} "
+        "if your texts are that short"
+    )
 
 
 def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -> ModelConfig:
@@ -202,12 +239,12 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
     if not ends:
         raise InputError(f"{path}: eos_token_id is missing here and in the tokenizer; add it")
 
-    theta, scaling = _rope(path, fields)
+    theta, scaling = _rope(path, fields, int(number("max_positions", 2048)))
     fields = fields | {"rope_theta": theta}
     architecture = fields["architectures"][0]
     qwen2, qwen3 = (architecture.startswith(f"Qwen{n}For") for n in (2, 3))
     defaults = {"norm_eps": 1e-6, "max_positions": 2048} | ({"head_dim": 128} if qwen3 else {})
-    return build_config(
+    config = build_config(
         path,
         number,
         defaults,
@@ -222,6 +259,8 @@ def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -
         stop_token_ids=tuple(sorted({*ends} - {ends[0]})),
         pad_token_id=token_id("pad_token_id"),
     )
+    _check_window(path, fields, config)
+    return config
 
 
 def _end_tokens(path: Path, fields: Mapping[str, Any], vocab_size: int) -> list[int]:
@@ -244,8 +283,10 @@ def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     family = "Qwen3" if config.qk_norm else "Qwen2" if config.qkv_bias else "Llama"
     rope: dict[str, Any] = {"rope_type": "default"}
     if (scaling := config.rope_scaling) is not None:
-        rope = {name: getattr(scaling, field) for field, name in _SCALING.items()}
-        rope["rope_type"] = "llama3"
+        rope = dataclasses.asdict(scaling)
+        if "original_positions" in rope:
+            rope[_ORIGINAL] = rope.pop("original_positions")
+        rope["rope_type"] = next(kind for kind, x in _SCALINGS.items() if type(scaling) is x)
     labels = [f"LABEL_{number}" for number in range(config.num_labels)]
     fields: dict[str, Any] = {name: getattr(config, field) for field, (name, _) in SIZES.items()}
     if labels:

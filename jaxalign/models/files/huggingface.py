@@ -4,6 +4,8 @@ Nothing here unpickles or runs code from a model folder.
 """
 
 import contextlib
+import dataclasses
+import logging
 import os
 import re
 import shutil
@@ -74,7 +76,10 @@ def _tensor_files(folder: Path) -> list[Path]:
     return [folder / Path(str(name)).name for name in sorted(set(weight_map.values()), key=str)]
 
 
-def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, Any]:
+def _read_weights(
+    folder: Path, config: ModelConfig, place: Place
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """The parameters, and the configuration with what they say of the output projection."""
     from safetensors import SafetensorError, safe_open
 
     with contextlib.ExitStack() as stack:
@@ -92,8 +97,9 @@ def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, 
                     f"{path}: cut off or not a safetensors file ({error!r}); fetch it again"
                 ) from None
             where.update((name, file) for name in file.keys() if not _COMPUTED.fullmatch(name))
-        if config.tie_embeddings or config.num_labels:
-            where.pop(HUGGING_FACE["lm_head/kernel"], None)
+        embedding, head = HUGGING_FACE["embed/embedding"], HUGGING_FACE["lm_head/kernel"]
+        if config.num_labels:
+            where.pop(head, None)
         stored: dict[str, list[int]] = {}
         for name, file in where.items():
             view = file.get_slice(name)
@@ -107,7 +113,28 @@ def _read_weights(folder: Path, config: ModelConfig, place: Place) -> dict[str, 
         def read(name: str, path: str, part: Index) -> np.ndarray:
             return where[name].get_slice(name)[part]
 
-        return stack_tensors(config, HUGGING_FACE, stored, read, source=str(folder), place=place)
+        if config.tie_embeddings and head in stored:
+            both = [where[name].get_slice(name) for name in (head, embedding) if name in where]
+            if _are_equal(both[0], both[-1]):
+                del stored[head]
+            else:
+                config = dataclasses.replace(config, tie_embeddings=False)
+                logging.getLogger(__name__).warning(
+                    "%s: config.json says tie_word_embeddings, but %s differs from %s; it is used",
+                    *(folder, head, embedding),
+                )
+        source = str(folder)
+        tree = stack_tensors(config, HUGGING_FACE, stored, read, source=source, place=place)
+        return config, tree
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two tensors in files hold the same numbers; reads some rows of them at a time."""
+    rows, step = one.get_shape()[0], 4096
+    return one.get_shape() == other.get_shape() and all(
+        np.array_equal(one[start : start + step], other[start : start + step])
+        for start in range(0, rows, step)
+    )
 
 
 def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -160,7 +187,7 @@ def load_hf(
     fields = read_fields(path, CLASSIFIERS if classifier else LANGUAGE_MODELS)
     tokenizer = _read_tokenizer(folder)
     config = make_config(path, fields, tokenizer.eos_token_id)
-    return config, _read_weights(folder, config, place), tokenizer
+    return *_read_weights(folder, config, place), tokenizer
 
 
 def _save_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
