@@ -17,7 +17,7 @@ from jaxalign.answers.first_words import form_scores
 from jaxalign.evaluation.guard import guard_form
 from jaxalign.evaluation.rubric import RUBRIC
 from jaxalign.host.errors import InputError
-from jaxalign.host.user_functions import describe, load_function, names_function
+from jaxalign.host.user_functions import load_function, names_function, scoring_texts
 from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, answer_span
 
 Measures = Literal["refusal", "harm"]
@@ -122,27 +122,4 @@ def _function_judge(spec: str) -> Judge:
             f"{path}: {name}.measures is {measures!r}; set it to 'refusal' or 'harm', or leave it"
         )
 
-    def score(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        try:
-            result = function(list(requests), list(answers))
-            values = np.asarray(result if hasattr(result, "__array__") else list(result))
-        except Exception as error:
-            raise InputError(f"{path}: {name} failed: {describe(error)}; mend it") from error
-        return _check_scores(values, len(answers), f"{path}: {name}")
-
-    return Judge(name, measures, _checked(score))
-
-
-def _check_scores(values: np.ndarray, count: int, where: str) -> np.ndarray:
-    """`[count]` float32 of what a function returned."""
-    if values.ndim != 1 or values.dtype.kind not in "biuf":
-        raise InputError(f"{where} must return one bool or number in [0, 1] for each answer")
-    if len(values) != count:
-        raise InputError(f"{where} returned {len(values)} values for {count} answers")
-    wrong = ~((values >= 0) & (values <= 1))  # NaN too
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise InputError(
-            f"{where} returned {values[first]} for answer {first}; it must be in [0, 1]"
-        )
-    return values.astype(np.float32)
+    return Judge(name, measures, _checked(scoring_texts(function, f"--judge {spec}", 0, 1)))

@@ -1,9 +1,11 @@
 """A user's own Python functions, named on the command line as FILE.py:FUNCTION."""
 
 import importlib.util
+import itertools
+import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,35 +83,80 @@ def guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
     return call
 
 
-def scoring_texts(function: Callable[..., Any], where: str) -> ScoreTexts:
+def numbers_of(returned: Any, where: str, most: int | None = None) -> np.ndarray:
+    """What a user's function returned for some answers: float32, `[n]` or of the array's shape.
+
+    Anything in order will do: lists, generators, arrays of any library, on any device and with
+    gradients, whose items are numbers of any kind: bool, Decimal, scalars of NumPy and PyTorch.
+
+    Args:
+      returned: what it returned.
+      where: what a message begins with.
+      most: how many are due; of more, as of an endless generator, one more is taken.
+
+    Raises:
+      InputError: it is nothing of that kind, or one of the items is no number.
+    """
+    if isinstance(returned, str | bytes | Mapping | Set) or not isinstance(returned, Iterable):
+        raise InputError(f"{where}: it returned {in_short(returned)}; return a list of numbers")
+
+    def take() -> tuple[list[Any], tuple[int, ...]]:
+        if not hasattr(returned, "tolist"):
+            items = list(itertools.islice(returned, None if most is None else most + 1))
+            return items, (len(items),)
+        array = np.array(returned.tolist(), object)
+        return list(array.ravel()), array.shape
+
+    items, shape = guarded(take, where)()  # a generator runs the user's code
+    values = np.zeros(len(items))
+    for index, item in enumerate(items):
+        try:
+            plain = item.tolist() if hasattr(item, "tolist") else item
+            values[index] = float("no number" if isinstance(plain, str | bytes) else plain)
+        except Exception:  # whatever an object of the user's does when it is asked for a number
+            raise InputError(
+                f"{where}: it gave {in_short(item)} to answer {index + 1} of {len(items)}; return "
+                "a number for each"
+            ) from None
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).reshape(shape)
+
+
+def scoring_texts(
+    function: Callable[..., Any], where: str, low: float = -math.inf, high: float = math.inf
+) -> ScoreTexts:
     """A function that takes n requests and n answers as lists and returns n finite numbers.
 
-    What comes of it raises an InputError that begins with `where` where it does something else.
+    What comes of it raises an InputError that begins with `where` where it does something else, or
+    leaves what is between `low` and `high`.
     """
     call = guarded(function, where)
+    due = "finite numbers" if math.isinf(high) else f"numbers between {low:g} and {high:g}"
 
     def score(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        returned = call(list(requests), list(answers))
-        try:
-            values = np.asarray(returned, np.float32)
-        except (TypeError, ValueError):
-            values = np.asarray(0.0)
-        if values.shape != (len(answers),):
-            text = " ".join(repr(returned).split())[:40]
-            count = f"{len(returned)} things" if isinstance(returned, list) else text
+        count = len(answers)
+        values = numbers_of(call(list(requests), list(answers)), where, count)
+        if values.shape != (count,):
+            found = f"{len(values)} numbers" if values.ndim == 1 else f"the shape {values.shape}"
+            found = f"more than {count} numbers" if values.size > count else found
             raise InputError(
-                f"{where}: it returned {count} for {len(answers)} answers; return a list with one "
-                "number for each"
+                f"{where}: it returned {found} for {count} answers; return one number for each"
             )
-        if not np.isfinite(values).all():
-            row = int(np.argmin(np.isfinite(values)))
+        right = np.isfinite(values) & (low <= values) & (values <= high)
+        if not right.all():
+            row = int(np.argmin(right))
             raise InputError(
-                f"{where}: it gave {values[row]} to the answer {answers[row][:40]!r}; return "
-                "finite numbers"
+                f"{where}: it gave {values[row]} to answer {row + 1} of {count}; return {due}"
             )
         return values
 
     return score
+
+
+def in_short(value: Any) -> str:
+    """One line that shows a value."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def describe(error: BaseException) -> str:

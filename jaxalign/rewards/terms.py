@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.host.errors import InputError
+from jaxalign.host.user_functions import numbers_of
 from jaxalign.records import Batch, Metrics, Rollout, Score
 
 
@@ -150,8 +151,9 @@ def host_reward(
     """A reward of a Python function, which runs between two compiled programs.
 
     Args:
-      function: `(batch, samples) -> [B]` numbers; it gets NumPy arrays. A resumed run repeats a
-        run's steps bit for bit if its results depend on its arguments alone.
+      function: `(batch, samples) -> [B]` numbers of any kind, as `numbers_of` reads them; it gets
+        NumPy arrays. A resumed run repeats a run's steps bit for bit if its results depend on its
+        arguments alone.
       name: of the term in metrics; by default the function's.
     """
     return FunctionReward(HostValues(function), name or function.__name__)
@@ -205,9 +207,17 @@ def resolve_on_host(
       batch: as NumPy arrays.
       samples: as NumPy arrays.
       place: puts rows on the devices.
+
+    Raises:
+      InputError: a function returned what is no number for each row.
     """
-    give = lambda node: GivenValues(place(np.asarray(node.function(batch, samples), np.float32)))  # noqa: E731
-    replace = lambda node: give(node) if _is_host(node) else node  # noqa: E731
+
+    def replace(node: Any) -> Any:
+        if not _is_host(node):
+            return node
+        where = f"the reward's function {getattr(node.function, '__name__', node.function)}"
+        return GivenValues(place(numbers_of(node.function(batch, samples), where)))
+
     return jax.tree.map(replace, reward, is_leaf=_is_host)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxalign.data.prompts import Prompt
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several
-from jaxalign.host.user_functions import guarded, load_function, scoring_texts
+from jaxalign.host.user_functions import guarded, in_short, load_function, scoring_texts
 from jaxalign.records import Batch, Rollout
 from jaxalign.rewards.terms import Reward, Sum, device_reward, host_reward
 from jaxalign.runs.facts import prompts_of
@@ -59,16 +59,21 @@ def load_added_rewards(
 def _load(spec: str, tokenizer: Any, prompts: Sequence[Prompt]) -> Sum:
     place, weight = split_weight(spec)
     function, name = load_function(place, FLAG), place.rpartition(":")[2]
-    of_arrays = guarded(lambda *arrays: jnp.float32(function(*arrays)), f"{FLAG} {place}")
+    of_arrays = guarded(function, f"{FLAG} {place}")
     of_texts = scoring_texts(function, f"{FLAG} {place}")
 
     def score_arrays(batch: Batch, samples: Rollout) -> jax.Array:
-        values: jax.Array = of_arrays(batch, samples)
+        returned = of_arrays(batch, samples)
         rows, asked = samples.tokens.shape[0], batch.prompts.tokens.shape[0]
+        try:
+            values = jnp.asarray(returned, jnp.float32)
+            found = f"the shape {values.shape}"
+        except Exception:  # JAX says in several ways that something is no array
+            values, found = jnp.zeros(()), in_short(returned)
         if values.shape not in ((rows,), (asked, rows // asked)):
             raise InputError(
-                f"{FLAG} {place}: it returned the shape {values.shape} for {rows} completions; "
-                "return one number for each"
+                f"{FLAG} {place}: it returned {found} for {rows} completions; return one number "
+                "for each"
             )
         return values
 

@@ -358,12 +358,12 @@ def test_a_function_of_ones_own(mine):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("few", "mine.py: few returned 1 values for 2 answers"),
-        ("large", r"mine.py: large returned 1.5 for answer 1; it must be in \[0, 1\]"),
-        ("unknown", "mine.py: unknown returned nan for answer 0"),
-        ("words", "mine.py: words must return one bool or number"),
-        ("none", "mine.py: none failed: TypeError: 'NoneType' object is not iterable; mend it"),
-        ("breaks", "mine.py: breaks failed: IndexError: string index out of range; mend it"),
+        ("few", "mine.py:few: it returned 1 numbers for 2 answers; return one number for each"),
+        ("large", "mine.py:large: it gave 1.5 to answer 2 of 2; return numbers between 0 and 1"),
+        ("unknown", "mine.py:unknown: it gave nan to answer 1 of 2"),
+        ("words", "mine.py:words: it gave 'yes' to answer 1 of 2; return a number for each"),
+        ("none", "mine.py:none: it returned None; return a list of numbers"),
+        ("breaks", "mine.py:breaks: it raised IndexError: string index out of range; mend it"),
     ],
 )
 def test_what_a_function_may_not_do(mine, name, message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, make_step, reward_metrics
+from jaxalign.host.errors import InputError
 from jaxalign.models.decoder import plain_decoder
 from jaxalign.records import Batch, Prompts, Rollout, Score
 from jaxalign.rewards.terms import (
@@ -182,6 +184,17 @@ def test_a_host_part_is_found_and_resolved_wherever_it_stands():
     np.testing.assert_allclose(
         resolved["sum"](BATCH, SAMPLES).rewards, wanted(BATCH, SAMPLES).rewards, rtol=1e-6
     )
+
+
+def test_what_a_function_on_the_host_returns_is_converted_or_one_line():
+    arrays = jax.device_get((BATCH, SAMPLES))
+    on_host = lambda returned: resolve_on_host(host_reward(lambda *_: returned), *arrays, jnp.array)  # noqa: E731
+    wanted = LENGTH(BATCH, SAMPLES).rewards
+    shares = [Fraction(int(n), T) for n in LENGTHS]
+    for returned in (iter(shares), np.reshape(np.asarray(shares, float), (N, G))):
+        np.testing.assert_allclose(on_host(returned)(BATCH, SAMPLES).rewards, wanted, rtol=1e-6)
+    with pytest.raises(InputError, match="reward's function <lambda>: it gave None to answer 2"):
+        on_host([0.5, None])
 
 
 # --- in the step ----------------------------------------------------------------------------------

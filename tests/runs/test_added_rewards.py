@@ -155,12 +155,18 @@ def test_what_names_no_reward_is_one_line(spec, message, tmp_path):
     [
         ("completions", "return [0.0]", "it takes 1 arguments; write it as (batch, samples) for"),
         ("a, b, c", "return [0.0]", "it takes 3 arguments"),
-        ("requests, completions", "return [0.0]", "it returned 1 things for 4 answers"),
-        ("requests, completions", "return [0.0] * 3 + [float('nan')]", "it gave nan to the answer"),
+        ("requests, completions", "return [0.0]", "it returned 1 numbers for 4 answers"),
+        (
+            "requests, completions",
+            "return [0.0] * 3 + [float('nan')]",
+            "it gave nan to answer 4",
+        ),
         ("requests, completions", "raise KeyError('x')", "it raised KeyError: 'x'; mend it"),
         ("batch, samples", "raise KeyError('x')", "it raised KeyError: 'x'; mend it"),
         ("batch, samples", "return samples.mask.sum()", "it returned the shape () for 4 complet"),
         ("batch, samples", "return samples.mask", "it returned the shape (4, "),
+        ("batch, samples", "return None", "it returned None for 4 completions; return one number"),
+        ("batch, samples", "return (x for x in ())", "it returned <generator object bad."),
     ],
 )
 def test_a_function_that_does_not_work_is_one_line(
