@@ -146,7 +146,8 @@ def scoring_texts(
         if not right.all():
             row = int(np.argmin(right))
             raise InputError(
-                f"{where}: it gave {values[row]} to answer {row + 1} of {count}; return {due}"
+                f"{where}: it gave {values[row]} to answer {row + 1} of {count}, "
+                f"{in_short(answers[row])}; return {due}"
             )
         return values
 

@@ -359,7 +359,7 @@ def test_a_function_of_ones_own(mine):
     ("name", "message"),
     [
         ("few", "mine.py:few: it returned 1 numbers for 2 answers; return one number for each"),
-        ("large", "mine.py:large: it gave 1.5 to answer 2 of 2; return numbers between 0 and 1"),
+        ("large", "mine.py:large: it gave 1.5 to answer 2 of 2, 'b'; return numbers between"),
         ("unknown", "mine.py:unknown: it gave nan to answer 1 of 2"),
         ("words", "mine.py:words: it gave 'yes' to answer 1 of 2; return a number for each"),
         ("none", "mine.py:none: it returned None; return a list of numbers"),

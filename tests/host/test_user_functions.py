@@ -139,9 +139,9 @@ def test_values_of_torch():
         ([0, 1j, 1], "it gave 1j to answer 2 of 3"),
         (np.array([0, 1j, 1]), "it gave 0j to answer 1 of 3"),
         ([0, 10**400, 1], "to answer 2 of 3; return a number for each"),
-        ([0, float("nan"), 1], "it gave nan to answer 2 of 3; return finite numbers"),
-        ([0, 1, Decimal("Infinity")], "it gave inf to answer 3 of 3; return finite numbers"),
-        ([0, 1e300, 1], "it gave inf to answer 2 of 3; return finite numbers"),
+        ([0, float("nan"), 1], "it gave nan to answer 2 of 3, '!'; return finite numbers"),
+        ([0, 1, Decimal("Infinity")], "it gave inf to answer 3 of 3, '!'; return finite numbers"),
+        ([0, 1e300, 1], "it gave inf to answer 2 of 3, '!'; return finite numbers"),
     ],
 )
 def test_what_is_no_number_for_each_is_one_line(returned, message):
@@ -152,5 +152,5 @@ def test_what_is_no_number_for_each_is_one_line(returned, message):
 
 
 def test_numbers_beyond_what_is_due_are_one_line():
-    with pytest.raises(InputError, match="gave -0.5 to answer 2 of 3; return numbers between 0 an"):
+    with pytest.raises(InputError, match="gave -0.5 to answer 2 of 3, '!'; return numbers between"):
         scored([0, -0.5, 1], low=0, high=1)

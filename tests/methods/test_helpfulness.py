@@ -390,10 +390,10 @@ def test_a_plan_is_of_the_likelihood_alone():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return [1.0]", "returned 1 things for 2 answers; return a list with one number for each"),
-        ("return None", "returned None for 2 answers"),
-        ("return ['a', 'b']", "returned 2 things for 2 answers"),
-        ("return [1.0, float('nan')]", "gave nan to the answer 'No.'; return finite numbers"),
+        ("return [1.0]", "returned 1 numbers for 2 answers; return one number for each"),
+        ("return None", "it returned None; return a list of numbers"),
+        ("return ['a', 'b']", "gave 'a' to answer 1 of 2; return a number for each"),
+        ("return [1.0, float('nan')]", "gave nan to answer 2 of 2, 'No.'; return finite numbers"),
         ("return {}['x']", "it raised KeyError: 'x'; mend it"),
         ("raise RuntimeError('one\\ntwo')", "it raised RuntimeError: one; mend it"),
     ],
@@ -413,7 +413,7 @@ def test_a_run_ends_with_that_line(arguments, tmp_path, capsys):
     (tmp_path / "bad.py").write_text("def score(requests, answers):\n    return []\n")
     bad = f"--helpfulness={tmp_path / 'bad.py'}:score"
     assert main([*arguments, bad, f"--run={tmp_path / 'run'}"]) == 2
-    assert "it returned 0 things for 8 answers" in capsys.readouterr().err
+    assert "it returned 0 numbers for 8 answers" in capsys.readouterr().err
 
 
 def test_reward_models_that_are_none(tmp_path, tiny_model_folder, reward_model):
