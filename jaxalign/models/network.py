@@ -36,6 +36,14 @@ def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
 
 
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x` `[..., D]` plus `bias` `[D]`, in `x`'s dtype; the bias's gradient is summed in its own.
+
+    Repeating comes before rounding, so backwards a cotangent is widened before it is summed. Ours.
+    """
+    return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
+
+
 class RMSNorm(nn.Module):
     """x / √(mean x² + ε) · scale, in float32; `[..., D]` → `[..., D]`, dtype kept."""
 
@@ -77,7 +85,7 @@ class Attention(nn.Module):
             out = project(x, weight)
             if config.qkv_bias:
                 bias = self.param(f"{name}_bias", nn.initializers.zeros, out.shape[-1:])
-                out = out + bias.astype(out.dtype)
+                out = add_bias(out, bias)
             return out.reshape(batch, length, -1, config.head_dim)
 
         query = heads(query_weight, "query")

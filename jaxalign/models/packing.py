@@ -145,7 +145,7 @@ def packed_logps(
     """
     chex.assert_rank([batch.tokens, batch.documents, batch.positions, batch.learned], 2)
     chex.assert_equal_shape([batch.tokens, batch.documents, batch.positions, batch.learned])
-    params = compute_params(params, model.dtype)
+    params = compute_params(params, model.dtype, learned=True)
     blocks = encode_prefix(model, params, batch.prefix)
     offset = blocks[0].mask.shape[1] if blocks else 0
     hidden, _ = run_block(

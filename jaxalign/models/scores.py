@@ -32,7 +32,7 @@ def sequence_scores(
     chex.assert_equal_shape([tokens, mask])
     if not model.config.num_labels:
         raise ValueError("the model has no score head: load it with classifier=True")
-    params = compute_params(params, model.dtype)
+    params = compute_params(params, model.dtype, learned=True)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     hidden, _ = run_block(model, params, tokens, positions, mask)
     chosen = jnp.take_along_axis(hidden, last_place(mask)[:, None, None], axis=1)[:, 0]

@@ -138,7 +138,7 @@ class Transformer(Network):
     ) -> jax.Array:
         """See `Decoder.states`; in the compute dtype, every prompt computed once."""
         chex.assert_equal_shape([tokens, mask])
-        params = compute_params(params, self.dtype)
+        params = compute_params(params, self.dtype, learned=True)
         context = prompt_context(self, params, prompts, prompt_mask, prefix)
         batch, length = tokens.shape
         group = batch // prompts.shape[0]
@@ -169,7 +169,7 @@ class Transformer(Network):
 
         `tile` is the words of one, by default as many as `hidden_token_logps` says.
         """
-        params = compute_params(params, self.dtype)
+        params = compute_params(params, self.dtype, learned=True)
         return hidden_token_logps(
             self.states(params, prompts, prompt_mask, tokens, mask, prefix=prefix),
             output_weight(params),

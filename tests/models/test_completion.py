@@ -118,8 +118,9 @@ def test_an_empty_prefix_is_no_prefix(params):
     assert program(np.zeros(1, np.int32)) != program(None)
 
 
-def test_compute_params_casts_matrices_and_keeps_scales(params):
-    cast = compute_params(jax.tree.map(jnp.asarray, params), jnp.bfloat16)
+@pytest.mark.parametrize(("learned", "kept"), [(False, {"scale"}), (True, {"scale", "embedding"})])
+def test_compute_params_casts_matrices_and_keeps_scales(params, learned, kept):
+    cast = compute_params(jax.tree.map(jnp.asarray, params), jnp.bfloat16, learned=learned)
     for path, leaf in jax.tree.leaves_with_path(cast):
-        expected = jnp.float32 if path[-1].key == "scale" else jnp.bfloat16
+        expected = jnp.float32 if path[-1].key in kept else jnp.bfloat16
         assert leaf.dtype == expected, path
