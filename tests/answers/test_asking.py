@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_templates import LLAMA_3, MISTRAL_1, MISTRAL_3
 from tokenizers import AddedToken
 
 from jaxalign.answers import Asking, LanguageModel, answers, ask
 from jaxalign.answers.completing import find_stops, stop_tokens
+from jaxalign.data.templates import turn_end
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
 from jaxalign.models.files.load import PLAIN_TEMPLATE
@@ -80,6 +82,28 @@ def test_what_a_template_writes_behind_an_answer_stops_one(
     )
     assert stop_tokens(lm.model, lm.tokenizer) == (2,)
     assert stop_tokens(lm.model, tokenizer) == stops
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (
+            "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor %}",
+            "<|im_end|>",
+        ),
+        (LLAMA_3, "<|eot_id|>"),
+        (MISTRAL_1, "</s>"),
+        (MISTRAL_3, "</s>"),
+        (PLAIN_TEMPLATE, "</s>"),
+    ],
+    ids=["chatml", "llama 3", "mistral 1", "mistral 3", "base"],
+)
+def test_how_the_turns_of_each_family_end(lm: LanguageModel, template: str, end: str) -> None:
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens([AddedToken(x, special=True) for x in ("<|eot_id|>", "</s>", "<s>")])
+    tokenizer.eos_token, tokenizer.bos_token = "</s>", "<s>"
+    tokenizer.chat_template = template
+    assert turn_end(tokenizer) == end
 
 
 @pytest.mark.parametrize(
