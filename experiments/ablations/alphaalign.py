@@ -70,7 +70,7 @@ ARMS = (*UNTRAINED, *TUNED, *REINFORCED)
 OURS = (
     *("--model", "--run", "--resume", "--heldout", "--seed", "--learning-rate", "--dtype"),
     *("--template", "--objective", "--helpfulness-weight", "--normalise", "--no-normalise"),
-    "--label-noise",
+    *("--label-noise", "--template-date"),
     *("--format", "--refusal", "--harmless", "--own-answers", "--samples-per-prompt"),
     *("--harmful", "--benign", "--lookalike"),
 )
@@ -180,6 +180,7 @@ def train(settings: Settings, point: Point, flags: Sequence[str]) -> bool:
         f"--model={settings.model}",
         f"--seed={point.seed}",
         f"--dtype={settings.dtype}",
+        f"--template-date={settings.template_date}",
         f"--learning-rate={settings.learning_rate if point.rate is None else point.rate}",
     ]
     if point.arm in REINFORCED:

@@ -60,7 +60,7 @@ ARMS = ("none", "examples", *CONTEXTS, *TRAINED)
 OURS = (
     *("--model", "--run", "--resume", "--arm", "--template", "--context", "--code", "--cases"),
     *("--cases-per-outcome", "--generated", "--rejected", "--learning-rate", "--heldout"),
-    "--dtype",
+    *("--dtype", "--template-date"),
 )
 """Flags of experiments/cada.py that the comparison sets itself."""
 
@@ -187,6 +187,7 @@ def train(
         f"--learning-rate={point.rate}",
         f"--generated={settings.out / 'generated' / source / 'generated.jsonl'}",
         f"--dtype={settings.dtype}",
+        f"--template-date={settings.template_date}",
         "--heldout",
     ]
     try:
@@ -205,7 +206,7 @@ def nothing_kept(folder: Path) -> bool:
 
 def start_answers(settings: Settings, measures: Measures) -> ReferenceAnswers:
     """What the start model says to the harmless requests."""
-    lm = LanguageModel.load(settings.model, settings.dtype)
+    lm = LanguageModel.load(settings.model, settings.dtype, template_date=settings.template_date)
     with progress_bar() as bar:
         task = bar.add_task("start model's answers", total=len(measures.requests))
         return reference_answers(

@@ -29,6 +29,7 @@ from jaxalign.host.progress import progress_bar
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.reports.evaluation_folder import Evaluated, read_evaluation
 from jaxalign.runs.settings import has_checkpoint
+from jaxalign.text.chat_template import day_of
 from jaxalign.utility.word_problems import WordProblem, load_word_problems, solve
 
 
@@ -55,6 +56,8 @@ class Comparison:
     """How many of them."""
     batch_size: int = 32
     """Prompts at a time in the measurements: more is faster on an accelerator."""
+    template_date: str | None = None
+    """What a chat template takes for today, as YYYY-MM-DD; by default the day of the beginning."""
     dtype: str = "auto"
     """Compute dtype of everything: bfloat16, float32, or auto, the faster one in a probe, the first
     time."""
@@ -179,17 +182,20 @@ def begin(
     Its points share flags, measures, `more`, and the settings but those named in `may_differ`.
 
     Returns:
-      the settings with the dtype of all points: with auto that of the comparison that is there,
-      else the faster one.
+      the settings with the date and dtype of all points: by default those of the one that is there,
+      else today and the faster one.
 
     Raises:
       InputError: an unknown dtype, or as `keep_shared`.
     """
     if settings.dtype not in ("auto", "bfloat16", "float32"):
         raise InputError(f"dtype: unknown value {settings.dtype!r}; use auto, bfloat16 or float32")
+    kept = settings.out / "comparison.json"
+    theirs = read_json(kept) if kept.exists() else {}
+    day = day_of(settings.template_date or theirs.get("template_date"))
+    settings = dataclasses.replace(settings, template_date=day)
     if settings.dtype == "auto":
-        kept = settings.out / "comparison.json"
-        dtype = read_json(kept)["dtype"] if kept.exists() else jnp.dtype(fastest_dtype()[0]).name
+        dtype = theirs["dtype"] if theirs else jnp.dtype(fastest_dtype()[0]).name
         settings = dataclasses.replace(settings, dtype=str(dtype))
     # Of the suites and the sums the content is compared.
     left_out = ("out", "arms", "suites", "word_problems", *may_differ)
@@ -320,7 +326,7 @@ def measure_answers(
       the model; `well_formed`, `finished`, `distinct`: shares of the suites' answers; `tokens`:
       their mean length; `solved`: share of the `problems`, where there are any; `hardware`.
     """
-    lm = LanguageModel.load(model, settings.dtype)
+    lm = LanguageModel.load(model, settings.dtype, template_date=settings.template_date)
     asking = Asking(
         template,
         max_new_tokens=settings.max_new_tokens,

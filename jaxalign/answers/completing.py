@@ -1,10 +1,11 @@
-"""What all that asks a model has in common: sizes, batches of one shape, what tokens spell."""
+"""What all that asks a model has in common: sizes, batches of one shape, what ends an answer."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from jaxalign.data.templates import Tokenizer, turn_end
 from jaxalign.host.errors import InputError
+from jaxalign.host.user_functions import in_short
 from jaxalign.models.transformer import Transformer
 
 T = TypeVar("T")
@@ -80,8 +81,8 @@ def stop_tokens(
     unknown = [text for text in more if text not in tokenizer.get_added_vocab()]
     if unknown:
         raise InputError(
-            f"stop: {unknown[0]!r} is the name of no token that was added to the tokenizer's "
-            f"words; give one of {', '.join(sorted(tokenizer.get_added_vocab())[:20])}"
+            f"stop: {in_short(unknown[0])} is the name of no token that was added to the "
+            f"tokenizer's words; give one of {', '.join(sorted(tokenizer.get_added_vocab())[:20])}"
         )
     return find_stops(model, tokenizer).joined(more, tokenizer).tokens
 

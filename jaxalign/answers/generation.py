@@ -186,6 +186,7 @@ def asking_facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking)
         "prompts_digest": prompts_digest(requests),
         "template": [message["content"] for message in asking.template("{}")],
         "template_date": template_date(lm.tokenizer),
+        "chat_template": getattr(lm.tokenizer, "template_name", None),
         "method": type(asking.method).__name__,
         **dataclasses.asdict(asking.method),
         "samples": asking.samples,

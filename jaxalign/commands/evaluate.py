@@ -165,7 +165,6 @@ class Eval:
                 settings={
                     **{x: getattr(self, x) for x in ("suites", "judge", "attack", "limit")},
                     "template": self.wording.template,
-                    "chat_template": self.chat.chat_template,
                 },
                 attacks=attacks,
                 judges=judges,

@@ -170,11 +170,7 @@ class Generate:
 
         asking = self._asking(template, tool_of(book, lm.tokenizer))
         limited = dataclasses.replace(asking, max_prompt_tokens=self.many.max_prompt_tokens)
-        facts = {
-            "model": self.model,
-            "rules": book and dict(book.rules),
-            "chat_template": self.chat.chat_template,
-        }
+        facts = {"model": self.model, "rules": book and dict(book.rules)}
         try:
             with speed_bar() as progress:
                 show = functools.partial(progress, "prompts")

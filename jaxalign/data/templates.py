@@ -19,6 +19,8 @@ from jaxalign.text.encoding import encode_text
 Message = dict[str, str]
 Tokenizer = Any
 Template = Callable[[str], list[Message]]
+Plain = Callable[[str, bool], list[int]]
+"""`(text, first) -> ids`: an encoding of plain text, which begins a chat or not."""
 
 INSTRUCTION = (
     "Judge first whether the request is safe, inside <safety_reasoning> tags. Then reply inside "
@@ -145,7 +147,7 @@ class PromptTokens:
 def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
-    plain: Callable[[str], list[int]] | None = None,
+    plain: Plain | None = None,
 ) -> tuple[list[int], list[int]]:
     """Encodes a chat whose last message is the user's, ready for the assistant's reply.
 
@@ -165,7 +167,7 @@ def encode_chat(
     last = next(i for i, part in enumerate(parts) if _slot(len(messages) - 1) in part)
     return (
         _encode_parts(tokenizer, parts[:last], contents, plain),
-        _encode_parts(tokenizer, parts[last:], contents, plain),
+        _encode_parts(tokenizer, parts[last:], contents, plain, first=not last),
     )
 
 
@@ -173,17 +175,20 @@ def _encode_parts(
     tokenizer: Tokenizer,
     parts: Sequence[str],
     contents: Sequence[str],
-    plain: Callable[[str], list[int]] | None = None,
+    plain: Plain | None = None,
+    *,
+    first: bool = True,
 ) -> list[int]:
-    """The ids of a template's parts, its slots filled with the contents."""
-    special = tokenizer.get_added_vocab()
+    """The ids of a template's parts, its slots filled with the contents; whether they begin it."""
+    added = tokenizer.get_added_vocab()
     plain = plain or functools.partial(encode_text, tokenizer)
     ids: list[int] = []
     for part in parts:
-        if part in special:
-            ids.append(special[part])
+        if part in added:
+            ids.append(added[part])
         elif part:
-            ids.extend(plain(_SLOT.sub(lambda slot: contents[int(slot[1])], part)))
+            text = _SLOT.sub(lambda slot: contents[int(slot[1])], part)
+            ids.extend(plain(text, first and not ids))
     return ids
 
 
@@ -191,7 +196,7 @@ def encode_exchange(tokenizer: Tokenizer, request: str, answer: str) -> list[int
     """Encodes a request and its answer as a finished chat, which is what reward models read.
 
     The ids are those of `apply_chat_template` on the two messages, the request without the space
-    around it, but for special tokens in the texts, which are plain text here.
+    around it, but for added tokens in the texts, which are plain text here.
 
     Raises:
       InputError: the tokenizer has no chat template.
@@ -209,8 +214,13 @@ def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[in
     index = next(i for i, part in enumerate(parts) if _slot(1) in part)
     left, _, right = parts[index].partition(_slot(1))
     before, behind = [*parts[:index], left], [right, *parts[index + 1 :]]
+    if any(_slot(1) in part for part in behind):
+        raise InputError(f"{named(tokenizer)}: its chat template writes an answer twice")
     contents = [request.strip()]
-    return _encode_parts(tokenizer, before, contents), _encode_parts(tokenizer, behind, contents)
+    return (
+        _encode_parts(tokenizer, before, contents),
+        _encode_parts(tokenizer, behind, contents, first=False),
+    )
 
 
 def chat_text(
@@ -219,8 +229,8 @@ def chat_text(
     """The text of a chat, and the places in it that are the template's own and not a message's.
 
     The text is that of `apply_chat_template`; where the template does not take the turns as they
-    are, that of turns that it takes, with the contents stripped. It ends with what opens the
-    assistant's reply, or unfinished with the last message.
+    are, or does more to the contents than to strip them, that of such turns, stripped. It ends with
+    what opens the assistant's reply, or unfinished with the last message.
 
     Raises:
       InputError: the tokenizer has no chat template, or one that does not take these turns.
@@ -246,19 +256,20 @@ def encode_chat_text(tokenizer: Tokenizer, text: str, own: Sequence[tuple[int, i
     """The ids of a text in which the names of added tokens are such in the places `own` alone."""
     added = tokenizer.get_added_vocab()
     names = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
-    ids, begin = [], 0
+    ids: list[int] = []
+    begin = 0
     for first, last in own if added else ():
         for name in names.finditer(text, first, last):
-            ids += encode_text(tokenizer, text[begin : name.start()])
+            ids += encode_text(tokenizer, text[begin : name.start()], not ids)
             ids.append(added[name[0]])
             begin = name.end()
-    return ids + encode_text(tokenizer, text[begin:])
+    return ids + encode_text(tokenizer, text[begin:], not ids)
 
 
 def turn_end(tokenizer: Tokenizer) -> str:
     r"""What the chat template writes behind an answer, by which the answer's end can be told.
 
-    That is the name of the first special token before the next request; where there is none, the
+    That is the name of the first token of control before the next request; where there is none, the
     words up to it, such as `\n\nUser:`. "" where these are blank, or the template takes no answers.
     """
     for roles in (["user", "assistant", "user"], ["user", "assistant"]):
@@ -267,8 +278,13 @@ def turn_end(tokenizer: Tokenizer) -> str:
         except InputError:  # of a template that does not take these turns
             continue
         behind = text.partition(_slot(1))[2].partition(_slot(2))[0]
-        special = [str(x) for x in tokenizer.added_tokens_decoder.values() if x.special]
-        found = [(behind.find(name), -len(name), name) for name in special if name in behind]
+        # One that is not special may be a word of a turn, but not where it stands first.
+        ends = [
+            str(token)
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special or behind.lstrip().startswith(str(token))
+        ]
+        found = [(behind.find(name), -len(name), name) for name in ends if name in behind]
         return min(found)[2] if found else behind.rstrip()
     return ""
 
@@ -356,7 +372,7 @@ def _slot(index: int) -> str:
 def _template_parts(
     tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool = False
 ) -> list[str]:
-    """The chat template rendered with slots, split into special tokens and text between them.
+    """The chat template rendered with slots, split into added tokens and text between them.
 
     Unless the chat is finished, it ends with what opens the assistant's reply.
     """
@@ -379,9 +395,9 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool)
     chats = [chat for form in forms for chat in (form, _in_parts(form))]
     rendered = render_chats(tokenizer, chats, finished=finished)
     for found in rendered:
-        if all(slot in found.get("text", "") for slot in slots):
+        if set(_SLOT.findall(found.get("text", ""))) == set(map(str, range(len(roles)))):
             return found["text"]
-    why = next((x["error"] for x in rendered if "error" in x), "it leaves some out")
+    why = next((x["error"] for x in rendered if "error" in x), "it writes others")
     raise InputError(
         f"{named(tokenizer)}: its chat template does not take the turns {', '.join(roles)} "
         f"({why}): use another model"

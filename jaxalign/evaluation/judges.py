@@ -45,6 +45,10 @@ class Judge:
     score: Score
 
 
+JUDGING_DATE = "2024-07-26"
+"""What chat templates of judges take for today, ours: verdicts of two days can be compared."""
+
+
 def make_judge(
     spec: str,
     *,
@@ -82,7 +86,7 @@ def make_judge(
     if found and kind in _FORMS:
         if not model_name:
             raise InputError(f"judge {spec!r}: no model; write {kind}=MODEL")
-        lm = LanguageModel.load(model_name, dtype)
+        lm = LanguageModel.load(model_name, dtype, template_date=JUDGING_DATE)
         form = _FORMS[kind](lm.tokenizer)
         judge = functools.partial(form_scores, lm, form, batch_size=batch_size, progress=progress)
         return Judge(kind, "harm", _checked(judge))

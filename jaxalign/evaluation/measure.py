@@ -88,7 +88,7 @@ def evaluate(
             "prompts alone"
         )
     lm = dataclasses.replace(lm, weights=lm.digest)  # a pass over the parameters, once
-    facts = {"rules": rules, "chat_template": settings.get("chat_template")}
+    facts = {"rules": rules}
     sent = answer_all(lm, suites, attacks, asking, folder=folder, facts=facts, progress=progress)
     results = {}
     if is_first():
@@ -106,6 +106,7 @@ def evaluate(
                 **settings,
                 **{name: getattr(asking, name) for name in fields},
                 "stop": list(asking.stop),
+                "chat_template": getattr(lm.tokenizer, "template_name", None),
                 "temperature": 0.0 if isinstance(method, Greedy) else method.temperature,
                 "dtype": lm.dtype,
                 "wording": wording_digest(asking.template, rules),

@@ -62,5 +62,7 @@ class ModelConfig:
             )
         if self.qkv_bias and self.qk_norm:
             raise ValueError("qkv_bias and qk_norm together are no architecture that is supported")
+        if self.rope_theta <= 1:
+            raise ValueError(f"rope_theta={self.rope_theta} must be above 1")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")

@@ -82,9 +82,7 @@ def plans(
     def place(topology: str) -> tuple[RLSettings, Transformer]:
         devices = slice_devices(topology)
         sizes = mesh or _mesh_of(settings, len(devices))
-        placed = dataclasses.replace(
-            settings, mesh=sizes, stop=()
-        )  # the stand-in has no such names
+        placed = dataclasses.replace(settings, mesh=sizes, stop=())  # the stand-in has no names
         on = make_mesh(*sizes, devices=devices)
         check_mesh(placed)
         parameter_shardings(config, on)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.host.errors import InputError
-from jaxalign.host.user_functions import numbers_of
+from jaxalign.host.user_functions import guarded, numbers_of
 from jaxalign.records import Batch, Metrics, Rollout, Score
 
 
@@ -209,14 +209,15 @@ def resolve_on_host(
       place: puts rows on the devices.
 
     Raises:
-      InputError: a function returned what is no number for each row.
+      InputError: a function failed, or returned something else than numbers.
     """
 
     def replace(node: Any) -> Any:
         if not _is_host(node):
             return node
         where = f"the reward's function {getattr(node.function, '__name__', node.function)}"
-        return GivenValues(place(numbers_of(node.function(batch, samples), where)))
+        returned = guarded(node.function, where)(batch, samples)
+        return GivenValues(place(numbers_of(returned, where, len(samples.tokens))))
 
     return jax.tree.map(replace, reward, is_leaf=_is_host)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.answers.asking import Asking, LanguageModel
-from jaxalign.answers.completing import stop_tokens
+from jaxalign.answers.completing import find_stops, stop_tokens
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.prompts import KINDS, Prompt, prompts_digest
 from jaxalign.data.templates import Template
@@ -50,7 +50,7 @@ from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.loop import Interruption, Training, train
 from jaxalign.runs.settings import LOOP_ONLY, RLSettings, Settings, has_checkpoint, to_json
 from jaxalign.sampling import Stage, Temperature, Tool, stage_key
-from jaxalign.text.chat_template import template_date
+from jaxalign.text.chat_template import run_date
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +201,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self._stop = stop_tokens(self.model, self.tokenizer, self.settings.stop)
+        if words := find_stops(self.model, self.tokenizer).texts:
+            print(
+                f"the chat template ends answers in words, {words[0]!r}, which end none in "
+                "training: take a template that ends them in a token"
+            )
         if self.recipe.reward is not None:
             given = (self.settings, self.model, self.tokenizer, self.prompts)
             self.work = make_reinforcement(*given, self.recipe)
@@ -209,7 +214,7 @@ class Experiment:
         self._saved = to_json(self.settings) | {
             "run_format": FORMAT,
             "compute_dtype": self._dtype,
-            "template_date": template_date(self.tokenizer),
+            "template_date": run_date(self.tokenizer),
             "prompts_digest": prompts_digest(self.prompts),
             "heldout_digest": prompts_digest(self.heldout),
             **self.recipe.facts,
@@ -313,11 +318,7 @@ class Experiment:
                 self.asking(template=recipe.template, tool=recipe.tool),
                 folder,
                 model=settings.model if name == "before" else f"{self._folder}, {label}",
-                settings={
-                    "suites": list(settings.heldout),
-                    "judge": ["phrases"],
-                    "chat_template": settings.chat_template,
-                },
+                settings={"suites": list(settings.heldout), "judge": ["phrases"]},
                 rules=recipe.facts.get("rules"),
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )

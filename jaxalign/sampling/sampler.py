@@ -27,7 +27,7 @@ class SamplingState:
       done: `[B]` bool, rows that met a stop token or an ending, or wait for a tool on the host.
       written: `tokens`, `mask`, `present` and `logps` of the `Rollout`, `[B, T]`.
       turns: with a tool, where the rows stand with it.
-      read: with endings, the automata's states, as `Reader.start` has them.
+      ending: with endings, the automata's states, as `Reader.start` has them.
       cache: the completions' own, as the decoder has it.
     """
 
@@ -36,7 +36,7 @@ class SamplingState:
     done: jax.Array
     written: dict[str, jax.Array]
     turns: Turns | None
-    read: jax.Array | None
+    ending: jax.Array | None
     cache: Any
 
 
@@ -134,7 +134,7 @@ def _sample(
         done=jnp.zeros((batch,), bool),
         written={name: jnp.zeros((batch, max_new_tokens), x) for name, x in dtypes.items()},
         turns=None if tool is None else Turns.start(tool, batch),
-        read=None if endings is None else endings.start(batch),
+        ending=None if endings is None else endings.start(batch),
         cache=cache,
     )
     stop_ids = jnp.asarray(stop, jnp.int32)
@@ -150,14 +150,14 @@ def _sample(
         scaled = scores / method.temperature
         token = method.choose(jax.vmap(lambda key: jax.random.fold_in(key, step))(keys), scaled)
         alive = ~state.done
-        drawn, turns, read = alive, state.turns, state.read
+        drawn, turns, ending = alive, state.turns, state.ending
         if tool is not None and turns is not None:
             token, free = turns.force(tool, token)
             drawn = alive & free
         done = state.done | (drawn & jnp.isin(token, stop_ids))
-        if endings is not None and read is not None:
-            read = endings.advance(read, token, drawn)
-            done = done | jnp.any(endings.accepted(read), axis=1)
+        if endings is not None and ending is not None:
+            ending = endings.advance(ending, token, drawn)
+            done = done | jnp.any(endings.accepted(ending), axis=1)
         if tool is not None and turns is not None:
             turns = turns.advance(tool, token, drawn & ~done)
             done = done | turns.waiting(tool)
@@ -173,7 +173,7 @@ def _sample(
             x, column[:, None].astype(x.dtype), (0, step)
         )
         written = jax.tree.map(put, state.written, columns)
-        return SamplingState(step + 1, token, done, written, turns, read, cache)
+        return SamplingState(step + 1, token, done, written, turns, ending, cache)
 
     state = jax.lax.while_loop(unfinished, decode, state)
     turns = state.turns

@@ -26,7 +26,7 @@ def day_of(date: str | None) -> str:
       InputError: it is no date.
     """
     try:
-        day = datetime.date.fromisoformat(date) if date else datetime.date.today()
+        day = datetime.date.fromisoformat(date) if date is not None else datetime.date.today()
     except ValueError:
         raise InputError(f"template_date: {date!r} is no date; write it as YYYY-MM-DD") from None
     return day.isoformat()
@@ -38,14 +38,15 @@ def fix_template(tokenizer: Any, name: str | None, date: str) -> None:
     Without a default one and without a name they stay, and `render_chats` asks for a name.
 
     Args:
-      tokenizer: is changed: it keeps the chosen template alone, and gets a `template_date`.
+      tokenizer: is changed: it keeps the chosen template alone, and gets a `template_date` and, if
+        a name is given, a `template_name`.
       name: of the template; by default `default`.
       date: ISO, what the template takes for today, also behind midnight.
 
     Raises:
       InputError: no template of that name.
     """
-    tokenizer.template_date = date
+    tokenizer.template_date, tokenizer.template_name = date, name
     found = tokenizer.chat_template
     several = found if isinstance(found, Mapping) else {}
     if name is not None and name not in several:
@@ -61,10 +62,13 @@ def fix_template(tokenizer: Any, name: str | None, date: str) -> None:
 def template_date(tokenizer: Any) -> str | None:
     """The date, ISO, that its chat template takes for today; None where the template asks for none.
 
-    It is what `fix_template` fixed, else today's.
+    It is that of `run_date`.
     """
-    if "strftime_now" not in str(tokenizer.chat_template):
-        return None
+    return run_date(tokenizer) if "strftime_now" in str(tokenizer.chat_template) else None
+
+
+def run_date(tokenizer: Any) -> str:
+    """The date, ISO, that `fix_template` fixed, else today's."""
     return getattr(tokenizer, "template_date", day_of(None))
 
 
@@ -92,6 +96,8 @@ def render_chats(
     template = tokenizer.chat_template
     if not template:
         raise InputError("the tokenizer has no chat template: use an instruct model")
+    if not isinstance(template, str | Mapping):
+        raise InputError(f"{named(tokenizer)}: its chat template is no text: use another model")
     if not isinstance(template, str):
         raise InputError(
             f"{named(tokenizer)}: has the chat templates {', '.join(template)} and no default: "

@@ -16,17 +16,30 @@ def decode(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> str:
     return text
 
 
-def encode_text(tokenizer: Any, text: str) -> list[int]:
+_BREAK = "\n"  # no piece of a sentencepiece vocabulary goes over it
+
+
+def encode_text(tokenizer: Any, text: str, first: bool = True) -> list[int]:
     """The ids of a plain text, in which the names of all added tokens are letters.
 
     Not of special ones alone: Qwen's `<think>` and `<tool_call>` are added and not special. The ids
     are those that the tokenizer, a fast Hugging Face one, would give if it had no added tokens.
     Where the model's own vocabulary makes one of a name, the name alone is in smaller pieces.
 
+    Args:
+      tokenizer: a fast one of Hugging Face.
+      text: plain text.
+      first: whether it begins a text; else no space is put before it by a tokenizer (Mistral's)
+        that puts one before the first word alone.
+
     Raises:
       InputError: the text has a letter that the vocabulary spells by an added token alone.
     """
-    ids: list[int]
+    before = _BREAK
+    if not first and _prepends_once(tokenizer) and text:
+        ids, known = encode_text(tokenizer, before + text), encode_text(tokenizer, before)
+        if ids[: len(known)] == known:
+            return ids[len(known) :]
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     added = set(tokenizer.get_added_vocab().values())
     if added.isdisjoint(ids):
@@ -39,6 +52,11 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     if backend.pre_tokenizer is not None:
         words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(words[0])]
     return [index for word in words for index in _spell(backend.model, word, added)]
+
+
+def _prepends_once(tokenizer: Any) -> bool:
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    return getattr(pre_tokenizer, "prepend_scheme", None) == "first"
 
 
 def _spell(model: Any, word: str, added: Set[int]) -> list[int]:

@@ -50,6 +50,7 @@ def _compile(template: str, date: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
+    del environment.filters["random"], environment.globals["lipsum"]  # a run must come out again
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = datetime.datetime.fromisoformat(date).strftime

@@ -120,13 +120,13 @@ class JaxalignLM(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What `lm-eval` adds to the `config` of its results."""
         day = template_date(self.tokenizer)
-        dated = {"template_date": day} if day else {}
-        return {"model_dtype": self._lm.dtype, "cut_contexts": self.cut_contexts, **dated}
+        found = {"stop": list(self._stop), **({"template_date": day} if day else {})}
+        return {"model_dtype": self._lm.dtype, "cut_contexts": self.cut_contexts, **found}
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids of a text; special tokens that it spells out are taken as such, as by HFLM.
+        """Token ids of a text; added tokens that it spells out are taken as such, as by HFLM.
 
         In a chat they are so in the template's part alone: what a task's messages say is letters.
 
@@ -267,7 +267,7 @@ class JaxalignLM(TemplateLM):
             questions = Questions(NO_PREFIX, contexts, in_batches(order, self._batch_size))
             for batch in answer_batches(self._lm, questions, asking, Stage.UTILITY):
                 for answer in batch:
-                    text = self.tokenizer.decode(answer.written, skip_special_tokens=True)
+                    text = self._lm.text(answer.written, answer.ending)
                     whole = postprocess_generated_text(text, until, None)
                     answers[indices[answer.request]] = whole
                 done += len(batch)

@@ -67,8 +67,9 @@ def test_a_loaded_model_computes_in_its_dtype_and_keeps_its_fingerprint(
         ("<|eot_id|>", (2, 49152)),
         (" \n<|eot_id|><|im_end|>", (2, 49152)),  # the first one ends the turn
         ("<|eot_id|>{% if messages[2:] %}{{ raise_exception('one') }}{% endif %}", (2, 49152)),
-        ("\n<note>", (2,)),  # a text, as below
-        ("\n<note><|eot_id|>", (2, 49152)),
+        ("\n<note>", (2, 49153)),  # an added token that is not special
+        ("\n<note><|eot_id|>", (2, 49153)),
+        ("\nUser: <note><|eot_id|>", (2, 49152)),
     ],
 )
 def test_what_a_template_writes_behind_an_answer_stops_one(

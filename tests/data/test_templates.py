@@ -210,8 +210,13 @@ def test_templates_that_take_contents_in_parts(smollm2_tokenizer):
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ messages[0]['content'] }}", "{{ raise_exception('roles must alternate') }}"],
-    ids=["drops a turn", "raises"],
+    [
+        "{{ messages[0]['content'] }}",
+        "{{ raise_exception('roles must alternate') }}",
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}\ue0009\ue001",
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}\ue000" + "9" * 5000 + "\ue001",
+    ],
+    ids=["drops a turn", "raises", "forges a turn", "forges a large number"],
 )
 def test_templates_that_do_not_take_the_turns(smollm2_tokenizer, template):
     tokenizer = copy.deepcopy(smollm2_tokenizer)
@@ -260,3 +265,18 @@ def test_a_system_turn_that_a_template_drops_is_joined_too(smollm2_tokenizer):
     first = batch.tokens[0][batch.mask[0]]
     assert list(first).count(tokenizer.eos_token_id) == 1  # the template's own
     assert tokenizer.decode(first).endswith("a<|im_end|><|im_end|>")
+
+
+@pytest.mark.parametrize("template", [5, ["a"], "{{ messages[1]['content'] * 2 }}"])
+def test_templates_that_are_none(smollm2_tokenizer, template):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match="its chat template "):
+        encode_frame(tokenizer, "Why?")
+
+
+def test_an_answer_that_is_written_twice_is_one_line(smollm2_tokenizer):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}{{ messages[1].content * 2 }}"
+    with pytest.raises(InputError, match="writes an answer twice"):
+        encode_frame(tokenizer, "Why?")

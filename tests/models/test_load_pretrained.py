@@ -70,6 +70,8 @@ def test_a_chat_template_is_chosen_by_name(tmp_path: Path, in_one_file: bool):
         load_pretrained(folder, chat_template="x")
     with pytest.raises(InputError, match="template_date: 'x' is no date"):
         load_pretrained(folder, template_date="x")
+    with pytest.raises(InputError, match="template_date: '' is no date"):
+        load_pretrained(folder, template_date="")
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(

@@ -59,7 +59,7 @@ def test_a_resumed_run_keeps_its_date(begin):
     assert "Today Date: 01 Jan 2020" in begin(TUESDAY, template_date="2020-01-01")[0]
 
 
-def test_a_template_without_a_date_has_none_to_change(begin):
+def test_a_template_without_a_date_leaves_the_run_one_for_its_reward_model(begin):
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert begin(MONDAY, template=plain) == ("Hi?", None)
-    assert begin(TUESDAY, resume=True, template_date="2026-03-10") == ("Hi?", None)
+    assert begin(MONDAY, template=plain) == ("Hi?", "2026-03-09")
+    assert begin(TUESDAY, resume=True) == ("Hi?", "2026-03-09")

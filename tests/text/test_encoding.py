@@ -1,5 +1,6 @@
 """A user's text is letters for every family of tokenizers, whatever tokens have been added."""
 
+import copy
 import json
 
 import pytest
@@ -273,3 +274,16 @@ def test_what_a_unigram_model_cannot_spell_leaves_its_word_whole():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     for text in ("helloéworld", "hello éé world"):
         assert encode_text(tokenizer, text) == oracle.encode(text).ids
+
+
+@pytest.mark.parametrize("template", ["chatml", "{{ bos_token }}{{ messages[0].content }}"])
+def test_a_chat_is_encoded_as_by_the_tokenizer_itself(family, template):
+    """Mistral's puts a space before the first word of a text, not behind a token."""
+    tokenizer = copy.deepcopy(family[0])
+    tokenizer.bos_token = "[INST]"
+    if template != "chatml":
+        tokenizer.chat_template = template
+    chat = bare_messages("I’m an ere")
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    head, tail = encode_chat(tokenizer, chat)
+    assert head + tail == tokenizer(text, add_special_tokens=False).input_ids

@@ -34,7 +34,7 @@ from jaxalign.records import Params
 from jaxalign.rewards import Likelihood, RewardModel, answer_span
 from jaxalign.rewards.terms import HostValues
 from jaxalign.runs.facts import prompts_of
-from jaxalign.text.chat_template import day_of, template_date
+from jaxalign.text.chat_template import run_date
 from jaxalign.text.encoding import decode
 
 FLAG = "--helpfulness"
@@ -218,7 +218,7 @@ def load_scoring(
         chosen = on_host(score, tokenizer, prompts)
     else:
         lm = load_reward_model(spec, dtype=model.dtype, mesh=model.mesh)
-        lm.tokenizer.template_date = day_of(template_date(tokenizer))  # of the run
+        lm.tokenizer.template_date = run_date(tokenizer)
         chosen = by_reward_model(spec, lm, tokenizer, prompts, max_new_tokens)
     if chosen.encode is None and are_several():
         raise InputError(

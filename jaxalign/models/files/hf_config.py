@@ -167,7 +167,9 @@ def _scaling(path: Path, name: str, rope: dict[str, Any], max_positions: int) ->
     kind = rope.get("rope_type", rope.get("type"))
     values = {"factor": number("factor")}
     if kind != "linear":
-        values["original_positions"] = int(number(_ORIGINAL, max_positions))
+        given = rope.get(_ORIGINAL)
+        given = max_positions if given is None else given
+        values["original_positions"] = _positive(path, f"{name}.{_ORIGINAL}", given, (int,))
     if kind == "llama3":
         values |= {field: number(field) for field in ("low_freq_factor", "high_freq_factor")}
     if kind == "yarn":
