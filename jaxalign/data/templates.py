@@ -214,8 +214,6 @@ def encode_frame(tokenizer: Tokenizer, request: str) -> tuple[list[int], list[in
     index = next(i for i, part in enumerate(parts) if _slot(1) in part)
     left, _, right = parts[index].partition(_slot(1))
     before, behind = [*parts[:index], left], [right, *parts[index + 1 :]]
-    if any(_slot(1) in part for part in behind):
-        raise InputError(f"{named(tokenizer)}: its chat template writes an answer twice")
     contents = [request.strip()]
     return (
         _encode_parts(tokenizer, before, contents),
@@ -270,7 +268,8 @@ def turn_end(tokenizer: Tokenizer) -> str:
     r"""What the chat template writes behind an answer, by which the answer's end can be told.
 
     That is the name of the first token of control before the next request; where there is none, the
-    words up to it, such as `\n\nUser:`. "" where these are blank, or the template takes no answers.
+    words up to it, such as `\n\nUser:`. "" where these are blank or a mark or two, which an answer
+    may hold as well, or where the template takes no answers.
     """
     for roles in (["user", "assistant", "user"], ["user", "assistant"]):
         try:
@@ -285,7 +284,10 @@ def turn_end(tokenizer: Tokenizer) -> str:
             if token.special or behind.lstrip().startswith(str(token))
         ]
         found = [(behind.find(name), -len(name), name) for name in ends if name in behind]
-        return min(found)[2] if found else behind.rstrip()
+        if found or _OPEN in behind:
+            return min(found)[2] if found else ""
+        words = behind.rstrip()
+        return words if len(words.lstrip()) > 2 else ""
     return ""
 
 
@@ -395,9 +397,9 @@ def _render_slots(tokenizer: Tokenizer, roles: Sequence[str], *, finished: bool)
     chats = [chat for form in forms for chat in (form, _in_parts(form))]
     rendered = render_chats(tokenizer, chats, finished=finished)
     for found in rendered:
-        if set(_SLOT.findall(found.get("text", ""))) == set(map(str, range(len(roles)))):
+        if sorted(_SLOT.findall(found.get("text", ""))) == sorted(map(str, range(len(roles)))):
             return found["text"]
-    why = next((x["error"] for x in rendered if "error" in x), "it writes others")
+    why = next((x["error"] for x in rendered if "error" in x), "it writes some twice or not at all")
     raise InputError(
         f"{named(tokenizer)}: its chat template does not take the turns {', '.join(roles)} "
         f"({why}): use another model"

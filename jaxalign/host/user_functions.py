@@ -77,7 +77,9 @@ def guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except Exception as error:  # whatever the user's code does
+        except InputError:  # says what is wrong itself
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's code does
             raise InputError(f"{where}: it raised {describe(error)}; mend it") from error
 
     return call
@@ -113,7 +115,7 @@ def numbers_of(returned: Any, where: str, most: int | None = None) -> np.ndarray
         try:
             plain = item.tolist() if hasattr(item, "tolist") else item
             values[index] = float("no number" if isinstance(plain, str | bytes) else plain)
-        except Exception:  # whatever an object of the user's does when it is asked for a number
+        except (Exception, SystemExit):  # whatever a user's object does when asked for a number
             raise InputError(
                 f"{where}: it gave {in_short(item)} to answer {index + 1} of {len(items)}; return "
                 "a number for each"
@@ -156,7 +158,10 @@ def scoring_texts(
 
 def in_short(value: Any) -> str:
     """One line that shows a value."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of a user's class, or of an integer with thousands of digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 

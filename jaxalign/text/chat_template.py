@@ -35,11 +35,11 @@ def day_of(date: str | None) -> str:
 def fix_template(tokenizer: Any, name: str | None, date: str) -> None:
     """Chooses the chat template of a tokenizer that has several, and the date that it writes.
 
-    Without a default one and without a name they stay, and `render_chats` asks for a name.
+    The others stay, for an export. Without a default one and without a name, `render_chats` asks
+    for one.
 
     Args:
-      tokenizer: is changed: it keeps the chosen template alone, and gets a `template_date` and, if
-        a name is given, a `template_name`.
+      tokenizer: gets a `template_date` and a `template_name`, which is None without a name.
       name: of the template; by default `default`.
       date: ISO, what the template takes for today, also behind midnight.
 
@@ -48,15 +48,13 @@ def fix_template(tokenizer: Any, name: str | None, date: str) -> None:
     """
     tokenizer.template_date, tokenizer.template_name = date, name
     found = tokenizer.chat_template
-    several = found if isinstance(found, Mapping) else {}
+    several = found if isinstance(found, Mapping) else {"default": found}
     if name is not None and name not in several:
-        there = f"its templates are {', '.join(several)}" if several else "it has none with a name"
+        there = f"it has {', '.join(map(str, several))}"
         raise InputError(
             f"{named(tokenizer)}: no chat template {name!r}; {there}: correct --chat-template or "
             "leave it out"
         )
-    if several:
-        tokenizer.chat_template = several.get(name or "default", several)
 
 
 def template_date(tokenizer: Any) -> str | None:
@@ -64,7 +62,14 @@ def template_date(tokenizer: Any) -> str | None:
 
     It is that of `run_date`.
     """
-    return run_date(tokenizer) if "strftime_now" in str(tokenizer.chat_template) else None
+    return run_date(tokenizer) if "strftime_now" in str(_chosen(tokenizer)) else None
+
+
+def _chosen(tokenizer: Any) -> Any:
+    found = tokenizer.chat_template
+    if not isinstance(found, Mapping):
+        return found
+    return found.get(getattr(tokenizer, "template_name", None) or "default", found)
 
 
 def run_date(tokenizer: Any) -> str:
@@ -93,15 +98,15 @@ def render_chats(
       InputError: there is no chat template, several and none chosen, or what it is can't be
         rendered within the limits.
     """
-    template = tokenizer.chat_template
+    template = _chosen(tokenizer)
     if not template:
         raise InputError("the tokenizer has no chat template: use an instruct model")
     if not isinstance(template, str | Mapping):
         raise InputError(f"{named(tokenizer)}: its chat template is no text: use another model")
     if not isinstance(template, str):
         raise InputError(
-            f"{named(tokenizer)}: has the chat templates {', '.join(template)} and no default: "
-            "choose one by --chat-template"
+            f"{named(tokenizer)}: has the chat templates {', '.join(map(str, template))} and no "
+            "default: choose one by --chat-template"
         )
     context = dict(tokenizer.special_tokens_map) | {"add_generation_prompt": not finished}
     date = template_date(tokenizer) or "1970-01-01"
@@ -139,9 +144,11 @@ def _server(process: int) -> Any:
 
 
 def _end(server: Any) -> None:
-    with contextlib.suppress(OSError):
-        server.stdin.close()
+    server.kill()  # a forked process may hold its pipes open
     server.wait()
+    for pipe in (server.stdin, server.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 @functools.lru_cache(maxsize=256)
@@ -156,7 +163,6 @@ def _ask(request: str) -> Any:
             server.stdin.flush()
             return json.loads(server.stdout.readline())
         except BaseException as error:  # also Ctrl-C: its answer must not be the next one's
-            server.kill()
             _end(server)
             _server.cache_clear()
             if not isinstance(error, OSError | ValueError):

@@ -120,8 +120,13 @@ class JaxalignLM(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What `lm-eval` adds to the `config` of its results."""
         day = template_date(self.tokenizer)
-        found = {"stop": list(self._stop), **({"template_date": day} if day else {})}
-        return {"model_dtype": self._lm.dtype, "cut_contexts": self.cut_contexts, **found}
+        return {
+            "model_dtype": self._lm.dtype,
+            "cut_contexts": self.cut_contexts,
+            "stop": list(self._stop),
+            "chat_template": getattr(self.tokenizer, "template_name", None),
+            **({"template_date": day} if day else {}),
+        }
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any

@@ -125,23 +125,31 @@ def test_a_template_that_takes_no_answer_adds_no_stop(lm: LanguageModel, templat
 
 
 @pytest.mark.parametrize(
-    ("template", "text"),
+    ("template", "stops"),
     [
-        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}", "\n\nuser:"),
-        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", None),
-        ("{% for m in messages %}{{ m['content'] }} <note>\n{% endfor %}", " <note>"),
-        (PLAIN_TEMPLATE, None),  # the end token stands behind an answer
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}",
+            ((2,), ("\n\nuser:",)),
+        ),
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", ((2,), ())),
+        (
+            "{% for m in messages %}{{ m['content'] }} <note>\n{% endfor %}",
+            ((2, 49152), ("<note>",)),
+        ),
+        ("{% for m in messages %}{{ m.content }}.\n{% endfor %}", ((2,), ())),
+        ("{% for m in messages %}{{ loop.index }}. {{ m.content }}\n{% endfor %}", ((2,), ())),
+        (PLAIN_TEMPLATE, ((2,), ())),  # the end token stands behind an answer
     ],
-    ids=["words", "blank", "an added token", "ours"],
+    ids=["words", "blank", "an added token", "a mark", "a number", "ours"],
 )
 def test_words_end_a_turn_where_the_template_writes_no_special_token(
-    lm: LanguageModel, template: str, text: str | None
+    lm: LanguageModel, template: str, stops: tuple[Any, Any]
 ) -> None:
     """A base model that is shown earlier turns goes on with the next one."""
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.add_tokens("<note>")
     tokenizer.chat_template = template
-    assert find_stops(lm.model, tokenizer) == ((2,), () if text is None else (text,))
+    assert find_stops(lm.model, tokenizer) == stops
 
 
 def test_words_end_an_answer_and_are_no_part_of_it(lm: LanguageModel) -> None:

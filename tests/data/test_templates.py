@@ -273,10 +273,3 @@ def test_templates_that_are_none(smollm2_tokenizer, template):
     tokenizer.chat_template = template
     with pytest.raises(InputError, match="its chat template "):
         encode_frame(tokenizer, "Why?")
-
-
-def test_an_answer_that_is_written_twice_is_one_line(smollm2_tokenizer):
-    tokenizer = copy.deepcopy(smollm2_tokenizer)
-    tokenizer.chat_template = "{{ messages[0].content }}{{ messages[1].content * 2 }}"
-    with pytest.raises(InputError, match="writes an answer twice"):
-        encode_frame(tokenizer, "Why?")

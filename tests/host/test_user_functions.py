@@ -154,3 +154,30 @@ def test_what_is_no_number_for_each_is_one_line(returned, message):
 def test_numbers_beyond_what_is_due_are_one_line():
     with pytest.raises(InputError, match="gave -0.5 to answer 2 of 3, '!'; return numbers between"):
         scored([0, -0.5, 1], low=0, high=1)
+
+
+class Unshown(float):
+    """Of a user's own."""
+
+    def __float__(self):
+        raise SystemExit(0)
+
+    def __repr__(self):
+        raise ValueError("no")
+
+
+def exits(requests, answers):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (exits, "f: it raised SystemExit: 0; mend it"),
+        (lambda *_: [10**5000], "it gave a int to answer 1 of 1; return a number"),
+        (lambda *_: [Unshown()], "it gave a Unshown to answer 1 of 1; return a number"),
+    ],
+)
+def test_what_a_users_object_does_ends_in_one_line(function, message):
+    with pytest.raises(InputError, match=message):
+        scoring_texts(function, "f")(["?"], ["!"])

@@ -64,9 +64,12 @@ def test_a_chat_template_is_chosen_by_name(tmp_path: Path, in_one_file: bool):
         _, _, found = load_pretrained(folder, **chosen)
         return render_chats(found, [[]], finished=True)[0]["text"]
 
+    _, _, loaded = load_pretrained(folder)
+    save_pretrained(tmp_path / "again", Transformer(POLICY), random_params(POLICY), loaded)
+    assert load_pretrained(tmp_path / "again")[2].chat_template == named
     assert rendered() == "plain"
     assert rendered(chat_template="rag", template_date="2026-03-09") == "09.03."
-    with pytest.raises(InputError, match=r"model: no chat template 'x'; its templates are .*rag"):
+    with pytest.raises(InputError, match=r"model: no chat template 'x'; it has .*rag"):
         load_pretrained(folder, chat_template="x")
     with pytest.raises(InputError, match="template_date: 'x' is no date"):
         load_pretrained(folder, template_date="x")

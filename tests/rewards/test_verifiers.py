@@ -1,12 +1,14 @@
 """The verifiers against Python's `in` and `re` on decoded text, and the mask of the answer."""
 
 import csv
+import functools
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from automata import matches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -200,7 +202,7 @@ def test_refusals_by_hand(small_tokenizer, verifiers, our_refusals):
 @pytest.mark.parametrize(("place", "later"), [(FIRST_SENTENCE, False), ("", True)])
 def test_spellings_of_a_wording(apostrophe, place, later):
     pattern = wording_pattern(["I am unable to", "cannot (ever) be", "it is odd"], place=place)
-    found = compile_pattern(pattern).matches
+    found = functools.partial(matches, compile_pattern(pattern))
     for text in ("I am unable to", "I'm unable to", "So Cannot (ever) be", "can't (ever) be"):
         assert found(text.replace("'", apostrophe))
     assert found(f"It{apostrophe}s odd") and found("  it is odd")

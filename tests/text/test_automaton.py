@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from automata import matches
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -37,14 +38,6 @@ byte_texts = st.lists(
     st.sampled_from([piece.encode() for piece in PIECES]) | st.binary(min_size=1, max_size=3),
     max_size=10,
 ).map(b"".join)
-
-
-def matches(automaton, text):
-    """Whether a text, or bytes, lead the automaton to a match."""
-    state = automaton.start
-    for byte in text.encode() if isinstance(text, str) else text:
-        state = automaton.transitions[state, byte]
-    return automaton.accepting[state]
 
 
 # ---- phrases

@@ -276,13 +276,20 @@ def test_what_a_unigram_model_cannot_spell_leaves_its_word_whole():
         assert encode_text(tokenizer, text) == oracle.encode(text).ids
 
 
-@pytest.mark.parametrize("template", ["chatml", "{{ bos_token }}{{ messages[0].content }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+        "{{ bos_token }}{{ messages[0].content }}",
+        "{{ messages[0].content }} {{ bos_token }} {{ messages[0].role }}",
+    ],
+    ids=["chatml", "behind a token", "before one"],
+)
 def test_a_chat_is_encoded_as_by_the_tokenizer_itself(family, template):
     """Mistral's puts a space before the first word of a text, not behind a token."""
     tokenizer = copy.deepcopy(family[0])
     tokenizer.bos_token = "[INST]"
-    if template != "chatml":
-        tokenizer.chat_template = template
+    tokenizer.chat_template = template
     chat = bare_messages("I’m an ere")
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     head, tail = encode_chat(tokenizer, chat)

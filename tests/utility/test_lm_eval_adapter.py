@@ -124,7 +124,8 @@ def test_long_contexts_lose_their_beginning(tiny):
     # The model reads 10 tokens: 7 of the context, and all of the continuation but its last.
     expected = plain_logps(model, params, tokens[9:16], tokens[16:]).sum()
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    assert lm.get_model_info() == {"model_dtype": "float32", "cut_contexts": 1}
+    plain = {"stop": [], "chat_template": None}
+    assert lm.get_model_info() == {"model_dtype": "float32", "cut_contexts": 1} | plain
     lm.generate_until(asked("generate_until", (TEXT, {"until": [], "max_gen_toks": 4})))
     assert lm.cut_contexts == 2
     with pytest.raises(InputError, match="leaves no room for the context"):

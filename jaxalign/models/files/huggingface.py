@@ -130,10 +130,11 @@ def _read_weights(
 
 def _are_equal(one: Any, other: Any) -> bool:
     """Whether two tensors in files hold the same numbers; reads some rows of them at a time."""
+    if one.get_shape() != other.get_shape():
+        return False
     rows, step = one.get_shape()[0], 5000
     parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-    same = one.get_shape() == other.get_shape()
-    return same and all(np.array_equal(one[part], other[part]) for part in parts)
+    return all(np.array_equal(one[part], other[part]) for part in parts)
 
 
 def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -1,0 +1,9 @@
+"""Reading an automaton on the host, which is what the device's reading is held to."""
+
+
+def matches(automaton, text):
+    """Whether a text, or bytes, lead the automaton to a match."""
+    state = automaton.start
+    for byte in text.encode() if isinstance(text, str) else text:
+        state = automaton.transitions[state, byte]
+    return automaton.accepting[state]
