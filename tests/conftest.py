@@ -69,6 +69,7 @@ OLDEST = (
     "test_layers.py",
     "losses/test_losses_everywhere.py",
     "losses/test_losses_mesh.py",
+    "models/test_load_memory.py",
     "sampling/test_sampler.py",
     "engine/test_objective.py",
     "runs/test_checkpoint.py",

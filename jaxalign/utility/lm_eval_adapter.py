@@ -131,9 +131,9 @@ class JaxalignLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids of a text; added tokens that it spells out are taken as such, as by HFLM.
+        """Token ids of a text, in which the names of added tokens are letters.
 
-        In a chat they are so in the template's part alone: what a task's messages say is letters.
+        In a chat the template's own are tokens. Where a text names none the ids are HFLM's.
 
         Args:
           string: the text.
@@ -144,11 +144,7 @@ class JaxalignLM(TemplateLM):
         if add_special_tokens is None:
             begin = self.tokenizer.decode([self.prefix_token_id])
             add_special_tokens = not string.startswith(begin)
-        own = self._own.get(string.rstrip())
-        if own is not None:
-            return self._encode_chat(string, own, add_special_tokens)
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
-        return ids
+        return self._encode_chat(string, self._own.get(string.rstrip(), ()), add_special_tokens)
 
     def _encode_chat(
         self, text: str, own: Sequence[tuple[int, int]], add_special_tokens: bool

@@ -151,8 +151,8 @@ def _rope(path: Path, fields: dict[str, Any], max_positions: int) -> tuple[Any, 
                 f"{path}: {name}={rope} comes with a later release; supported: rope_type "
                 f"{', '.join(map(repr, ('default', *_SCALINGS)))}"
             )
-        theta = rope.get("rope_theta", theta)
-        if rope:
+        if rope:  # the second one wins where both are there, as in transformers
+            theta = rope.get("rope_theta", fields.get("rope_theta"))
             scaling = None if kind == "default" else _scaling(path, name, rope, max_positions)
     return theta, scaling
 
