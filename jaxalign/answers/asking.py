@@ -160,8 +160,8 @@ class Asking:
         )
         if isinstance(self.stop, str):
             raise InputError(f"stop must be several texts; write [{self.stop!r}] for one")
-        if "" in self.stop:
-            raise InputError("stop has an empty text; give the words that end an answer")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise InputError(f"stop is {self.stop!r}; give texts, none of them empty")
 
 
 class Answer(NamedTuple):

@@ -196,7 +196,8 @@ def test_a_token_is_a_stop_by_its_name(lm: LanguageModel, name: str) -> None:
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be at least 1"),
         ({"stop": "###"}, r"stop must be several texts; write \['###'\] for one"),
-        ({"stop": ("a", "")}, "stop has an empty text; give the words that end an answer"),
+        ({"stop": ("a", "")}, r"stop is \('a', ''\); give texts, none of them empty"),
+        ({"stop": [5]}, r"stop is \[5\]; give texts, none of them empty"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0; it must be at least 1"),
     ],
 )
