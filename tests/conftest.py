@@ -43,7 +43,7 @@ SENTENCES = [
 ]
 
 
-# Files that take a minute or more, the longest first: they begin first (with --dist loadfile
+# Files that take long, the longest first: they begin first (with --dist loadfile
 # --no-loadscope-reorder), so that no process is left alone with one in the end.
 LONG = (
     "test_plan",
@@ -60,6 +60,11 @@ LONG = (
     "test_engine_docs",
     "test_judges",
     "test_checks",
+    "test_lm_eval_adapter",
+    "test_smollm2",
+    "test_load_memory",
+    "test_byte_fallback",
+    "test_utility",
 )
 
 
