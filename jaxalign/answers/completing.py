@@ -61,9 +61,9 @@ class Stops(NamedTuple):
 def find_stops(model: Transformer, tokenizer: Tokenizer) -> Stops:
     """What ends an answer of a model.
 
-    The tokens are those that the model's files name, the tokenizer's end token, and the special
-    token that the chat template writes behind an answer. Where that writes words alone, as for a
-    base model, they end it.
+    The tokens are those that the model's files name, the tokenizer's end token, and the one that
+    the chat template writes behind an answer. Where that writes words alone they end it
+    (`turn_end`).
     """
     config, behind = model.config, turn_end(tokenizer)
     tokens = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id} - {None}

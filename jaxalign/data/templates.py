@@ -284,9 +284,9 @@ def turn_end(tokenizer: Tokenizer) -> str:
             if token.special or behind.lstrip().startswith(str(token))
         ]
         found = [(behind.find(name), -len(name), name) for name in ends if name in behind]
-        if found or _OPEN in behind:
-            return min(found)[2] if found else ""
-        words = behind.rstrip()
+        if found:
+            return min(found)[2]
+        words = "" if _OPEN in behind else behind.rstrip()
         return words if len(words.lstrip()) > 2 else ""
     return ""
 

@@ -88,8 +88,9 @@ def evaluate(
             "prompts alone"
         )
     lm = dataclasses.replace(lm, weights=lm.digest)  # a pass over the parameters, once
-    facts = {"rules": rules}
-    sent = answer_all(lm, suites, attacks, asking, folder=folder, facts=facts, progress=progress)
+    sent = answer_all(
+        lm, suites, attacks, asking, folder=folder, facts={"rules": rules}, progress=progress
+    )
     results = {}
     if is_first():
         answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]

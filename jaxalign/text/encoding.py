@@ -35,9 +35,9 @@ def encode_text(tokenizer: Any, text: str, first: bool = True) -> list[int]:
     Raises:
       InputError: the text has a letter that the vocabulary spells by an added token alone.
     """
-    before = _BREAK
-    if not first and _prepends_once(tokenizer) and text:
-        ids, known = encode_text(tokenizer, before + text), encode_text(tokenizer, before)
+    ids: list[int]
+    if not first and _prepends_once(tokenizer):
+        known, ids = (encode_text(tokenizer, x) for x in (_BREAK, _BREAK + text))
         if ids[: len(known)] == known:
             return ids[len(known) :]
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

@@ -144,9 +144,9 @@ class JaxalignLM(TemplateLM):
         if add_special_tokens is None:
             begin = self.tokenizer.decode([self.prefix_token_id])
             add_special_tokens = not string.startswith(begin)
-        return self._encode_chat(string, self._own.get(string.rstrip(), ()), add_special_tokens)
+        return self._encode(string, self._own.get(string.rstrip(), ()), add_special_tokens)
 
-    def _encode_chat(
+    def _encode(
         self, text: str, own: Sequence[tuple[int, int]], add_special_tokens: bool
     ) -> list[int]:
         ids = encode_chat_text(self.tokenizer, text, own)
@@ -158,8 +158,8 @@ class JaxalignLM(TemplateLM):
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return pair
         opened = not context.startswith(self.tokenizer.decode([self.prefix_token_id]))
-        before = self._encode_chat(context.rstrip(), own, opened)
-        whole = self._encode_chat(context + continuation, own, opened)
+        before = self._encode(context.rstrip(), own, opened)
+        whole = self._encode(context + continuation, own, opened)
         return before, whole[len(before) :]
 
     def apply_chat_template(
