@@ -6,6 +6,7 @@ import datetime
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -138,13 +139,19 @@ def _server(process: int) -> Any:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,  # a group that ends together with what it renders
     )
     atexit.register(_end, server)
     return server
 
 
+def _kill(server: Any) -> None:
+    if server.returncode is None:  # else its number may be another's by now
+        os.killpg(server.pid, signal.SIGKILL)
+
+
 def _end(server: Any) -> None:
-    server.kill()  # a forked process may hold its pipes open
+    _kill(server)  # a forked process may hold its pipes open
     server.wait()
     for pipe in (server.stdin, server.stdout):
         with contextlib.suppress(OSError):
@@ -156,7 +163,7 @@ def _ask(request: str) -> Any:
     """The renderer's answer to a request, both JSON."""
     with _LOCK:
         server = _server(os.getpid())
-        timer = threading.Timer(PATIENCE, server.kill)
+        timer = threading.Timer(PATIENCE, _kill, (server,))
         timer.start()
         try:
             server.stdin.write(request + "\n")

@@ -20,8 +20,10 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS, MEGABYTES = 1, 512
-"""What all chats of a request may take together: of the processor, and of memory."""
+SECONDS, MEGABYTES = 5, 256
+"""What all chats of a request may take together: of the processor, and of memory.
+
+Filling the memory alone takes a second on a loaded machine."""
 
 LONGEST = 1 << 20
 """Characters of a rendered chat."""
@@ -88,7 +90,6 @@ def _answer(template: str, date: str, chats: list[Any], context: dict[str, Any])
 
 def serve() -> None:
     """Answers request after request, each in a process of its own that may be killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
         child = os.fork()

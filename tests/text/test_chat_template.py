@@ -77,13 +77,13 @@ def test_one_of_several_templates(tokenizer):
 HOSTILE = {
     "range": ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
     "macro": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
-    "huge": ("{{ 'x' * 10**10 }}", "takes more than 512 MB of memory"),
+    "huge": ("{{ 'x' * 10**10 }}", "takes more than 256 MB of memory"),
     "doubling": (
         "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}"
         "{% endfor %}",
-        "takes more than 512 MB of memory",
+        "takes more than 256 MB of memory",
     ),
-    "width": ("{{ '%1000000000d' % 1 }}", "takes more than 512 MB of memory"),
+    "width": ("{{ '%1000000000d' % 1 }}", "takes more than 256 MB of memory"),
     "long": ("{{ 'x' * 2 ** 21 }}", "writes more than 1048576 characters"),
     "zero": ("{{ 1 // 0 }}", "ZeroDivisionError"),
     "slice": ("{{ messages[7:9][0]['content'] }}", "has no element 0"),
@@ -104,7 +104,7 @@ def test_a_hostile_template_fails_in_a_line(tokenizer, template, message):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (f"{{% for i in {'range(99999)'} %}}" * 2 + "{% endfor %}" * 2, "takes more than 1 s"),
+        (f"{{% for i in {'range(99999)'} %}}" * 2 + "{% endfor %}" * 2, "takes more than 5 s"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "RecursionError"),
         ("{% if %}", "TemplateSyntaxError"),
     ],
