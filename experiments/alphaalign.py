@@ -22,52 +22,35 @@ checkpoints/, model/ (opens in transformers).
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxalign.data import Prompt
 from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
-from jaxalign.host.errors import InputError
-from jaxalign.methods.alphaalign.reward import alphaalign_reward
-from jaxalign.methods.alphaalign.scorers import LIKELIHOOD, load_scoring
+from jaxalign.host.fields import Share
+from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.models import Transformer
-from jaxalign.records import Params
-from jaxalign.rewards import (
-    FIRST_SENTENCE_REFUSAL_PATTERN,
-    FORMAT_PATTERN,
-    REFUSAL_PATTERN,
-    STRICT_FORMAT_PATTERN,
-    Reward,
-    safety_verifiers,
-)
-from jaxalign.runs.experiment import Recipe, tokenizer_of
+from jaxalign.runs.experiment import Recipe
+from jaxalign.runs.flags import FLAT, change
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
-from jaxalign.runs.settings import RLSettings, Share, Weight
+from jaxalign.runs.settings import RL, Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class AlphaAlign(RLSettings):
+class AlphaAlign(Settings):
     """Settings of a run."""
 
     run: Path = Path("runs/alphaalign")
     """Run folder to write."""
     template: Literal["examples", "bare"] = "examples"
     """examples: instruction and two worked examples as chat turns, which small models need."""
-    format: Literal["strict", "loose"] = "strict"
-    """What is well-formed: strict, nothing but reasoning and answer; loose, the paper's pattern."""
-    refusal: Literal["phrases", "first-sentence"] = "phrases"
-    """What is a refusal in the reward: the paper's phrases, or our wordings (docs/refusals.md)."""
     label_noise: Share = 0.0
     """Share of the training prompts whose label, harmful or not, is wrong: for the ablation."""
-    helpfulness_weight: Weight = 0.3
-    """Weight of the helpfulness reward; 0 leaves its scoring pass out."""
-    helpfulness: str = LIKELIHOOD
-    """What scores the answers: likelihood, under the start model; a reward model, as a Hugging Face
-    sequence-classification folder or hub id; or FILE.py:FUNCTION, which takes requests and answers
-    and returns a number for each."""
-    normalise: bool = True
-    """Normalise helpfulness over a prompt's samples; without, it is the bare score."""
+    rl: Annotated[RL, FLAT] = RL()
+    """How it learns from rewards."""
+    rewarded: Annotated[Rewarded, FLAT] = Rewarded()
+    """What for, beside safety."""
 
     def load_prompts(self) -> list[Prompt]:
         """The training prompts, with the labels that the run is to learn from."""
@@ -75,18 +58,15 @@ class AlphaAlign(RLSettings):
 
     def check_plan(self) -> None:
         """Refuses a scorer that would have to be loaded."""
-        if self.helpfulness_weight and self.helpfulness != LIKELIHOOD:
-            raise InputError(
-                f"helpfulness={self.helpfulness}: only the start model's likelihood can be "
-                "planned: leave --helpfulness out"
-            )
+        self.rewarded.check_plan()
 
 
 PRESETS: dict[str, AlphaAlign] = {
     # SmolLM2-135M on two CPU cores; README.md has the measured time and results.
     "demo": AlphaAlign(run=Path("runs/demo")),
     # The same architecture with 1.7B parameters, on one 80 GB accelerator; ours, not yet run.
-    "smollm2-1.7b": AlphaAlign(
+    "smollm2-1.7b": change(
+        AlphaAlign(),
         run=Path("runs/smollm2-1.7b"),
         model="HuggingFaceTB/SmolLM2-1.7B-Instruct",
         samples_per_prompt=8,
@@ -101,17 +81,18 @@ PRESETS: dict[str, AlphaAlign] = {
 # The papers' models on v5e:4x4; not run, `jaxalign plan` says what they take (docs/scale.md).
 # Batch, samples and learning rate are AlphaAlign's.
 _LARGE = large(
-    AlphaAlign,
+    AlphaAlign(),
     "alphaalign",
     steps=200,
     decay_steps=0,
     learning_rate=1e-6,
     critic_learning_rate=1e-5,
+    samples_per_prompt=8,
     helpfulness_weight=1.0,
 )
 # AlphaAlign-Zero, the paper's ablation: the safety reward alone, on a base model; not run either.
 PRESETS |= _LARGE | {
-    "zero": dataclasses.replace(
+    "zero": change(
         _LARGE["qwen2.5-3b"],
         run=Path("runs/alphaalign-zero"),
         model="Qwen/Qwen2.5-3B",
@@ -120,42 +101,12 @@ PRESETS |= _LARGE | {
 }
 
 
-FORMATS = {"strict": STRICT_FORMAT_PATTERN, "loose": FORMAT_PATTERN}
-REFUSALS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}
-
-
 def build(
     settings: AlphaAlign, model: Transformer, tokenizer: Any, prompts: list[Prompt]
 ) -> Recipe:
     """The reward and how prompts are asked."""
-    with tokenizer_of(settings.model):
-        verifiers = safety_verifiers(
-            tokenizer, pattern=FORMATS[settings.format], refusal=REFUSALS[settings.refusal]
-        )
-    scoring = None
-    if settings.helpfulness_weight:
-        scoring = load_scoring(
-            settings.helpfulness,
-            model,
-            tokenizer,
-            prompts,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_new_tokens=settings.max_new_tokens,
-        )
-
-    def reward(start: Params) -> Reward:
-        return alphaalign_reward(
-            verifiers,
-            None if scoring is None else scoring.scorer(start),
-            format_weight=settings.format_weight,
-            refusal_weight=settings.refusal_weight,
-            balance=settings.balance,
-            helpfulness_weight=settings.helpfulness_weight,
-            normalise=settings.normalise,
-        )
-
     template = alphaalign_messages if settings.template == "examples" else bare_messages
-    return Recipe(template, reward, encode=None if scoring is None else scoring.encode)
+    return settings.rewarded.recipe(template, settings, model, tokenizer, prompts)
 
 
 main = main_of("alphaalign", PRESETS, build, __doc__)

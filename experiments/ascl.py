@@ -2,7 +2,7 @@
 
     python experiments/ascl.py smollm2
     python experiments/ascl.py smollm2 --run runs/grpo --objective.adjust none
-    python experiments/ascl.py smollm2 --run runs/zero --cold-start-rounds 0    # ASCL-ZS's start
+    python experiments/ascl.py smollm2 --run runs/zero --cold-start none    # ASCL-ZS's start
     python experiments/ascl.py smollm2 --run runs/mine --rules mine.yaml
 
 To consult, the model writes <consult>category</consult>; the rule's text follows as tokens that are
@@ -12,34 +12,34 @@ consulting as such. IFPO rebalances the advantages of samples that consulted and
 not; `--objective.adjust none` is GRPO.
 
 Presets (the first word) stand below with the hardware they are meant for. Every setting is a flag;
-`--help` after the preset lists them.
-
-The run folder is as experiments/alphaalign.py has it, and gets traces.json, cold_start/ (the
-fine-tuned model) and after_cold_start/ (its evaluation).
+`--help` after the preset lists them. The run folder is as experiments/alphaalign.py has it, and
+gets traces.json, cold_start/ (the fine-tuned model) and after_cold_start/ (its evaluation).
 """
 
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxalign.data import Prompt, RuleBook, builtin_rules, load_rules
 from jaxalign.data.templates import consulting_messages
 from jaxalign.engine.baselines import InverseFrequency, Shrinkage
-from jaxalign.engine.objective import GRPO, Objective
+from jaxalign.engine.objective import GRPO
+from jaxalign.host.fields import Count
 from jaxalign.methods.ascl.consulting import Consulting
-from jaxalign.methods.ascl.first_stage import COLD_START_FOLDER, cold_start
+from jaxalign.methods.ascl.first_stage import COLD_START_FOLDER, ColdStart, cold_start
 from jaxalign.models import Transformer
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Safety, safety_verifiers
 from jaxalign.runs.experiment import Recipe, tokenizer_of
+from jaxalign.runs.flags import FLAT
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
-from jaxalign.runs.settings import Count, Natural, Positive, RLSettings
+from jaxalign.runs.settings import RL, Settings
 from jaxalign.sampling import consultation, rule_answer
 
 
 @dataclasses.dataclass(frozen=True)
-class Ascl(RLSettings):
+class Ascl(Settings):
     """Settings of a run."""
 
     run: Path = Path("runs/ascl")
@@ -53,24 +53,15 @@ class Ascl(RLSettings):
     """Consultations that are answered in one completion; further ones are plain text."""
     max_new_tokens: Count = 160
     """T, longest completion, rules included."""
-    objective: Objective = GRPO(advantages=Shrinkage(), adjust=InverseFrequency())
-    """What is minimized; --objective.adjust none leaves IFPO out."""
-    cold_start_rounds: Natural = 16
-    """Steps' worth of prompts that the cold start samples, every other one behind a call; 0 leaves
-    the cold start out."""
-    cold_start_cap: Count = 24
-    """Most traces of each kind of request, consulted or not, that it learns from."""
-    cold_start_epochs: Count = 2
-    """Passes over them."""
-    cold_start_batch: Count = 16
-    """Traces in each update."""
-    cold_start_learning_rate: Positive = 2e-5
-    """Of the cold start."""
+    rl: Annotated[RL, FLAT] = RL(objective=GRPO(Shrinkage(), adjust=InverseFrequency()))
+    """How it learns from rewards; --objective.adjust none leaves IFPO out."""
+    cold_start: ColdStart | None = ColdStart()
+    """What is learned before from traces of its own; none leaves it out."""
 
     @property
     def first_stage(self) -> str | None:
         """The fine-tuned start model."""
-        return COLD_START_FOLDER if self.cold_start_rounds else None
+        return None if self.cold_start is None else COLD_START_FOLDER
 
     def check(self) -> None:
         """Also that there are rules, before the model is read."""
@@ -82,24 +73,19 @@ class Ascl(RLSettings):
         return builtin_rules() if self.rules is None else load_rules(self.rules)
 
 
-PRESETS: dict[str, Ascl] = {
-    # SmolLM2-135M on two CPU cores.
-    "smollm2": Ascl(run=Path("runs/ascl")),
-}
+PRESETS: dict[str, Ascl] = {"smollm2": Ascl()}  # SmolLM2-135M on two CPU cores
 # 3B- and 8B-class models, on v5e:4x4; ours, not run. `jaxalign plan` says what they take.
 PRESETS |= large(
-    Ascl,
+    Ascl(cold_start=ColdStart(rounds=64, cap=200, learning_rate=5e-6)),
     "ascl",
     template="bare",
     max_calls=3,
     steps=200,
     decay_steps=150,
     learning_rate=1e-6,
+    samples_per_prompt=8,
     objective=GRPO(adjust=InverseFrequency()),
     balance=False,
-    cold_start_rounds=64,
-    cold_start_cap=200,
-    cold_start_learning_rate=5e-6,
 )
 
 
@@ -114,16 +100,15 @@ def build(settings: Ascl, model: Transformer, tokenizer: Any, prompts: list[Prom
         functools.partial(rule_answer, book.rules),
         examples=settings.template == "examples",
     )
-    reward = Consulting(
-        Safety(verifiers, settings.format_weight, settings.refusal_weight, settings.balance)
-    )
-    start = functools.partial(cold_start, verifiers=verifiers, rules=book.rules)
+    rl, stage = settings.rl, settings.cold_start
+    reward = Consulting(Safety(verifiers, rl.format_weight, rl.refusal_weight, rl.balance))
+    start = functools.partial(cold_start, stage=stage, verifiers=verifiers, rules=book.rules)
     return Recipe(
         template,
         lambda params: reward,
-        cold_start=start if settings.cold_start_rounds else None,
+        cold_start=None if stage is None else start,
         tool=tool,
-        facts={"rules_version": book.version, "rules": dict(book.rules)},
+        facts={"rules_version": book.version, "rule_texts": dict(book.rules)},
     )
 
 

@@ -14,19 +14,21 @@ experiments/alphaalign.py has it, with own_answers.jsonl in the place of samples
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxalign.data import Prompt
 from jaxalign.data.templates import bare_messages
 from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Positive
 from jaxalign.methods.cada.arms import sample_answers
 from jaxalign.methods.cada.selection import refusal_tokens
 from jaxalign.models import Transformer
 from jaxalign.records import Params
 from jaxalign.runs.experiment import Experiment, Recipe, supervised
+from jaxalign.runs.flags import FLAT
 from jaxalign.runs.loop import Training
 from jaxalign.runs.script import main_of
-from jaxalign.runs.settings import Count, Positive, Settings, check_row_length
+from jaxalign.runs.settings import Packed, Settings
 
 OWN_ANSWERS = "own_answers.jsonl"
 
@@ -42,10 +44,8 @@ class DirectRefusal(Settings):
     own_answers: Path | None = None
     """File of the start model's answers to write, to go on with, or to use; by default
     own_answers.jsonl in the run folder."""
-    examples_per_step: Count = 16
-    """Answers in each update."""
-    row_length: int = 256
-    """Tokens of a row that answers share, with their requests."""
+    rows: Annotated[Packed, FLAT] = Packed()
+    """How answers are learned."""
     learning_rate: Positive = 2e-5
     """Peak learning rate (AdamW)."""
 
@@ -53,11 +53,6 @@ class DirectRefusal(Settings):
     def first_stage(self) -> str | None:
         """The start model's answers."""
         return OWN_ANSWERS
-
-    def check(self) -> None:
-        """Also that a row has room."""
-        super().check()
-        check_row_length(self, self.row_length)
 
 
 PRESETS = {
@@ -81,7 +76,7 @@ def tune(run: Experiment, params: Params) -> Training:
         raise InputError("prompts: none of them is harmful: there is nothing to refuse")
     if run.settings.harmless == "own":
         answers += own_answers(run, params)
-    return supervised(run, answers)
+    return supervised(run, answers, run.settings.rows)
 
 
 def own_answers(run: Experiment, params: Params) -> list[tuple[str, list[int]]]:

@@ -5,7 +5,7 @@
     python -m experiments.ablations.cada --suites ours=builtin:heldout \
         advbench=harmful=advbench.csv strongreject=harmful=strongreject.csv \
         xstest=xstest_prompts.csv --word-problems gsm8k_test.jsonl \
-        -- --steps 20 --cap 8                    # flags of experiments/cada.py for every run
+        -- --steps 20 --cap 8        # flags of experiments/cada.py, for the arms that have them
 
 Five arms leave the model as it is and differ in what stands before the request; the others train
 it, each with several learning rates, for over-refusal grows with the rate long before harmlessness
@@ -21,6 +21,7 @@ checkpoints are deleted once they are measured); results.json, table.md and trad
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 from experiments.ablations import comparison, trade_off
 from experiments.ablations.comparison import Measures, Point
 from experiments.ablations.trade_off import AXES, drawn_rates, outcomes_of
+from experiments.cada import PRESETS
 from experiments.cada import main as cada
 from jaxalign.answers import Asking, LanguageModel
 from jaxalign.data import context_text, load_all
@@ -38,6 +40,8 @@ from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import write_json
 from jaxalign.host.progress import progress_bar
+from jaxalign.runs.flags import to_json
+from jaxalign.runs.settings import parse
 from jaxalign.utility.perplexity import ReferenceAnswers, perplexity, reference_answers
 
 CONTEXTS: tuple[ContextName, ...] = ("detailed-code", "short-code", "cases")
@@ -177,15 +181,18 @@ def train(
         model = str(start / "model")
     source = "detailed-code" if point.arm == "sft-detailed" else "cases"
     files = [f"--{x}={getattr(settings, x)}" for x in ("code", "cases") if getattr(settings, x)]
-    arguments = [
-        "smollm2",
+    given = [
         *flags,
-        *TRAINED[point.arm],
         *files,
         f"--cases-per-outcome={settings.cases_per_outcome}",
+        f"--generated={settings.out / 'generated' / source / 'generated.jsonl'}",
+    ]
+    arguments = [
+        "smollm2",
+        *TRAINED[point.arm],
+        *flags_of_arm(TRAINED[point.arm], given),
         f"--model={model}",
         f"--learning-rate={point.rate}",
-        f"--generated={settings.out / 'generated' / source / 'generated.jsonl'}",
         f"--dtype={settings.dtype}",
         f"--template-date={settings.template_date}",
         "--heldout",
@@ -196,6 +203,23 @@ def train(
         if not nothing_kept(folder):
             raise
         return False
+
+
+def flags_of_arm(arm: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Those of experiments/cada.py that an arm has, and not another one alone."""
+
+    def names(chosen: Sequence[str]) -> set[str]:
+        return set(to_json(parse(["smollm2", *chosen], PRESETS, script="cada.py", doc=None)))
+
+    elsewhere = set().union(*map(names, TRAINED.values())) - names(arm)
+    kept: list[str] = []
+    keep = True
+    for word in flags:
+        if word.startswith("--"):
+            name = re.split(r"[=.]", word.removeprefix("--").removeprefix("no-"))[0]
+            keep = name.replace("-", "_") not in elsewhere
+        kept += [word] if keep else []
+    return kept
 
 
 def nothing_kept(folder: Path) -> bool:

@@ -94,7 +94,7 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
     if not (start / "cold_start").exists():
         perform(start, [*common, "--steps", "1"])
     write_json(kept, shared)  # now that the flags are known to work
-    from_start = ["--model", str(start / "cold_start"), "--cold-start-rounds", "0"]
+    from_start = ["--model", str(start / "cold_start"), "--cold-start", "none"]
     # Seeds in the outer loop: a comparison that is stopped has as many runs of each arm.
     for seed, arm in itertools.product(range(settings.seeds), settings.arms):
         run = settings.out / Point(arm, seed=seed).name

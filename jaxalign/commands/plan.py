@@ -73,9 +73,7 @@ class Plan:
 
         from jaxalign.planning.table import plan_json, plan_table
 
-        completions = settings.samples_per_prompt * (
-            settings.harmful + settings.benign + settings.lookalike
-        )
+        completions = settings.rl.completions_per_step
         title = f"{self.script.name} {self.preset}: one step, {completions} completions"
         Console().print(plan_table(found, title))
         if self.out is not None:

@@ -27,18 +27,10 @@ def read_yaml(path: str | Path, fields: tuple[str, ...]) -> dict[str, Any]:
     """A file's YAML mapping with exactly these fields, the first of them `version`.
 
     Raises:
-      InputError: it cannot be read as UTF-8, or has another form, a key twice, or a version that is
-        no whole number from 1.
+      InputError: as `load_yaml`, or it has another form, or a version that is no whole number from
+        1.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}; give a YAML file in UTF-8") from None
-    try:
-        values = yaml.load(text, _UniqueKeys)  # a safe loader: it builds plain values only
-    except (yaml.YAMLError, ValueError, IndexError) as error:  # the last two: ill-formed scalars
-        reason = " ".join(str(error).split())
-        raise InputError(f"not a YAML file of plain texts: {reason}; mend it") from None
+    values = load_yaml(path)
     if not isinstance(values, dict) or set(values) != set(fields):
         count = {2: "two", 3: "three"}[len(fields)]
         names = f"{', '.join(fields[:-1])} and {fields[-1]}"
@@ -47,6 +39,23 @@ def read_yaml(path: str | Path, fields: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise InputError(f"version is {version!r}; use a whole number from 1")
     return values
+
+
+def load_yaml(path: str | Path) -> Any:
+    """What a YAML file of plain values says; JSON is YAML.
+
+    Raises:
+      InputError: it cannot be read as UTF-8, or is no YAML, or has a key twice.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}; give a YAML file in UTF-8") from None
+    try:
+        return yaml.load(text, _UniqueKeys)  # a safe loader: it builds plain values only
+    except (yaml.YAMLError, ValueError, IndexError) as error:  # the last two: ill-formed scalars
+        reason = " ".join(str(error).split())
+        raise InputError(f"not a YAML file of plain texts: {reason}; mend it") from None
 
 
 def by_category(values: Any, field: str, what: str) -> dict[str, Any]:

@@ -7,12 +7,14 @@ From Python any function of the same form takes their place.
 """
 
 import dataclasses
-from typing import Literal, Protocol, runtime_checkable
+import math
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Checked, Rule, Share, Weight, at_least
 from jaxalign.losses import (
     batch_advantages,
     group_advantages,
@@ -24,6 +26,11 @@ from jaxalign.losses import (
 )
 from jaxalign.records import Rollout, Score
 
+_Ddof = Annotated[int, Rule(lambda x: x in (0, 1), "must be 0 or 1")]
+_FINITE = Rule(
+    lambda x: len(x) > 0 and all(map(math.isfinite, x)), "must be a number for each term"
+)
+
 
 @runtime_checkable
 class Advantages(Protocol):
@@ -33,14 +40,14 @@ class Advantages(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Group(Checked):
     """GRPO: rewards are held to the mean of the prompt's own samples (`group_advantages`)."""
 
     scale: bool = True
     """Divide by the standard deviation; without it, Dr.GRPO."""
-    ddof: int = 1
+    ddof: _Ddof = 1
     """1 for the sample deviation, 0 for the population deviation."""
-    eps: float = 1e-4
+    eps: Weight = 1e-4
     """Added to the deviation."""
 
     def __call__(self, rewards: jax.Array) -> jax.Array:
@@ -49,7 +56,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeBatch:
+class WholeBatch(Checked):
     """REINFORCE++: rewards are held to the mean of the whole batch (`batch_advantages`).
 
     Under it "refuse everything" is not an absorbing state.
@@ -57,9 +64,9 @@ class WholeBatch:
 
     scale: bool = True
     """Divide by the standard deviation."""
-    ddof: int = 1
+    ddof: _Ddof = 1
     """1 for the sample deviation, 0 for the population deviation."""
-    eps: float = 1e-4
+    eps: Weight = 1e-4
     """Added to the deviation."""
 
     def __call__(self, rewards: jax.Array) -> jax.Array:
@@ -68,20 +75,20 @@ class WholeBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shrinkage:
+class Shrinkage(Checked):
     """Rewards are held to a mean between the prompt's own and the batch's. Ours.
 
     Less noise than the whole batch's mean, and a weaker push out of "refuse everything"
     (`shrinkage_advantages`).
     """
 
-    weight: float = 0.5
+    weight: Share = 0.5
     """Weight of the batch's mean, from 0 to 1."""
     scale: bool = True
     """Divide by the batch's standard deviation."""
-    ddof: int = 1
+    ddof: _Ddof = 1
     """1 for the sample deviation, 0 for the population deviation."""
-    eps: float = 1e-4
+    eps: Weight = 1e-4
     """Added to the deviation."""
 
     def __call__(self, rewards: jax.Array) -> jax.Array:
@@ -108,7 +115,7 @@ class Adjust(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class InverseFrequency:
+class InverseFrequency(Checked):
     """IFPO: rebalances advantages by how often each sample's mode occurs.
 
     With IFPO's weights w and the mean Ā of a prompt's advantages, which is 0 for `Group`,
@@ -125,10 +132,10 @@ class InverseFrequency:
     """Whether the weights multiply advantages or make the baseline."""
     scope: Literal["group", "batch"] = "group"
     """Whether a mode's frequency is counted in a prompt's samples or in the whole step."""
-    max_weight: float | None = None
+    max_weight: Annotated[float, at_least(1, ", or None")] | None = None
     """The most that a rare sample counts, at least 1; None for no bound. Within a prompt's samples
     the weights are at most G/2 by themselves."""
-    num_modes: int = 2
+    num_modes: Annotated[int, at_least(2)] = 2
     """How many modes there may be."""
     scale: bool = True
     """Form "baseline": divide by the standard deviation."""
@@ -154,13 +161,13 @@ class InverseFrequency:
 
 
 @dataclasses.dataclass(frozen=True)
-class PerTerm:
+class PerTerm(Checked):
     """GDPO: each term of the reward is normalised by itself (`multi_reward_advantages`).
 
     It computes advantages anew, from `Score.terms` in the order in which they were added.
     """
 
-    weights: tuple[float, ...] | None = None
+    weights: Annotated[tuple[float, ...], _FINITE] | None = None
     """Weights of the terms; None weighs all alike. Those of the sum are left aside."""
 
     def __call__(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:

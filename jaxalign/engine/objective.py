@@ -17,6 +17,8 @@ from jaxalign.engine.penalties import Penalty
 from jaxalign.engine.reductions import Aggregation, Keep, TokenMean, Totals
 from jaxalign.engine.state import has_critic
 from jaxalign.engine.surrogates import Clipped, Surrogate
+from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Checked
 from jaxalign.losses import aggregate
 from jaxalign.models.decoder import Decoder
 from jaxalign.records import Batch, Metrics, Params, Rollout, Score
@@ -69,7 +71,7 @@ class Objective(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPO:
+class GRPO(Checked):
     """Group-relative policy optimization, and what becomes of it with other functions.
 
         L = Σ_it m_it (l_it + β·KL_it) / denominator
@@ -90,6 +92,16 @@ class GRPO:
     keep: Keep | None = None
     """What is left out of the loss; none learns from every completion."""
 
+    def check_fields(self, above: str) -> None:
+        """Also that there are no two baselines."""
+        super().check_fields(above)
+        own_baseline = isinstance(self.adjust, InverseFrequency) and self.adjust.form == "baseline"
+        if own_baseline and not isinstance(self.advantages, Group):
+            raise InputError(
+                f"{above}adjust is a baseline of its own, by form=baseline: it goes with the "
+                f"advantages Group, not with {type(self.advantages).__name__}"
+            )
+
     def experience(
         self,
         model: Decoder,
@@ -104,9 +116,6 @@ class GRPO:
         """See `Objective.experience`."""
         if has_critic(params):
             raise ValueError("the state has a critic, which GRPO would not train: PPO does")
-        own_baseline = isinstance(self.adjust, InverseFrequency) and self.adjust.form == "baseline"
-        if own_baseline and not isinstance(self.advantages, Group):
-            raise ValueError('InverseFrequency(form="baseline") is a baseline itself: use Group()')
         advantages = self.advantages(score.rewards)
         if self.adjust is not None:
             advantages = self.adjust(advantages, score, samples)

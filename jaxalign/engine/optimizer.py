@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxalign.host.fields import BelowOne, Checked, Positive, Weight
 from jaxalign.records import Params
 
 
@@ -69,17 +70,17 @@ def learning_rates(
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
+class AdamW(Checked):
     """AdamW on gradients clipped to a global norm; short memories, no weight decay by default."""
 
-    b1: float = 0.5
+    b1: BelowOne = 0.5
     """Decay rate of the mean of gradients (β₁). Ours: a run has tens of steps, and the pull to
     refuse turns within a few."""
-    b2: float = 0.95
+    b2: BelowOne = 0.95
     """Decay rate of the mean of their squares (β₂); ours too."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Added to the root of the mean of squares (ε)."""
-    weight_decay: float = 0.0
+    weight_decay: Weight = 0.0
     """Share of each parameter that an update takes off, times the learning rate."""
 
     def __call__(

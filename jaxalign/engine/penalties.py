@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from jaxalign.host.fields import Checked, Weight
 from jaxalign.losses import kl_divergence
 
 
@@ -32,7 +33,7 @@ class Penalty(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class KL:
+class KL(Checked):
     """k3 times the ratio to the sampling policy, whose gradient is the KL's after updates too.
 
     With several updates to a rollout the policy moves off the one that sampled: K2 is biased then,
@@ -40,7 +41,7 @@ class KL:
     gradient.
     """
 
-    coefficient: float = 0.02
+    coefficient: Weight = 0.02
     """Weight of the KL to the start model in the loss."""
 
     def __call__(

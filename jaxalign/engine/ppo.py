@@ -6,7 +6,7 @@ saves a pass, and ties the policy to the critic's errors.) What is trained is on
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import chex
 import jax
@@ -18,6 +18,7 @@ from jaxalign.engine.penalties import Penalty
 from jaxalign.engine.reductions import Aggregation, Keep, TokenMean, Totals
 from jaxalign.engine.state import has_critic
 from jaxalign.engine.surrogates import Clipped, Surrogate
+from jaxalign.host.fields import Checked, Positive, Rule, Share
 from jaxalign.losses import (
     aggregate,
     explained_variance,
@@ -33,7 +34,7 @@ from jaxalign.records import Batch, Metrics, Params, Rollout, Score
 
 
 @dataclasses.dataclass(frozen=True)
-class PPO:
+class PPO(Checked):
     """Proximal policy optimization: rewards are held to a learned value of every token.
 
         L = L_policy + Σ_it m_it ℓ_it / tokens,    ℓ = `jaxalign.losses.value_loss`
@@ -49,13 +50,13 @@ class PPO:
     """How the losses of tokens become one number."""
     keep: Keep | None = None
     """What is left out of the loss; none learns from every completion."""
-    discount: float = 1.0
+    discount: Annotated[float, Rule(lambda x: 0 < x <= 1, "must be above 0 and at most 1")] = 1.0
     """γ from one generated token to the next, above 0 and at most 1."""
-    lambda_: float = 0.95
+    lambda_: Share = 0.95
     """λ of the advantages, from 0 to 1; 1 leaves no bias, less of it less noise."""
     whiten: bool = True
     """Scale advantages to mean 0 and deviation 1 over the batch's tokens."""
-    value_clip: float | None = 0.2
+    value_clip: Positive | None = 0.2
     """How far a value may move in a step before that earns no more; None for no bound."""
 
     def experience(

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jaxalign.host.fields import Checked, Count
 from jaxalign.losses import aggregate, denominator, finished_mask, informative_groups
 from jaxalign.records import Rollout, Score, of_rows
 
@@ -77,10 +78,10 @@ class SequenceSum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant:
+class Constant(Checked):
     """A token's weight does not depend on the batch (Dr.GRPO): completions x `length` divide."""
 
-    length: int | None = None
+    length: Count | None = None
     """Tokens that each completion counts for; None: as many as it may have."""
 
     def __call__(self, values: jax.Array, mask: jax.Array, totals: Totals) -> jax.Array:

@@ -23,6 +23,7 @@ from jaxalign.engine.gradients import descend
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.reductions import Totals
 from jaxalign.engine.state import TrainState
+from jaxalign.host.fields import Checked, Count
 from jaxalign.host.processes import fetch
 from jaxalign.losses import aggregate
 from jaxalign.models.decoder import Decoder
@@ -35,7 +36,7 @@ from jaxalign.sampling import Method, Temperature, sample
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Checked):
     """How completions are drawn; static.
 
     Attributes:
@@ -45,25 +46,22 @@ class Sampling:
       method: how tokens are chosen; its temperature is the policy's.
     """
 
-    samples_per_prompt: int
-    max_new_tokens: int
+    samples_per_prompt: Count
+    max_new_tokens: Count
     stop: tuple[int, ...] = ()
     method: Method = Temperature(1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Updates:
-    """How often a rollout is learned from, and in which parts; static.
+class Updates(Checked):
+    """How often a rollout is learned from, and in which parts; static."""
 
-    Attributes:
-      epochs: passes over a rollout.
-      minibatches: updates in each pass, each from N/minibatches prompts and all their samples.
-      micro_batches: parts of a minibatch that the gradient is accumulated over, for memory.
-    """
-
-    epochs: int = 1
-    minibatches: int = 1
-    micro_batches: int = 1
+    epochs: Count = 1
+    """Passes over a step's completions."""
+    minibatches: Count = 1
+    """Updates in each pass, each from its share of the prompts with all their completions."""
+    micro_batches: Count = 1
+    """Parts of an update's prompts that gradients are accumulated over, for memory."""
 
 
 @struct.dataclass

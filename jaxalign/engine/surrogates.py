@@ -6,10 +6,12 @@ From Python any function of the same form takes their place.
 """
 
 import dataclasses
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import jax
 
+from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Checked, Positive, Rule, Share, Weight
 from jaxalign.losses import (
     clip_fraction,
     clipped_importance_loss,
@@ -34,14 +36,14 @@ class Surrogate(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clipped:
+class Clipped(Checked):
     """PPO's clipped surrogate (`clipped_surrogate`), of GRPO, DAPO, GSPO and Dr.GRPO too."""
 
-    low: float = 0.2
+    low: Share = 0.2
     """The ratio gains nothing below 1 - low."""
-    high: float = 0.2
+    high: Weight = 0.2
     """The ratio gains nothing above 1 + high; DAPO takes 0.28."""
-    dual: float | None = None
+    dual: Annotated[float, Rule(lambda x: x > 1, "must be a number above 1, or None")] | None = None
     """Above 1: bounds the loss where the advantage is negative; None for no bound."""
     ratio: Literal["token", "sequence"] = "token"
     """One ratio per token, or one per completion as in GSPO."""
@@ -89,13 +91,19 @@ class Clipped:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cispo:
+class Cispo(Checked):
     """CISPO: REINFORCE with a clipped, constant ratio (`clipped_importance_loss`)."""
 
-    max_ratio: float = 5.0
+    max_ratio: Positive = 5.0
     """Upper bound of the ratio itself."""
-    min_ratio: float = 0.0
+    min_ratio: Weight = 0.0
     """Lower bound of the ratio."""
+
+    def check_fields(self, above: str) -> None:
+        """Also that there is something between the bounds."""
+        super().check_fields(above)
+        if self.min_ratio >= self.max_ratio:
+            raise InputError(f"{above}max_ratio={self.max_ratio} must be above min_ratio")
 
     def __call__(
         self,
@@ -110,12 +118,12 @@ class Cispo:
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftGated:
+class SoftGated(Checked):
     """SAPO: a smooth gate in place of the hard clip (`soft_gated_surrogate`)."""
 
-    temperature_positive: float = 1.0
+    temperature_positive: Positive = 1.0
     """Temperature of the gate where the advantage is positive, above 0."""
-    temperature_negative: float = 1.05
+    temperature_negative: Positive = 1.05
     """Temperature of the gate where it is not, above 0."""
 
     def __call__(

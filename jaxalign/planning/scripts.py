@@ -19,7 +19,7 @@ from jaxalign.planning.chips import chip_of, slice_devices
 from jaxalign.planning.compiled_step import DoesNotFit, Plan, plan_step
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.runs.experiment import make_reinforcement
-from jaxalign.runs.settings import RLSettings, check_mesh, parse
+from jaxalign.runs.settings import Settings, parse
 
 _NAMES = ("PRESETS", "build")
 
@@ -41,14 +41,14 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> RLSettings:
+def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Settings:
     """The settings of a preset with the script's flags on top, checked as a run checks them.
 
     Raises:
       InputError: no such preset, or settings that cannot work.
     """
     name = f"{script.__name__.removeprefix('_planned_')}.py"
-    settings: RLSettings = parse([preset, *flags], script.PRESETS, script=name, doc=script.__doc__)
+    settings: Settings = parse([preset, *flags], script.PRESETS, script=name, doc=script.__doc__)
     with tempfile.TemporaryDirectory() as folder:  # no run of this name is under way
         dataclasses.replace(settings, run=Path(folder) / "run", resume=False).check()
     return settings
@@ -56,7 +56,7 @@ def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> RLSe
 
 def plans(
     script: ModuleType,
-    settings: RLSettings,
+    settings: Settings,
     topologies: Sequence[str],
     mesh: tuple[int, int, int] | None,
 ) -> Iterator[tuple[str, Plan | str]]:
@@ -79,12 +79,13 @@ def plans(
     settings.check_plan()
     config = read_architecture(settings.model)
 
-    def place(topology: str) -> tuple[RLSettings, Transformer]:
+    def place(topology: str) -> tuple[Settings, Transformer]:
         devices = slice_devices(topology)
         sizes = mesh or _mesh_of(settings, len(devices))
         placed = dataclasses.replace(settings, mesh=sizes, stop=())  # the stand-in has no names
         on = make_mesh(*sizes, devices=devices)
-        check_mesh(placed)
+        if placed.rl is not None:
+            placed.rl.check_with(placed)
         parameter_shardings(config, on)
         dtype = jnp.bfloat16 if settings.dtype == "auto" else jnp.dtype(settings.dtype)
         return placed, Transformer(config, dtype=dtype, remat=settings.remat, mesh=on)
@@ -116,7 +117,7 @@ def plans(
             break
 
 
-def _mesh_of(settings: RLSettings, devices: int) -> tuple[int, int, int]:
+def _mesh_of(settings: Settings, devices: int) -> tuple[int, int, int]:
     if settings.mesh and math.prod(settings.mesh) == devices:
         return settings.mesh
     tensor = min(settings.mesh[2] if settings.mesh else 1, devices)

@@ -29,7 +29,7 @@ from jaxalign.engine.optimizer import (
 from jaxalign.engine.ppo import with_critic
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
-from jaxalign.engine.step import Frozen, Sampling, Step, Updates, draw, make_step
+from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
 from jaxalign.evaluation.measure import evaluate, pace_path, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
@@ -47,8 +47,9 @@ from jaxalign.runs.added_rewards import load_added_rewards
 from jaxalign.runs.batches import Batches
 from jaxalign.runs.checkpoint import FORMAT, format_problem
 from jaxalign.runs.facts import prompt_facts
+from jaxalign.runs.flags import to_json
 from jaxalign.runs.loop import Interruption, Training, train
-from jaxalign.runs.settings import LOOP_ONLY, RLSettings, Settings, has_checkpoint, to_json
+from jaxalign.runs.settings import LOOP_ONLY, Packed, Settings, has_checkpoint
 from jaxalign.sampling import Stage, Temperature, Tool, stage_key
 from jaxalign.text.chat_template import run_date
 
@@ -117,7 +118,7 @@ class Reinforcement:
 
 
 def make_reinforcement(
-    settings: RLSettings, model: Transformer, tokenizer: Any, prompts: list[Prompt], recipe: Recipe
+    settings: Settings, model: Transformer, tokenizer: Any, prompts: list[Prompt], recipe: Recipe
 ) -> Reinforcement:
     """Composes a run's step with the objective, the optimizer and the batches of its settings.
 
@@ -131,13 +132,13 @@ def make_reinforcement(
     Raises:
       InputError: prompts, lengths or added rewards that cannot work.
     """
-    reward = recipe.reward
-    assert reward is not None
+    reward, rl = recipe.reward, settings.rl
+    assert reward is not None and rl is not None
     batches = Batches(
         prompts,
         tokenizer,
         recipe.template,
-        counts={kind: getattr(settings, kind) for kind in KINDS},
+        counts={kind: getattr(rl, kind) for kind in KINDS},
         max_prompt_tokens=settings.max_prompt_tokens,
         seed=settings.seed,
         make_facts=prompt_facts(prompts, recipe.encode),
@@ -147,23 +148,22 @@ def make_reinforcement(
     batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
     optimizer = make_run_optimizer(settings)
     sampling = Sampling(
-        settings.samples_per_prompt,
+        rl.samples_per_prompt,
         settings.max_new_tokens,
         stop_tokens(model, tokenizer, settings.stop),
         Temperature(settings.temperature),
     )
-    updates = Updates(settings.epochs, settings.minibatches, settings.micro_batches)
     step = make_step(
-        model, optimizer, sampling=sampling, objective=settings.objective, updates=updates
+        model, optimizer, sampling=sampling, objective=rl.objective, updates=rl.updates
     )
-    add = load_added_rewards(settings.add_reward, tokenizer, prompts)
+    add = load_added_rewards(rl.add_reward, tokenizer, prompts)
 
     def start(params: Params) -> TrainState:
-        trained = with_critic(model, params) if settings.has_critic else params
+        trained = with_critic(model, params) if rl.has_critic else params
         return init_state(trained, optimizer)
 
     def frozen(params: Params) -> Frozen:
-        return Frozen(add(reward(params)), params if settings.has_reference else None)
+        return Frozen(add(reward(params)), params if rl.has_reference else None)
 
     return Reinforcement(step, sampling, batches, start, frozen)
 
@@ -319,7 +319,7 @@ class Experiment:
                 folder,
                 model=settings.model if name == "before" else f"{self._folder}, {label}",
                 settings={"suites": list(settings.heldout), "judge": ["phrases"]},
-                rules=recipe.facts.get("rules"),
+                rules=recipe.facts.get("rule_texts"),
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )
         if not is_first():
@@ -380,27 +380,30 @@ class Experiment:
         wait_for_all()
 
 
-def supervised(run: Experiment, answers: Sequence[tuple[str, Sequence[int]]]) -> Training:
+def supervised(
+    run: Experiment, answers: Sequence[tuple[str, Sequence[int]]], rows: Packed
+) -> Training:
     """Cross-entropy of answers to the run's prompts, on packed rows.
 
     Args:
-      run: its settings have `examples_per_step` and `row_length` too.
+      run: whose model learns.
       answers: a request and its answer's token ids, each.
+      rows: how they are packed.
     """
     settings, model = run.settings, run.model
     documents, prefix = answer_documents(run.tokenizer, run.recipe.template, answers)
     batches = PackedBatches(
         documents,
-        batch_size=settings.examples_per_step,
-        length=settings.row_length,
+        batch_size=rows.examples_per_step,
+        length=rows.row_length,
         steps=settings.steps,
         seed=settings.seed,
         prefix=prefix,
-        micro_batches=settings.micro_batches,
+        micro_batches=rows.micro_batches,
         mesh=model.mesh,
     )
     optimizer = make_run_optimizer(settings)
-    step = make_supervised_step(model, optimizer, micro_batches=settings.micro_batches)
+    step = make_supervised_step(model, optimizer, micro_batches=rows.micro_batches)
     return tuning(step, optimizer, batches)
 
 
@@ -478,6 +481,6 @@ def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
         return settings.optimizer(rates, max_grad_norm=settings.max_grad_norm)
 
     optimizer = scheduled(settings.learning_rate)
-    if isinstance(settings, RLSettings) and settings.has_critic:
-        optimizer = with_critic_optimizer(optimizer, scheduled(settings.critic_learning_rate))
+    if settings.rl is not None and settings.rl.has_critic:
+        optimizer = with_critic_optimizer(optimizer, scheduled(settings.rl.critic_learning_rate))
     return skip_nonfinite(optimizer)

@@ -9,16 +9,19 @@ flags of its own, which tyro makes of its fields. Flags may stand in any order.
 
 import dataclasses
 import functools
+import json
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 
 import jaxalign.engine as engine
+from jaxalign.data.yaml_files import load_yaml, named_errors
 from jaxalign.engine.optimizer import Decay
 from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Checked, checked_later
 
 CHOICES: dict[Any, tuple[type, ...]] = {
     engine.Objective: (engine.GRPO, engine.PPO),
@@ -39,6 +42,11 @@ CHOICES: dict[Any, tuple[type, ...]] = {
 
 NONE = "none"
 
+FILE_FLAG = "--settings"
+
+FLAT = tyro.conf.arg(name="")
+"""Annotates a field with a dataclass whose flags stand beside those of the dataclass it is in."""
+
 AnySettings = TypeVar("AnySettings")
 
 
@@ -54,16 +62,26 @@ def parse_flags(settings: AnySettings, arguments: Sequence[str], *, prog: str) -
       InputError: a choice that there is not.
       SystemExit: tyro's, after help or a message on a flag.
     """
-    chosen, rest = choose_objects(settings, arguments)
-    return tyro.cli(
-        type(chosen),
-        prog=prog,
-        description=f"{(type(chosen).__doc__ or '').strip()}\n\n{describe_choices(chosen)}",
-        default=chosen,
-        args=rest,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
-        registry=_REGISTRY,
-    )
+    chosen, rest = choose_objects(settings, with_file(settings, arguments))
+    with checked_later():  # else tyro frames what is said
+        parsed = tyro.cli(
+            type(chosen),
+            prog=prog,
+            description=f"{(type(chosen).__doc__ or '').strip()}\n\n{describe_choices(chosen)}",
+            default=chosen,
+            args=rest,
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
+            registry=_REGISTRY,
+        )
+    _check(parsed, "")
+    return parsed
+
+
+def _check(value: Any, above: str) -> None:
+    if isinstance(value, Checked):
+        value.check_fields(above)
+    for name, _, flat in _fields(type(value)) if dataclasses.is_dataclass(value) else ():
+        _check(getattr(value, name), above if flat else f"{above}{name}.")
 
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -78,11 +96,69 @@ def _flags_of_optional(info: tyro.constructors.StructTypeInfo) -> Any:
     return tyro.constructors.ConstructorRegistry.get_struct_spec(held)
 
 
+def with_file(settings: Any, arguments: Sequence[str]) -> list[str]:
+    """The arguments with the flags of the file that `--settings` names before them.
+
+    The file is YAML or JSON and gives settings by the names of their flags; a run's config.json is
+    one. What is as it is in the settings is left out.
+
+    Raises:
+      InputError: a file that can't be read, or that names what is no setting.
+    """
+    rest = list(arguments)
+    place = next((i for i, word in enumerate(rest) if word.split("=")[0] == FILE_FLAG), None)
+    if place is None:
+        return rest
+    flag, equals, name = rest.pop(place).partition("=")
+    if not equals:
+        if place == len(rest):
+            raise InputError(f"{flag}: give a file, such as a run's config.json")
+        name = rest.pop(place)
+    with named_errors(name):
+        given, present = load_yaml(name), to_json(settings)
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise InputError(f"{name}: must give settings by name, as a run's config.json does")
+    given = {key.replace("-", "_"): value for key, value in given.items()}
+    others = {
+        name for choice in choosable(settings) for one in choice.classes for name in _names(one)
+    }
+    unknown = sorted(given.keys() - present.keys() - others)
+    if unknown and "run_format" not in given:  # of a run, with facts of it
+        raise InputError(f"{name}: {unknown[0]} is no setting; --help lists them")
+    words = []
+    for key in given.keys() - set(unknown) - {"resume"}:
+        if key not in present or given[key] != present[key]:
+            words += _words(f"--{key}", given[key])
+    return words + rest
+
+
+def _names(owner: type) -> Iterator[str]:
+    """The names of the fields of a dataclass and of those that are `FLAT` in it."""
+    for name, kinds, flat in _fields(owner):
+        yield name
+        for kind in kinds if flat else ():
+            yield from _names(kind)
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """The flags that give a value of a file."""
+    if isinstance(value, dict):
+        chosen = [flag, str(value["is"])] if "is" in value else []
+        more = [_words(f"{flag}.{key}", part) for key, part in value.items() if key != "is"]
+        return sum(more, chosen)
+    if isinstance(value, bool):
+        above, dot, name = flag.removeprefix("--").rpartition(".")
+        return [f"--{above}{dot}{'' if value else 'no-'}{name}"]
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"]
+
+
 def choose_objects(settings: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
     """The settings with the objects that flags name, and the other flags."""
     rest = list(arguments)
     while True:
-        choices = {f"--{choice[0]}": choice for choice in choosable(settings)}
+        choices = {f"--{choice.flag}": choice for choice in choosable(settings)}
         flags = [word.partition("=")[0].replace("_", "-") for word in rest]
         named = next((flag for flag in choices if flag in flags), None)
         if named is None:
@@ -93,30 +169,96 @@ def choose_objects(settings: Any, arguments: Sequence[str]) -> tuple[Any, list[s
             if place == len(rest):
                 raise InputError(f"{flag}: give the name of what you choose")
             name = rest.pop(place)
-        settings = _choose(settings, name, *choices[named])  # which has other choices below it
+        settings = _choose(settings, name, choices[named])  # which has other choices below it
 
 
-def choosable(settings: Any, above: str = "") -> Iterator[tuple[str, tuple[type, ...], bool]]:
-    """Path, classes and whether None will do, of every field that is chosen; outer ones first."""
-    hints = typing.get_type_hints(type(settings))
-    for field in dataclasses.fields(settings):
-        kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
-        path, value = above + field.name.replace("_", "-"), getattr(settings, field.name)
-        for kind in kinds:
-            if isinstance(kind, type) and kind in CHOICES:
-                yield path, CHOICES[kind], type(None) in kinds
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from choosable(value, f"{path}.")
+class Choice(NamedTuple):
+    """A field that is chosen.
+
+    Attributes:
+      flag: its name, without dashes before it.
+      path: where it is in the settings.
+      classes: what may be chosen.
+      optional: whether None will do.
+    """
+
+    flag: str
+    path: tuple[str, ...]
+    classes: tuple[type, ...]
+    optional: bool
+
+
+def choosable(settings: Any, above: str = "", path: tuple[str, ...] = ()) -> Iterator[Choice]:
+    """Every field that is chosen, outer ones first.
+
+    That is one of a type in `CHOICES`, or of several dataclasses, or of one or None.
+    """
+    for name, kinds, flat in _fields(type(settings)):
+        flag, value = above + name.replace("_", "-"), getattr(settings, name)
+        ours: Any = tuple(kind for kind in kinds if dataclasses.is_dataclass(kind))
+        known = [CHOICES[kind] for kind in kinds if kind in CHOICES]
+        classes = known[0] if known else ours if len(kinds) > 1 else ()
+        if classes:
+            yield Choice(flag, (*path, name), classes, type(None) in kinds)
+        if dataclasses.is_dataclass(value):
+            yield from choosable(value, above if flat else f"{flag}.", (*path, name))
+
+
+def _fields(owner: Any) -> list[tuple[str, tuple[Any, ...], bool]]:
+    """Name, types, and whether it is `FLAT`, of each field of a dataclass."""
+    hints = typing.get_type_hints(owner, include_extras=True)
+    found = []
+    for field in dataclasses.fields(owner):
+        hint, flat = hints[field.name], False
+        if typing.get_origin(hint) is Annotated:
+            hint, *more = typing.get_args(hint)
+            flat = FLAT in more
+        found.append((field.name, typing.get_args(hint) or (hint,), flat))
+    return found
+
+
+def flat_parts(settings: Any) -> Iterator[Any]:
+    """The dataclasses in its `FLAT` fields, and those in theirs."""
+    for name, _, flat in _fields(type(settings)):
+        if flat:
+            yield (part := getattr(settings, name))
+            yield from flat_parts(part)
+
+
+def change(settings: AnySettings, **values: Any) -> AnySettings:
+    """Settings with other values, by the names of the flags: also of what `FLAT` fields hold.
+
+    Raises:
+      ValueError: there is no such field.
+    """
+    own = {name: values.pop(name) for name in list(values) if name in vars(settings)}
+    settings = dataclasses.replace(settings, **own)  # type: ignore[type-var]
+    for name, _, flat in _fields(type(settings)):
+        part = getattr(settings, name)
+        theirs = {key: values.pop(key) for key in list(values) if flat and _has(part, key)}
+        if theirs:
+            settings = dataclasses.replace(settings, **{name: change(part, **theirs)})  # type: ignore[type-var]
+    if values:
+        raise ValueError(f"{type(settings).__name__} has no {', '.join(values)}")
+    return settings
+
+
+def _has(part: Any, name: str) -> bool:
+    return any(name in vars(one) for one in (part, *flat_parts(part)))
 
 
 def describe_choices(settings: Any) -> str:
     """What can be chosen, for the help."""
-    lines = ["Flags that choose, each of which brings flags of its own:"]
-    for path, classes, optional in choosable(settings):
-        names = [flag_name(one) for one in classes] + [NONE] * optional
-        present = _at(settings, path)
+    lines = [
+        f"{FILE_FLAG} FILE reads settings from YAML, or a run's config.json; flags go over it.",
+        "",
+        "Flags that choose, each of which brings flags of its own:",
+    ]
+    for choice in choosable(settings):
+        names = [flag_name(one) for one in choice.classes] + [NONE] * choice.optional
+        present = _at(settings, choice.path)
         chosen = NONE if present is None else flag_name(type(present))
-        lines.append(f"  --{path} {{{','.join(names)}}} (default: {chosen})")
+        lines.append(f"  --{choice.flag} {{{','.join(names)}}} (default: {chosen})")
     return "\n".join(lines)
 
 
@@ -125,33 +267,57 @@ def flag_name(one: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", one.__name__).lower()
 
 
-def _choose(settings: Any, name: str, path: str, classes: tuple[type, ...], optional: bool) -> Any:
+def _choose(settings: Any, name: str, choice: Choice) -> Any:
     """The settings with the object of that name: the present one if it has it, else a new one.
 
     A new one keeps the fields that it shares with the present one, such as an objective's surrogate
     or a KL's coefficient.
     """
-    if optional and name.lower() == NONE:
-        return _replace(settings, path, None)
-    by_name = {flag_name(one): one for one in classes}
+    if choice.optional and name.lower() == NONE:
+        return _replace(settings, choice.path, None)
+    by_name = {flag_name(one): one for one in choice.classes}
     if name not in by_name:
-        names = ", ".join([*by_name, *([NONE] if optional else [])])
-        raise InputError(f"--{path}: unknown value {name!r}; use one of {names}")
-    present, wanted = _at(settings, path), by_name[name]
+        names = ", ".join([*by_name, *([NONE] if choice.optional else [])])
+        raise InputError(f"--{choice.flag}: unknown value {name!r}; use one of {names}")
+    present, wanted = _at(settings, choice.path), by_name[name]
     if type(present) is wanted:
         return settings
-    fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
-    kept = {f.name: getattr(present, f.name) for f in fields if hasattr(present, f.name)}
-    return _replace(settings, path, wanted(**kept))
+    new = wanted()
+    shared: dict[str, Any] = {}
+    for part in () if present is None else (present, *flat_parts(present)):
+        shared |= {name: value for name, value in vars(part).items() if _has(new, name)}
+    return _replace(settings, choice.path, change(new, **shared))
 
 
-def _at(settings: Any, path: str) -> Any:
-    return functools.reduce(getattr, path.replace("-", "_").split("."), settings)
+def _at(settings: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(getattr, path, settings)
 
 
-def _replace(settings: Any, path: str, value: Any) -> Any:
-    name, _, below = path.partition(".")
-    name = name.replace("-", "_")
+def _replace(settings: Any, path: tuple[str, ...], value: Any) -> Any:
+    name, *below = path
     if below:
-        value = _replace(getattr(settings, name), below, value)
+        value = _replace(getattr(settings, name), tuple(below), value)
     return dataclasses.replace(settings, **{name: value})
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """The settings by the names of their flags, with paths as text, as `--settings` reads them."""
+    found: dict[str, Any] = json.loads(json.dumps(_plain(settings, False), default=str))
+    return found
+
+
+def _plain(value: Any, chosen: bool) -> Any:
+    """Dataclasses as dictionaries; one that was chosen by a flag says what it is."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields: dict[str, Any] = {"is": flag_name(type(value))} if chosen else {}  # type: ignore[arg-type]
+    several = {choice.path[0] for choice in choosable(value) if len(choice.path) == 1}
+    for name, _, flat in _fields(type(value)):
+        part = getattr(value, name)
+        if flat:
+            fields |= ({name: flag_name(type(part))} if name in several else {}) | _plain(
+                part, False
+            )
+        else:
+            fields[name] = _plain(part, name in several)
+    return fields

@@ -6,11 +6,13 @@ and 8.4, qwen3-8b 15.4 and 8.5. None has run. docs/scale.md has v5p and v6e too.
 another size keep `tensor` and give `fsdp` the rest, as plan does.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-AnySettings = TypeVar("AnySettings")
+from jaxalign.runs.flags import change
+from jaxalign.runs.settings import Settings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 _PLACES: dict[str, dict[str, Any]] = {
     "qwen2.5-3b": {"model": "Qwen/Qwen2.5-3B-Instruct", "mesh": (1, 8, 2)},
@@ -27,7 +29,6 @@ _PLACES: dict[str, dict[str, Any]] = {
 LARGE: dict[str, dict[str, Any]] = {
     name: {
         "remat": "full",
-        "samples_per_prompt": 8,
         "max_prompt_tokens": 256,
         "max_new_tokens": 1024,
         "temperature": 1.0,
@@ -36,12 +37,12 @@ LARGE: dict[str, dict[str, Any]] = {
     }
     for name, place in _PLACES.items()
 }
-"""Settings of each that all methods share: 8 samples are AlphaAlign's, the lengths ours."""
+"""Settings of each that all methods share: the lengths are ours."""
 
 
-def large(settings: Callable[..., AnySettings], method: str, **own: Any) -> dict[str, AnySettings]:
-    """Presets of a method for these models, by name, with settings of its own."""
+def large(settings: AnySettings, method: str, **own: Any) -> dict[str, AnySettings]:
+    """Presets of a method for these models, by name; `own` values go by the names of flags."""
     return {
-        name: settings(run=Path(f"runs/{method}-{name}"), **own, **common)
+        name: change(settings, run=Path(f"runs/{method}-{name}"), **common | own)
         for name, common in LARGE.items()
     }

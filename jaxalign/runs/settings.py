@@ -1,61 +1,31 @@
 """Settings that every experiment has, and how a script reads them from the command line."""
 
 import dataclasses
-import json
-import math
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from jaxalign.data import load_all
 from jaxalign.data.prompts import Prompt
-from jaxalign.engine.baselines import Group, InverseFrequency, Shrinkage
+from jaxalign.engine.baselines import Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.optimizer import AdamW, Decay, Linear
 from jaxalign.engine.ppo import PPO
-from jaxalign.engine.surrogates import Cispo
+from jaxalign.engine.step import Updates
 from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight, at_least
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS
 from jaxalign.runs.added_rewards import split_weight
-from jaxalign.runs.flags import CHOICES, flag_name, parse_flags
+from jaxalign.runs.flags import FLAT, flat_parts, parse_flags
 from jaxalign.text.chat_template import day_of
 
-
-class Rule(NamedTuple):
-    """What a number may be, and what is said of one that it may not be."""
-
-    allows: Callable[[Any], bool]
-    otherwise: str
-
-    def check(self, name: str, value: Any) -> None:
-        """Raises an `InputError` for a value that is not allowed."""
-        if not self.allows(value):
-            raise InputError(f"{name}={value} {self.otherwise}")
-
-
-def at_least(smallest: int) -> Rule:
-    """Of whole numbers."""
-    return Rule(lambda x: x >= smallest, f"is too small: at least {smallest}")
-
-
-ABOVE_ZERO = Rule(lambda x: 0 < x < math.inf, "must be a number above 0")
-NOT_NEGATIVE = Rule(lambda x: 0 <= x < math.inf, "must be a number, 0 or above")
-SHARE = Rule(lambda x: 0 <= x <= 1, "must be from 0 to 1")
-BELOW_ONE = Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1")
-
-Count = Annotated[int, at_least(1)]
-Natural = Annotated[int, at_least(0)]
-Positive = Annotated[float, ABOVE_ZERO]
-Weight = Annotated[float, NOT_NEGATIVE]
-Share = Annotated[float, SHARE]
 Seed = Annotated[int, at_least(0), Rule(lambda x: x < 2**31, f"is too large: at most {2**31 - 1}")]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Settings of every run."""
 
     run: Path = Path("runs/run")
@@ -109,8 +79,6 @@ class Settings:
     """Constants of AdamW beside the learning rate."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
-    micro_batches: Count = 1
-    """Parts of an update's batch that gradients are accumulated over, for memory."""
     checkpoint_every: Count = 10
     """Steps between checkpoints."""
     sample_every: Count = 5
@@ -119,9 +87,14 @@ class Settings:
     """Seed of sampling and data order."""
 
     @property
+    def rl(self) -> "RL | None":
+        """What is of learning from rewards, of a run that does."""
+        return None
+
+    @property
     def updates_per_step(self) -> int:
-        """How many a step has."""
-        return 1
+        """One, or of RL one for each minibatch of each epoch."""
+        return 1 if self.rl is None else self.rl.updates.epochs * self.rl.updates.minibatches
 
     @property
     def first_stage(self) -> str | None:
@@ -134,22 +107,24 @@ class Settings:
 
     def check_plan(self) -> None:
         """Refuses settings whose step can't be planned."""
-        raise InputError("nothing to plan: only steps of RL are, and this script takes none")
+        if self.rl is None:
+            raise InputError(
+                "nothing to plan: only steps of RL are, and these settings take none "
+                "(experiments/cada.py takes them with --arm rl)"
+            )
 
     def check(self) -> None:
-        """Refuses settings that can't work, before anything slow happens.
+        """Refuses what can't work together or on this machine, before anything slow happens.
 
         Raises:
           InputError: names the setting and what it may be.
         """
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            for rule in getattr(hint, "__metadata__", ()):
-                rule.check(name, getattr(self, name))
-        for name, rule in _OF_OPTIMIZERS.items():
-            rule.check(f"optimizer.{name}", getattr(self.optimizer, name))
         if self.processes is not None and self.mesh is None:
             raise InputError("processes: several of them need a --mesh over all their devices")
         day_of(self.template_date)
+        for part in flat_parts(self):
+            if hasattr(part, "check_with"):
+                part.check_with(self)
         check_replaceable(self.run / "model")
         ours = (self.run / "config.json").exists()
         for name in MOMENTS:
@@ -166,8 +141,8 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class RLSettings(Settings):
-    """Settings of a run that learns from rewards."""
+class RL(Checked):
+    """Settings of learning from rewards."""
 
     harmful: Natural = 8
     """Harmful prompts in each step."""
@@ -179,10 +154,8 @@ class RLSettings(Settings):
     """G, completions of each prompt."""
     objective: Objective = GRPO(advantages=Shrinkage())
     """What is minimized: GRPO and what becomes of it with other functions, or PPO."""
-    epochs: Count = 1
-    """Passes over a step's completions."""
-    minibatches: Count = 1
-    """Updates in each pass, each from its share of the prompts with all their completions."""
+    updates: Annotated[Updates, FLAT] = Updates()
+    """How often a step's completions are learned from, and in which parts."""
     critic_learning_rate: Positive = 1e-4
     """Peak learning rate of PPO's critic; untuned. GRPO leaves it aside."""
     format_weight: Weight = 1.0
@@ -195,11 +168,6 @@ class RLSettings(Settings):
     programs; both return a number for each completion."""
     balance: bool = True
     """Weigh refusals more on the side, harmful or harmless, that goes wrong more often."""
-
-    @property
-    def updates_per_step(self) -> int:
-        """One for each minibatch of each epoch."""
-        return self.epochs * self.minibatches
 
     @property
     def has_critic(self) -> bool:
@@ -217,39 +185,69 @@ class RLSettings(Settings):
         return self.harmful + self.benign + self.lookalike
 
     @property
-    def samples(self) -> bool:
-        """Whether the steps sample completions of prompts."""
-        return True
+    def completions_per_step(self) -> int:
+        """Of all prompts."""
+        return self.prompts_per_step * self.samples_per_prompt
 
-    def check_plan(self) -> None:
-        """Refuses settings whose step can't be planned."""
-
-    def check(self) -> None:
-        """Also that prompts and completions of a step can be parted as asked."""
-        super().check()
+    def check_fields(self, above: str) -> None:
+        """Also that prompts of a step can be parted as asked."""
+        super().check_fields(above)
+        self.updates.check_fields(above)
         for spec in self.add_reward:
             split_weight(spec)
-        check_objective_settings(self.objective)
-        if not self.samples:
-            if self.updates_per_step > 1:
-                raise InputError("epochs and minibatches are of RL: leave them at 1")
-            if self.has_critic:
-                raise InputError("objective ppo is of RL: leave it out")
-            if self.add_reward:
-                raise InputError("add_reward is of RL: leave it out")
-            return
         part = self.prompts_per_step
         if not part:
             raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")
-        whole = "step" if self.minibatches == 1 else "minibatch"
+        whole = "step" if self.updates.minibatches == 1 else "minibatch"
         for name, of in (("minibatches", "step"), ("micro_batches", whole)):
-            if part % getattr(self, name):
+            parts = getattr(self.updates, name)
+            if part % parts:
                 raise InputError(
-                    f"{name}={getattr(self, name)} does not divide the {part} prompts of a {of}: "
+                    f"{name}={parts} does not divide the {part} prompts of a {of}: "
                     f"change harmful, benign, lookalike or {name}"
                 )
-            part //= getattr(self, name)
-        check_mesh(self)
+            part //= parts
+
+    def check_with(self, settings: Settings) -> None:
+        """Refuses a mesh whose data and fsdp do not divide the completions of a micro-batch.
+
+        Raises:
+          InputError: names both numbers, or a size below 1.
+        """
+        if settings.mesh is None:
+            return
+        if min(settings.mesh) < 1:
+            sizes = " x ".join(map(str, settings.mesh))
+            raise InputError(f"mesh: data x fsdp x tensor = {sizes} has a size below 1")
+        rows = self.completions_per_step // self.updates.micro_batches // self.updates.minibatches
+        parts = settings.mesh[0] * settings.mesh[1]
+        if rows % parts:
+            raise InputError(
+                f"mesh: data x fsdp = {parts} does not divide the {rows} completions of a "
+                "micro-batch: change the prompts, samples_per_prompt, micro_batches or minibatches "
+                "of a step"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed(Checked):
+    """Settings of learning from answers, on rows that several of them share."""
+
+    examples_per_step: Count = 16
+    """Answers in each update."""
+    row_length: int = 256
+    """Tokens of a row that answers share, with their requests."""
+    micro_batches: Count = 1
+    """Parts of an update's rows that gradients are accumulated over, for memory."""
+
+    def check_with(self, settings: Settings) -> None:
+        """Refuses rows that a prompt with its answer may not fit in."""
+        longest = settings.max_prompt_tokens + settings.max_new_tokens
+        if self.row_length < longest:
+            raise InputError(
+                f"row_length={self.row_length} is too small for max_prompt_tokens + "
+                f"max_new_tokens = {longest}: raise it"
+            )
 
 
 LOOP_ONLY = ("run", "resume", "checkpoint_every", "sample_every", "dtype", "mesh", "processes")
@@ -261,10 +259,10 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 def parse(
     arguments: Sequence[str], presets: Mapping[str, AnySettings], *, script: str, doc: str | None
 ) -> AnySettings:
-    """The preset named by the first word, with flags on top.
+    """The preset named by the first word, a file of settings on top, and flags on top of that.
 
     Raises:
-      InputError: no such preset.
+      InputError: no such preset, or a file that can't be read.
       SystemExit: after help, or tyro's after a message on a flag.
     """
     names = ", ".join(presets)
@@ -277,104 +275,6 @@ def parse(
     return parse_flags(preset, arguments[1:], prog=f"{script} {arguments[0]}")
 
 
-def check_objective_settings(objective: Any) -> None:
-    """Refuses constants of an objective that can't work.
-
-    Raises:
-      InputError: names the flag and what it may be.
-    """
-    for path, rule in _OF_OBJECTIVES.items():
-        value: Any = objective
-        for part in path.split("."):
-            value = getattr(value, part, None)  # None where another kind of object is chosen
-        if value is not None:
-            rule.check(f"objective.{path}", value)
-    surrogate, adjust = objective.surrogate, getattr(objective, "adjust", None)
-    if isinstance(surrogate, Cispo):
-        rule = Rule(lambda x: x > surrogate.min_ratio, "must be above min_ratio")
-        rule.check("objective.surrogate.max_ratio", surrogate.max_ratio)
-    if isinstance(adjust, InverseFrequency) and adjust.form == "baseline":
-        if not isinstance(objective.advantages, Group):
-            raise InputError(
-                "objective.adjust.form=baseline is a baseline of its own: it goes with "
-                "--objective.advantages group, not with "
-                f"{flag_name(type(objective.advantages))}"
-            )
-
-
-_OF_OPTIMIZERS = {"b1": BELOW_ONE, "b2": BELOW_ONE, "eps": ABOVE_ZERO, "weight_decay": NOT_NEGATIVE}
-
-_OF_OBJECTIVES = {
-    "kl.coefficient": NOT_NEGATIVE,
-    "discount": Rule(lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
-    "lambda_": SHARE,
-    "value_clip": Rule(lambda x: x > 0, "must be a number above 0, or None for no bound"),
-    "surrogate.min_ratio": NOT_NEGATIVE,
-    "surrogate.low": SHARE,
-    "surrogate.high": NOT_NEGATIVE,
-    "surrogate.temperature_positive": ABOVE_ZERO,
-    "surrogate.temperature_negative": ABOVE_ZERO,
-    "surrogate.dual": Rule(lambda x: x > 1, "must be a number above 1, or None for no bound"),
-    "advantages.eps": NOT_NEGATIVE,
-    "advantages.weight": SHARE,
-    "advantages.ddof": Rule(lambda x: x in (0, 1), "must be 0 or 1"),
-    "aggregation.length": Rule(lambda x: x >= 1, "must be at least 1, or None"),
-    "adjust.num_modes": Rule(lambda x: x >= 2, "must be at least 2"),
-    "adjust.weights": Rule(
-        lambda x: len(x) > 0 and all(map(math.isfinite, x)), "must be numbers, one for each term"
-    ),
-    "adjust.max_weight": Rule(lambda x: x >= 1, "must be at least 1, or None for no cap"),
-}
-
-
-def check_row_length(settings: Settings, row_length: int) -> None:
-    """Refuses rows that a prompt with its answer may not fit in."""
-    longest = settings.max_prompt_tokens + settings.max_new_tokens
-    if row_length < longest:
-        raise InputError(
-            f"row_length={row_length} is too small for max_prompt_tokens + max_new_tokens "
-            f"= {longest}: raise it"
-        )
-
-
-def check_mesh(settings: RLSettings) -> None:
-    """Refuses a mesh whose data and fsdp do not divide the completions of a micro-batch.
-
-    Raises:
-      InputError: names both numbers, or a size below 1.
-    """
-    if settings.mesh is None:
-        return
-    if min(settings.mesh) < 1:
-        raise InputError(
-            f"mesh: data x fsdp x tensor = {' x '.join(map(str, settings.mesh))} has a size below 1"
-        )
-    rows = settings.prompts_per_step * settings.samples_per_prompt
-    rows = rows // settings.micro_batches // settings.minibatches
-    parts = settings.mesh[0] * settings.mesh[1]
-    if rows % parts:
-        raise InputError(
-            f"mesh: data x fsdp = {parts} does not divide the {rows} completions of a "
-            "micro-batch: change the prompts, samples_per_prompt, micro_batches or minibatches of "
-            "a step"
-        )
-
-
 def has_checkpoint(run: Path) -> bool:
     """Whether a run folder holds a whole checkpoint."""
     return any(path.name.isdigit() for path in (run / "checkpoints").glob("*"))
-
-
-def to_json(settings: Settings) -> dict[str, Any]:
-    """The settings with paths as text."""
-    value: dict[str, Any] = json.loads(json.dumps(_plain(settings), default=str))
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries; one that was chosen by a flag says what it is."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    chosen = any(type(value) in classes for classes in CHOICES.values())
-    return {"is": flag_name(type(value))} | fields if chosen else fields

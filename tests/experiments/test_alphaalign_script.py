@@ -199,7 +199,7 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
         ([*PPO, "--objective.lambda_=-0.1"], "objective.lambda_=-0.1 must be from 0 to 1"),
         (
             [*PPO, "--objective.value-clip=0"],
-            "objective.value_clip=0.0 must be a number above 0, or None",
+            "objective.value_clip=0.0 must be a number above 0",
         ),
         (["--checkpoint-every=0"], "checkpoint_every=0 is too small"),
         (["--seed=-1"], "seed=-1 is too small"),
@@ -212,7 +212,7 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
         ),
         (
             ["--objective.adjust=inverse-frequency", "--objective.adjust.num-modes=0"],
-            "objective.adjust.num_modes=0 must be at least 2",
+            "objective.adjust.num_modes=0 is too small: at least 2",
         ),
         (
             ["--stop", "<|im_start|>", "Next:"],

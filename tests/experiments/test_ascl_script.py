@@ -27,9 +27,12 @@ def arguments(tiny_model_folder):
         "--checkpoint-every=1",
         "--sample-every=1",
         "--learning-rate=1e-3",
-        "--cold-start-rounds=0",
+        "--cold-start=none",
         "--heldout",
     ]
+
+
+START = ["--cold-start=cold-start", "--cold-start.rounds=1"]
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +76,16 @@ def test_a_finished_run_can_be_resumed_and_writes_its_model_again(whole_run, arg
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--objective.adjust.max-weight=0.5"], "max_weight=0.5 must be at least 1, or None"),
+        (["--objective.adjust.max-weight=0.5"], "max_weight=0.5 is too small: at least 1, or None"),
         (
             ["--objective.adjust.form=baseline"],
-            "it goes with --objective.advantages group, not with shrinkage",
+            "it goes with the advantages Group, not with Shrinkage",
         ),
         (["--max-calls=0"], "max_calls=0 is too small: at least 1"),
-        (["--cold-start-learning-rate=0"], "cold_start_learning_rate=0.0 must be a number above 0"),
+        ([*START, "--cold-start.learning-rate=0"], "cold_start.learning_rate=0.0 must be a number"),
         (["--rules=missing.yaml"], "missing.yaml: cannot be read"),
-        (["--cold-start-rounds=1"], "leaves no room behind a consultation and its answer"),
-        (["--cold-start-rounds=1", "--max-new-tokens=64"], "no sampled trace was well-formed"),
+        (START, "leaves no room behind a consultation and its answer"),
+        ([*START, "--max-new-tokens=64"], "no sampled trace was well-formed"),
         (["--template=examples"], "positions, the model has 512"),
     ],
 )
@@ -118,7 +121,7 @@ def test_the_cold_start_on_smollm2(tmp_path, monkeypatch):
         "--benign=0",
         "--lookalike=0",
         "--max-new-tokens=88",
-        "--cold-start-rounds=2",
+        "--cold-start.rounds=2",
         "--heldout",
     ]
 

@@ -34,19 +34,28 @@ def arguments(tiny_model_folder, prompts):
         "smollm2",
         f"--model={tiny_model_folder}",
         "--dtype=float32",
-        "--context=short-code",
         "--prompts",
         prompts,
         "--steps=3",
         "--max-new-tokens=8",
         "--max-prompt-tokens=40",
-        "--row-length=64",
-        "--harmful=2",
-        "--samples-per-prompt=2",
         "--checkpoint-every=1",
         "--learning-rate=1e-3",
         "--heldout",
     ]
+
+
+def of_arm(arm, generated=None):
+    """The flags of an arm, in a run of seconds."""
+    own = ["--context=short-code", *([f"--generated={generated}"] if generated else [])]
+    rows = ["--row-length=64"]
+    flags = {
+        "reasoning": [*own, *rows],
+        "preference": own,
+        "refusal": rows,
+        "rl": ["--harmful=2", "--samples-per-prompt=2"],
+    }
+    return [f"--arm={arm}", *flags[arm]]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ def generated(arguments, tmp_path_factory):
     """Answers of a random model, declared right: what a person could put there by hand."""
     folder = tmp_path_factory.mktemp("generated")
     path = folder / "generated.jsonl"
-    assert main([*arguments, f"--run={folder / 'run'}", f"--generated={path}"]) == 2
+    assert main([*arguments, *of_arm("reasoning", path), f"--run={folder / 'run'}"]) == 2
     rows = [json.loads(line) for line in path.open()]
     assert len(rows) == 4  # two prompts, two answers each
     right = {"finished": True, "well_formed": True, "refused": True}
@@ -66,7 +75,7 @@ def generated(arguments, tmp_path_factory):
 def reasoned(arguments, generated, tmp_path_factory):
     """A run that has learned its own reasoning, without held-out prompts."""
     folder = tmp_path_factory.mktemp("reasoned") / "run"
-    assert main([*arguments, f"--run={folder}", f"--generated={generated}"]) == 0
+    assert main([*arguments, *of_arm("reasoning", generated), f"--run={folder}"]) == 0
     return folder
 
 
@@ -77,7 +86,7 @@ def metrics_of(folder):
 @pytest.mark.parametrize("arm", ["reasoning", "preference", "refusal"])
 def test_the_arms_that_tune(arm, arguments, prompts, generated, tmp_path):
     folder = tmp_path / arm
-    given = [f"--arm={arm}", f"--run={folder}", f"--generated={generated}"]
+    given = [*of_arm(arm, generated), f"--run={folder}"]
     assert main([*arguments, prompts, *given]) == 0
     losses = [row["loss"] for row in metrics_of(folder)]
     assert len(losses) == 3 and losses[-1] < losses[0]
@@ -99,7 +108,7 @@ def test_the_arms_that_tune(arm, arguments, prompts, generated, tmp_path):
 @pytest.mark.parametrize("arm", ["reasoning", "preference", "refusal", "rl"])
 def test_no_arm_has_code_or_cases_in_context_while_it_learns(arm, arguments, generated, tmp_path):
     """What the step is given, as text: the bare request behind the chat's own opening."""
-    given = [f"--arm={arm}", f"--run={tmp_path}", f"--generated={generated}"]
+    given = [*of_arm(arm, generated), f"--run={tmp_path}"]
     settings = parse([*arguments, *given], PRESETS, script="cada.py", doc="")
     model, params, tokenizer = load_start(settings)
     prompts = settings.load_prompts()
@@ -139,7 +148,7 @@ def test_a_hazard_without_survivors_is_said_and_the_others_are_learned(
     facts = generated.with_name("generated.facts.json").read_text()
     path.with_name("generated.facts.json").write_text(facts)
     folder = tmp_path / "run"
-    assert main([*arguments, f"--run={folder}", f"--generated={path}"]) == 0
+    assert main([*arguments, *of_arm("reasoning", path), f"--run={folder}"]) == 0
     assert "nothing is left of elections" in capsys.readouterr().out
     table = (folder / "yield.md").read_text()
     assert "| elections | 2 | 0 | 0 | 2 | 0 | 0 | 0 |" in table
@@ -150,7 +159,7 @@ def test_a_hazard_without_survivors_is_said_and_the_others_are_learned(
 def test_from_a_model_that_has_learned_its_reasoning(arm, arguments, generated, reasoned, tmp_path):
     """DPO and RL go on from it, DPO with the answers of the model before it and another seed."""
     folder, model = tmp_path / arm, reasoned / "model"
-    given = [f"--arm={arm}", f"--model={model}", f"--generated={generated}", "--seed=1"]
+    given = [*of_arm(arm, generated), f"--model={model}", "--seed=1"]
     assert main([*arguments, *given, f"--run={folder}"]) == 0
     assert len(metrics_of(folder)) == 3
     if arm == "rl":  # the reference of the KL is the model that it starts from
@@ -160,14 +169,15 @@ def test_from_a_model_that_has_learned_its_reasoning(arm, arguments, generated, 
 
 
 def test_a_run_folder_is_no_model(arguments, reasoned, tmp_path, capsys):
-    assert main([*arguments, f"--model={reasoned}", f"--run={tmp_path / 'next'}"]) == 2
+    given = [*of_arm("reasoning"), f"--model={reasoned}", f"--run={tmp_path / 'next'}"]
+    assert main([*arguments, *given]) == 2
     assert f"{reasoned}: a run folder; its model is {reasoned / 'model'}" in capsys.readouterr().err
     assert "no held-out prompts were given" in (reasoned / "report.html").read_text()
 
 
 def test_rl_without_code_or_cases(arguments, tmp_path):
     folder = tmp_path / "rl"
-    given = ["--arm=rl", "--objective.kl.coefficient=0.1", f"--run={folder}"]
+    given = [*of_arm("rl"), "--objective.kl.coefficient=0.1", f"--run={folder}"]
     assert main([*arguments, *given]) == 0
     rows = metrics_of(folder)
     assert all({"reward", "kl", "harmful_refused", "well_formed"} <= row.keys() for row in rows)
@@ -182,7 +192,7 @@ def test_an_interrupted_tuning_run_ends_as_if_it_had_not_been(
 ):
     """With DPO, whose reference is computed anew."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    given = [*arguments, "--arm=preference", f"--generated={generated}"]
+    given = [*arguments, *of_arm("preference", generated)]
     assert main([*given, f"--run={whole}"]) == 0
     write = MetricsWriter.write
 
@@ -206,17 +216,14 @@ def test_an_interrupted_tuning_run_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([], "no self-generated answer is well-formed and refuses"),
-        (["--context=cases"], "exceed the model's 512 positions; use fewer cases"),
-        (["--beta=0"], "beta=0.0 must be a number above 0"),
+        (of_arm("reasoning"), "no self-generated answer is well-formed and refuses"),
+        (["--row-length=64"], "exceed the model's 512 positions; use fewer cases"),
+        (["--arm=preference", "--beta=0"], "beta=0.0 must be a number above 0"),
         (["--cap=0"], "cap=0 is too small: at least 1"),
         (["--code=missing.yaml"], "missing.yaml: cannot be read"),
-        (["--context=cases", "--cases=missing.yaml"], "missing.yaml: cannot be read"),
+        (["--cases=missing.yaml"], "missing.yaml: cannot be read"),
         (["--arm=refusal", "--row-length=8"], "row_length=8 is too small for max_prompt_tokens"),
-        (["--arm=rl", "--micro-batches=3"], "micro_batches=3 does not divide the 2 prompts"),
-        (["--epochs=2"], "epochs and minibatches are of RL: leave them at 1"),
-        (["--objective=ppo"], "objective ppo is of RL: leave it out"),
-        (["--add-reward=mine.py:short=1"], "add_reward is of RL: leave it out"),
+        ([*of_arm("rl"), "--micro-batches=3"], "micro_batches=3 does not divide the 2 prompts"),
     ],
 )
 def test_bad_settings_give_one_line_and_exit_code_two(

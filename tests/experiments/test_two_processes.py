@@ -233,7 +233,7 @@ def test_the_cold_start_on_two_processes(start, tiny_model_folder):
 
 @pytest.mark.slow
 def test_consulting_on_two_processes(start_two, arguments, tmp_path):
-    flags = ["--cold-start-rounds=0", "--steps=2", f"--run={tmp_path / 'run'}"]
+    flags = ["--cold-start=none", "--steps=2", f"--run={tmp_path / 'run'}"]
     first, second = printed(start_two("ascl", "smollm2", *arguments, *flags))
     assert "step 2/2" in first and not second
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
@@ -242,7 +242,9 @@ def test_consulting_on_two_processes(start_two, arguments, tmp_path):
 @pytest.mark.slow
 def test_self_generation_and_preferences_on_two_processes(start_two, arguments, tmp_path):
     """A random model says nothing right, so its answers are declared right before they are used."""
-    flags = ["--arm=preference", "--context=short-code", "--row-length=64", "--steps=2"]
+    of_rl = ("--samples", "--harmful", "--benign", "--lookalike")
+    arguments = [word for word in arguments if not word.startswith(of_rl)]
+    flags = ["--arm=preference", "--context=short-code", "--steps=2"]
     flags += [f"--generated={tmp_path / 'generated.jsonl'}", "--max-prompt-tokens=40"]
     command = ["cada", "smollm2", *arguments, *flags]
     printed(start_two(*command, f"--run={tmp_path / 'first'}"), code=2)

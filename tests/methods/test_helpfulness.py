@@ -38,6 +38,7 @@ from jaxalign.rewards.terms import host_parts
 from jaxalign.runs.batches import kind_indices
 from jaxalign.runs.experiment import make_reinforcement
 from jaxalign.runs.facts import prompt_facts
+from jaxalign.runs.flags import change
 from jaxalign.runs.loop import Interruption
 from jaxalign.sampling import Temperature
 
@@ -367,9 +368,7 @@ def test_a_run_with_a_reward_model(arguments, scorer, tmp_path, capsys):
 
 def test_without_helpfulness_nobody_is_asked():
     """AlphaAlign-Zero; what would score is not even looked at."""
-    settings = dataclasses.replace(
-        PRESETS["zero"], harmful=1, benign=1, lookalike=1, helpfulness="nothere.py:f"
-    )
+    settings = change(PRESETS["zero"], harmful=1, benign=1, lookalike=1, helpfulness="nothere.py:f")
     given = settings, MODEL, TOKENIZER, PROMPTS
     work = make_reinforcement(*given, build(*given))
     batch = work.batches.encode(PROMPTS)
@@ -379,7 +378,7 @@ def test_without_helpfulness_nobody_is_asked():
 
 
 def test_a_plan_is_of_the_likelihood_alone():
-    settings = dataclasses.replace(PRESETS["demo"], helpfulness="some/model")
+    settings = change(PRESETS["demo"], helpfulness="some/model")
     with pytest.raises(InputError, match="helpfulness=some/model: only the start model's likelih"):
         settings.check_plan()
 

@@ -298,7 +298,7 @@ def test_a_script_that_breaks_is_named(tmp_path, capsys):
 def test_cases_are_planned_for_the_arm_that_samples():
     module = load_script(Path(ALPHAALIGN).with_name("cada.py"))
     settings = read_settings(module, "smollm2", [])
-    with pytest.raises(InputError, match="arm=reasoning takes no RL steps: add --arm rl"):
+    with pytest.raises(InputError, match="nothing to plan: .*cada.py takes them with --arm rl"):
         next(scripts.plans(module, settings, ["v5e:2x2"], None))
 
 

@@ -1,11 +1,13 @@
 """Flags that choose an objective and its parts: the settings that result, and what is refused."""
 
 import dataclasses
+import json
 
 import pytest
 
 from experiments.alphaalign import PRESETS
 from experiments.ascl import PRESETS as CONSULTING
+from experiments.cada import PRESETS as CADA
 from jaxalign.engine.baselines import (
     Group,
     InverseFrequency,
@@ -27,8 +29,8 @@ from jaxalign.engine.reductions import (
 )
 from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated
 from jaxalign.host.errors import InputError
-from jaxalign.runs.flags import CHOICES, choosable, flag_name
-from jaxalign.runs.settings import check_objective_settings, parse, to_json
+from jaxalign.runs.flags import CHOICES, change, choosable, flag_name, to_json
+from jaxalign.runs.settings import parse
 
 
 def settings(line, presets=PRESETS):
@@ -37,12 +39,12 @@ def settings(line, presets=PRESETS):
 
 
 def objective(flags):
-    return settings(f"demo {flags}").objective
+    return settings(f"demo {flags}").rl.objective
 
 
 def preset(objective):
     """A script's preset `mine` with this objective."""
-    return {"mine": dataclasses.replace(PRESETS["demo"], objective=objective)}
+    return {"mine": change(PRESETS["demo"], objective=objective)}
 
 
 DEMO = GRPO(advantages=Shrinkage())
@@ -149,7 +151,7 @@ def test_ppo_keeps_what_it_shares_with_the_objective_before():
     expected = PPO(Clipped(high=0.28), K2(), SequenceMean(), Finished())
     assert objective(chosen) == objective(f"--objective ppo {chosen}") == expected
     before = GRPO(Group(), SoftGated(), K3(0.3), SequenceSum(), InverseFrequency(), Finished())
-    kept = settings("mine --objective ppo", preset(before)).objective
+    kept = settings("mine --objective ppo", preset(before)).rl.objective
     assert kept == PPO(SoftGated(), K3(0.3), SequenceSum(), Finished())
 
 
@@ -160,17 +162,17 @@ def test_the_last_of_two_choices_counts():
 def test_naming_what_is_there_keeps_its_constants():
     """Fields that both have are kept: a preset's coefficient stays, for another estimate too."""
     mine = preset(GRPO(kl=K2(0.3)))
-    assert settings("mine --objective.kl k2", mine).objective.kl == K2(0.3)
-    assert settings("mine --objective.kl k3", mine).objective.kl == K3(0.3)
+    assert settings("mine --objective.kl k2", mine).rl.objective.kl == K2(0.3)
+    assert settings("mine --objective.kl k3", mine).rl.objective.kl == K3(0.3)
 
 
 def test_none_takes_a_part_out():
     mine = preset(GRPO(kl=K2(0.3)))
-    assert settings("mine --objective.kl none", mine).objective == GRPO()
-    consults = settings("smollm2", CONSULTING).objective
+    assert settings("mine --objective.kl none", mine).rl.objective == GRPO()
+    consults = settings("smollm2", CONSULTING).rl.objective
     assert consults == GRPO(Shrinkage(), adjust=InverseFrequency())
-    assert settings("smollm2 --objective.adjust none", CONSULTING).objective == DEMO
-    assert settings("smollm2 --objective ppo", CONSULTING).objective == PPO()
+    assert settings("smollm2 --objective.adjust none", CONSULTING).rl.objective == DEMO
+    assert settings("smollm2 --objective ppo", CONSULTING).rl.objective == PPO()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_a_flag_of_something_else_is_refused(flags, capsys):
         ("--objective.advantages.ddof 2", "objective.advantages.ddof=2 must be 0 or 1"),
         (
             "--objective.aggregation constant --objective.aggregation.length 0",
-            "objective.aggregation.length=0 must be at least 1, or None",
+            "objective.aggregation.length=0 is too small: at least 1",
         ),
         (
             "--objective.kl k2 --objective.kl.coefficient nan",
@@ -236,9 +238,8 @@ def test_a_flag_of_something_else_is_refused(flags, capsys):
     ],
 )
 def test_constants_that_cannot_work_are_named(flags, message):
-    check_objective_settings(DEMO)
     with pytest.raises(InputError) as caught:
-        check_objective_settings(objective(flags))
+        objective(flags)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -246,18 +247,17 @@ def places():
     """Every place that a flag chooses for, under either objective, and what may stand there."""
     for chosen in ("grpo", "ppo"):
         begun = settings(f"demo --objective {chosen}")
-        for path, classes, optional in choosable(begun):
-            yield from ((chosen, path, one) for one in classes)
-            if optional:
-                yield chosen, path, None
+        for choice in choosable(begun):
+            for one in (*choice.classes, *([None] if choice.optional else [])):
+                yield chosen, choice, one
 
 
-@pytest.mark.parametrize(("chosen", "path", "one"), list(places()))
-def test_every_class_can_be_chosen(chosen, path, one):
+@pytest.mark.parametrize(("chosen", "choice", "one"), list(places()))
+def test_every_class_can_be_chosen(chosen, choice, one):
     name = "none" if one is None else flag_name(one)
-    value = settings(f"demo --objective {chosen} --{path} {name}")
-    for part in path.split("."):
-        value = getattr(value, part.replace("-", "_"))
+    value = settings(f"demo --objective {chosen} --{choice.flag} {name}")
+    for part in choice.path:
+        value = getattr(value, part)
     assert value is None if one is None else type(value) is one
 
 
@@ -299,3 +299,59 @@ def test_the_configuration_says_what_was_chosen():
     }
     assert chosen["decay"] == {"is": "cosine"} and chosen["optimizer"]["b1"] == 0.5
     assert "is" not in chosen["optimizer"]  # there is nothing else to choose
+
+
+def test_an_arm_brings_its_own_flags_and_keeps_what_it_shares(capsys):
+    large = settings("qwen3-8b --cap 9 --arm preference", CADA).arm
+    assert type(large).__name__ == "Preference" and large.examples_per_step == 64
+    assert (large.own.cap, large.own.generated_samples, large.micro_batches) == (9, 8, 8)
+    reinforced = settings("qwen3-8b --arm rl --harmful 32", CADA)
+    assert reinforced.rl is reinforced.arm and reinforced.rl.updates.micro_batches == 8
+    with pytest.raises(SystemExit):
+        settings("smollm2 --arm rl --cap 9", CADA)
+    assert "--cap" in capsys.readouterr().err
+
+
+FILE = """
+steps: 3
+heldout: []
+learning-rate: 1e-5
+balance: false
+objective: {is: ppo, kl: {is: k3, coefficient: 0.1}, value_clip: null, whiten: false}
+"""
+
+
+def test_a_file_of_settings_stands_below_the_flags(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE)
+    expected = (
+        "demo --heldout --learning-rate 1e-5 --no-balance --objective ppo --objective.kl k3 "
+        "--objective.kl.coefficient 0.1 --objective.value-clip None --objective.no-whiten"
+    )
+    assert settings(f"demo --steps 5 --settings {path}") == settings(f"{expected} --steps 5")
+    path.write_text("stepps: 3")
+    with pytest.raises(InputError, match="mine.yaml: stepps is no setting; --help lists them"):
+        settings(f"demo --settings={path}")
+    path.write_text("- 3")
+    with pytest.raises(InputError, match="mine.yaml: must give settings by name"):
+        settings(f"demo --settings {path}")
+    with pytest.raises(InputError, match="none.yaml: cannot be read"):
+        settings("demo --settings none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("presets", "flags"),
+    [
+        (PRESETS, "demo --objective ppo --mesh 1 2 1 --stop a b --seed 3"),
+        (CADA, "qwen3-8b --arm rl --objective.kl none"),
+        (CADA, "smollm2 --arm preference --code mine.yaml"),
+        (CONSULTING, "smollm2 --cold-start none"),
+        (CONSULTING, "qwen3-8b --cold-start.rounds 3 --optimizer.eps 1e-7"),
+    ],
+)
+def test_a_runs_config_gives_its_settings_again(presets, flags, tmp_path):
+    run = settings(flags, presets)
+    facts = {"run_format": 4, "prompts_digest": "12", "rule_texts": {"a": "b"}}
+    (tmp_path / "config.json").write_text(json.dumps(to_json(run) | facts))
+    for other in presets:
+        assert settings(f"{other} --settings {tmp_path / 'config.json'}", presets) == run

@@ -10,10 +10,33 @@ given itself is a good answer. A reward model or a function of the user's takes 
 is given (`jaxalign.methods.alphaalign.scorers`).
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from jaxalign.rewards import Helpfulness, Safety, Verifiers
+from jaxalign.data import Prompt
+from jaxalign.data.templates import Template
+from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Checked, Weight
+from jaxalign.methods.alphaalign.scorers import LIKELIHOOD, load_scoring
+from jaxalign.models import Transformer
+from jaxalign.records import Params
+from jaxalign.rewards import (
+    FIRST_SENTENCE_REFUSAL_PATTERN,
+    FORMAT_PATTERN,
+    REFUSAL_PATTERN,
+    STRICT_FORMAT_PATTERN,
+    Helpfulness,
+    Safety,
+    Verifiers,
+    safety_verifiers,
+)
 from jaxalign.rewards.terms import Reward
+from jaxalign.runs.experiment import Recipe, tokenizer_of
+from jaxalign.runs.settings import Settings
+
+_FORMATS = {"strict": STRICT_FORMAT_PATTERN, "loose": FORMAT_PATTERN}
+_REFUSALS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}
 
 
 def alphaalign_reward(
@@ -41,3 +64,72 @@ def alphaalign_reward(
     if scorer is None:
         return safety
     return safety + helpfulness_weight * Helpfulness(verifiers, scorer, normalise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewarded(Checked):
+    """Settings of AlphaAlign's reward, beside those of all RL."""
+
+    format: Literal["strict", "loose"] = "strict"
+    """What is well-formed: strict, nothing but reasoning and answer; loose, the paper's pattern."""
+    refusal: Literal["phrases", "first-sentence"] = "phrases"
+    """What is a refusal in the reward: the paper's phrases, or our wordings (docs/refusals.md)."""
+    helpfulness_weight: Weight = 0.3
+    """Weight of the helpfulness reward; 0 leaves its scoring pass out."""
+    helpfulness: str = LIKELIHOOD
+    """What scores the answers: likelihood, under the start model; a reward model, as a Hugging Face
+    sequence-classification folder or hub id; or FILE.py:FUNCTION, which takes requests and answers
+    and returns a number for each."""
+    normalise: bool = True
+    """Normalise helpfulness over a prompt's samples; without, it is the bare score."""
+
+    def check_plan(self) -> None:
+        """Refuses a scorer that would have to be loaded."""
+        if self.helpfulness_weight and self.helpfulness != LIKELIHOOD:
+            raise InputError(
+                f"helpfulness={self.helpfulness}: only the start model's likelihood can be "
+                "planned: leave --helpfulness out"
+            )
+
+    def recipe(
+        self,
+        template: Template,
+        settings: Settings,
+        model: Transformer,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+    ) -> Recipe:
+        """The reward of a run with RL, and how its prompts are asked.
+
+        Raises:
+          InputError: as `load_scoring`, or a tokenizer that can't be verified.
+        """
+        rl = settings.rl
+        assert rl is not None
+        with tokenizer_of(settings.model):
+            verifiers = safety_verifiers(
+                tokenizer, pattern=_FORMATS[self.format], refusal=_REFUSALS[self.refusal]
+            )
+        scoring = None
+        if self.helpfulness_weight:
+            scoring = load_scoring(
+                self.helpfulness,
+                model,
+                tokenizer,
+                prompts,
+                max_prompt_tokens=settings.max_prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
+            )
+
+        def reward(start: Params) -> Reward:
+            return alphaalign_reward(
+                verifiers,
+                None if scoring is None else scoring.scorer(start),
+                format_weight=rl.format_weight,
+                refusal_weight=rl.refusal_weight,
+                balance=rl.balance,
+                helpfulness_weight=self.helpfulness_weight,
+                normalise=self.normalise,
+            )
+
+        return Recipe(template, reward, encode=None if scoring is None else scoring.encode)

@@ -1,8 +1,10 @@
 """ASCL's cold start as a stage of a run: traces, what is kept of them, the model in its folder."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 
+from jaxalign.host.fields import Checked, Count, Positive
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import all_of, is_first
 from jaxalign.methods.ascl.cold_start import balance_traces, collect_traces, count_traces, fine_tune
@@ -17,14 +19,36 @@ COLD_START_FOLDER = "cold_start"
 """Of the fine-tuned model, in the run folder; traces.json, which says what of, lies beside it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ColdStart(Checked):
+    """Settings of the cold start."""
+
+    rounds: Count = 16
+    """Steps' worth of prompts that it samples, every other one behind a call."""
+    cap: Count = 24
+    """Most traces of each kind of request, consulted or not, that it learns from."""
+    epochs: Count = 2
+    """Passes over them."""
+    batch: Count = 16
+    """Traces in each update."""
+    learning_rate: Positive = 2e-5
+    """Of AdamW; constant."""
+
+
 def cold_start(
-    run: Experiment, params: Params, *, verifiers: Verifiers, rules: Mapping[str, str]
+    run: Experiment,
+    params: Params,
+    *,
+    stage: ColdStart,
+    verifiers: Verifiers,
+    rules: Mapping[str, str],
 ) -> Params:
     """The fine-tuned start model; after a resume the one that the run has kept.
 
     Args:
-      run: its settings are those of experiments/ascl.py.
+      run: a run with a tool.
       params: the start model's.
+      stage: how it goes.
       verifiers: of the consulting format and of refusals.
       rules: that are consulted.
     """
@@ -35,7 +59,7 @@ def cold_start(
     if all_of(settings.resume and folder.exists()):
         run.add_seconds(read_json(told)["seconds"])
         return load_pretrained(folder, mesh=model.mesh)[1]
-    again, rounds = "of the cold start, which starts again next time", settings.cold_start_rounds
+    again, rounds = "of the cold start, which starts again next time", stage.rounds
     with run.interruption.heeded("sampling traces", rounds, f"rounds {again}") as heed:
         right, every = collect_traces(
             model,
@@ -49,18 +73,16 @@ def cold_start(
             decode=run.tokenizer.decode,
             progress=lambda done: heed(done, rounds),
         )
-    kept = balance_traces(right, cap=settings.cold_start_cap)
+    kept = balance_traces(right, cap=stage.cap)
     with run.interruption.heeded("cold start", None, f"updates {again}") as heed:
         tuned, losses = fine_tune(
             model,
             params,
             kept,
             work.batches,
-            settings.optimizer(
-                settings.cold_start_learning_rate, max_grad_norm=settings.max_grad_norm
-            ),
-            epochs=settings.cold_start_epochs,
-            batch_size=settings.cold_start_batch,
+            settings.optimizer(stage.learning_rate, max_grad_norm=settings.max_grad_norm),
+            epochs=stage.epochs,
+            batch_size=stage.batch,
             row_length=2 * (settings.max_prompt_tokens + settings.max_new_tokens),
             seed=settings.seed,
             progress=lambda done: heed(done, None),
