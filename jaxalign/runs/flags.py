@@ -62,8 +62,9 @@ def parse_flags(settings: AnySettings, arguments: Sequence[str], *, prog: str) -
       InputError: a choice that there is not.
       SystemExit: tyro's, after help or a message on a flag.
     """
-    chosen, rest = choose_objects(settings, with_file(settings, arguments))
-    with checked_later():  # else tyro frames what is said
+    arguments = with_file(settings, arguments)
+    with checked_later():  # what is chosen last counts, and tyro would frame what is said
+        chosen, rest = choose_objects(settings, arguments)
         parsed = tyro.cli(
             type(chosen),
             prog=prog,
@@ -125,11 +126,12 @@ def with_file(settings: Any, arguments: Sequence[str]) -> list[str]:
     unknown = sorted(given.keys() - present.keys() - others)
     if unknown and "run_format" not in given:  # of a run, with facts of it
         raise InputError(f"{name}: {unknown[0]} is no setting; --help lists them")
-    words = []
-    for key in given.keys() - set(unknown) - {"resume"}:
-        if key not in present or given[key] != present[key]:
-            words += _words(f"--{key}", given[key])
-    return words + rest
+    words = [
+        _words(f"--{key}", value)
+        for key, value in given.items()
+        if key not in ("resume", *unknown) and (key not in present or value != present[key])
+    ]
+    return sum(words, []) + rest
 
 
 def _names(owner: type) -> Iterator[str]:
