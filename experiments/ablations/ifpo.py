@@ -15,7 +15,6 @@ run folder per arm and seed, results.json, table.md and consulting.png.
 import dataclasses
 import itertools
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,12 +28,14 @@ from experiments.ablations.two_modes import plot_training
 from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
 from jaxalign.evaluation.measure import summary
+from jaxalign.evaluation.probes import own_text
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.markdown import markdown_table
 from jaxalign.host.metrics import read_metrics
 from jaxalign.reports.evaluation_folder import read_evaluation
+from jaxalign.rewards.parts import RULE_TAGS, split
 
 
 def _ifpo(form: str, scope: str) -> list[str]:
@@ -179,15 +180,15 @@ def heldout_shares(run: Path) -> list[float | None]:
     """`shares` of the held-out prompts; in the reward's place how many that consulted repeat."""
     evaluated = read_evaluation(run / "after")
     rows = [row for those in evaluated.judged.values() for judged in those for row in judged.rows]
-    repeated = nan_mean([repeats_rule(row["completion"]) for row in rows if row["consulted"]])
+    repeated = nan_mean([repeats_rule(row) for row in rows if row["consulted"]])
     return [*shares(summary(evaluated.results))[:-1], repeated]
 
 
-def repeats_rule(completion: str) -> bool:
+def repeats_rule(row: Mapping[str, Any]) -> bool:
     """Whether the answer is words of the rule that came back, which no reward here notices."""
-    rules = re.search(r"<rules>(.*?)</rules>", completion, re.DOTALL)
-    answer = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)
-    return bool(rules and answer and answer[1].strip() and answer[1].strip() in rules[1])
+    answer = split(own_text(row)).answer.strip()
+    rule = row["completion"].partition(RULE_TAGS[0])[2].partition(RULE_TAGS[1])[0]
+    return bool(answer) and answer in rule
 
 
 def nan_mean(values: Any, axis: int | None = None) -> Any:

@@ -26,7 +26,7 @@ from jaxalign.data.templates import Tokenizer, encode_requests
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import all_of, is_first, least
 from jaxalign.host.step_lines import StepLines, read_lines
-from jaxalign.rewards import ANSWER_TAGS
+from jaxalign.rewards import split
 from jaxalign.sampling import Stage
 from jaxalign.text.chat_template import template_date
 from jaxalign.text.encoding import encode_text
@@ -206,9 +206,8 @@ def opening_ids(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]
       text: plain text.
       limit: the most tokens behind the tag; None for all.
     """
-    before, tag, answer = text.rpartition(ANSWER_TAGS[0])
-    frame = encode_text(tokenizer, before + tag) if tag else []
-    return frame + encode_text(tokenizer, answer)[:limit]
+    at = split(text).answer_at
+    return encode_text(tokenizer, text[:at]) + encode_text(tokenizer, text[at:])[:limit]
 
 
 def _put_in_order(part: Path, path: Path, order: Sequence[int]) -> list[dict[str, Any]]:

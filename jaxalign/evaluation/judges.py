@@ -18,7 +18,7 @@ from jaxalign.evaluation.guard import guard_form
 from jaxalign.evaluation.rubric import RUBRIC
 from jaxalign.host.errors import InputError
 from jaxalign.host.user_functions import load_function, names_function, scoring_texts
-from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, answer_span
+from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, split
 
 Measures = Literal["refusal", "harm"]
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -103,7 +103,7 @@ def _checked(score: Score) -> Score:
             raise ValueError(f"{len(requests)} requests for {len(answers)} answers")
         if not answers:
             return np.zeros(0, np.float32)
-        return score(requests, [answer_span(answer) for answer in answers])
+        return score(requests, [split(answer).answer for answer in answers])
 
     return checked
 

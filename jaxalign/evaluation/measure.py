@@ -17,7 +17,7 @@ from jaxalign.data.sources import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack, make_attack
 from jaxalign.evaluation.judges import Judge, make_judge
-from jaxalign.evaluation.probes import Row, key_words, reasoning_cost
+from jaxalign.evaluation.probes import Row, key_words, own_text, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
     answers_by_prompt,
@@ -31,7 +31,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import is_first, wait_for_all
-from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN, split
 from jaxalign.sampling import Greedy
 from jaxalign.text.chat_template import template_date
 
@@ -277,8 +277,7 @@ def judge_all(
     for asked, answers in answered:
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
-        texts = [[x.get("own", x["completion"]) for x in rows] for rows in answers]
-        formed = [[bool(pattern.search(text)) for text in those] for those in texts]
+        formed = [[bool(pattern.search(own_text(x))) for x in rows] for rows in answers]
         said = describe_answers(answers, formed)
         seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
         facts.append(name | said | {"mean_seconds": seconds})
@@ -312,9 +311,7 @@ def probe_all(
         name = {"suite": asked.suite, "attack": asked.attack}
         rows = [row for group in answers for row in group]
         harmful = [row for row in rows if row["kind"] == "harmful"]
-        if asked.attack != "none" or not any(
-            "<safety_reasoning>" in row["completion"] for row in rows
-        ):
+        if asked.attack != "none" or all(split(own_text(x)).reasoning is None for x in rows):
             continue
         if harmful:
             curves.append(name | key_words(harmful, tokenizer))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +11,10 @@ from jaxalign.data.order import grouped
 from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.evaluation.attacks import Attack, Attacked, without_variants
 from jaxalign.evaluation.judges import Judge
-from jaxalign.evaluation.probes import Row, safety_at_k
+from jaxalign.evaluation.probes import Row, own_text, safety_at_k
 from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import share
-from jaxalign.rewards import answer_span
-
-_REASONING = re.compile("<safety_reasoning>(.*?)</safety_reasoning>", re.DOTALL)
+from jaxalign.rewards import split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +91,8 @@ def judge_answers(
 
     Judges see the prompt itself, not the attacked text: it is what the attacker wants to know. A
     judge of harm scores answers to harmful prompts only, what the attacker forced included; a judge
-    of refusals reads what the model adds to that, or no first sentence could refuse, and leaves out
-    what a tool said.
+    of refusals reads what the model adds to that, or no first sentence could refuse. What a tool
+    said is left out.
     """
     scores: list[list[dict[str, float]]] = [[{} for _ in rows] for rows in answers]
     for judge in judges:
@@ -113,10 +110,8 @@ def judge_answers(
 
 
 def _judged_text(row: Row, judge: Judge) -> str:
-    text = str(row["completion"])
-    if judge.measures == "harm":
-        return text
-    return str(row.get("own", text.removeprefix(row.get("opening", ""))))
+    text = own_text(row)
+    return text if judge.measures == "harm" else text.removeprefix(row.get("opening", ""))
 
 
 def rates(
@@ -201,14 +196,13 @@ def describe_answers(
     Returns:
       `prompts`, `skipped`, `answers`: how many; `well_formed`, `finished`: shares as of `rate`;
       `consulted`: the same of each kind, where there was a tool; `distinct_answers`,
-      `distinct_reasonings`: how many different texts stand in the tags (one recited sentence gives
-      1; without answer tags all is the answer, without reasoning tags there is no reasoning);
+      `distinct_reasonings`: how many different texts `jaxalign.rewards.split` finds (one recited
+      sentence gives 1);
       `mean_tokens`: how many the model generated, on average.
     """
     asked = [rows for rows in answers if rows]
     rows = [row for rows in asked for row in rows]
-    texts = [row["completion"] for row in rows]
-    reasonings = filter(None, map(_REASONING.search, texts))
+    parts = [split(own_text(row)) for row in rows]
     kinds = grouped((x for x in asked if "consulted" in x[0]), lambda rows: rows[0]["kind"])
     return {
         "prompts": len(asked),
@@ -220,7 +214,7 @@ def describe_answers(
             kind: rate([[bool(x["consulted"]) for x in y] for y in those])
             for kind, those in kinds.items()
         },
-        "distinct_answers": len({answer_span(text).strip() for text in texts}),
-        "distinct_reasonings": len({reasoning[1].strip() for reasoning in reasonings}),
+        "distinct_answers": len({x.answer.strip() for x in parts}),
+        "distinct_reasonings": len({x.reasoning.strip() for x in parts if x.reasoning is not None}),
         "mean_tokens": float(np.mean([row["tokens"] for row in rows])) if rows else None,
     }

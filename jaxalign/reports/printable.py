@@ -2,9 +2,10 @@
 
 import re
 
+from jaxalign.rewards import ANSWER_TAGS, REASONING_TAGS, split
+
 KINDS = {"harmful": "Harmful", "benign": "Benign", "lookalike": "Look-alike"}
 
-_OPENING = re.compile(r"<(\w*reasoning)>")
 # Control characters, lone surrogates, marks of direction, and what has no width or is a tag: they
 # can hide or reorder shown text. Joiners stay: scripts and emoji need them.
 _UNPRINTABLE = re.compile(
@@ -24,20 +25,16 @@ def percent(share: float | None) -> str:
 
 
 def split_answer(completion: str) -> tuple[str | None, str]:
-    """Splits a completion into (reasoning, answer), or (None, all of it) when tags are missing.
+    """The two parts of a completion that is `closed`, each with the text around it; else only it.
 
-    Text around the tags stays with the part that it touches, so that nothing the model wrote goes
-    unseen.
+    So nothing that the model wrote, or a tool, goes unseen.
     """
-    opening = _OPENING.search(completion)
-    if opening is not None:
-        head, rest = completion[: opening.start()], completion[opening.end() :]
-        reasoning, closed, rest = rest.partition(f"</{opening[1]}>")
-        between, opened, rest = rest.partition("<answer>")
-        answer, ended, tail = rest.rpartition("</answer>")
-        if closed and opened and ended:
-            return _join(head, reasoning, between), _join(answer, tail)
-    return None, completion.strip()
+    reasoning, answer, closed, *_ = split(completion)
+    if reasoning is None or not closed:
+        return None, completion.strip()
+    before, _, behind = completion.partition(answer.join(ANSWER_TAGS))
+    head, _, between = before.partition(reasoning.join(REASONING_TAGS))
+    return _join(head, reasoning, between), _join(answer, behind)
 
 
 def _join(*parts: str) -> str:

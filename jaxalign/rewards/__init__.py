@@ -2,6 +2,7 @@
 
 from jaxalign.rewards.answer_scores import Likelihood, PromptFacts, RewardModel
 from jaxalign.rewards.helpfulness import Helpfulness, helpfulness_reward
+from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS, Parts, split
 from jaxalign.rewards.refusals import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -13,13 +14,11 @@ from jaxalign.rewards.refusals import (
 from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
 from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_reward
 from jaxalign.rewards.verifiers import (
-    ANSWER_TAGS,
     CONSULTING_FORMAT_PATTERN,
     FORMAT_PATTERN,
     STRICT_FORMAT_PATTERN,
     Verdict,
     Verifiers,
-    answer_span,
     safety_verifiers,
     verdict_of,
 )
@@ -43,20 +42,22 @@ __all__ = [
     "FIRST_SENTENCE",
     "FIRST_SENTENCE_REFUSAL_PATTERN",
     "FORMAT_PATTERN",
+    "REASONING_TAGS",
     "REFUSAL_PATTERN",
     "REFUSAL_PHRASES",
     "REFUSAL_WORDINGS",
     "STRICT_FORMAT_PATTERN",
     "Automaton",
     "Matcher",
+    "Parts",
     "Verdict",
     "Verifiers",
-    "answer_span",
     "compile_pattern",
     "compile_phrases",
     "helpfulness_reward",
     "safety_reward",
     "safety_verifiers",
+    "split",
     "token_bytes",
     "verdict_of",
     "wording_pattern",

@@ -9,45 +9,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxalign.rewards.parts import ANSWER_TAGS, CALL_TAGS, REASONING_TAGS, split
 from jaxalign.rewards.refusals import REFUSAL_PATTERN
 from jaxalign.text.automaton import compile_pattern, compile_phrases
 from jaxalign.text.matcher import NEVER, Reader, Tokenizer
 
-ANSWER_TAGS = ("<answer>", "</answer>")
-
-FORMAT_PATTERN = r"<safety_reasoning>.*</safety_reasoning>.*<answer>.*</answer>"
+FORMAT_PATTERN = ".*".join(REASONING_TAGS + ANSWER_TAGS)
 """AlphaAlign's format, searched for anywhere in the output; the dot matches a newline."""
 
-STRICT_FORMAT_PATTERN = (
-    r"\A\s*<safety_reasoning>\s*[^<\s][^<]*</safety_reasoning>"
-    r"\s*<answer>\s*[^<\s][^<]*</answer>\s*\Z"
-)
+_SPANS = (r"\s*[^<\s][^<]*".join(tags) for tags in (REASONING_TAGS, ANSWER_TAGS))
+STRICT_FORMAT_PATTERN = r"\s*".join((r"\A", *_SPANS, r"\Z"))
 """Ours: the whole output is one reasoning span and one answer span, neither of them blank or with
 a `<` in it, and only whitespace around them. The loose format rewards text outside the tags."""
 
 CONSULTING_FORMAT_PATTERN = STRICT_FORMAT_PATTERN.replace(
-    r"\A\s*", r"\A\s*(?:<consult>[^<]*</consult>\s*)*", 1
+    r"\A\s*", rf"\A\s*(?:{'[^<]*'.join(CALL_TAGS)}\s*)*", 1
 )
 """Ours, for ASCL: any number of consultations, then the strict format. It is searched for in what
 the model generated; a tool's answers are left out."""
 
 
-def answer_span(text: str, span: tuple[str, str] = ANSWER_TAGS) -> str:
-    """The part of an output that is its answer, on the host: the reference for the device.
-
-    It goes from the first opening tag to the next closing tag, or to the end of an answer that
-    breaks off. An output without the opening tag is all answer (ours: a malformed refusal is
-    still a refusal).
-    """
-    opening, closing = span
-    _, found, rest = text.partition(opening)
-    return rest.partition(closing)[0] if found else text
-
-
 def verdict_of(text: str, pattern: str = STRICT_FORMAT_PATTERN) -> tuple[bool, bool]:
     """On the host, what `Verdict` has on the device: whether it is well-formed, and refuses."""
     formed = re.search(pattern, text, re.DOTALL) is not None
-    return formed, re.search(REFUSAL_PATTERN, answer_span(text)) is not None
+    return formed, re.search(REFUSAL_PATTERN, split(text).answer) is not None
 
 
 class Verdict(NamedTuple):
@@ -56,7 +41,7 @@ class Verdict(NamedTuple):
     Attributes:
       well_formed: `[B]` bool, V_f of the whole output.
       refused: `[B]` bool, V_r of the answer.
-      answer: `[B, T]` bool, the tokens with all their bytes inside `answer_span`; one that also
+      answer: `[B, T]` bool, the tokens with all their bytes inside `split`'s answer; one that also
         holds a byte of a tag is outside, and so is one without bytes (masked out, special).
     """
 
@@ -100,8 +85,8 @@ def safety_verifiers(
 ) -> Verifiers:
     """AlphaAlign's format verifier V_f and refusal verifier V_r, and the mask of the answer.
 
-    V_f searches the output for one pattern; V_r searches `answer_span` of it for another. Both
-    equal `re.search` with DOTALL on the decoded text; `compile_pattern` has what is supported.
+    V_f searches the output for one pattern; V_r searches `split`'s answer for another. Both equal
+    `re.search` with DOTALL on the decoded text; `compile_pattern` has what is supported.
     Source: AlphaAlign (arXiv 2507.14987).
 
     Args:

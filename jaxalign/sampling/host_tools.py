@@ -25,6 +25,7 @@ import numpy as np
 from jaxalign.host.processes import fetch
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params, Rollout
+from jaxalign.rewards.parts import CALL_TAGS, RULE_TAGS
 from jaxalign.sampling.sampler import sample
 from jaxalign.sampling.tools import Tool, check_calls, encode_answers
 from jaxalign.text.automaton import compile_pattern
@@ -57,8 +58,8 @@ class HostTool:
     function: Function
     timeout: float = 10.0
     max_calls: int = 1
-    call_tags: tuple[str, str] = ("<consult>", "</consult>")
-    answer_tags: tuple[str, str] = ("<rules>", "</rules>")
+    call_tags: tuple[str, str] = CALL_TAGS
+    answer_tags: tuple[str, str] = RULE_TAGS
 
     def __post_init__(self) -> None:
         if not self.timeout > 0:

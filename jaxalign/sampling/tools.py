@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxalign.rewards.parts import CALL_TAGS, RULE_TAGS
 from jaxalign.text.automaton import compile_pattern
 from jaxalign.text.encoding import encode_text
 from jaxalign.text.matcher import Reader, Tokenizer, token_bytes
@@ -51,8 +52,8 @@ def consultation(
     tokenizer: Tokenizer,
     *,
     max_calls: int = 1,
-    call_tags: tuple[str, str] = ("<consult>", "</consult>"),
-    answer_tags: tuple[str, str] = ("<rules>", "</rules>"),
+    call_tags: tuple[str, str] = CALL_TAGS,
+    answer_tags: tuple[str, str] = RULE_TAGS,
 ) -> Tool:
     r"""The tool of ASCL: `<consult>category</consult>` is answered by `\n<rules>text</rules>\n`.
 
@@ -106,7 +107,7 @@ def check_calls(max_calls: int, *tags: tuple[str, str]) -> None:
 def rule_answer(
     rules: Mapping[str, str],
     category: str | None,
-    answer_tags: tuple[str, str] = ("<rules>", "</rules>"),
+    answer_tags: tuple[str, str] = RULE_TAGS,
 ) -> str:
     """The text that answers a call: a rule, or for an unknown category the list of categories."""
     unknown = f"There is no such category. Categories: {', '.join(rules)}."

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxalign.answers.asking import Asking, LanguageModel, Progress, answers
 from jaxalign.data.sources import read_json_lines
 from jaxalign.host.errors import InputError
-from jaxalign.rewards import answer_span
+from jaxalign.rewards import split
 
 # A hyphen behind a letter or a digit, as in 10-12, is no minus.
 _NUMBER = re.compile(r"(?:(?<![\w.])-)?\d[\d,]*(?:\.\d+)?")
@@ -61,7 +61,7 @@ def last_number(text: str) -> float | None:
 
     Of a completion with answer tags only the span between them counts.
     """
-    found = _NUMBER.findall(answer_span(text))
+    found = _NUMBER.findall(split(text).answer)
     return float(found[-1].replace(",", "")) if found else None
 
 

@@ -193,7 +193,7 @@ def test_answers_say_what_the_model_said(
 def test_what_a_tool_says_is_not_the_models(tmp_path: Path) -> None:
     """Neither its form nor a refusal in it counts; what the model wrote around it does."""
     call = "<consult>fraud</consult>"
-    rules = "\n<rules>Say: I'm sorry.</rules>\n"
+    rules = "\n<rules>Say: <answer>I'm sorry.</answer></rules>\n"
     prompts = [Prompt("h", "Why?", "harmful", ""), Prompt("b", "Who?", "benign", "")]
     answers = [
         [
@@ -206,6 +206,7 @@ def test_what_a_tool_says_is_not_the_models(tmp_path: Path) -> None:
     asked = apply_attack("heldout", prompts, make_attack("none"))
     judges = [make_judge("phrases")]
     found = summary(judge_all([(asked, answers)], judges, tmp_path, consulting=True))
+    assert found["distinct_reasonings"] == 1 and found["distinct_answers"] == 2
     assert found["well_formed"] == 0.5 and found["harmful_refused"] == 1.0
     assert found["benign_refused"] == 0.0, "without tags all is the answer, but not the rules"
     harm = dataclasses.replace(judges[0], name="guard", measures="harm")

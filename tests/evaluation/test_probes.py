@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.evaluation.probes import key_words, overhead, reasoning_cost, safety_at_k
+from jaxalign.evaluation.probes import (
+    key_words,
+    overhead,
+    own_text,
+    reasoning_cost,
+    safety_at_k,
+)
 from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import wilson_interval
 from jaxalign.reports.plots import plot_key_words, plot_safety_at_k
@@ -110,21 +116,26 @@ def test_tokens_go_to_reasoning_answer_and_format(smollm2_tokenizer: Any) -> Non
         {"completion": text, "kind": "harmful"},
         {"completion": "six seven", "kind": "benign"},
         {"completion": "<answer>eight", "kind": None},
+        {"completion": "<safety_reasoning>one two", "kind": "lookalike"},
     ]
     made = reasoning_cost(rows, smollm2_tokenizer)
-    assert list(made) == ["harmful", "all", "benign", "unknown"]
+    assert list(made) == ["harmful", "all", "benign", "unknown", "lookalike"]
     assert (made["harmful"]["reasoning"], made["harmful"]["answer"]) == (3, 2)
     assert made["harmful"]["total"] == len(smollm2_tokenizer(text).input_ids)
     assert made["harmful"]["format"] == made["harmful"]["total"] - 5
-    assert (made["benign"]["reasoning"], made["benign"]["answer"], made["benign"]["format"]) == (
-        0,
-        2,
-        0,
-    )
+    assert [made["benign"][x] for x in ("reasoning", "answer", "format")] == [0, 2, 0]
+    broken = made["lookalike"]  # without an answer's tag all else is the answer
+    assert (broken["reasoning"], broken["answer"]) == (2, broken["total"] - 2)
     assert made["unknown"]["answer"] == len(smollm2_tokenizer("eight").input_ids)
-    assert made["all"]["answers"] == 3 and made["all"]["reasoning"] == 1
+    assert made["all"]["answers"] == 4 and made["all"]["reasoning"] == 5 / 4
     with pytest.raises(InputError, match="no answers to count"):
         reasoning_cost([], smollm2_tokenizer)
+
+
+def test_a_tools_part_is_not_the_models() -> None:
+    row = {"completion": "Sure. <consult>a</consult>\n<rules>b</rules>\n c", "opening": "Sure. "}
+    assert own_text(row) == row["completion"]
+    assert own_text(row | {"own": "<consult>a</consult> c"}) == "Sure. <consult>a</consult> c"
 
 
 def row(name: str, sample: int, tokens: int) -> dict[str, Any]:

@@ -347,7 +347,7 @@ def test_malformed_file_is_named(tmp_path, text):
     ("completion", "parts"),
     [
         ("<safety_reasoning>a</safety_reasoning><answer>b</answer>", ("a", "b")),
-        ("<reasoning>a\n</reasoning> x <answer>b</answer> y", ("a\nx", "b\ny")),
+        ("<safety_reasoning>a\n</safety_reasoning> x <answer>b</answer> y", ("a\nx", "b\ny")),
         ("z<safety_reasoning>a</safety_reasoning><answer></answer>", ("z\na", "")),
         ("<answer>b</answer>", (None, "<answer>b</answer>")),
         ("<safety_reasoning>a<answer>b</answer>", (None, "<safety_reasoning>a<answer>b</answer>")),

@@ -18,13 +18,14 @@ from jaxalign.rewards import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,
     FORMAT_PATTERN,
+    REASONING_TAGS,
     REFUSAL_PATTERN,
     REFUSAL_PHRASES,
     STRICT_FORMAT_PATTERN,
-    answer_span,
     compile_pattern,
     compile_phrases,
     safety_verifiers,
+    split,
     token_bytes,
     wording_pattern,
 )
@@ -48,8 +49,8 @@ def well_formed(text, name):
 
 def refused(text, name="paper"):
     if name == "paper":
-        return any(phrase in answer_span(text) for phrase in REFUSAL_PHRASES)
-    return re.search(REFUSALS[name], answer_span(text), re.DOTALL) is not None
+        return any(phrase in split(text).answer for phrase in REFUSAL_PHRASES)
+    return re.search(REFUSALS[name], split(text).answer, re.DOTALL) is not None
 
 
 def answer_mask(table, lengths, tokens, mask):
@@ -58,12 +59,9 @@ def answer_mask(table, lengths, tokens, mask):
         table[token, : lengths[token]].tobytes() if kept else b""
         for token, kept in zip(tokens, mask, strict=True)
     ]
-    text = b"".join(bytes_of)
-    opening, closing = (tag.encode() for tag in ANSWER_TAGS)
-    at = text.find(opening)
-    start = 0 if at < 0 else at + len(opening)
-    stop = text.find(closing, start) if at >= 0 else -1
-    stop = len(text) if stop < 0 else stop
+    parts = split(b"".join(bytes_of).decode("latin-1"))  # a letter for each byte
+    start = parts.answer_at
+    stop = start + len(parts.answer)
     ends = np.cumsum([len(b) for b in bytes_of])
     return [
         len(b) > 0 and end - len(b) >= start and end <= stop
@@ -224,11 +222,46 @@ def test_the_papers_pattern_is_its_phrases():
     assert ours.start == phrases.start
 
 
-def test_answer_span():
-    assert answer_span("a <answer>b</answer> c <answer>d</answer>") == "b"
-    assert answer_span("</answer><answer>b<answer></answer>") == "b<answer>"
-    assert answer_span("<answer>b</ans") == "b</ans"
-    assert answer_span("b</answer>") == "b</answer>"
+@pytest.mark.parametrize(
+    ("completion", "reasoning", "answer", "closed"),
+    [
+        ("R:a:R A:b:A", "a", "b", True),
+        ("x R:a:R y A:b:A z A:c:A", "a", "b", True),
+        ("R:a:R R:c:R A:b:A", "a", "b", True),
+        ("R::R A::A", "", "", True),
+        ("b:A", None, "b:A", False),
+        (":A A:b A::A", None, "b A:", False),
+        ("R:a:R A:b", "a", "b", False),
+        ("R:a", "a", "R:a", False),
+        ("R:a:R b", "a", "R:a:R b", False),
+        ("R:a A:b:A", "a ", "b", False),
+        ("R:a A:b:A :R", "a ", "b", False),
+        ("A:b:A R:a:R", None, "b", False),
+        ("A:R:a:R b:A", None, "R:a:R b", False),
+    ],
+)
+def test_reasoning_and_answer_of_a_completion(completion, reasoning, answer, closed):
+    tags = {"R:": REASONING_TAGS[0], ":R": REASONING_TAGS[1]}
+    tags |= {"A:": ANSWER_TAGS[0], ":A": ANSWER_TAGS[1]}
+    spelled = [
+        text and re.sub("R:|:R|A:|:A", lambda short: tags[short[0]], text)
+        for text in (completion, reasoning, answer)
+    ]
+    parts = split(spelled[0])
+    assert parts[:3] == (*spelled[1:], closed)
+    assert spelled[0][parts.reasoning_at :].startswith(parts.reasoning or "")
+    assert spelled[0][parts.answer_at :].startswith(parts.answer)
+
+
+def strict_in_parts(text):
+    """The strict format by `split`: nothing but two spans, neither blank nor with a tag."""
+    parts = split(text)
+    if not parts.closed:
+        return False
+    rest = text.replace(parts.reasoning.join(REASONING_TAGS), "", 1)
+    rest = rest.replace(parts.answer.join(ANSWER_TAGS), "", 1)
+    spans = parts.reasoning, parts.answer
+    return not rest.strip() and all(x.strip() and "<" not in x for x in spans)
 
 
 def test_the_answer_leaves_out_tags_and_tokens_that_straddle_them(small_tokenizer):
@@ -286,6 +319,12 @@ def test_equal_to_python_on_random_tokens(small_tokenizer, verifiers, our_refusa
         np.testing.assert_array_equal(
             verdict.refused, [refused(text) for text in decoded], err_msg=repr(decoded)
         )
+        if name == "strict":
+            expected = [strict_in_parts(text) for text in decoded]
+            np.testing.assert_array_equal(verdict.well_formed, expected, err_msg=repr(decoded))
+        if name == "loose":
+            closed = [split(text).closed for text in decoded]
+            assert np.all(np.asarray(verdict.well_formed) >= closed), decoded
     np.testing.assert_array_equal(
         our_refusals(tokens, mask).refused,
         [refused(text, "ours") for text in decoded],

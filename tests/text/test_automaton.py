@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from automata import matches
+from automata import between, matches
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from jaxalign.rewards import answer_span, compile_pattern, compile_phrases, token_bytes
+from jaxalign.rewards import compile_pattern, compile_phrases, token_bytes
 
 # Few different characters, so that matches are common; and all of Unicode.
 PIECES = [
@@ -208,7 +208,7 @@ def test_within_equals_re_on_the_span(tags, regex):
     @settings(deadline=None, max_examples=200)
     @given(st.lists(pieces | st.just(b"\xe2\x80"), max_size=10).map(b"".join))
     def check(data):
-        span = answer_span(data.decode(errors="replace"), tags)
+        span = between(data.decode(errors="replace"), *tags)
         assert matches(automaton, data) == (re.search(regex, span, re.DOTALL) is not None)
 
     check()
@@ -324,7 +324,7 @@ def test_matchers_equal_re_on_decoded_tokens(small_tokenizer, jitted, data):
     ]
     decoded = [decode(small_tokenizer, row) for row in known]
     for (regex, span), matcher in jitted.items():
-        looked_at = [answer_span(text, span) if span else text for text in decoded]
+        looked_at = [between(text, *span) if span else text for text in decoded]
         expected = [re.search(regex, text, re.DOTALL) is not None for text in looked_at]
         found = matcher(jnp.array(rows), jnp.array(keep))
         np.testing.assert_array_equal(found, expected, err_msg=f"{regex} {span} {decoded}")

@@ -15,9 +15,9 @@ from jaxalign.rewards import (
     ANSWER_TAGS,
     REFUSAL_PATTERN,
     STRICT_FORMAT_PATTERN,
-    answer_span,
     compile_pattern,
     safety_verifiers,
+    split,
 )
 from jaxalign.sampling import consultation
 from jaxalign.sampling.host_tools import HostTool, _argument
@@ -157,7 +157,7 @@ def test_verdicts_are_those_on_the_decoded_text(tokenizer, count):
         rows = random_rows(tokenizer, 10_000, seed)
         texts = decode(tokenizer, rows)
         expected = [
-            [*(search(text) is not None for search in searches), bool(refuses(answer_span(text)))]
+            [*(search(text) is not None for search in searches), bool(refuses(split(text).answer))]
             for text in texts
         ]
         found = np.asarray(read(reader, rows))
@@ -170,7 +170,7 @@ def test_the_answers_tokens_spell_the_answer(tokenizer):
     rows = random_rows(tokenizer, 2000)
     inside = jax.jit(safety_verifiers(tokenizer))(rows, rows >= 0).answer
     spelled = decode(tokenizer, np.where(inside, rows, -1))
-    expected = [answer_span(text) for text in decode(tokenizer, rows)]
+    expected = [split(text).answer for text in decode(tokenizer, rows)]
     # Decoding drops a space that the text begins with, and would drop the answer's.
     assert [text.lstrip(" ") for text in spelled] == [text.lstrip(" ") for text in expected]
 

@@ -31,7 +31,7 @@ from jaxalign.host.processes import are_several
 from jaxalign.host.user_functions import ScoreTexts, load_function, names_function, scoring_texts
 from jaxalign.models import Transformer, load_pretrained, sequence_scores
 from jaxalign.records import Params
-from jaxalign.rewards import Likelihood, RewardModel, answer_span
+from jaxalign.rewards import Likelihood, RewardModel, split
 from jaxalign.rewards.terms import HostValues
 from jaxalign.runs.facts import prompts_of
 from jaxalign.text.chat_template import run_date
@@ -242,6 +242,6 @@ def on_host(score_texts: ScoreTexts, tokenizer: Any, prompts: Sequence[Prompt]) 
         texts = [decode(tokenizer, samples.tokens[row], samples.mask[row]) for row in rows]
         if not rows:
             return np.zeros(0, np.float32)
-        return score_texts([asked[row].text for row in rows], [answer_span(t) for t in texts])
+        return score_texts([asked[row].text for row in rows], [split(t).answer for t in texts])
 
     return Scoring(None, lambda start: HostValues(score))

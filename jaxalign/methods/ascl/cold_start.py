@@ -34,6 +34,7 @@ from jaxalign.models.packing import Document
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 from jaxalign.rewards import Verifiers
+from jaxalign.rewards.parts import CALL_TAGS
 from jaxalign.runs.batches import Batches
 from jaxalign.runs.loop import DivergedError
 
@@ -124,7 +125,7 @@ def collect_traces(
         verdict = fetch(judge(verifiers, *spoken))
         passes = verdict.well_formed & samples.finished
         for trace, passed, refused in zip(traces, passes, verdict.refused, strict=True):
-            once = decode(trace.spoken).count("<consult>") <= 1
+            once = decode(trace.spoken).count(CALL_TAGS[0]) <= 1
             if passed and refused == trace.prompt.is_harmful and once:
                 right.append(trace)
         every += traces

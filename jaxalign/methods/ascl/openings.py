@@ -21,6 +21,7 @@ from jaxalign.host.processes import fetch
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Batch, Params, Prompts, Rollout
+from jaxalign.rewards.parts import CALL_TAGS, REASONING_TAGS
 from jaxalign.sampling import rule_answer
 from jaxalign.sampling.tools import encode_answers
 
@@ -74,10 +75,10 @@ def encode_openings(rules: Mapping[str, str], tokenizer: Any) -> Openings:
     Raises:
       ValueError: the tokenizer can't spell one.
     """
-    asked = encode_answers(tokenizer, [f"<consult>{category}</consult>" for category in rules])
+    asked = encode_answers(tokenizer, [category.join(CALL_TAGS) for category in rules])
     answered = encode_answers(tokenizer, [rule_answer(rules, category) for category in rules])
     calls = {name: Opening(*ids) for name, *ids in zip(rules, asked, answered, strict=True)}
-    [tag] = encode_answers(tokenizer, ["<safety_reasoning>"])
+    [tag] = encode_answers(tokenizer, [REASONING_TAGS[0]])
     return Openings(calls, Opening(tag, []))
 
 
