@@ -4,11 +4,13 @@ import math
 from statistics import NormalDist
 from typing import Any
 
+_Z = NormalDist().inv_cdf(0.975)
 
-def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Computes Wilson's score interval for a proportion.
 
-    With p = successes / n and z the standard normal quantile at (1 + confidence) / 2::
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """Computes Wilson's 95% score interval for a proportion.
+
+    With p = successes / n and z the standard normal quantile at 0.975::
 
         (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
 
@@ -19,25 +21,21 @@ def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tu
         successes: how many of the trials succeeded. A trial may count in part, as a prompt of which
             some answers do; the interval then is wider than need be (ours).
         n: number of trials; 0 trials say nothing, so the interval is (0, 1).
-        confidence: coverage, between 0 and 1.
 
     Returns:
         The lower and the upper end.
 
     Raises:
-        ValueError: ``successes`` is not in [0, n], or ``confidence`` not inside (0, 1).
+        ValueError: ``successes`` is not in [0, n].
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
         1927.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes must be between 0 and n = {n}, got {successes}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if n == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
-    p = successes / n
+    z, p = _Z, successes / n
     center = p + z * z / (2 * n)
     half_width = z * math.sqrt(p * (1.0 - p) / n + (z / (2 * n)) ** 2)
     scale = 1.0 + z * z / n
@@ -82,14 +80,12 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**m)
 
 
-def paired_difference_interval(
-    only_first: int, only_second: int, n: int, *, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Computes the adjusted Wald interval for the difference of two paired proportions.
+def paired_difference_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    """Computes the adjusted Wald 95% interval for the difference of two paired proportions.
 
     Two models answer the same n prompts; b of them count for the first alone, c for the second. The
     difference is (c − b) / n. With p = (b + 1)/(n + 2), q = (c + 1)/(n + 2), and z the standard
-    normal quantile at (1 + confidence) / 2::
+    normal quantile at 0.975::
 
         (q − p) ± z √((p + q − (q − p)²) / (n + 2)), cut to [−1, 1]
 
@@ -99,7 +95,6 @@ def paired_difference_interval(
         only_first: b.
         only_second: c.
         n: number of pairs, at least 1.
-        confidence: coverage, between 0 and 1.
 
     Returns:
         The lower and the upper end of second minus first.
@@ -114,7 +109,6 @@ def paired_difference_interval(
         raise ValueError(
             f"counts must be at least 0 and sum to at most n, got {only_first}, {only_second}, {n}"
         )
-    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
     p, q = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
-    half_width = z * math.sqrt((p + q - (q - p) ** 2) / (n + 2))
+    half_width = _Z * math.sqrt((p + q - (q - p) ** 2) / (n + 2))
     return max(-1.0, q - p - half_width), min(1.0, q - p + half_width)
