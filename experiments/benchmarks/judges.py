@@ -69,10 +69,11 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
 def row(name: str, scores: np.ndarray, labels: np.ndarray) -> list[str]:
     """A line of the table, for `[n]` scores and what they should be."""
     result = agreement(scores >= 0.5, labels)
-    kappa, area = ("none" if x is None else f"{x:.3f}" for x in (result.kappa, auc(scores, labels)))
-    counts = [str(result.n), str(int(labels.sum())), str(int((scores >= 0.5).sum()))]
-    shares = [show(result.precision), show(result.recall)]
-    return [name, *counts, show(result.accuracy), kappa, *shares, area]
+    areas = result["kappa"], auc(scores, labels)
+    kappa, area = ("none" if x is None else f"{x:.3f}" for x in areas)
+    counts = [str(result["n"]), str(int(labels.sum())), str(int((scores >= 0.5).sum()))]
+    accuracy, *shares = (show(result[x]) for x in ("accuracy", "precision", "recall"))
+    return [name, *counts, accuracy, kappa, *shares, area]
 
 
 def measure(spec: str, answers: Sequence[Answer], settings: Settings) -> None:

@@ -22,7 +22,7 @@ import tyro
 
 from jaxalign.data.order import grouped
 from jaxalign.data.sources import read_csv
-from jaxalign.evaluation.agreement import Agreement, agreement
+from jaxalign.evaluation.agreement import agreement
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.markdown import markdown_table
@@ -187,7 +187,7 @@ def occurrences(wordings: Sequence[str], answers: Sequence[Answer], place: str) 
 
 def cross_validate(
     found: np.ndarray, refused: np.ndarray, folds: np.ndarray, *, least: float
-) -> Agreement:
+) -> dict[str, Any]:
     """How the wordings chosen on all folds but one do on that one, over all folds `[N]`."""
     fired = np.zeros(len(refused), bool)
     for fold in np.unique(folds):
@@ -204,7 +204,7 @@ def show(share: Mapping[str, Any]) -> str:
 def _row(name: str, answers: Sequence[Answer], labels: Collection[Label]) -> list[object]:
     refused = refusals(answers, labels)
     found = [agreement(fires(pattern, answers), refused) for pattern in PATTERNS.values()]
-    rates = [x.precision for x in found] + [x.recall for x in found]
+    rates = [x[name] for name in ("precision", "recall") for x in found]
     return [name, len(answers), int(refused.sum()), *map(show, rates)]
 
 
@@ -236,12 +236,12 @@ def _print_places(answers: Sequence[Answer]) -> None:
     digests = [hashlib.sha256(answer.prompt.encode()).digest() for answer in answers]
     folds = np.array([digest[1] % 10 for digest in digests])
     paper = agreement(fires(REFUSAL_PATTERN, answers), refused)
-    rows = [["the paper's", "", show(paper.precision), show(paper.recall)]]
+    rows = [["the paper's", "", show(paper["precision"]), show(paper["recall"])]]
     for name, place in PLACES.items():
         found = occurrences(CANDIDATES, answers, place)
         for least in (0.80, 0.85, 0.90, 0.95):
             result = cross_validate(found, refused, folds, least=least)
-            rows.append([name, f"{least:.2f}", show(result.precision), show(result.recall)])
+            rows.append([name, f"{least:.2f}", show(result["precision"]), show(result["recall"])])
     print("\nThe selection half, tenfold cross-validated by prompt\n")
     head = ["where a wording stands", "least share", "precision", "recall"]
     print(markdown_table(head, rows), end="")

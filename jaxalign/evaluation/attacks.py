@@ -7,7 +7,7 @@ strong an attacker can be; published strings are read from a file.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,25 +146,6 @@ def harmful_opening(prompt: Prompt) -> str:
     """
     first = (prompt.target or compliance(prompt.text)).strip().rstrip(".:")
     return first + STEPS
-
-
-def without_variants(attack: Attack, prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """The ids of the prompts for which the attack's file has nothing, to be counted and named.
-
-    Args:
-      attack: made by `make_attack`.
-      prompts: that are to be attacked.
-
-    Raises:
-      InputError: it has nothing for any of them.
-    """
-    missing = tuple(prompt.id for prompt in prompts if not attack.apply(prompt))
-    if prompts and len(missing) == len(prompts):
-        raise InputError(
-            f"attack {attack.name}: its file has a string for none of the {len(prompts)} prompts "
-            f"({missing[0]}, …); name in its column id or goal what prompts they are for"
-        )
-    return missing
 
 
 def _read_strings(file: str) -> Callable[[Prompt], list[Attacked]]:

@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.processes import is_first, wait_for_all
-from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN, split
+from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN, split, verdict_of
 from jaxalign.sampling import Greedy
 from jaxalign.text.chat_template import template_date
 
@@ -272,12 +271,12 @@ def judge_all(
       `rates`: those of `rates`; `safety_at_k`: those of `safety`.
     """
     (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
-    pattern = re.compile(CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN)
+    pattern = CONSULTING_FORMAT_PATTERN if consulting else STRICT_FORMAT_PATTERN
     facts, shares, at_k = [], [], []
     for asked, answers in answered:
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
-        formed = [[bool(pattern.search(own_text(x))) for x in rows] for rows in answers]
+        formed = [[verdict_of(own_text(x), pattern)[0] for x in rows] for rows in answers]
         said = describe_answers(answers, formed)
         seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
         facts.append(name | said | {"mean_seconds": seconds})

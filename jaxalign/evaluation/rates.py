@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign.data.order import grouped
 from jaxalign.data.prompts import KINDS, Prompt
-from jaxalign.evaluation.attacks import Attack, Attacked, without_variants
+from jaxalign.evaluation.attacks import Attack, Attacked
 from jaxalign.evaluation.judges import Judge
 from jaxalign.evaluation.probes import Row, own_text, safety_at_k
 from jaxalign.host.errors import InputError
@@ -54,8 +54,12 @@ def apply_attack(suite: str, prompts: Sequence[Prompt], attack: Attack) -> Asked
       InputError: the file has nothing for any of them.
     """
     chosen = [p for p in prompts if p.is_harmful or attack.name == "none"]
-    without_variants(attack, chosen)
     sent = tuple(tuple(attack.apply(prompt)) for prompt in chosen)
+    if chosen and not any(sent):
+        raise InputError(
+            f"attack {attack.name}: its file has a string for none of the {len(chosen)} prompts "
+            f"({chosen[0].id}, …); name in its column id or goal what prompts they are for"
+        )
     return Asked(suite, attack.name, tuple(chosen), sent)
 
 

@@ -36,13 +36,21 @@ class _Panel:
 def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws reward, form, refusals, and consultations, answer likelihood or entropy by step.
 
-    Of a run with a critic also its loss and how much of the returns' variance it explains.
-    Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
+    Of a run with a critic also its loss and how much of the returns' variance it explains; of one
+    without rewards only the loss, and with pairs of answers how many are preferred. Faint points
+    are the single steps, lines their moving average. ``metrics`` is not empty.
     """
 
     def recorded(name: str) -> bool:
         return series(metrics, name)[0].size > 0
 
+    if not any("reward" in row for row in metrics):
+        pairs = recorded("preferred")
+        panels = [_Panel("Loss ▼", "nats a pair" if pairs else "nats per token", _alone("loss"))]
+        if pairs:
+            preferred = _alone("preferred", BLUE)
+            panels.append(_Panel("Chosen answers preferred ▲", "share of pairs", preferred, _SHARE))
+        return _plot_steps(metrics, panels, path, (12 if pairs else 7, 4))
     rewards = {
         "reward": ("all prompts", "black", "-"),
         "reward_harmful": ("harmful", *KIND_LINES["harmful"]),
@@ -77,19 +85,6 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             _Panel("What the critic explains ▲", unit, _alone("explained_variance"), limits),
         ]
     _plot_steps(metrics, panels, path, (12, 3.7 * (len(panels) // 2)))
-
-
-def plot_tuning(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws a tuning run by step: its loss, and with pairs of answers how many are preferred.
-
-    Faint points are the single steps, lines their moving average. ``metrics`` is not empty.
-    """
-    pairs = series(metrics, "preferred")[0].size > 0
-    panels = [_Panel("Loss ▼", "nats a pair" if pairs else "nats per token", _alone("loss"))]
-    if pairs:
-        preferred = _alone("preferred", BLUE)
-        panels.append(_Panel("Chosen answers preferred ▲", "share of pairs", preferred, _SHARE))
-    _plot_steps(metrics, panels, path, (12 if pairs else 7, 4))
 
 
 def plot_key_words(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:

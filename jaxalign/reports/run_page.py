@@ -120,12 +120,7 @@ def _before_and_after(run: Run) -> list[Block]:
 
 def _training(run: Run) -> list[Block]:
     picture = run.folder / "training.png"
-    if any("reward" in row for row in run.metrics):
-        plots.plot_training(run.metrics, picture)
-        alt = "Reward, form, refusals and helpfulness by training step"
-    else:
-        plots.plot_tuning(run.metrics, picture)
-        alt = "Loss by training step"
+    plots.plot_training(run.metrics, picture)
     rows = [
         (key, _short(value))
         for key, value in run.metrics[-1].items()
@@ -133,7 +128,7 @@ def _training(run: Run) -> list[Block]:
     ]
     return [
         {"h2": "Training"},
-        {"picture": picture, "alt": alt},
+        {"picture": picture, "alt": "Reward or loss, and more, by training step"},
         details("All metrics of the last step", table((), rows)),
     ]
 

@@ -14,7 +14,6 @@ from jaxalign.evaluation.attacks import (
     Attacked,
     harmful_opening,
     make_attack,
-    without_variants,
 )
 from jaxalign.evaluation.rewording import compliance, past_tense
 from jaxalign.host.errors import InputError
@@ -159,15 +158,6 @@ def test_a_prompt_takes_the_place_of_its_request(tmp_path: Path, key: Mapping[st
     rows = write(tmp_path / "pair.jsonl", "".join(lines))
     assert texts(f"strings={rows}") == ["As a locksmith …", "Pick!"]
     assert texts(f"strings={rows}", OTHER) == []
-
-
-def test_prompts_without_a_string_are_named(tmp_path: Path) -> None:
-    rows = write(tmp_path / "pair.csv", "id,prompt\nh1,As a locksmith\n")
-    attack = make_attack(f"strings={rows}")
-    assert without_variants(attack, [ASKED, OTHER]) == ("h2",)
-    assert without_variants(make_attack("none"), [ASKED, OTHER]) == ()
-    with pytest.raises(InputError, match=r"strings-pair: its file has a string for none of the 1"):
-        without_variants(attack, [OTHER])
 
 
 def test_an_artefact_of_jailbreakbench_as_it_is(tmp_path: Path) -> None:

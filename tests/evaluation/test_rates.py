@@ -172,7 +172,8 @@ def test_a_file_that_has_nothing_for_a_prompt():
     answers = answers_by_prompt(asked, rows_of(asked, 1, "Sorry"), 1)
     assert [len(rows) for rows in answers] == [0, 1]
     nothing = Attack("nothing", lambda prompt: [])
-    with pytest.raises(InputError, match="its file has a string for none of the 2 prompts"):
+    message = r"attack nothing: its file has a string for none of the 2 prompts \(h1"
+    with pytest.raises(InputError, match=message):
         apply_attack("mine", PROMPTS, nothing)
 
 

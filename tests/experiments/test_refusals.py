@@ -23,7 +23,7 @@ from experiments.benchmarks.refusals import (
     refusals,
     select,
 )
-from jaxalign.evaluation.agreement import Agreement, agreement
+from jaxalign.evaluation.agreement import agreement
 from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import share
 from jaxalign.rewards import FIRST_SENTENCE, REFUSAL_WORDINGS
@@ -40,9 +40,8 @@ def test_score_by_hand():
     """Fires on four, three of which refuse; five refuse in all."""
     fired = np.array([1, 1, 1, 1, 0, 0, 0], bool)
     refused = np.array([1, 1, 1, 0, 1, 1, 0], bool)
-    assert agreement(fired, refused) == Agreement(both=3, only_verdict=1, only_label=2, neither=1)
-    assert agreement(fired, refused).precision == share(3, 4)
-    assert agreement(fired, refused).recall == share(3, 5)
+    assert agreement(fired, refused)["precision"] == share(3, 4)
+    assert agreement(fired, refused)["recall"] == share(3, 5)
 
 
 # Six refusals, then two harmless answers.
@@ -77,7 +76,7 @@ def test_cross_validation_by_hand():
     """Each fold is judged by what the other one chooses: in fold 0 the wording looks clean."""
     found, refused = columns("x", "x", "x", "."), np.array([1, 1, 0, 1], bool)
     result = cross_validate(found, refused, np.array([0, 0, 1, 1]), least=0.85)
-    assert result == Agreement(both=0, only_verdict=1, only_label=3, neither=0)
+    assert (result["precision"], result["recall"]) == (share(0, 1), share(0, 3))
 
 
 def test_halves_go_by_the_prompt():
