@@ -16,7 +16,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jaxalign.data import Prompt
+from jaxalign.data.prompts import Asked, Prompt
 from jaxalign.data.templates import bare_messages
 from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Positive
@@ -71,7 +71,7 @@ def build(
 def tune(run: Experiment, params: Params) -> Training:
     """Cross-entropy of a refusal of what is harmful, and of own answers to what is not."""
     ids = refusal_tokens(run.tokenizer)
-    answers = [(prompt.text, ids) for prompt in run.prompts if prompt.is_harmful]
+    answers = [(prompt.asked, ids) for prompt in run.prompts if prompt.is_harmful]
     if not answers:
         raise InputError("prompts: none of them is harmful: there is nothing to refuse")
     if run.settings.harmless == "own":
@@ -79,7 +79,7 @@ def tune(run: Experiment, params: Params) -> Training:
     return supervised(run, answers, run.settings.rows)
 
 
-def own_answers(run: Experiment, params: Params) -> list[tuple[str, list[int]]]:
+def own_answers(run: Experiment, params: Params) -> list[tuple[Asked, list[int]]]:
     """One answer of the start model to each harmless prompt; those that refuse are left out.
 
     An answer that was cut off is learned as far as it goes.
@@ -95,7 +95,7 @@ def own_answers(run: Experiment, params: Params) -> list[tuple[str, list[int]]]:
         "answering harmless prompts",
         batch_size=64,
     )
-    kept = [(one.prompt, one.tokens) for one in made if not one.refused]
+    kept = [(one.asked, one.tokens) for one in made if not one.refused]
     print(f"own answers: {len(made)}, {len(made) - len(kept)} refuse and are left out")
     if not kept:
         raise InputError("the start model refuses every harmless prompt: use --harmless none")

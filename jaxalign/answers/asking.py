@@ -24,6 +24,7 @@ from jaxalign.answers.completing import (
     in_batches,
     width_of,
 )
+from jaxalign.data.prompts import Asked
 from jaxalign.data.templates import Template, Tokenizer, bare_messages, encode_prompts, pad
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
@@ -220,7 +221,7 @@ class Questions:
             )
 
 
-def read_requests(tokenizer: Tokenizer, requests: Sequence[str], asking: Asking) -> Questions:
+def read_requests(tokenizer: Tokenizer, requests: Sequence[Asked], asking: Asking) -> Questions:
     """Encodes at least one request; batches of one shape, of all as they come.
 
     Raises:

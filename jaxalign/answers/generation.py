@@ -21,7 +21,7 @@ import numpy as np
 from jaxalign.answers.asking import Asking, LanguageModel, Questions, answer_batches
 from jaxalign.answers.batch_files import facts_path, keep_facts, part_path, whole_batches
 from jaxalign.answers.completing import check_sizes, in_batches, longest_first, short_enough
-from jaxalign.data.prompts import Request, prompts_digest
+from jaxalign.data.prompts import Request, conversation_field, prompts_digest
 from jaxalign.data.templates import Tokenizer, encode_requests
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import all_of, is_first, least
@@ -72,10 +72,11 @@ def generate(
     skipped.
 
     Each line is an object: `id`, `prompt`, `kind` and `category` of the request (null if unknown),
-    `sample` (from 0), `completion` (the text, a tool's answers included), `tokens` (how many the
-    model generated), `finished` (false if it was cut off), with a tool `consulted` and `own`, the
-    text without the tool's answers and an opening, and with openings `opening`, the text that the
-    model was made to begin with. It is part of `completion`; a tool does not read it.
+    `conversation` (role and content of the turns before it, where there are any), `sample` (from
+    0), `completion` (the text, a tool's answers included), `tokens` (how many the model generated),
+    `finished` (false if it was cut off), with a tool `consulted` and `own`, the text without the
+    tool's answers and an opening, and with openings `opening`, the text that the model was made to
+    begin with. It is part of `completion`; a tool does not read it.
 
     Args:
       lm: the model.
@@ -104,8 +105,7 @@ def generate(
     part = part_path(path)
     if not requests:
         raise InputError("no requests to answer; give at least one")
-    texts = [request.text for request in requests]
-    prefix, rows = encode_requests(lm.tokenizer, asking.template, texts)
+    prefix, rows = encode_requests(lm.tokenizer, asking.template, [x.asked for x in requests])
     fitting, long = short_enough(rows, asking.max_prompt_tokens)
     skipped = [requests[index].id for index in long]
     asked = longest_first(fitting, rows)
@@ -149,6 +149,7 @@ def generate(
                     "prompt": request.text,
                     "kind": request.kind,
                     "category": request.category,
+                    **conversation_field(request.conversation),
                     "sample": row % asking.samples,
                     "completion": lm.text(whole, answer.ending),
                     "tokens": len(answer.tokens),

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxalign.data.order import walk
 from jaxalign.data.yaml_files import OWN
@@ -31,6 +31,17 @@ CATEGORIES: tuple[str, ...] = (
 )
 
 
+class Turn(NamedTuple):
+    """One turn of a chat; the role is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+Asked = str | tuple[Turn, ...]
+"""What a model is asked: a text, or a chat that ends with the user's turn."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A text to answer, whatever it may be.
@@ -40,12 +51,30 @@ class Request:
       text: the request itself, without any chat template.
       kind: as of a `Prompt`; None if unknown.
       category: as of a `Prompt`; None if unknown.
+      conversation: the turns before it; the first may be the system's.
     """
 
     id: str
     text: str
     kind: Kind | None
     category: str | None
+    conversation: tuple[Turn, ...] = dataclasses.field(default=(), kw_only=True)
+
+    @property
+    def asked(self) -> Asked:
+        """The text, or with a conversation all turns."""
+        return asked(self.text, self.conversation)
+
+
+def asked(text: str, conversation: tuple[Turn, ...] = ()) -> Asked:
+    """A text, or with the turns before it a chat."""
+    return (*conversation, Turn("user", text)) if conversation else text
+
+
+def conversation_field(conversation: Sequence[Turn]) -> dict[str, list[dict[str, str]]]:
+    """The field `conversation` of a row of output, as messages; none without turns."""
+    turns = [turn._asdict() for turn in conversation]
+    return {"conversation": turns} if turns else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +116,7 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
 
 def prompts_digest(prompts: Sequence[Request]) -> str:
     """A fingerprint of prompts, so that a resumed run notices another file; without targets."""
-    text = json.dumps([(x.id, x.text, x.kind, x.category) for x in prompts])
+    text = json.dumps([(x.id, x.text, x.kind, x.category, *x.conversation) for x in prompts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,24 +1,33 @@
 """Prompts from the user's data, named by one argument string: a file, a dataset, or our own set."""
 
 import csv
+import dataclasses
+import gzip
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from jaxalign.data.prompts import KINDS, Kind, Prompt, Request, builtin_prompts
+from jaxalign.data.prompts import KINDS, Kind, Prompt, Request, Turn, builtin_prompts
 from jaxalign.host.errors import InputError
 
-# A row: its number (line of a file, index in a dataset) and its fields.
+T = TypeVar("T")
+
+# A row: its number (line of a text, index in all else) and its fields.
 _Row = tuple[int, Mapping[str, Any]]
 
 _SPECS = (
-    "builtin:train, builtin:heldout, FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT], "
-    "disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]"
+    "builtin:train, builtin:heldout, FILE.jsonl, FILE.json, FILE.csv, FILE.tsv (each .gz, too), "
+    "FILE.parquet, hub:NAME[/CONFIG][@SPLIT], disk:FOLDER[@SPLIT] or tfds:NAME[@SPLIT]"
 )
-_TEXT_FIELDS = ("prompt", "goal", "instruction", "question", "forbidden_prompt", "text", "turns")
+_TEXT_FIELDS = (
+    *("prompt", "goal", "instruction", "question", "forbidden_prompt", "text", "turns"),
+    "messages",
+)
 # The same remedies in Python and on the command line.
 _PASS_TEXT_FIELD = "pass text_field= or --text-field"
 _PASS_KIND = f"pass kind= or, on the command line, KIND=SPEC, with {', '.join(KINDS)}"
@@ -27,6 +36,10 @@ _KIND_FIELDS: Mapping[str, Mapping[str, Kind]] = {
     "kind": {kind: kind for kind in KINDS},
     "label": {"safe": "lookalike", "unsafe": "harmful"},
 }
+
+
+class UnusableRow(InputError):
+    """A row lacks what those around it may have; `usable` leaves it out."""
 
 
 def load_prompts(
@@ -41,24 +54,33 @@ def load_prompts(
     - `builtin:train`: our own prompts for training.
     - `builtin:heldout`: our own prompts for evaluation.
     - `FILE.jsonl`: one JSON object per line, UTF-8.
-    - `FILE.csv`: a header and rows, UTF-8; lines that begin with # may precede them.
+    - `FILE.json`: a list of objects, or the same as `.jsonl`.
+    - `FILE.csv`, `FILE.tsv`: a header and rows, UTF-8, texts quoted as in CSV; lines that begin
+      with # may precede them. These four may also end in `.gz`.
+    - `FILE.parquet`.
     - `hub:NAME[/CONFIG][@SPLIT]`: `datasets.load_dataset`; with a config, NAME is `owner/name`.
     - `disk:FOLDER[@SPLIT]`: a folder written by `save_to_disk` of `datasets`.
     - `tfds:NAME[@SPLIT]`: `tensorflow_datasets.data_source`. It reads array_record files, found or
       prepared under TFDS_DATA_DIR, and does not need TensorFlow for that.
 
-    Of a list of texts, such as MT-Bench's `turns`, the first one is asked. Behind an `instruction`
-    comes the row's `input`, as in Alpaca, or that of the first of its `instances`.
+    Of a list of texts, such as MT-Bench's `turns`, the first one is asked. Of a list of messages
+    (`role` and `content`; in CSV, `messages` as JSON) it is the last user turn, and the turns
+    before it are the conversation; what stands behind is left out. Roles are user and assistant,
+    and system for the first. Behind an `instruction` comes the row's `input`, as in Alpaca, or that
+    of the first of its `instances`.
 
     The split is "train" where none is named; `tfds:NAME@train[:100]` takes a slice.
 
     A row may also have the fields `id` (a string or integer; else the id is made from the source's
     name and the row's number), `category` (else "general") and `target`, a text, as in AdvBench.
 
+    Rows in which text, kind or category is none are left out: stderr says how many, and what is
+    wrong with the first one.
+
     Args:
       spec: as above.
       text_field: the field with the text; by default the first of prompt, goal, instruction,
-        question, forbidden_prompt, text and turns that the first row has.
+        question, forbidden_prompt, text, turns and messages that the first row has.
       kind: the kind of every row; by default the field `kind` tells, or else the field `label` with
         the values safe (a look-alike) and unsafe (harmful), as in XSTest.
       limit: read no more than this many rows, the first ones; of our own prompts, which stand
@@ -68,16 +90,17 @@ def load_prompts(
       At least one prompt, in the order of the source.
 
     Raises:
-      InputError: the source is missing, unreadable or empty, an argument does not fit it, or a row
-        is malformed. The message names the file and line, or the dataset and row (from 0).
+      InputError: the source is missing, unreadable or empty, an argument does not fit it, or none
+        of its rows can be used. The message names the file and line, or row (from 0).
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind: unknown value {kind!r}; use {', '.join(KINDS)}")
     if spec.startswith("builtin:"):
         return _builtin(spec, limit, text_field=text_field, kind=kind)
     kind_field = ""
-    prompts = []
-    for where, name, text, fields in _texts(spec, text_field, limit):
+
+    def prompt(where: str, fields: Mapping[str, Any], asked: Request) -> Prompt:
+        nonlocal kind_field
         if kind is None:
             kind_field = kind_field or first_field(
                 fields,
@@ -86,8 +109,11 @@ def load_prompts(
                 f"benign; {_PASS_KIND}",
             )
         its_kind = kind or _kind(where, fields, kind_field)
-        prompts.append(Prompt(name, text, its_kind, _category(where, fields), _target(fields)))
-    return prompts
+        category, target = _category(where, fields), _target(fields)
+        before = asked.conversation
+        return Prompt(asked.id, asked.text, its_kind, category, target, conversation=before)
+
+    return _load(spec, text_field, limit, prompt)
 
 
 def load_requests(
@@ -100,12 +126,13 @@ def load_requests(
     """
     if spec.startswith("builtin:"):
         return list(_builtin(spec, limit, text_field=text_field))
-    requests = []
-    for _, name, text, fields in _texts(spec, text_field, limit):
+
+    def request(where: str, fields: Mapping[str, Any], asked: Request) -> Request:
         category = get(fields, "category")
         known = category if isinstance(category, str) and category else None
-        requests.append(Request(name, text, _known_kind(fields), known))
-    return requests
+        return dataclasses.replace(asked, kind=_known_kind(fields), category=known)
+
+    return _load(spec, text_field, limit, request)
 
 
 def load_all(specs: Sequence[str], text_field: str | None = None) -> list[Prompt]:
@@ -138,18 +165,52 @@ def _builtin(spec: str, limit: int | None, **unfit: str | None) -> list[Prompt]:
     return _in_turn(builtin_prompts(cast(Any, spec.partition(":")[2])), limit)
 
 
-def _texts(
-    spec: str, text_field: str | None, limit: int | None
-) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """Of each row where it stands, its id, its text, and its fields."""
-    for where, name, fields in read_rows(spec, limit):
+def _load(
+    spec: str,
+    text_field: str | None,
+    limit: int | None,
+    make: Callable[[str, Mapping[str, Any], Request], T],
+) -> list[T]:
+    """What `make` makes of each row's place, fields and request, whose kind is not known yet."""
+
+    def one(where: str, name: str, fields: Mapping[str, Any]) -> T:
+        nonlocal text_field
         text_field = text_field or first_field(
             fields,
             _TEXT_FIELDS,
             f"{where}: none of the fields {', '.join(_TEXT_FIELDS)} is present "
             f"(found: {_names(fields)}); {_PASS_TEXT_FIELD}",
         )
-        yield where, _id(get(fields, "id"), name), row_text(where, fields, text_field), fields
+        text, conversation = _text_and_conversation(where, fields, text_field)
+        id_ = _id(get(fields, "id"), name)
+        return make(where, fields, Request(id_, text, None, None, conversation=conversation))
+
+    return usable(read_rows(spec, limit), one)
+
+
+def usable(
+    rows: Iterable[tuple[str, str, Mapping[str, Any]]],
+    make: Callable[[str, str, Mapping[str, Any]], T],
+) -> list[T]:
+    """What `make` makes of those of `read_rows` that it can use; stderr says how many it cannot.
+
+    Raises:
+      InputError: it can use none, or as it raises other than `UnusableRow`.
+    """
+    made: list[T] = []
+    faults: list[str] = []
+    for row in rows:
+        try:
+            made.append(make(*row))
+        except UnusableRow as error:
+            faults.append(str(error))
+    count = len(made) + len(faults)
+    if faults and not made:
+        raise InputError(faults[0] + f" (none of {count} rows is usable)" * (count > 1))
+    if faults:
+        left_out = f"{len(faults)} of {count} rows left out, the first: {faults[0]}"
+        print(f"jaxalign: {left_out}", file=sys.stderr)
+    return made
 
 
 def read_rows(spec: str, limit: int | None = None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -170,9 +231,9 @@ def read_rows(spec: str, limit: int | None = None) -> Iterator[tuple[str, str, M
             raise InputError(f"{spec}: a name must follow the colon; accepted: {_SPECS}")
         rows, unit = _dataset_rows(spec, name, split), "row"
         stem = spec
-    elif (suffix := Path(spec).suffix.lower()) in _FILES:
-        rows, unit = _FILES[suffix](spec), "line"
-        stem = Path(spec).name
+    elif (suffix := Path(spec.removesuffix(".gz")).suffix.lower()) in _FILES:
+        read, unit = _FILES[suffix]
+        rows, stem = read(spec), Path(spec).name
     else:
         raise InputError(f"{spec!r} names no prompts; accepted: {_SPECS}")
     number = None
@@ -222,26 +283,67 @@ def row_text(where: str, fields: Mapping[str, Any], field: str) -> str:
       field: which one; behind an `instruction` comes its input.
 
     Raises:
-      InputError: it is missing, empty, or no text.
+      UnusableRow: it is missing, empty, or no text.
     """
-    if field not in fields:
-        raise InputError(
-            f"{where}: field {field!r} is missing; every row needs it (found: {_names(fields)})"
-        )
-    text = get(fields, field)
+    text = _present(where, fields, field)
     if isinstance(text, list) and text:
         text = _decoded(text[0])
+    text = _checked(f"{where}: field {field!r}", text)
+    return text + (_input(fields) if field == "instruction" else "")
+
+
+def _present(where: str, fields: Mapping[str, Any], field: str) -> object:
+    if field not in fields:
+        raise UnusableRow(
+            f"{where}: field {field!r} is missing; every row needs it (found: {_names(fields)})"
+        )
+    return get(fields, field)
+
+
+def _checked(place: str, text: object) -> str:
+    """The text, if it is one and not blank."""
     if not isinstance(text, str):
-        raise InputError(f"{where}: field {field!r} is {_show(text)}; it must be a string")
+        raise UnusableRow(f"{place} is {_show(text)}; it must be a string")
     if not text.strip():
-        raise InputError(f"{where}: field {field!r} is empty; give it a text or remove the row")
+        raise UnusableRow(f"{place} is empty; give it a text or remove the row")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(
-            f"{where}: field {field!r} has half a surrogate pair, which is no text; correct it"
+        raise UnusableRow(
+            f"{place} has half a surrogate pair, which is no text; correct it"
         ) from None
-    return text + (_input(fields) if field == "instruction" else "")
+    return text
+
+
+def _text_and_conversation(
+    where: str, fields: Mapping[str, Any], field: str
+) -> tuple[str, tuple[Turn, ...]]:
+    """The text in a field; of messages, in any field, the user's last, and the turns before it."""
+    given, place = _present(where, fields, field), f"{where}: field {field!r}"
+    if field == "messages":
+        try:
+            given = json.loads(given) if isinstance(given, str) else given
+        except (ValueError, RecursionError):
+            pass
+        if not isinstance(given, list):
+            raise UnusableRow(f"{place} is {_show(given)}; it must be a list of messages")
+    elif not isinstance(given, list) or not given or not isinstance(given[0], dict):
+        return row_text(where, fields, field), ()
+    roles: list[Any] = [turn.get("role") if isinstance(turn, dict) else None for turn in given]
+    if "user" not in roles:
+        raise UnusableRow(f"{place} has no message of the user; give it one or remove the row")
+    turns = []
+    for number, role in enumerate(roles[: len(roles) - roles[::-1].index("user")], start=1):
+        may_be_empty = role == "system" and number == 1  # some data have such a one in every row
+        if role not in ("user", "assistant") and not may_be_empty:
+            raise UnusableRow(
+                f"{place}, message {number}: the role is {_show(role)}; use user or assistant, or "
+                "system for the first"
+            )
+        content = _decoded(given[number - 1].get("content"))
+        if content not in (None, "") or not may_be_empty:
+            turns.append(Turn(role, _checked(f"{place}, message {number},", content)))
+    return turns[-1].content, tuple(turns[:-1])
 
 
 def _input(fields: Mapping[str, Any]) -> str:
@@ -255,13 +357,13 @@ def _input(fields: Mapping[str, Any]) -> str:
 
 def _kind(where: str, fields: Mapping[str, Any], field: str) -> Kind:
     if field not in fields:
-        raise InputError(
+        raise UnusableRow(
             f"{where}: field {field!r} is missing; add it to every row, or {_PASS_KIND}"
         )
     meaning = _KIND_FIELDS[field]
     value = get(fields, field)
     if not isinstance(value, str) or value not in meaning:
-        raise InputError(
+        raise UnusableRow(
             f"{where}: field {field!r} is {_show(value)}; use {', '.join(meaning)}, or {_PASS_KIND}"
         )
     return meaning[value]
@@ -280,7 +382,7 @@ def _category(where: str, fields: Mapping[str, Any]) -> str:
     if category is None or category == "":
         return "general"
     if not isinstance(category, str):
-        raise InputError(f"{where}: field 'category' is {_show(category)}; it must be a string")
+        raise UnusableRow(f"{where}: field 'category' is {_show(category)}; it must be a string")
     return category
 
 
@@ -303,16 +405,22 @@ def _decoded(value: object) -> object:
 # Files.
 
 
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+        return gzip.decompress(data) if str(path).endswith(".gz") else data
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: {why}; give the path of a readable file") from error
+
+
 def read_text(path: str | Path) -> str:
-    """The text of a file.
+    """The text of a file, of one that ends in .gz unpacked.
 
     Raises:
       InputError: the file is missing or not UTF-8.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the path of a readable file") from error
+    data = _read_bytes(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -339,16 +447,45 @@ def read_json_lines(path: str | Path) -> Iterator[_Row]:
             ) from error
         except (ValueError, RecursionError) as error:  # an endless number, endless brackets
             raise InputError(f"{path} line {number}: {_line(error)}; simplify the row") from error
-        if not isinstance(fields, dict):
-            raise InputError(
-                f"{path} line {number}: {_show(fields)} where an object with fields is expected; "
-                f"write one object per line"
-            )
-        yield number, fields
+        yield number, _object(f"{path} line {number}", fields, "; write one object per line")
+
+
+def _object(where: str, fields: object, remedy: str = "") -> Mapping[str, Any]:
+    if isinstance(fields, dict):
+        return fields
+    raise InputError(f"{where}: {_show(fields)} where an object with fields is expected{remedy}")
+
+
+def _read_json(path: str) -> Iterator[_Row]:
+    """Index and object of each of a list; or as JSON lines, which often have this ending."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        yield from enumerate(fields for _, fields in read_json_lines(path))
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {_line(error)}; write a list of objects") from error
+    for number, fields in enumerate(rows):
+        yield number, _object(f"{path} row {number}", fields)
+
+
+def _read_parquet(path: str) -> Iterator[_Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    data = _read_bytes(path)
+    try:
+        parts = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches()
+        yield from enumerate(row for part in parts for row in part.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path}: {_line(error)}; write it again as Parquet") from error
 
 
 def read_csv(path: str | Path) -> Iterator[_Row]:
     """Line number and fields of each row below the header; lines with # may precede that.
+
+    The fields of a file .tsv stand between tabs.
 
     Raises:
       InputError: the file is missing, not UTF-8, or has a malformed row.
@@ -360,7 +497,8 @@ def read_csv(path: str | Path) -> Iterator[_Row]:
         skipped += 1
         line = lines.readline()
     # Strict, because otherwise a quote that is never closed swallows the rest of the file.
-    reader = csv.reader(itertools.chain([line], lines), strict=True)
+    mark = "\t" if str(path).removesuffix(".gz").lower().endswith(".tsv") else ","
+    reader = csv.reader(itertools.chain([line], lines), strict=True, delimiter=mark)
     old_limit = csv.field_size_limit(2**31 - 1)
     try:
         header = [name.strip() for name in next(reader)]
@@ -370,7 +508,8 @@ def read_csv(path: str | Path) -> Iterator[_Row]:
                 if len(cells) != len(header):
                     raise InputError(
                         f"{path} line {number}: {len(cells)} fields where the header has "
-                        f"{len(header)}; quote texts that contain commas or line breaks"
+                        f"{len(header)}; quote texts that contain "
+                        f"{'tabs' if mark != ',' else 'commas'} or line breaks"
                     )
                 yield number, dict(zip(header, cells, strict=True))
             number = skipped + reader.line_num + 1
@@ -382,7 +521,14 @@ def read_csv(path: str | Path) -> Iterator[_Row]:
         csv.field_size_limit(old_limit)
 
 
-_FILES = {".jsonl": read_json_lines, ".csv": read_csv}
+_FILES: Mapping[str, tuple[Callable[[str], Iterator[_Row]], str]] = {
+    ".jsonl": (read_json_lines, "line"),
+    ".json": (_read_json, "row"),
+    ".csv": (read_csv, "line"),
+    ".tsv": (read_csv, "line"),
+    ".parquet": (_read_parquet, "row"),
+}
+"""How files are read by their ending, and what their rows are counted in."""
 
 
 # Datasets. Their packages are imported here and not above: they are slow to load, and optional.

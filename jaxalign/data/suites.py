@@ -5,13 +5,13 @@ Nothing of them is shipped: a suite is read from the hub, or from the file its a
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.sources import first_field, get, load_all, read_rows, row_text
+from jaxalign.data.sources import first_field, get, load_all, read_rows, row_text, usable
 from jaxalign.host.errors import InputError
 
 _SPECS = "NAME, NAME=FILE, NAME=KIND=SPEC, KIND=SPEC, or a SPEC such as builtin:heldout or my.csv"
@@ -245,7 +245,7 @@ def _parse(spec: str) -> tuple[str, str]:
 def _file_name(source: str) -> str:
     """builtin:heldout -> heldout, folder/my.csv -> my, hub:owner/name@test -> owner-name-test."""
     scheme, colon, rest = source.partition(":")
-    rest = rest if colon else Path(source).stem
+    rest = rest if colon else Path(source.removesuffix(".gz")).stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", rest).strip("-") or "prompts"
 
 
@@ -260,37 +260,36 @@ def _hub_spec(name: str) -> str:
 
 def _known(name: str, source: str) -> list[Prompt]:
     suite = SUITES[name]
-    prompts: list[Prompt] = []
+
+    def make(where: str, _: str, fields: Mapping[str, Any]) -> Prompt | None:
+        kind = _kind(suite, where, fields)
+        if kind is None or any(
+            column in fields and _value(fields, column) != value
+            for column, value in suite.keep.items()
+        ):
+            return None
+        column = first_field(
+            fields,
+            suite.text,
+            f"{where}: {suite.title} has its text in the column {' or '.join(suite.text)}, "
+            f"here are {', '.join(map(repr, fields))}; rename it, or call it another suite, "
+            "OTHER=KIND=SPEC",
+        )
+        text = row_text(where, fields, column)
+        categories = [_value(fields, column, lower=False) for column in suite.category]
+        category = next(filter(None, categories), "general")
+        target = _value(fields, "target" if "target" in fields else "Target", lower=False)
+        return Prompt(_value(fields, "id", lower=False), text, kind, category, target or None)
+
     try:
-        for where, _, fields in read_rows(source):
-            kind = _kind(suite, where, fields)
-            if kind is None or any(
-                column in fields and _value(fields, column) != value
-                for column, value in suite.keep.items()
-            ):
-                continue
-            column = first_field(
-                fields,
-                suite.text,
-                f"{where}: {suite.title} has its text in the column {' or '.join(suite.text)}, "
-                f"here are {', '.join(map(repr, fields))}; rename it, or call it another suite, "
-                "OTHER=KIND=SPEC",
-            )
-            text = row_text(where, fields, column)
-            categories = [_value(fields, column, lower=False) for column in suite.category]
-            category = next(filter(None, categories), "general")
-            given = _value(fields, "id", lower=False)
-            target = _value(fields, "target" if "target" in fields else "Target", lower=False)
-            prompts.append(
-                Prompt(given or f"{name}:{len(prompts)}", text, kind, category, target or None)
-            )
+        prompts = [prompt for prompt in usable(read_rows(source), make) if prompt]
     except InputError as error:
         if error.__cause__ is None or not source.startswith("hub:"):
             raise
         raise InputError(_out_of_reach(name, source, error)) from error
     if not prompts:
         raise InputError(f"{source}: no row of {suite.title} is left; check that it is that suite")
-    return prompts
+    return [replace(p, id=p.id or f"{name}:{number}") for number, p in enumerate(prompts)]
 
 
 def _kind(suite: Suite, where: str, fields: Mapping[str, Any]) -> Kind | None:

@@ -6,12 +6,14 @@ the letters and not the token; the template's own are the only added tokens in t
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxalign.data.prompts import Asked
 from jaxalign.host.errors import InputError
 from jaxalign.text.chat_template import named, render_chats
 from jaxalign.text.encoding import encode_text
@@ -129,12 +131,29 @@ def bare_messages(request: str) -> list[Message]:
     return [{"role": "user", "content": request}]
 
 
+def chat_messages(template: Template, asked: Asked) -> tuple[list[Message], int]:
+    """A request as messages, and how many of them are the template's own and stand first.
+
+    Behind these come the turns of a conversation, as they are, then the request as the template
+    words it. A conversation's system turn stands alone where the template writes nothing before the
+    request; else it opens the first user turn, for chats have one system turn, and that is shared.
+    """
+    if isinstance(asked, str):
+        *own, last = template(asked)
+        return [*own, last], len(own)
+    *own, last = template(asked[-1].content)
+    turns = [*(turn._asdict() for turn in asked[:-1]), last]
+    if own and turns[0]["role"] == "system":
+        turns = _merge(turns)
+    return [*own, *turns], len(own)
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptTokens:
     """A batch of prompts as arrays.
 
     Attributes:
-      prefix: `[P0]` int32, the tokens before every prompt's own request; may be empty.
+      prefix: `[P0]` int32, the tokens that begin every prompt; may be empty.
       tokens: `[N, P]` int32, right-padded with zeros.
       mask: `[N, P]` bool.
     """
@@ -148,6 +167,8 @@ def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     plain: Plain | None = None,
+    *,
+    shared: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """Encodes a chat whose last message is the user's, ready for the assistant's reply.
 
@@ -155,19 +176,21 @@ def encode_chat(
       tokenizer: a fast Hugging Face tokenizer with a chat template.
       messages: role and content of each turn; contents are plain text.
       plain: encodes that in the place of `encode_text`, such as one that remembers.
+      shared: how many of the messages other chats begin with, too; by default all but the last.
 
     Returns:
-      token ids up to the last message's content (they do not depend on it), and the rest.
+      token ids up to the content behind these messages, and the rest.
 
     Raises:
       InputError: the tokenizer has no chat template.
     """
     parts = _template_parts(tokenizer, [message["role"] for message in messages])
     contents = [message["content"].strip() for message in messages]
-    last = next(i for i, part in enumerate(parts) if _slot(len(messages) - 1) in part)
+    first = _slot(len(messages) - 1 if shared is None else shared)
+    own = next(i for i, part in enumerate(parts) if first in part)
     return (
-        _encode_parts(tokenizer, parts[:last], contents, plain),
-        _encode_parts(tokenizer, parts[last:], contents, plain, first=not last),
+        _encode_parts(tokenizer, parts[:own], contents, plain),
+        _encode_parts(tokenizer, parts[own:], contents, plain, first=not own),
     )
 
 
@@ -294,7 +317,7 @@ def turn_end(tokenizer: Tokenizer) -> str:
 def encode_prompts(
     tokenizer: Tokenizer,
     template: Template,
-    requests: Sequence[str],
+    requests: Sequence[Asked],
     *,
     max_tokens: int,
     width: int | None = None,
@@ -303,9 +326,10 @@ def encode_prompts(
 
     Args:
       tokenizer: a fast Hugging Face tokenizer with a chat template.
-      template: turns a request into messages; only the last message may depend on it.
-      requests: N texts.
-      max_tokens: the most tokens that a request may take beyond the prefix.
+      template: turns a request into messages; only the last message should depend on it.
+      requests: N texts or chats.
+      max_tokens: the most tokens that a request, its conversation included, may take beyond the
+        prefix.
       width: P, so that batches of one bucket share a compilation; default the longest request's.
 
     Raises:
@@ -317,8 +341,9 @@ def encode_prompts(
     prefix, tails = encode_requests(tokenizer, template, requests)
     for request, tail in zip(requests, tails, strict=True):
         if len(tail) > max_tokens:
+            text = request if isinstance(request, str) else request[-1].content
             raise InputError(
-                f"prompt {request[:40]!r}… takes {len(tail)} tokens, the limit is {max_tokens}: "
+                f"prompt {text[:40]!r}… takes {len(tail)} tokens, the limit is {max_tokens}: "
                 "shorten it or raise max_prompt_tokens"
             )
     tokens, mask = pad(tails, max(map(len, tails)) if width is None else width)
@@ -326,27 +351,31 @@ def encode_prompts(
 
 
 def encode_requests(
-    tokenizer: Tokenizer, template: Template, requests: Sequence[str]
+    tokenizer: Tokenizer, template: Template, requests: Sequence[Asked]
 ) -> tuple[np.ndarray, list[list[int]]]:
-    """Encodes at least one request through a template as `encode_prompts` does, of any length.
+    """Encodes requests through a template as `encode_prompts` does, of any length.
 
     Returns:
-      `[P0]` int32, the tokens before every request, and the rest of each.
+      `[P0]` int32, the tokens of the template's own messages, as far as they are the same before
+      every request, and the rest of each.
 
     Raises:
       InputError: the tokenizer has no chat template.
-      ValueError: an earlier message than the last depends on the request.
     """
     # The worked examples of a template are many times as long as a request.
     plain = functools.lru_cache(maxsize=64)(functools.partial(encode_text, tokenizer))
-    encoded = [encode_chat(tokenizer, template(request), plain) for request in requests]
-    prefix = encoded[0][0]
-    if any(head != prefix for head, _ in encoded):
-        raise ValueError("the template's earlier messages must not depend on the request")
-    return np.asarray(prefix, np.int32), [tail for _, tail in encoded]
+    encoded = []
+    for request in requests:
+        messages, own = chat_messages(template, request)
+        encoded.append(encode_chat(tokenizer, messages, plain, shared=own))
+    # Of lists, too, whatever its name: a system turn of the data may take a template's default's
+    # place, so that some chats begin otherwise.
+    prefix: Any = os.path.commonprefix([head for head, _ in encoded])
+    rows = [[*head[len(prefix) :], *tail] for head, tail in encoded]
+    return np.asarray(list(prefix), np.int32), rows
 
 
-def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(rows: Sequence[Sequence[int] | np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
     """N lists of ids as `[N, width]` int32, right-padded with zeros, and which of them exist.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.generation import generate
-from jaxalign.data.prompts import Prompt, Request
+from jaxalign.data.prompts import Prompt
 from jaxalign.data.sources import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack, make_attack
@@ -189,7 +189,7 @@ def answer_all(
             try:
                 made = generate(
                     lm,
-                    [Request(p.id, x.text, p.kind, p.category) for p, x in sent],
+                    [dataclasses.replace(p, text=x.text) for p, x in sent],
                     path,
                     asking,
                     openings=openings if any(openings) else None,

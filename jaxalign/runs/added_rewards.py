@@ -26,7 +26,7 @@ from jaxalign.text.encoding import decode
 FLAG = "--add-reward"
 
 RESERVED = (
-    *("prompt", "kind", "completion", "step", "reward", "nonfinite"),
+    *("prompt", "conversation", "kind", "completion", "step", "reward", "nonfinite"),
     *("safety", "helpfulness", "well_formed", "refused"),
 )
 """Names that transcripts and the scripts' own terms have already."""

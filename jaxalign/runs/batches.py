@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.data.prompts import KINDS, Kind, Prompt, batch_at
-from jaxalign.data.templates import Template, encode_prompts, encode_requests
+from jaxalign.data.prompts import KINDS, Kind, Prompt, batch_at, conversation_field
+from jaxalign.data.templates import Template, encode_requests, pad
 from jaxalign.engine.step import StepResult
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
@@ -56,20 +56,18 @@ class Batches:
           InputError: a prompt is too long, a kind has no prompts, or prefix, prompt and completion
             pass the model's last position.
         """
-        batch, limit = self.encode(self.prompts_at(0)), self.max_prompt_tokens
-        assert batch.prefix is not None
-        positions = batch.prefix.size + limit + max_new_tokens
+        self.prompts_at(0)
+        limit, (prefix, rows) = self.max_prompt_tokens, self._encoded
+        positions = prefix.size + limit + max_new_tokens
         if positions > max_positions:
             raise InputError(
                 f"prefix, max_prompt_tokens={limit} and max_new_tokens={max_new_tokens} take "
                 f"{positions} positions, the model has {max_positions}: lower one of them"
             )
-        texts = [prompt.text for prompt in self.prompts]
-        lengths = [len(tail) for tail in encode_requests(self.tokenizer, self.template, texts)[1]]
-        for prompt, length in zip(self.prompts, lengths, strict=True):
-            if length > limit:
+        for prompt, row in rows.items():
+            if len(row) > limit:
                 raise InputError(
-                    f"prompt {prompt.id} takes {length} tokens, the limit is {limit}: shorten it "
+                    f"prompt {prompt.id} takes {len(row)} tokens, the limit is {limit}: shorten it "
                     "or raise max_prompt_tokens"
                 )
 
@@ -89,18 +87,20 @@ class Batches:
     def _placed_tool(self) -> Tool | None:
         return to_devices(self.tool, self.mesh)
 
+    @functools.cached_property
+    def _encoded(self) -> tuple[Any, dict[Prompt, np.ndarray]]:
+        """What all prompts begin with, the same in every batch, and the rest of each."""
+        asked = [prompt.asked for prompt in self.prompts]
+        prefix, rows = encode_requests(self.tokenizer, self.template, asked)
+        arrays = [np.asarray(row, np.int32) for row in rows]
+        return prefix, dict(zip(self.prompts, arrays, strict=True))
+
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
-        """The batch of given prompts, as NumPy arrays."""
-        asked: Any = encode_prompts(
-            self.tokenizer,
-            self.template,
-            [prompt.text for prompt in prompts],
-            max_tokens=self.max_prompt_tokens,
-            width=self.max_prompt_tokens,
-        )
-        given = Prompts(asked.tokens, asked.mask)
+        """The batch of given prompts, which are among the training ones, as NumPy arrays."""
+        prefix, rows = self._encoded
+        tokens: Any = pad([rows[prompt] for prompt in prompts], self.max_prompt_tokens)
         kind: Any = kind_indices(prompts)
-        return Batch(given, kind, self.make_facts(prompts), asked.prefix, self.tool)
+        return Batch(Prompts(*tokens), kind, self.make_facts(prompts), prefix, self.tool)
 
     def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:
         """One row per prompt of a step: its first sample, with the rewards."""
@@ -111,6 +111,7 @@ class Batches:
         return [
             {
                 "prompt": prompt.text,
+                **conversation_field(prompt.conversation),
                 "kind": prompt.kind,
                 "completion": self.tokenizer.decode(
                     samples.tokens[row][samples.present[row]], skip_special_tokens=True

@@ -18,7 +18,7 @@ import optax
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.completing import find_stops, stop_tokens
 from jaxalign.data.documents import answer_documents
-from jaxalign.data.prompts import KINDS, Prompt, prompts_digest
+from jaxalign.data.prompts import KINDS, Asked, Prompt, prompts_digest
 from jaxalign.data.templates import Template
 from jaxalign.engine.optimizer import (
     learning_rates,
@@ -74,7 +74,7 @@ class Recipe:
     tune: Callable[["Experiment", Params], Training] | None = None
     cold_start: Callable[["Experiment", Params], Params] | None = None
     tool: Tool | None = None
-    encode: Callable[[Sequence[str]], Any] | None = None
+    encode: Callable[[Sequence[Prompt]], Any] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -381,7 +381,7 @@ class Experiment:
 
 
 def supervised(
-    run: Experiment, answers: Sequence[tuple[str, Sequence[int]]], rows: Packed
+    run: Experiment, answers: Sequence[tuple[Asked, Sequence[int]]], rows: Packed
 ) -> Training:
     """Cross-entropy of answers to the run's prompts, on packed rows.
 

@@ -11,7 +11,7 @@ from jaxalign.rewards import PromptFacts
 
 
 def prompt_facts(
-    prompts: Sequence[Prompt], encode: Callable[[Sequence[str]], Any] | None = None
+    prompts: Sequence[Prompt], encode: Callable[[Sequence[Prompt]], Any] | None = None
 ) -> Callable[[Sequence[Prompt]], PromptFacts]:
     """What rewards need to know of a batch's prompts, the harmful ones first.
 
@@ -22,7 +22,7 @@ def prompt_facts(
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
 
     def facts(batch: Sequence[Prompt]) -> PromptFacts:
-        harmless = [prompt.text for prompt in batch if prompt.kind != "harmful"]
+        harmless = [prompt for prompt in batch if prompt.kind != "harmful"]
         none = np.zeros((len(harmless), 0), np.int32)
         questions: Any = encode(harmless) if encode and harmless else (none, none.astype(bool))
         index: Any = np.array([numbers[prompt] for prompt in batch], np.int32)

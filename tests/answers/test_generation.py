@@ -17,6 +17,7 @@ from jaxalign.answers.batch_files import part_path
 from jaxalign.answers.generation import Generation, generate
 from jaxalign.commands.common import ChatTemplate
 from jaxalign.data import Request, builtin_rules
+from jaxalign.data.prompts import Turn
 from jaxalign.data.templates import bare_messages, consulting_messages, encode_requests
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
@@ -101,6 +102,20 @@ def test_answers_stand_in_the_order_of_the_requests(ask: Any, tmp_path: Path) ->
         "answers.facts.json",
         "answers.jsonl",
     ]
+
+
+def test_a_conversation_is_asked_and_recorded(ask: Any, tmp_path: Path) -> None:
+    """The answer is that to a template that writes the same turns."""
+    turns = (Turn("user", "Who wrote it?"), Turn("assistant", "Ann."))
+    messages = [turn._asdict() for turn in turns]
+    chat = Request("a", "When?", "benign", None, conversation=turns)
+    plain = dataclasses.replace(chat, conversation=())
+    ask(tmp_path / "a.jsonl", [chat])
+    ask(tmp_path / "b.jsonl", [plain], template=lambda text: messages + bare_messages(text))
+    (first,), (second,) = (rows_of(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    assert first.pop("conversation") == messages and first == second
+    with pytest.raises(InputError, match="prompts_digest"):
+        ask(tmp_path / "a.jsonl", [plain])
 
 
 def test_greedy_answers_do_not_depend_on_the_batch(ask: Any, tmp_path: Path) -> None:

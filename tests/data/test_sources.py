@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.data import Prompt, Request, builtin_prompts, load_prompts, load_requests
+from jaxalign.data.prompts import Turn
+from jaxalign.data.suites import load_suite
 from jaxalign.host.errors import InputError
 
 PUBLIC_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -31,6 +34,105 @@ def error_of(spec: str, **arguments) -> str:
     assert "\n" not in message
     assert message.startswith(spec) or message.startswith(repr(spec))
     return message.removeprefix(repr(spec)).removeprefix(spec)
+
+
+# Every format.
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who wrote it?"},
+    {"role": "assistant", "content": "Ann."},
+    {"role": "user", "content": 'When,\n"roughly"?'},
+    {"role": "assistant", "content": "In 1900."},
+]
+FIVE = [
+    {"messages": CHAT, "kind": "benign", "id": "a"},
+    {"messages": CHAT[:1], "kind": "benign", "id": "b"},
+    {"messages": CHAT[1:2], "kind": "harmful", "id": "c"},
+    {"messages": [CHAT[1], CHAT[0], CHAT[3]], "kind": "benign", "id": "d"},
+    {"messages": CHAT[1:2], "kind": "odd", "id": "e"},
+]
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    """As people write them: a dataset to Parquet, messages in a table of texts as JSON."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return str(path)
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8", newline="") as file:
+        if ".csv" in path.name or ".tsv" in path.name:
+            mark = "\t" if ".tsv" in path.name else ","
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=mark)
+            writer.writeheader()
+            writer.writerows(row | {"messages": json.dumps(row["messages"])} for row in rows)
+        elif path.name.startswith("list"):
+            json.dump(rows, file, indent=1)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "second", "fifth"),
+    [
+        ("rows.jsonl", "line 2", "line 5"),
+        ("rows.jsonl.gz", "line 2", "line 5"),
+        ("list.json", "row 1", "row 4"),
+        ("rows.json", "row 1", "row 4"),
+        ("rows.csv", "line 3", "line 6"),
+        ("rows.tsv.gz", "line 3", "line 6"),
+        ("rows.parquet", "row 1", "row 4"),
+    ],
+)
+def test_five_rows_in_every_format(tmp_path, capsys, name, second, fifth):
+    """What is behind the last request is left out; so are rows that ask nothing, which is said."""
+    spec = write_rows(tmp_path / name, FIVE)
+    system, first, reply, last = (Turn(**turn) for turn in CHAT[:4])
+    assert load_prompts(spec) == [
+        Prompt("a", last.content, "benign", "general", conversation=(system, first, reply)),
+        Prompt("c", first.content, "harmful", "general"),
+    ]
+    assert capsys.readouterr().err == (
+        f"jaxalign: 3 of 5 rows left out, the first: {spec} {second}: field 'messages' has no "
+        "message of the user; give it one or remove the row\n"
+    )
+    assert [x.id for x in load_requests(spec)] == ["a", "c", "e"]
+    assert load_suite(spec)[0] == name.partition(".")[0]
+    error = error_of(write_rows(tmp_path / name, FIVE[3:]))
+    assert ", message 2: the role is the str 'system'; use user or assistant, or system" in error
+    assert error.endswith("(none of 2 rows is usable)")
+    spec = write_rows(tmp_path / name, [*FIVE[:1] * 4, *FIVE[4:]])
+    assert len(load_prompts(spec)) == 4
+    assert f"{spec} {fifth}: field 'kind' is the str 'odd'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("no JSON", "field 'messages' is the str 'no JSON'; it must be a list of messages"),
+        (3, "field 'messages' is the int 3; it must be a list"),
+        ([], "field 'messages' has no message of the user"),
+        ([5, CHAT[1]], "message 1: the role is the NoneType None; use user or assistant"),
+        ([{"role": "tool", "content": "x"}, CHAT[1]], "message 1: the role is the str 'tool'"),
+        ([CHAT[1], {"role": "assistant"}, CHAT[3]], "message 2, is the NoneType None; it must be"),
+        ([CHAT[1], {"role": "user", "content": " "}], "message 2, is empty; give it a text"),
+    ],
+)
+def test_messages_that_are_none(tmp_path, messages, message):
+    path = write_rows(tmp_path / "a.jsonl", [{"messages": messages}])
+    assert error_of(path, kind="benign").startswith(" line 1: field 'messages'")
+    assert message in error_of(path, kind="benign")
+
+
+def test_messages_under_another_name_and_an_empty_system_turn(tmp_path):
+    rows = [{"prompt": [{"role": "system", "content": ""}, *CHAT[1:4]]}, {"prompt": "Why?"}]
+    first, second = load_requests(write_rows(tmp_path / "a.jsonl", rows))
+    assert [turn.role for turn in first.conversation] == ["user", "assistant"]
+    assert first.asked == (*first.conversation, Turn("user", first.text))
+    assert second.asked == "Why?"
 
 
 # Our own.
@@ -146,9 +248,16 @@ GOOD = '{"prompt": "fine", "kind": "benign"}\n'
         ("[" * 200_000, "RecursionError"),
     ],
 )
-def test_a_malformed_row_is_named_with_its_line_and_field(tmp_path, row, message):
+def test_a_malformed_row_is_named_with_its_line_and_field(tmp_path, capsys, row, message):
+    """One that is no row ends the reading; one that asks nothing is left out, unless all are."""
     path = write(tmp_path / "bad.jsonl", GOOD * 5 + "\n" + row + "\n" + GOOD)
-    error = error_of(path)
+    if message.startswith("field"):
+        assert len(load_prompts(path)) == 6
+        error = capsys.readouterr().err.removeprefix(
+            f"jaxalign: 1 of 7 rows left out, the first: {path}"
+        )
+    else:
+        error = error_of(path)
     assert error.startswith(" line 7: ") and message in error
     assert len(error) < 400
 
@@ -219,8 +328,6 @@ def test_csv_fields_may_be_wide_and_the_limit_of_the_csv_module_is_put_back(tmp_
     [
         ("a,b,c", " line 4: 3 fields where the header has 2; quote texts that contain commas"),
         ("a", " line 4: 1 fields where the header has 2"),
-        (",benign", " line 4: field 'prompt' is empty"),
-        ("a,", " line 4: field 'kind' is the str ''; use harmful, benign, lookalike"),
         ('"never closed,benign\nb,benign\n', "not valid CSV (unexpected end of data)"),
         ('"a" b,benign', " line 4: not valid CSV"),
     ],
@@ -252,7 +359,7 @@ def test_an_empty_jsonl_file(tmp_path):
     assert error_of(write(tmp_path / "a.jsonl", "\n")) == ": no rows; give at least one prompt"
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json", ".tsv.gz", ".parquet"])
 def test_a_missing_file_or_a_folder(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     assert error_of(str(path)).startswith(": No such file or directory; give the path")
@@ -266,10 +373,32 @@ def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path):
     assert error_of(str(path)) == " line 3: not UTF-8; save the file as UTF-8"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl.gz", "{}", "Not a gzipped file (b'{}'); give the path of a readable file"),
+        ("a.parquet", "{}" * 9, "ArrowInvalid: Parquet magic bytes not found in footer"),
+        ("a.json", "[{}", "JSONDecodeError: Expecting ',' delimiter: line 1 column 4"),
+        ("a.json", '[{"prompt": "x"}, 5]', " row 1: the int 5 where an object with fields"),
+        ("a.tsv", "prompt\tkind\na", " line 2: 1 fields where the header has 2; quote texts that "),
+    ],
+)
+def test_a_file_that_is_not_what_its_ending_says(tmp_path, name, text, message):
+    assert message in error_of(write(tmp_path / name, text), kind="benign")
+
+
 @pytest.mark.parametrize("spec", ["", "prompts.txt", "walledai/AdvBench", "s3://bucket", "hub:"])
 def test_an_unknown_source_lists_what_is_accepted(spec):
     error = error_of(spec)
-    for accepted in ("builtin:train", "FILE.jsonl", "FILE.csv", "hub:NAME", "disk:", "tfds:NAME"):
+    for accepted in (
+        "builtin:train",
+        "FILE.jsonl",
+        ".gz",
+        "FILE.parquet",
+        "hub:NAME",
+        "disk:",
+        "tfds:NAME",
+    ):
         assert accepted in error
 
 
@@ -321,7 +450,7 @@ def test_a_dataset_on_disk_with_splits(tmp_path, datasets):
     assert error_of(f"{spec}@dev") == ": no split 'dev'; choose one of 'train', 'test'"
 
 
-def test_class_numbers_of_a_dataset_are_read_by_name(tmp_path, datasets):
+def test_class_numbers_of_a_dataset_are_read_by_name(tmp_path, datasets, capsys):
     features = datasets.Features(
         {
             "text": datasets.Value("string"),
@@ -336,19 +465,12 @@ def test_class_numbers_of_a_dataset_are_read_by_name(tmp_path, datasets):
     ]
     datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
     spec = f"disk:{tmp_path / 'set'}"
-    prompts = load_prompts(spec, limit=2)
+    prompts = load_prompts(spec)
     assert [(prompt.kind, prompt.category) for prompt in prompts] == [
         ("lookalike", "privacy"),
         ("harmful", "general"),
     ]
-    assert error_of(spec).startswith(" row 2: field 'label' is the int -1; use safe, unsafe")
-
-
-def test_a_bad_row_of_a_dataset_is_named_counted_from_0(tmp_path, datasets):
-    rows = [{"goal": "x"}, {"goal": None}]
-    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "set")
-    error = error_of(f"disk:{tmp_path / 'set'}", kind="harmful")
-    assert error.startswith(" row 1: field 'goal' is the NoneType None; it must be a string")
+    assert f"{spec} row 2: field 'label' is the int -1; use safe, unsafe" in capsys.readouterr().err
 
 
 def test_an_empty_dataset(tmp_path, datasets):

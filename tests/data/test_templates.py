@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from chat_templates import MISTRAL_1, MISTRAL_3
 
-from jaxalign.data.prompts import builtin_prompts
+from jaxalign.data.prompts import Turn, builtin_prompts
 from jaxalign.data.templates import (
     INSTRUCTION,
     alphaalign_messages,
@@ -15,6 +15,7 @@ from jaxalign.data.templates import (
     encode_exchange,
     encode_frame,
     encode_prompts,
+    encode_requests,
 )
 from jaxalign.host.errors import InputError
 
@@ -167,12 +168,54 @@ def test_a_tokenizer_without_chat_template_is_one_line(smollm2_tokenizer, monkey
     assert_one_line(error)
 
 
-def test_earlier_turns_that_depend_on_the_request_are_a_mistake(smollm2_tokenizer):
-    def leaky(request):
-        return [{"role": "system", "content": request}, {"role": "user", "content": request}]
+EARLIER = (Turn("user", "Who wrote it?"), Turn("assistant", "Ann <|im_end|>."))
+BRIEF = Turn("system", "Be brief.")
 
-    with pytest.raises(ValueError, match="must not depend on the request"):
-        encode_prompts(smollm2_tokenizer, leaky, ["a", "b"], max_tokens=64)
+
+@TEMPLATES
+@pytest.mark.parametrize("conversation", [EARLIER, (BRIEF, *EARLIER), (BRIEF,)])
+def test_a_conversation_stands_behind_what_the_template_writes(
+    smollm2_tokenizer, template, conversation
+):
+    """By hand: a system turn opens the user's where the template has one itself.
+
+    The ids are the tokenizer's own, but for `<|im_end|>` in a turn, which is letters.
+    """
+    *own, last = template("When?")
+    turns = [turn._asdict() for turn in conversation] + [last]
+    if own and conversation[0] == BRIEF:
+        turns = [turns[1] | {"content": f"Be brief.\n\n{turns[1]['content']}"}, *turns[2:]]
+    chat = (*conversation, Turn("user", "When?"))
+    prefix, (first, second) = encode_requests(smollm2_tokenizer, template, [chat, "When?"])
+    for row, messages in ((first, [*own, *turns]), (second, [*own, last])):
+        messages = [m | {"content": m["content"].replace("<|im_end|>", "@@")} for m in messages]
+        text = smollm2_tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        ids = [*prefix, *row]
+        assert smollm2_tokenizer.decode(ids) == text.replace("@@", "<|im_end|>")
+        ends = text.count("<|im_end|>")
+        assert ids.count(smollm2_tokenizer.convert_tokens_to_ids("<|im_end|>")) == ends
+        if "@@" not in text:
+            assert ids == smollm2_tokenizer(text, add_special_tokens=False).input_ids
+    alone, (single,) = encode_requests(smollm2_tokenizer, template, ["When?"])
+    if own or conversation[0] != BRIEF:  # nothing changes for a request beside a conversation
+        assert (prefix.tolist(), second) == (alone.tolist(), single)
+
+
+def test_a_conversation_behind_examples_in_mistrals_template(smollm2_tokenizer):
+    """It puts the system's text into the last turn, and takes no two turns of one role."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = MISTRAL_3
+    *own, last = alphaalign_messages("When?")
+    turns = [{"role": role, "content": content} for role, content in EARLIER[:1] * 2]
+    chat = (*EARLIER[:1] * 2, Turn("user", "When?"))
+    prefix, (row, _) = encode_requests(tokenizer, alphaalign_messages, [chat, "When?"])
+    joined = "\n\n".join(message["content"] for message in [*turns, last])
+    merged = [own[1] | {"content": f"{own[0]['content']}\n\n{own[1]['content']}"}, *own[2:]]
+    merged.append(last | {"content": joined})
+    text = tokenizer.apply_chat_template(merged, tokenize=False)
+    assert [*prefix, *row] == tokenizer(text, add_special_tokens=False).input_ids
 
 
 def test_a_tokenizer_without_added_tokens_is_encoded_in_words():

@@ -96,7 +96,7 @@ def test_a_reward_model_reads_the_bare_question_and_the_answer(reward_model):
     answers = [text.partition(">")[2] for text in completions]
     asked = [REQUESTS[0], REQUESTS[0], REQUESTS[1], REQUESTS[1]]
     chosen = by_reward_model("scorer", reward_model, TOKENIZER, PROMPTS, 44)
-    got = chosen.scorer(None)(*chosen.encode(REQUESTS), *rows(completions, 44))
+    got = chosen.scorer(None)(*chosen.encode(PROMPTS[1:]), *rows(completions, 44))
     by_hand = [
         sequence_scores(model, params, ids, np.ones(ids.shape, bool))[0, 0]
         for ids in (
@@ -158,7 +158,7 @@ def test_scores_are_those_of_transformers(name, tmp_path, smollm2_tokenizer):
         ids = smollm2_tokenizer(text, add_special_tokens=False).input_ids
         tokens[row, : len(before) + len(ids)] = [*before, *ids]
         answer[row, len(before) : len(before) + len(ids)] = True
-    got = chosen.scorer(None)(*chosen.encode(asked), tokens, answer)
+    got = chosen.scorer(None)(*chosen.encode(prompts), tokens, answer)
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 

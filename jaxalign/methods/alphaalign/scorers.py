@@ -23,7 +23,7 @@ from jaxalign.data.templates import (
     bare_messages,
     encode_exchange,
     encode_frame,
-    encode_prompts,
+    encode_requests,
     pad,
 )
 from jaxalign.host.errors import InputError
@@ -46,12 +46,13 @@ class Scoring:
     """What scores a run's answers, inside the step or on the host.
 
     Attributes:
-      encode: inside the step: requests to questions `[N, Q]` and their mask; Q is the same for all
-        batches. None on the host.
+      encode: inside the step: prompts to questions `[N, Q]` and their mask; Q is the same for all
+        batches. The likelihood's have the conversation; a reward model reads the request alone.
+        None on the host.
       scorer: the start parameters to what `jaxalign.rewards.Helpfulness` takes.
     """
 
-    encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]] | None
+    encode: Callable[[Sequence[Prompt]], tuple[np.ndarray, np.ndarray]] | None
     scorer: Callable[[Params], Any]
 
 
@@ -60,18 +61,11 @@ def start_likelihood(model: Transformer, tokenizer: Any, max_prompt_tokens: int)
 
     `max_prompt_tokens` is the longest request, beyond what all chats begin with.
     """
+    width = len(encode_requests(tokenizer, bare_messages, ["?"])[0]) + max_prompt_tokens
 
-    def encode(requests: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        bare = encode_prompts(
-            tokenizer,
-            bare_messages,
-            requests,
-            max_tokens=max_prompt_tokens,
-            width=max_prompt_tokens,
-        )
-        opening = np.broadcast_to(bare.prefix, (len(requests), len(bare.prefix)))
-        mask = np.concatenate([np.ones(opening.shape, bool), bare.mask], axis=1)
-        return np.concatenate([opening, bare.tokens], axis=1), mask
+    def encode(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        opening, rows = encode_requests(tokenizer, bare_messages, [x.asked for x in prompts])
+        return pad([[*opening, *row] for row in rows], width)
 
     return Scoring(encode, lambda start: Likelihood.of(model, start))
 
@@ -154,8 +148,8 @@ def by_reward_model(
             "the prompts"
         )
 
-    def encode(requests: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return pad([encode_frame(theirs, request)[0] for request in requests], width)
+    def encode(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        return pad([encode_frame(theirs, prompt.text)[0] for prompt in prompts], width)
 
     scorer = RewardModel(lm.params, lm.model, tuple(closing))
     return Scoring(encode, lambda start: scorer)

@@ -143,7 +143,7 @@ def balance_traces(traces: Sequence[Trace], *, cap: int) -> list[Trace]:
     Raises:
       InputError: there is none.
     """
-    new = first_of_each(traces, lambda trace: (trace.prompt.text, *trace.spoken), 1)
+    new = first_of_each(traces, lambda trace: (trace.prompt.asked, *trace.spoken), 1)
     counts = count_traces(new)
     found = {kind: [counts[name] for name in GROUPS[kind] if counts[name]] for kind in KINDS}
     most = {kind: min(cap, *sizes) if sizes else 0 for kind, sizes in found.items()}

@@ -114,7 +114,7 @@ class Reasoning:
     def tune(self, run: Experiment, params: Params) -> Training:
         """What the run trains with."""
         kept = self.own.kept_answers(run, params)
-        return supervised(run, [(one.prompt, one.tokens) for one in kept], self.rows)
+        return supervised(run, [(one.asked, one.tokens) for one in kept], self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Refusal(Checked):
         """What the run trains with."""
         prompts = first_of_each(harmful_of(run), lambda prompt: prompt.category, self.cap)
         ids = refusal_tokens(run.tokenizer)
-        return supervised(run, [(prompt.text, ids) for prompt in prompts], self.rows)
+        return supervised(run, [(prompt.asked, ids) for prompt in prompts], self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,14 @@
 The steps are the authors'; the numbers and the outcome filter by phrases are ours.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxalign.data.templates import Template, encode_chat
+from jaxalign.data.prompts import Asked
+from jaxalign.data.templates import Template, encode_requests
 from jaxalign.engine.dpo import Pair
 from jaxalign.methods.cada.self_generation import Generated
 from jaxalign.text.encoding import encode_text
@@ -54,12 +56,12 @@ def choose(
       (`YIELD_COLUMNS`): a completion counts for the first filter that stops it.
     """
     table: dict[str, dict[str, int]] = {}
-    of_request: dict[str, list[str]] = {}
+    of_request: dict[Asked, list[str]] = {}
     right: list[tuple[int, Generated]] = []
     for one in made:
         counts = table.setdefault(one.category, dict.fromkeys(YIELD_COLUMNS, 0))
         counts["sampled"] += 1
-        before = of_request.setdefault(one.prompt, [])
+        before = of_request.setdefault(one.asked, [])
         if not one.finished:
             counts["cut off"] += 1
         elif not one.well_formed:
@@ -115,18 +117,16 @@ def make_pairs(
     Returns:
       the pairs, and the ids that open every prompt.
     """
-    complied: dict[str, list[list[int]]] = {}
+    complied: dict[Asked, list[list[int]]] = {}
     for one in unsafe:
         if not one.refused:
-            complied.setdefault(one.prompt, []).append(one.tokens)
-    pairs, prefix = [], np.zeros(0, np.int32)
-    turns: dict[str, int] = {}
-    for one in kept:
-        head, tail = encode_chat(tokenizer, template(one.prompt))
-        prefix = np.asarray(head, np.int32)
-        choices = complied.get(one.prompt) or [refusal_tokens(tokenizer)]
-        turn = turns.get(one.prompt, 0)
-        turns[one.prompt] = turn + 1
-        ids = (tail, one.tokens, choices[turn % len(choices)])
+            complied.setdefault(one.asked, []).append(one.tokens)
+    prefix, rows = encode_requests(tokenizer, template, [one.asked for one in kept])
+    pairs, turns = [], collections.Counter[Asked]()
+    for one, row in zip(kept, rows, strict=True):
+        choices = complied.get(one.asked) or [refusal_tokens(tokenizer)]
+        turn = turns[one.asked]
+        turns[one.asked] += 1
+        ids = (row, one.tokens, choices[turn % len(choices)])
         pairs.append(Pair(*(np.asarray(each, np.int32) for each in ids)))
     return pairs, prefix

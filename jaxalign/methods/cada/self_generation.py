@@ -20,7 +20,7 @@ from jaxalign.answers.asking import (
 )
 from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
 from jaxalign.answers.generation import asking_facts
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Asked, Prompt, Turn, asked
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import is_first, least
@@ -45,6 +45,7 @@ class Generated:
       finished: whether the model ended it.
       well_formed: whether it has the strict format (`rewards.STRICT_FORMAT_PATTERN`).
       refused: whether its answer holds a refusal phrase (`rewards.REFUSAL_PHRASES`).
+      conversation: the turns before the request.
     """
 
     id: str
@@ -55,6 +56,12 @@ class Generated:
     finished: bool
     well_formed: bool
     refused: bool
+    conversation: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> Asked:
+        """The request with the turns before it."""
+        return asked(self.prompt, self.conversation)
 
 
 def self_generate(
@@ -94,7 +101,7 @@ def self_generate(
     if _finished(path, facts):
         return read_generated(path, vocab_size=vocab_size)
     keep_facts(path, facts, kept=facts_path(path))
-    questions = read_requests(lm.tokenizer, [prompt.text for prompt in prompts], asking)
+    questions = read_requests(lm.tokenizer, [prompt.asked for prompt in prompts], asking)
     questions.check_positions(
         lm.model, asking.max_new_tokens, remedy="use fewer cases, or lower max_new_tokens"
     )
@@ -110,7 +117,7 @@ def self_generate(
                 made = _describe(lm, prompts[answer.request], answer)
                 generated.append(made)
                 if lines is not None:
-                    lines.append({"step": number} | dataclasses.asdict(made))
+                    lines.append({"step": number} | _row(made))
             progress(len(generated) // asking.samples, len(prompts))
     return generated
 
@@ -127,7 +134,12 @@ def _describe(lm: LanguageModel, prompt: Prompt, answer: Answer) -> Generated:
         finished=answer.finished,
         well_formed=well_formed,
         refused=refused,
+        conversation=prompt.conversation,
     )
+
+
+def _row(made: Generated) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(made).items() if value != ()}
 
 
 def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:
@@ -142,9 +154,10 @@ def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:
     """
     made = []
     kinds = {"tokens": list, "finished": bool, "well_formed": bool, "refused": bool}
+    kinds["conversation"] = list
     for number, (_, row) in enumerate(read_lines(path), start=1):
         values = {name: value for name, value in row.items() if name != "step"}
-        if set(values) != {field.name for field in dataclasses.fields(Generated)}:
+        if {*values, "conversation"} != {field.name for field in dataclasses.fields(Generated)}:
             raise InputError(f"{path}: not a file of self-generated completions; give another one")
         for name, value in values.items():
             kind = kinds.get(name, str)
@@ -155,7 +168,13 @@ def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:
             raise InputError(
                 f"{path} line {number}: tokens must be ids below {vocab_size}, at least one"
             )
-        made.append(Generated(**values))
+        try:
+            conversation = tuple(Turn(*turn) for turn in values.pop("conversation", ()))
+        except TypeError:
+            raise InputError(
+                f"{path} line {number}: conversation must be a list of roles with texts"
+            ) from None
+        made.append(Generated(**values, conversation=conversation))
     return made
 
 
