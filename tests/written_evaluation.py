@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, conversation_field
 from jaxalign.evaluation.attacks import make_attack
 from jaxalign.evaluation.judges import make_judge
 from jaxalign.evaluation.measure import judge_all
@@ -43,6 +43,7 @@ def write_evaluation(
     rows = [
         {"id": p.id, "prompt": p.text, "kind": p.kind, "sample": n, "completion": text}
         | {"tokens": len(text), "finished": True}
+        | conversation_field(p.conversation)
         | ({"consulted": next(calls)} if consulted else {})
         for p in prompts
         for n in range(samples)

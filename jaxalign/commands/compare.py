@@ -38,7 +38,12 @@ class Compare:
             raise InputError("compare needs two folders at least, that `jaxalign eval --out` wrote")
         if len({folder.resolve() for folder in self.folders}) < len(self.folders):
             raise InputError("compare: a folder is named twice; give different ones")
-        from jaxalign.reports.comparison import compare, comparison_tables, write_comparison
+        from jaxalign.reports.comparison import (
+            compare,
+            comparison_tables,
+            remarks,
+            write_comparison,
+        )
         from jaxalign.reports.evaluation_folder import read_evaluation
 
         first, *others = (read_evaluation(folder) for folder in self.folders)
@@ -47,7 +52,7 @@ class Compare:
             print(f"first: {first.folder}, second: {other.folder}")
             for title, (table, _) in comparison_tables(those).items():
                 print_table(title, table)
-            for line in those["differing_settings"]:
-                note(f"{other.folder}: not only the model differs: {line}")
+            for line in remarks(those):
+                note(f"{other.folder}: {line}")
         if self.out is not None:
             print(f"Written: {write_comparison(self.out, first, others, found)}")

@@ -86,8 +86,11 @@ def paired_rates(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
             | {"p": mcnemar_p_value(only_first, only_second)}
         )
     if not found:
+        ids = other_texts(first, second)
         raise InputError(
-            f"{first.folder} and {second.folder} have no prompt with a judge in common; evaluate "
+            f"{first.folder} and {second.folder} have no prompt with a judge in common"
+            + (f" ({len(ids)} have one id and two texts, such as {ids[0]!r})" if ids else "")
+            + "; evaluate "
             "both with the same --suites and --judge (a run's prompts are the suite heldout: "
             "--suites heldout=FILE)"
         )
@@ -118,6 +121,24 @@ def _judges(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def other_texts(first: Evaluated, second: Evaluated) -> list[str]:
+    """Ids of prompts that have another text in the second: pairs are of one text, so none has them.
+
+    A text that the second has under another id is a pair.
+    """
+    found: dict[str, None] = {}
+    for key, ours in first.judged.items():
+        theirs = second.judged.get(key, [])
+        texts = {x.asked for x in theirs if x.rows}
+        ids = {x.rows[0].get("id") for x in theirs if x.rows}
+        found |= {
+            str(x.rows[0]["id"]): None
+            for x in ours
+            if x.rows and x.asked not in texts and x.rows[0].get("id") in ids - {None}
+        }
+    return list(found)
+
+
 def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]:
     """How many more tokens the second's answers take, for each suite without an attack.
 
@@ -146,12 +167,23 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
 
 
 def compare(first: Evaluated, second: Evaluated) -> dict[str, Any]:
-    """What the second is, `differing_settings`, `rates` (`paired_rates`) and `tokens`."""
+    """What the second is, `differing_settings`, `other_texts`, `rates`, and its `tokens`."""
     return _facts(second) | {
         "differing_settings": differing_settings(first, second),
+        "other_texts": other_texts(first, second),
         "rates": paired_rates(first, second),
         "tokens": token_overheads(first, second),
     }
+
+
+def remarks(found: Mapping[str, Any]) -> list[str]:
+    """Of what `compare` found what makes the tables say less, a line each."""
+    lines = [f"not only the model differs: {line}" for line in found["differing_settings"]]
+    if ids := found["other_texts"]:
+        lines.append(
+            f"prompts of one id with two texts, in no figure: {len(ids)}, such as {ids[0]!r}"
+        )
+    return lines
 
 
 def comparison_tables(
@@ -199,8 +231,7 @@ def write_comparison(
     for other, those in zip(others, found, strict=True):
         names = [f"{x.results['model']} ({x.folder})" for x in (first, other)]
         blocks += [{"h2": names[1]}, {"plain": f"The first is {names[0]}."}]
-        for line in those["differing_settings"]:
-            blocks.append({"note": f"Not only the model differs: {line}."})
+        blocks += [{"note": f"{line[0].upper()}{line[1:]}."} for line in remarks(those)]
         for title, (shown, rates) in comparison_tables(those).items():
             blocks += [{"h3": title}, shown]
             blocks += [block for rate in rates for block in _apart(first, other, rate)]
@@ -241,8 +272,8 @@ def _pairs(
 
 def _matched(first: Sequence[Judged], second: Sequence[Judged]) -> list[tuple[Judged, Judged]]:
     """Prompts that both answered; a text that stands twice is matched in its order."""
-    waiting = grouped((x for x in second if x.rows), lambda x: x.prompt)
-    return [(x, waiting[x.prompt].pop(0)) for x in first if x.rows and waiting.get(x.prompt)]
+    waiting = grouped((x for x in second if x.rows), lambda x: x.asked)
+    return [(x, waiting[x.asked].pop(0)) for x in first if x.rows and waiting.get(x.asked)]
 
 
 def _counts(judged: Judged, rate: Mapping[str, Any]) -> bool:

@@ -33,6 +33,13 @@ class Judged:
     scores: Sequence[Mapping[str, float]]
     well_formed: Sequence[bool]
 
+    @property
+    def asked(self) -> str:
+        """The request with the conversation before it, a paragraph a turn."""
+        turns = self.rows[0].get("conversation", ()) if self.rows else ()
+        told = [f"{turn['role']}: {turn['content']}" for turn in turns]
+        return "\n\n".join([*told, f"user: {self.prompt}"]) if told else self.prompt
+
 
 @dataclass(frozen=True)
 class Evaluated:

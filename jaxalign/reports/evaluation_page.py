@@ -220,7 +220,7 @@ def prompt_card(sides: Sequence[tuple[str, Judged]], measures: Mapping[str, str]
     """
     first = sides[0][1]
     return {
-        "card": first.prompt,
+        "card": first.asked,
         "kind": KINDS.get(first.kind, first.kind),
         "sides": [
             {

@@ -138,7 +138,7 @@ def _answers(run: Run) -> list[Block]:
     first, *others = run.evaluations.values()
     asked = [x for those in first.judged.values() for x in those if x.rows]
     shown = first_of_each(asked, lambda judged: judged.kind, ANSWERS_PER_KIND)
-    waiting = [grouped(sum(x.judged.values(), []), lambda judged: judged.prompt) for x in others]
+    waiting = [grouped(sum(x.judged.values(), []), lambda judged: judged.asked) for x in others]
     blocks: list[Block] = [
         {"h2": "Answers"},
         {
@@ -150,7 +150,7 @@ def _answers(run: Run) -> list[Block]:
     for kind in KINDS:
         blocks += [{"h3": KINDS[kind]}] if kind in groups else []
         for judged in groups.get(kind, ()):
-            later = [those.get(judged.prompt) for those in waiting]
+            later = [those.get(judged.asked) for those in waiting]
             nothing = Judged(judged.prompt, kind, [], [], [])
             answers = [judged, *(those.pop(0) if those else nothing for those in later)]
             sides = list(zip(run.evaluations, answers, strict=True))
