@@ -56,8 +56,9 @@ class Eval:
     """What to ask. A public suite from the hub: advbench, strongreject, harmbench, jailbreakbench,
     wildguardtest, wildjailbreak, saladbench, hexphi, maliciousinstruct, donotanswer (harmful);
     xstest, jailbreakbench-benign, orbench, oktest, coconot, phtest (over-refusal). The same from
-    its file: NAME=FILE. Your own prompts: FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT],
-    disk:FOLDER[@SPLIT], tfds:NAME[@SPLIT], builtin:heldout or builtin:train; a field "kind" (or
+    its file: NAME=FILE. Your own prompts: FILE.jsonl, .json, .csv, .tsv (each .gz, too) or
+    .parquet, hub:NAME[/CONFIG][@SPLIT], disk:FOLDER[@SPLIT], tfds:NAME[@SPLIT], builtin:heldout or
+    builtin:train; a field "kind" (or
     "label", safe or unsafe) tells which are harmful, or write harmful=SPEC, benign=SPEC or
     lookalike=SPEC; NAME= before it gives it a name."""
     judge: _Specs = ("phrases",)
@@ -79,7 +80,7 @@ class Eval:
     """Take only so many prompts of each suite, spread evenly over it."""
     text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
     """Of your own prompts: the field with the text, by default the first of prompt, goal,
-    instruction, question, forbidden_prompt, text and turns that there is."""
+    instruction, question, forbidden_prompt, text, turns and messages that there is."""
     max_prompt_tokens: int = 512
     """Skip prompts that take more tokens; they are counted."""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None

@@ -43,7 +43,8 @@ class Many:
     a run that was stopped. NAME.facts.json says what they depend on, and what was skipped."""
     text_field: Annotated[str | None, tyro.conf.arg(metavar="FIELD")] = None
     """The field with the text, by default the first of prompt, goal, instruction, question,
-    forbidden_prompt, text and turns that there is."""
+    forbidden_prompt, text, turns and messages that there is. Of a list of messages the last user
+    turn is the request, and those before it are the conversation."""
     limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Take only so many prompts: the first ones; of the builtin ones, kinds in turn."""
     samples: int = 1
@@ -73,8 +74,9 @@ class Generate:
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """The request; its reply goes to stdout."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="SPEC")] = None
-    """Requests: FILE.jsonl, FILE.csv, hub:NAME[/CONFIG][@SPLIT], disk:FOLDER[@SPLIT],
-    tfds:NAME[@SPLIT], builtin:heldout or builtin:train."""
+    """Requests: FILE.jsonl, .json, .csv, .tsv (each .gz, too) or .parquet,
+    hub:NAME[/CONFIG][@SPLIT], disk:FOLDER[@SPLIT], tfds:NAME[@SPLIT], builtin:heldout or
+    builtin:train."""
     temperature: float = 0.0
     """0 always takes the most probable token; 1 draws from the model's own distribution."""
     top_p: float = 1.0

@@ -51,14 +51,16 @@ class Settings(Checked):
     knows them (TPU slices, Slurm, GKE), else HOST:PORT,COUNT,INDEX with the address of the first.
     """
     prompts: tuple[str, ...] = ("builtin:train",)
-    """Training prompts: builtin:train, a .jsonl or .csv file, hub:NAME[@SPLIT], tfds:NAME[@SPLIT],
-    disk:FOLDER[@SPLIT]; as KIND=SPEC (harmful=my.csv) where the data does not tell the kind."""
+    """Training prompts: builtin:train, a .jsonl, .json, .csv, .tsv (each .gz, too) or .parquet
+    file, hub:NAME[@SPLIT], tfds:NAME[@SPLIT], disk:FOLDER[@SPLIT]; as KIND=SPEC (harmful=my.csv)
+    where the data does not tell the kind."""
     heldout: tuple[str, ...] = ("builtin:heldout",)
     """Prompts for the evaluation before and after, given as above; empty for none."""
     text_field: str | None = None
     """Field with the text of all prompts but the builtin ones, where it has no usual name."""
     max_prompt_tokens: Count = 56
-    """Longest prompt, beyond the shared prefix. Longer ones are refused with their text."""
+    """Longest prompt with its conversation, beyond the prefix that all share. A longer one is
+    refused with its id."""
     max_new_tokens: Count = 64
     """T, longest completion."""
     stop: tuple[str, ...] = ()
