@@ -265,7 +265,7 @@ def test_generate_repeats_itself(model_folder: str, capsys: pytest.CaptureFixtur
 
     first, second = greedy[:-1][:1], greedy[:-1][1:]
     command = ["generate", "--model", model_folder, "--prompt", "Name a river.", *FAST]
-    assert main([*command, "--stop", "never said\\n", second]) == 0
+    assert main([*command, "--stop", "never said\\n", second, "--stop", "nor this"]) == 0
     assert capsys.readouterr() == (f"{first}\n", "")
 
 
@@ -527,6 +527,7 @@ def test_bad_eval_options(
         (["--temperature", "-1"], "--temperature is -1.0; use 0 or more"),
         (["--temperature", "nan"], "--temperature is nan; use 0 or more"),
         (["--seed", "-1"], "--seed is -1; use 0 to 2147483647"),
+        (["--stop"], "--stop has an empty text; give the words that end an answer"),
         (["--stop", "###", ""], "--stop has an empty text; give the words that end an answer"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0; use 1 or more"),
         (["--prompt", "Why? " * 500], "exceed the model's 512 positions"),

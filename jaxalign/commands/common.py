@@ -24,14 +24,17 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 # A plain string with the choices in the help: `load_model` answers a wrong one in one line.
 DtypeName = Annotated[str, tyro.conf.arg(metavar="{auto,bfloat16,float32}")]
 
-StopTexts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]
+StopTexts = Annotated[
+    tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="TEXT ..."), tyro.conf.UseAppendAction
+]
 
 
-def read_stops(given: Sequence[str]) -> tuple[str, ...]:
-    r"""The texts of --stop, in which \n is a line break; an empty one is refused."""
-    if "" in given:
+def read_stops(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    r"""The texts of every --stop, in which \n is a line break; refuses an empty one, and none."""
+    texts = [text for some in given for text in some or [""]]
+    if "" in texts:
         raise InputError("--stop has an empty text; give the words that end an answer")
-    return tuple(text.replace("\\n", "\n") for text in given)
+    return tuple(text.replace("\\n", "\n") for text in texts)
 
 
 @dataclasses.dataclass(frozen=True)
