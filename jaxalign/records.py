@@ -1,8 +1,8 @@
 """What passes between the floors: prompts, completions, scores. Knows jax alone.
 
 N prompts, G samples of each, B = N·G rows, T completion tokens. What has a row of each prompt or
-completion (`Prompts`, `Rollout`) and what a batch shares (its prefix, its tool) are different
-types, so that micro-batches split the one and keep the other.
+completion (`Prompts`, `Rollout`) and what a batch shares (its prefix, its tool, its endings) are
+different types, so that micro-batches split the one and keep the other.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -45,6 +45,7 @@ class Batch:
       facts: whatever else the reward needs to know of the prompts, or None.
       prefix: `[P0]` int32, the tokens that open every prompt; may be empty, or None for none.
       tool: what a completion may call, a `jaxalign.sampling.Tool`; None for nothing.
+      endings: words that end a completion, a `jaxalign.sampling.Endings`; None for none.
     """
 
     prompts: Prompts
@@ -52,6 +53,7 @@ class Batch:
     facts: Any = None
     prefix: jax.Array | None = None
     tool: Any = None
+    endings: Any = None
 
 
 @struct.dataclass
@@ -60,14 +62,16 @@ class Rollout:
 
     Attributes:
       tokens: `[B, T]` int32; zero where `present` is False.
-      mask: `[B, T]` bool, the generated tokens, stop token included.
+      mask: `[B, T]` bool, the generated tokens, included what ended the row.
       present: `[B, T]` bool, the tokens that later ones attend to: those generated and a tool's.
       logps: `[B, T]` float32 log-probabilities under softmax(z / temperature); zero where masked.
       mode: `[B]` int32, which kind of action the row took: 1 if it called a tool, else 0.
-      finished: `[B]` bool, whether the row ended with a stop token.
+      finished: `[B]` bool, whether the row ended by a stop token or by words.
       cut: `[B]` bool, whether a tool's answer did not fit into T tokens, in part or at all.
       prompt_of_row: `[B]` int32, which of the N prompts each row answers; None: equally many rows
         each, in order.
+      ending: `[B, T]` bool, the generated tokens of the words that ended the row, which are no part
+        of its text (`readable`); None where no words do.
       temperature: of `logps`; static.
     """
 
@@ -79,7 +83,12 @@ class Rollout:
     finished: jax.Array
     cut: jax.Array
     prompt_of_row: jax.Array | None = None
+    ending: jax.Array | None = None
     temperature: float = struct.field(pytree_node=False, default=1.0)
+
+    def readable(self, where: jax.Array) -> jax.Array:
+        """Those of the tokens `where`, `mask` or `present`, whose text is read."""
+        return where if self.ending is None else where & ~self.ending
 
 
 def of_rows(per_prompt: jax.Array, samples: Rollout) -> jax.Array:

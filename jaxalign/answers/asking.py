@@ -36,10 +36,8 @@ from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 from jaxalign.rewards import Verdict, Verifiers
-from jaxalign.sampling import Greedy, Method, Stage, Tool, sample, stage_key
-from jaxalign.text.automaton import compile_phrases
+from jaxalign.sampling import Endings, Greedy, Method, Stage, Tool, sample, stage_key
 from jaxalign.text.encoding import decode
-from jaxalign.text.matcher import Reader
 
 LEAST_WIDTH = 32
 """Batches that go by length are padded to 32, 64, 128, … tokens, or to the longest of all."""
@@ -121,6 +119,10 @@ class LanguageModel:
     @functools.cached_property
     def _stops(self) -> Stops:
         return find_stops(self.model, self.tokenizer)
+
+    @functools.cached_property
+    def _endings(self) -> Callable[[tuple[str, ...]], Endings | None]:
+        return functools.lru_cache(8)(functools.partial(Endings.build, tokenizer=self.tokenizer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +264,7 @@ def answer_batches(
       InputError: texts are to end answers, and the tokenizer's tokens can't be read.
     """
     stops = lm.stops(asking.stop)
-    lm, endings = lm.cast(), _endings(stops, lm.tokenizer)
+    lm, endings = lm.cast(), lm._endings(stops.texts)
     prefix = to_devices(questions.prefix, lm.model.mesh)
     key = stage_key(asking.seed, stage)
 
@@ -293,37 +295,23 @@ def answer_batches(
     for (batch, made), _ in itertools.pairwise(itertools.chain(launched, [None])):
         rollout = fetch(made)
         rows = range(len(batch) * asking.samples)
-        found = [_answer(batch[row // asking.samples], row, rollout) for row in rows]
-        yield [_without_ending(lm, answer, stops) for answer in found]
+        yield [_answer(lm, stops, batch[row // asking.samples], row, rollout) for row in rows]
 
 
-def _endings(stops: Stops, tokenizer: Tokenizer) -> Reader | None:
-    """What looks for the texts that end an answer; None where there are none."""
-    if not stops.texts:
-        return None
-    try:
-        return Reader.build([compile_phrases(stops.texts)], tokenizer)
-    except ValueError as error:
-        raise InputError(f"stop: {error}; leave out texts that are no token's name") from error
-
-
-def _answer(request: int, row: int, rollout: Any) -> Answer:
-    tokens = rollout.tokens[row]
+def _answer(lm: LanguageModel, stops: Stops, request: int, row: int, rollout: Any) -> Answer:
+    tokens, mask, present = (x[row] for x in (rollout.tokens, rollout.mask, rollout.present))
+    last = ""  # what the model wrote behind a tool's last answer, where words may have ended it
+    if stops.texts:
+        behind = max(np.flatnonzero(present & ~mask), default=-1) + 1
+        last = lm.text(tokens[behind:][mask[behind:]])
     return Answer(
         request,
-        tokens=tokens[rollout.mask[row]],
-        written=tokens[rollout.present[row]],
+        tokens=tokens[mask],
+        written=tokens[present],
         finished=bool(rollout.finished[row]),
         consulted=bool(rollout.mode[row]),
+        ending=len(last) - len(stops.before(last)),
     )
-
-
-def _without_ending(lm: LanguageModel, answer: Answer, stops: Stops) -> Answer:
-    """The answer with the length of the words that ended it, as far as the model wrote them."""
-    if not stops.texts:
-        return answer
-    own = lm.text(answer.tokens)
-    return answer._replace(ending=len(own) - len(stops.before(own)))
 
 
 def answers(

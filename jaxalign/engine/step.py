@@ -112,8 +112,9 @@ class Step:
             return self.whole(state, batch, key, frozen)
         samples = self.rollout(state, batch, key)
         place = lambda values: to_devices(values, self.mesh, rows=True)  # noqa: E731
-        # The host has no use for the tool's tables, which may be large.
-        seen_batch, seen_samples = fetch((dataclasses.replace(batch, tool=None), samples))
+        # The host has no use for these tables, which may be large.
+        batch_alone = dataclasses.replace(batch, tool=None, endings=None)
+        seen_batch, seen_samples = fetch((batch_alone, samples))
         reward = resolve_on_host(frozen.reward, seen_batch, seen_samples, place)
         return self.learn(state, batch, samples, key, Frozen(reward, frozen.base))
 
@@ -207,6 +208,7 @@ def draw(
         stop=sampling.stop,
         prefix=batch.prefix,
         tool=batch.tool,
+        endings=batch.endings,
     )
 
 

@@ -79,7 +79,7 @@ class Helpfulness(Addable):
         scored, group = facts.questions.shape[0], samples.tokens.shape[0] // prompts
         if not scored:
             return term_score("helpfulness", jnp.zeros((prompts, group), jnp.float32))
-        verdict = self.verifiers(samples.tokens, samples.mask)
+        verdict = self.verifiers(samples.tokens, samples.readable(samples.mask))
         first = (prompts - scored) * group
         refused, likelihood = verdict.refused[first:], isinstance(self.scorer, Likelihood)
         completions = samples.tokens[first:], verdict.answer[first:]

@@ -101,7 +101,7 @@ class Safety(Addable):
         if batch.kind is None:
             raise ValueError("the safety reward needs the kind of each prompt: set Batch.kind")
         prompts = batch.prompts.tokens.shape[0]
-        verdict = self.verifiers(samples.tokens, samples.mask)
+        verdict = self.verifiers(samples.tokens, samples.readable(samples.mask))
         kind = of_rows(batch.kind, samples)
         harmful = kind == KINDS.index("harmful")
         balanced = balanced_weights(harmful, verdict.refused) if self.balance else 1.0

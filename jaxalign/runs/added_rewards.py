@@ -79,7 +79,7 @@ def _load(spec: str, tokenizer: Any, prompts: Sequence[Prompt]) -> Sum:
 
     def score_texts(batch: Any, samples: Any) -> np.ndarray:
         requests = [prompt.text for prompt in prompts_of(batch, samples, prompts)]
-        rows = zip(samples.tokens, samples.present, strict=True)
+        rows = zip(samples.tokens, samples.readable(samples.present), strict=True)
         return of_texts(requests, [decode(tokenizer, tokens, there) for tokens, there in rows])
 
     if _parameters(place, function) == ["batch", "samples"]:

@@ -15,7 +15,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.models.sharding import to_devices
 from jaxalign.records import Batch, Prompts
-from jaxalign.sampling import Tool
+from jaxalign.sampling import Endings, Tool
 
 MakeFacts = Callable[[Sequence[Prompt]], Any]
 """`prompts -> Batch.facts`, as the run's reward needs them."""
@@ -35,6 +35,7 @@ class Batches:
       seed: of the order.
       make_facts: what the reward needs to know of a batch's prompts beside their kinds.
       tool: what completions may call.
+      endings: words that end them.
       mesh: devices that share the rows; by default the first device has them.
     """
 
@@ -47,6 +48,7 @@ class Batches:
     seed: int
     make_facts: MakeFacts = lambda prompts: None
     tool: Tool | None = None
+    endings: Endings | None = None
     mesh: jax.sharding.Mesh | None = None
 
     def check(self, *, max_positions: int, max_new_tokens: int) -> None:
@@ -81,11 +83,11 @@ class Batches:
         rows = (batch.prompts, batch.kind, batch.facts)
         prompts, kind, facts = to_devices(rows, self.mesh, rows=True)
         prefix = to_devices(batch.prefix, self.mesh)
-        return Batch(prompts, kind, facts, prefix, self._placed_tool)
+        return Batch(prompts, kind, facts, prefix, *self._placed_tables)
 
     @functools.cached_property
-    def _placed_tool(self) -> Tool | None:
-        return to_devices(self.tool, self.mesh)
+    def _placed_tables(self) -> tuple[Tool | None, Endings | None]:
+        return to_devices((self.tool, self.endings), self.mesh)
 
     @functools.cached_property
     def _encoded(self) -> tuple[Any, dict[Prompt, np.ndarray]]:
@@ -100,21 +102,22 @@ class Batches:
         prefix, rows = self._encoded
         tokens: Any = pad([rows[prompt] for prompt in prompts], self.max_prompt_tokens)
         kind: Any = kind_indices(prompts)
-        return Batch(Prompts(*tokens), kind, self.make_facts(prompts), prefix, self.tool)
+        facts = self.make_facts(prompts)
+        return Batch(Prompts(*tokens), kind, facts, prefix, self.tool, self.endings)
 
     def transcripts(self, step: int, result: StepResult) -> list[dict[str, Any]]:
         """One row per prompt of a step: its first sample, with the rewards."""
         prompts = self.prompts_at(step)
         samples, details = fetch((result.samples, result.score.details))
         group = len(samples.tokens) // len(prompts)
-        rows = range(0, len(samples.tokens), group)
+        rows, read = range(0, len(samples.tokens), group), samples.readable(samples.present)
         return [
             {
                 "prompt": prompt.text,
                 **conversation_field(prompt.conversation),
                 "kind": prompt.kind,
                 "completion": self.tokenizer.decode(
-                    samples.tokens[row][samples.present[row]], skip_special_tokens=True
+                    samples.tokens[row][read[row]], skip_special_tokens=True
                 ),
                 **{name: np.asarray(value)[row].item() for name, value in details.items()},
             }

@@ -50,7 +50,7 @@ from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.flags import to_json
 from jaxalign.runs.loop import Interruption, Training, train
 from jaxalign.runs.settings import LOOP_ONLY, Packed, Settings, has_checkpoint
-from jaxalign.sampling import Stage, Temperature, Tool, stage_key
+from jaxalign.sampling import Endings, Stage, Temperature, Tool, stage_key
 from jaxalign.text.chat_template import run_date
 
 
@@ -134,6 +134,8 @@ def make_reinforcement(
     """
     reward, rl = recipe.reward, settings.rl
     assert reward is not None and rl is not None
+    stop = stop_tokens(model, tokenizer, settings.stop)
+    words = find_stops(model, tokenizer).joined(settings.stop, tokenizer).texts
     batches = Batches(
         prompts,
         tokenizer,
@@ -143,6 +145,7 @@ def make_reinforcement(
         seed=settings.seed,
         make_facts=prompt_facts(prompts, recipe.encode),
         tool=recipe.tool,
+        endings=Endings.build(words, tokenizer),
         mesh=model.mesh,
     )
     batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
@@ -150,7 +153,7 @@ def make_reinforcement(
     sampling = Sampling(
         rl.samples_per_prompt,
         settings.max_new_tokens,
-        stop_tokens(model, tokenizer, settings.stop),
+        stop,
         Temperature(settings.temperature),
     )
     step = make_step(
@@ -201,11 +204,6 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self._stop = stop_tokens(self.model, self.tokenizer, self.settings.stop)
-        if words := find_stops(self.model, self.tokenizer).texts:
-            print(
-                f"the chat template ends answers in words, {words[0]!r}, which end none in "
-                "training: take a template that ends them in a token"
-            )
         if self.recipe.reward is not None:
             given = (self.settings, self.model, self.tokenizer, self.prompts)
             self.work = make_reinforcement(*given, self.recipe)

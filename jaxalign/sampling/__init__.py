@@ -1,6 +1,7 @@
 """Jitted sampling with shared prompts."""
 
 from jaxalign.records import Rollout
+from jaxalign.sampling.endings import Endings
 from jaxalign.sampling.host_tools import HostTool, sample_with_host_tool
 from jaxalign.sampling.methods import Greedy, Method, Temperature, TopK, TopP
 from jaxalign.sampling.sampler import sample
@@ -8,6 +9,7 @@ from jaxalign.sampling.stages import Stage, stage_key
 from jaxalign.sampling.tools import Tool, consultation, rule_answer
 
 __all__ = [
+    "Endings",
     "Greedy",
     "HostTool",
     "Method",

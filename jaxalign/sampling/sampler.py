@@ -12,9 +12,9 @@ from flax import struct
 from jaxalign.models.completion import last_place
 from jaxalign.models.decoder import Decoder
 from jaxalign.records import Params, Rollout
+from jaxalign.sampling.endings import Endings
 from jaxalign.sampling.methods import Method
 from jaxalign.sampling.tools import Tool, Turns
-from jaxalign.text.matcher import Reader
 
 
 @struct.dataclass
@@ -54,7 +54,7 @@ def sample(
     prefix: jax.Array | None = None,
     tool: Tool | None = None,
     rows: jax.Array | None = None,
-    endings: Reader | None = None,
+    endings: Endings | None = None,
 ) -> Rollout:
     """Samples G completions of every prompt, with masks and log-probabilities.
 
@@ -73,8 +73,7 @@ def sample(
       tool: what rows may call (`jaxalign.sampling.tools`); None for nothing.
       rows: `[B]` int32 numbers of the rows within a larger set that is sampled in several batches,
         so that it does not matter how it is divided; by default 0 to B − 1.
-      endings: automata that end a row with the token after which one of them accepts what the row
-        has generated; None for none.
+      endings: words that end a row, with the token that completes them; None for none.
 
     Raises:
       ValueError: if the longest row would pass the model's last position.
@@ -116,7 +115,7 @@ def _sample(
     prefix: jax.Array | None,
     tool: Tool | None,
     rows: jax.Array | None,
-    endings: Reader | None,
+    endings: Endings | None,
     *,
     samples_per_prompt: int,
     max_new_tokens: int,
@@ -134,7 +133,7 @@ def _sample(
         done=jnp.zeros((batch,), bool),
         written={name: jnp.zeros((batch, max_new_tokens), x) for name, x in dtypes.items()},
         turns=None if tool is None else Turns.start(tool, batch),
-        ending=None if endings is None else endings.start(batch),
+        ending=None if endings is None else endings.reader.start(batch),
         cache=cache,
     )
     stop_ids = jnp.asarray(stop, jnp.int32)
@@ -157,7 +156,7 @@ def _sample(
         done = state.done | (drawn & jnp.isin(token, stop_ids))
         if endings is not None and ending is not None:
             ending = endings.advance(ending, token, drawn)
-            done = done | jnp.any(endings.accepted(ending), axis=1)
+            done = done | endings.found(ending)
         if tool is not None and turns is not None:
             turns = turns.advance(tool, token, drawn & ~done)
             done = done | turns.waiting(tool)
@@ -176,14 +175,17 @@ def _sample(
         return SamplingState(step + 1, token, done, written, turns, ending, cache)
 
     state = jax.lax.while_loop(unfinished, decode, state)
-    turns = state.turns
+    turns, written = state.turns, state.written
     no = jnp.zeros(state.done.shape, bool)
     waiting = no if tool is None or turns is None else turns.waiting(tool)
     return Rollout(
-        **state.written,
+        **written,
         mode=(no if turns is None else turns.calls > 0).astype(jnp.int32),
         finished=state.done & ~waiting,
         cut=no if turns is None else turns.answer >= 0,
         prompt_of_row=jnp.repeat(jnp.arange(prompts.shape[0]), samples_per_prompt),
+        ending=None
+        if endings is None
+        else endings.spelled(written["tokens"], written["mask"], written["present"]),
         temperature=method.temperature,
     )

@@ -219,8 +219,12 @@ class Reader:
 
     @classmethod
     def build(cls, automata: Sequence[ByteDfa], tokenizer: Tokenizer) -> Reader:
-        """Puts the automata into one table; raises what `token_bytes` raises."""
-        vocabulary = Vocabulary.build(tokenizer)
+        """Of a tokenizer's vocabulary; raises what `token_bytes` raises."""
+        return cls.of(automata, Vocabulary.build(tokenizer))
+
+    @classmethod
+    def of(cls, automata: Sequence[ByteDfa], vocabulary: Vocabulary) -> Reader:
+        """Puts the automata into one table."""
         above = [] if vocabulary.byte_tokens is None else [well_formed()]
         everything = [*above, *automata]
         offsets = np.cumsum([0, *(len(a.transitions) for a in everything)])

@@ -1,5 +1,6 @@
 """Rewards of a user's own, added to a script's by `--add-reward FILE.py:FUNCTION=WEIGHT`."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -130,6 +131,11 @@ def test_texts_and_arrays_are_those_of_the_completions(smollm2_tokenizer, rollou
     np.testing.assert_allclose(added.rewards, 1 + 0.5 * added.terms["vowels"])
     added = score(f"{mine}:length=-1", smollm2_tokenizer, rollout)
     np.testing.assert_allclose(added.details["length"], rollout[1].mask.mean(axis=1))
+    batch, samples = rollout
+    last = samples.mask & (samples.tokens == smollm2_tokenizer(COMPLETIONS[3]).input_ids[-1])
+    ended = batch, dataclasses.replace(samples, ending=last)  # by " plum"
+    added = score(f"{mine}:vowels=0.5", smollm2_tokenizer, ended)
+    assert added.terms["vowels"].tolist() == [[1, 2], [1, 3]]
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,3 @@ def test_a_template_without_a_date_leaves_the_run_one_for_its_reward_model(begin
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
     assert begin(MONDAY, template=plain) == ("Hi?", "2026-03-09")
     assert begin(TUESDAY, resume=True) == ("Hi?", "2026-03-09")
-
-
-def test_a_template_that_ends_turns_in_words_is_said_to_end_none_in_training(begin, capsys):
-    begin(MONDAY, template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}")
-    assert (
-        r"ends answers in words, '\n\nuser:', which end none in training" in capsys.readouterr().out
-    )

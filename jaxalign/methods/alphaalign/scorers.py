@@ -233,7 +233,8 @@ def on_host(score_texts: ScoreTexts, tokenizer: Any, prompts: Sequence[Prompt]) 
     def score(batch: Any, samples: Any) -> np.ndarray:
         asked = prompts_of(batch, samples, prompts)
         rows = [row for row, prompt in enumerate(asked) if prompt.kind != "harmful"]
-        texts = [decode(tokenizer, samples.tokens[row], samples.mask[row]) for row in rows]
+        read = samples.readable(samples.mask)
+        texts = [decode(tokenizer, samples.tokens[row], read[row]) for row in rows]
         if not rows:
             return np.zeros(0, np.float32)
         return score_texts([asked[row].text for row in rows], [split(t).answer for t in texts])

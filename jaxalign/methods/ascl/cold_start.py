@@ -121,8 +121,9 @@ def collect_traces(
         begun = [pair for pair in zip(prompts, given, strict=True) for _ in group]
         rows = zip(begun, samples.tokens, samples.mask, strict=True)
         traces = [Trace(*pair, tokens[mask].tolist()) for pair, tokens, mask in rows]
-        spoken = pad([trace.spoken for trace in traces], sampling.max_new_tokens)
-        verdict = fetch(judge(verifiers, *spoken))
+        read = zip(begun, samples.tokens, samples.readable(samples.mask), strict=True)
+        texts = [[*opening.asked, *tokens[there]] for (_, opening), tokens, there in read]
+        verdict = fetch(judge(verifiers, *pad(texts, sampling.max_new_tokens)))
         passes = verdict.well_formed & samples.finished
         for trace, passed, refused in zip(traces, passes, verdict.refused, strict=True):
             once = decode(trace.spoken).count(CALL_TAGS[0]) <= 1
