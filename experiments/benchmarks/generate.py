@@ -22,7 +22,7 @@ import numpy as np
 from timing import import_torch, print_setting
 
 from jaxalign.answers import Asking, LanguageModel
-from jaxalign.answers.completing import stop_tokens
+from jaxalign.answers.completing import find_stops
 from jaxalign.answers.generation import generate
 from jaxalign.data import load_requests
 from jaxalign.data.templates import alphaalign_messages, bare_messages, encode_requests, pad
@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
     model, params, tokenizer = load_pretrained(settings.model, dtype=jnp.dtype(settings.dtype))
     requests = load_requests("builtin:heldout", limit=settings.prompts)
     template = TEMPLATES[settings.template]
-    stop = stop_tokens(model, tokenizer)
+    stop = find_stops(model, tokenizer).tokens
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(Path(folder) / "model", model, params, tokenizer)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(

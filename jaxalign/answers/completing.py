@@ -58,33 +58,24 @@ class Stops(NamedTuple):
         return text[: min(found, default=len(text))]
 
 
-def find_stops(model: Transformer, tokenizer: Tokenizer) -> Stops:
+def find_stops(model: Transformer, tokenizer: Tokenizer, named: Sequence[str] = ()) -> Stops:
     """What ends an answer of a model.
 
-    The tokens are those that the model's files name, the tokenizer's end token, and the one that
-    the chat template writes behind an answer. Where that writes words alone they end it
-    (`turn_end`).
-    """
-    config, behind = model.config, turn_end(tokenizer)
-    tokens = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id} - {None}
-    return Stops(tuple(tokens)).joined([behind] if behind else [], tokenizer)
-
-
-def stop_tokens(
-    model: Transformer, tokenizer: Tokenizer, more: Sequence[str] = ()
-) -> tuple[int, ...]:
-    """The ids of `find_stops` and of tokens given by name, for what reads no words.
+    The tokens are those that the model's files name, the tokenizer's end token, the one that the
+    chat template writes behind an answer, and those given by name. Where the template writes words
+    alone they end it (`turn_end`).
 
     Raises:
-      InputError: a text that is no token's name.
+      InputError: a name of no token.
     """
-    unknown = [text for text in more if text not in tokenizer.get_added_vocab()]
-    if unknown:
+    config, behind, added = model.config, turn_end(tokenizer), tokenizer.get_added_vocab()
+    if unknown := [text for text in named if text not in added]:
         raise InputError(
             f"stop: {in_short(unknown[0])} is the name of no token that was added to the "
-            f"tokenizer's words; give one of {', '.join(sorted(tokenizer.get_added_vocab())[:20])}"
+            f"tokenizer's words; give one of {', '.join(sorted(added)[:20])}"
         )
-    return find_stops(model, tokenizer).joined(more, tokenizer).tokens
+    tokens = {config.eos_token_id, *config.stop_token_ids, tokenizer.eos_token_id} - {None}
+    return Stops(tuple(tokens)).joined([behind, *named] if behind else named, tokenizer)
 
 
 def fill(batch: Sequence[T], size: int) -> list[T]:

@@ -20,10 +20,10 @@ class Export:
 
     def run(self) -> None:
         """Writes the folder and prints its path."""
-        from jaxalign.answers.completing import stop_tokens
+        from jaxalign.answers.completing import find_stops
         from jaxalign.models import load_pretrained, save_pretrained
 
         model, params, tokenizer = load_pretrained(self.model)
-        stop = stop_tokens(model, tokenizer)
+        stop = find_stops(model, tokenizer).tokens
         save_pretrained(self.out, model, params, tokenizer, stop=stop)
         print(self.out)

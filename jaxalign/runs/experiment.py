@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.answers.asking import Asking, LanguageModel
-from jaxalign.answers.completing import find_stops, stop_tokens
+from jaxalign.answers.completing import find_stops
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.prompts import KINDS, Asked, Prompt, prompts_digest
 from jaxalign.data.templates import Template
@@ -134,8 +134,7 @@ def make_reinforcement(
     """
     reward, rl = recipe.reward, settings.rl
     assert reward is not None and rl is not None
-    stop = stop_tokens(model, tokenizer, settings.stop)
-    words = find_stops(model, tokenizer).joined(settings.stop, tokenizer).texts
+    stops = find_stops(model, tokenizer, settings.stop)
     batches = Batches(
         prompts,
         tokenizer,
@@ -145,7 +144,7 @@ def make_reinforcement(
         seed=settings.seed,
         make_facts=prompt_facts(prompts, recipe.encode),
         tool=recipe.tool,
-        endings=Endings.build(words, tokenizer),
+        endings=Endings.build(stops.texts, tokenizer),
         mesh=model.mesh,
     )
     batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
@@ -153,7 +152,7 @@ def make_reinforcement(
     sampling = Sampling(
         rl.samples_per_prompt,
         settings.max_new_tokens,
-        stop,
+        stops.tokens,
         Temperature(settings.temperature),
     )
     step = make_step(
@@ -203,7 +202,7 @@ class Experiment:
     work: Reinforcement | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._stop = stop_tokens(self.model, self.tokenizer, self.settings.stop)
+        self._stop = find_stops(self.model, self.tokenizer, self.settings.stop).tokens
         if self.recipe.reward is not None:
             given = (self.settings, self.model, self.tokenizer, self.prompts)
             self.work = make_reinforcement(*given, self.recipe)

@@ -54,14 +54,16 @@ class Endings:
             ) from error
         return cls(reader, jnp.array([len(text.encode()) for text in texts], jnp.int32))
 
-    def advance(self, states: jax.Array, tokens: jax.Array, drawn: jax.Array) -> jax.Array:
-        """`Reader.advance` of the drawn tokens `[B]`; rows that get a tool's begin anew."""
-        states = self.reader.advance(states, tokens, drawn)
-        return jnp.where(drawn[:, None, None], states, self.reader.start(len(tokens)))
+    def advance(
+        self, states: jax.Array, tokens: jax.Array, drawn: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`Reader.advance` of the drawn tokens `[B]`, and the rows that end, `[B]` bool.
 
-    def found(self, states: jax.Array) -> jax.Array:
-        """`[B]` bool, the rows that a text ends here."""
-        return jnp.any(self.reader.accepted(states), axis=1)
+        Rows that get a tool's tokens begin anew.
+        """
+        states = self.reader.advance(states, tokens, drawn)
+        states = jnp.where(drawn[:, None, None], states, self.reader.start(len(tokens)))
+        return states, jnp.any(self.reader.accepted(states), axis=1)
 
     def spelled(self, tokens: jax.Array, mask: jax.Array, present: jax.Array) -> jax.Array:
         """`[B, T]` bool, the tokens of a `Rollout` that begin within the text that ended the row.

@@ -155,8 +155,8 @@ def _sample(
             drawn = alive & free
         done = state.done | (drawn & jnp.isin(token, stop_ids))
         if endings is not None and ending is not None:
-            ending = endings.advance(ending, token, drawn)
-            done = done | endings.found(ending)
+            ending, found = endings.advance(ending, token, drawn)
+            done = done | found
         if tool is not None and turns is not None:
             turns = turns.advance(tool, token, drawn & ~done)
             done = done | turns.waiting(tool)

@@ -15,7 +15,7 @@ from chat_templates import LLAMA_3, MISTRAL_1, MISTRAL_3
 from tokenizers import AddedToken
 
 from jaxalign.answers import Asking, LanguageModel, answers, ask
-from jaxalign.answers.completing import find_stops, stop_tokens
+from jaxalign.answers.completing import find_stops
 from jaxalign.data.templates import turn_end
 from jaxalign.host.errors import InputError
 from jaxalign.models import load_pretrained
@@ -81,8 +81,8 @@ def test_what_a_template_writes_behind_an_answer_stops_one(
     tokenizer.chat_template = (
         f"{{% for m in messages %}}{{{{ m['content'] }}}}{written}{{% endfor %}}"
     )
-    assert stop_tokens(lm.model, lm.tokenizer) == (2,)
-    assert stop_tokens(lm.model, tokenizer) == stops
+    assert find_stops(lm.model, lm.tokenizer).tokens == (2,)
+    assert find_stops(lm.model, tokenizer).tokens == stops
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_how_the_turns_of_each_family_end(lm: LanguageModel, template: str, end:
 def test_a_template_that_takes_no_answer_adds_no_stop(lm: LanguageModel, template: Any) -> None:
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.chat_template = template
-    assert stop_tokens(lm.model, tokenizer) == (2,)
+    assert find_stops(lm.model, tokenizer).tokens == (2,)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,9 @@ def test_a_token_is_a_stop_by_its_name(lm: LanguageModel, name: str) -> None:
     own = LanguageModel(lm.model, lm.params, tokenizer)
     texts = (".",) if name == "<|im_start|>" else (name, ".")  # the other is seen in an answer
     assert own.stops([name, "."]) == (tuple(sorted((2, token))), texts)
-    assert stop_tokens(lm.model, tokenizer, [name]) == tuple(sorted((2, token)))
+    assert find_stops(lm.model, tokenizer, [name]).tokens == tuple(sorted((2, token)))
     with pytest.raises(InputError, match=r"stop: '\.' is the name of no token .*; give one of <"):
-        stop_tokens(lm.model, tokenizer, [name, "."])
+        find_stops(lm.model, tokenizer, [name, "."])
 
 
 @pytest.mark.parametrize(

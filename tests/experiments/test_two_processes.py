@@ -27,7 +27,7 @@ join(sys.argv[1] or None)
 import jax
 from jaxalign.data import builtin_prompts
 from jaxalign.data.templates import bare_messages
-from jaxalign.answers.completing import stop_tokens
+from jaxalign.answers.completing import find_stops
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.rewards import safety_verifiers
@@ -44,7 +44,8 @@ batches = Batches(
     prompts, tokenizer, bare_messages, counts={"harmful": 1, "benign": 1},
     max_prompt_tokens=56, seed=0, make_facts=prompt_facts(prompts), mesh=model.mesh,
 )
-sampling = Sampling(samples_per_prompt=2, max_new_tokens=64, stop=stop_tokens(model, tokenizer))
+stop = find_stops(model, tokenizer).tokens
+sampling = Sampling(samples_per_prompt=2, max_new_tokens=64, stop=stop)
 right, every = collect_traces(
     model, params, sampling, batches, safety_verifiers(tokenizer), rounds=2,
     key=jax.random.key(0), openings=encode_openings({"fraud": "Refuse."}, tokenizer),

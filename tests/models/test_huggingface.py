@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.answers.completing import stop_tokens
+from jaxalign.answers.completing import find_stops
 from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.files import gguf
@@ -394,7 +394,7 @@ def test_all_end_tokens_of_a_folder_stop_and_are_saved_again(
     assert load_hf(again)[0] == config
     save_pretrained(again, model, params, smollm2_tokenizer, stop=[11, 0, 9])  # the template's
     assert load_hf(again)[0].stop_token_ids == (2, 7, 9, 11)
-    assert stop_tokens(model, smollm2_tokenizer) == (0, 2, 7, 9)
+    assert find_stops(model, smollm2_tokenizer).tokens == (0, 2, 7, 9)
     generation.unlink()
     assert load_hf(saved)[0].stop_token_ids == (2, 7), "the tokenizer's is 2"
     fields = read_fields(saved / "config.json", LANGUAGE_MODELS) | {"eos_token_id": None}
