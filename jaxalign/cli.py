@@ -17,6 +17,7 @@ from jaxalign.commands.generate import Generate
 from jaxalign.commands.plan import Plan
 from jaxalign.commands.report import Report
 from jaxalign.commands.utility import Utility
+from jaxalign.host.colors import NO_COLOR, heed_no_color
 from jaxalign.host.errors import InputError
 
 _Command = (
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       the exit code: 0; 2 after bad input, which one line on stderr explains; 130 after Ctrl-C.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = heed_no_color(sys.argv[1:] if argv is None else argv)
     flags: list[str] = []
     if arguments[:1] == ["plan"] and "--" in arguments:
         split = arguments.index("--")
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             cast(Any, _Command),
             args=arguments,
             prog="jaxalign",
-            description="Aligns language models for safety, in JAX. See: jaxalign COMMAND --help",
+            description="Aligns language models for safety, in JAX. See: jaxalign COMMAND --help"
+            f"\n\n{NO_COLOR}",
         )
         if isinstance(command, Plan):
             command = dataclasses.replace(command, flags=tuple(flags))

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from terminal import written_to_terminal
 
 from jaxalign import cli
 from jaxalign.cli import main
@@ -26,6 +27,7 @@ ROWS = [
     {"id": "[b]1", "prompt": "How do I bake bread?", "kind": "benign"},
     {"id": "l1", "prompt": "How do I kill a process?", "kind": "lookalike"},
 ]
+COLOUR = re.compile(r"\x1b\[[\d;]*\b(3\d|4\d|9\d)[\d;]*m")
 FAST = ["--max-new-tokens", "4", "--dtype", "float32", "--template", "bare"]
 MANY = ["--prompts", "builtin:heldout", "--out"]
 
@@ -659,6 +661,23 @@ def test_only_the_remark_on_pytorch_is_silenced() -> None:
 
     assert not passes("PyTorch was not found. Models won't be available.")
     assert passes("The attention mask is not set.")
+
+
+@pytest.mark.parametrize("way", ["--no-color", "NO_COLOR", None])
+def test_a_terminal_gets_no_colours_where_they_are_not_wanted(way: str | None) -> None:
+    """Neither in help nor in progress bars and tables."""
+    code = (
+        "import sys; from jaxalign.cli import main; main(['eval', *sys.argv[1:], '--help'])\n"
+        "from jaxalign.commands.common import speed_bar\n"
+        "with speed_bar() as show: show('answers', 1, 2, 3)"
+    )
+    flags = [way] if way == "--no-color" else []
+    environment = {"NO_COLOR": "1"} if way == "NO_COLOR" else {}
+    shown = written_to_terminal([sys.executable, "-c", code, *flags], environment)
+    assert "--max-new-tokens" in shown and "answers, " in shown
+    bar = shown.partition("answers, ")[2]
+    for part in (shown, bar):
+        assert bool(COLOUR.search(part)) == (way is None)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+from jaxalign.host.colors import NO_COLOR, heed_no_color
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
 
@@ -31,12 +32,12 @@ def run_command(
       SystemExit: 2 after an `InputError`, which is printed on one line.
     """
     skip_absent_tpu()
-    own, others = sys.argv[1:], []
+    own, others = heed_no_color(sys.argv[1:]), []
     if passes_on and "--" in own:
         cut = own.index("--")
         own, others = own[:cut], own[cut + 1 :]
     try:
-        parsed: Any = tyro.cli(settings, description=doc, args=own)
+        parsed: Any = tyro.cli(settings, description=f"{doc or ''}\n{NO_COLOR}", args=own)
         main(parsed, *([others] if passes_on else []))
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)

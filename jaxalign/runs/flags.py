@@ -20,6 +20,7 @@ import tyro
 import jaxalign.engine as engine
 from jaxalign.data.yaml_files import load_yaml, named_errors
 from jaxalign.engine.optimizer import Decay
+from jaxalign.host.colors import NO_COLOR
 from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, checked_later
 
@@ -65,10 +66,11 @@ def parse_flags(settings: AnySettings, arguments: Sequence[str], *, prog: str) -
     arguments = with_file(settings, arguments)
     with checked_later():  # what is chosen last counts, and tyro would frame what is said
         chosen, rest = choose_objects(settings, arguments)
+        about = (type(chosen).__doc__ or "").strip()
         parsed = tyro.cli(
             type(chosen),
             prog=prog,
-            description=f"{(type(chosen).__doc__ or '').strip()}\n\n{describe_choices(chosen)}",
+            description=f"{about}\n\n{describe_choices(chosen)}\n\n{NO_COLOR}",
             default=chosen,
             args=rest,
             config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxalign.data import Prompt, load_all
+from jaxalign.host.colors import heed_no_color
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several, first_line, is_loss
@@ -43,6 +44,7 @@ def main_of(
             argv = sys.argv[1:]
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(line_buffering=True)  # a redirected log can be watched
+        argv = heed_no_color(argv)
         skip_absent_tpu()
         code = _exit_code(name, lambda: parse(argv, presets, script=f"{name}.py", doc=doc), build)
         if code and are_several():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from terminal import written_to_terminal
 
 from experiments.alphaalign import main
 from jaxalign.engine.optimizer import learning_rates
@@ -346,8 +347,6 @@ def test_a_run_on_eight_devices_ends_with_the_same_model(arguments, tmp_path):
 
 
 def test_help_teaches():
-    command = [sys.executable, "experiments/alphaalign.py", "demo", "--help"]
-    environment = os.environ | {"COLUMNS": "100"}
-    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert shown.returncode == 0
-    assert "--learning-rate" in shown.stdout and "r_f, the reward of" in shown.stdout
+    command = [sys.executable, "experiments/alphaalign.py", "demo", "--help", "--no-color"]
+    shown = written_to_terminal(command, {}, cwd=ROOT)
+    assert "--learning-rate" in shown and "r_f, the reward of" in shown and "\x1b[" not in shown
