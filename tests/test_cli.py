@@ -29,6 +29,10 @@ ROWS = [
 ]
 COLOUR = re.compile(r"\x1b\[[\d;]*\b(3\d|4\d|9\d)[\d;]*m")
 FAST = ["--max-new-tokens", "4", "--dtype", "float32", "--template", "bare"]
+CUT_OFF = (
+    "prompts: only 0.0% of the answers finished; judges read the others cut off: raise "
+    "--max-new-tokens"
+)
 MANY = ["--prompts", "builtin:heldout", "--out"]
 
 
@@ -62,6 +66,7 @@ def test_eval_prints_tables_and_writes_a_folder(
         assert line.split(label)[1].split() == ["1", *["0.0%", "(0–79)"] * 2]
     assert any("formed" in line for line in lines)
     assert lines[-1] == f"Written: {out / 'report.html'}"
+    assert CUT_OFF in (out / "report.html").read_text()
     assert sorted(path.name for path in out.iterdir()) == [
         "answers",
         "rates.png",
@@ -220,6 +225,7 @@ def test_smollm2_refuses_what_is_harmful_more_often(
 ) -> None:
     out = tmp_path / "evaluation"
     command = ["eval", "--model", "smollm2", "--limit", "48", "--out", str(out)]
+    command += ["--max-new-tokens", "64"]
     assert main([*command, "--judge", "phrases", "first-sentence"]) == 0
     results = json.loads((out / "results.json").read_text())
     rates = {(x["judge"], x["kind"]): x["rate"] for x in results["rates"]}
@@ -695,7 +701,7 @@ def test_as_a_process(model_folder: str, prompts_file: str) -> None:
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = run("eval", "--model", model_folder, "--suites", prompts_file, *FAST)
-    assert (done.returncode, done.stderr.strip()) == (0, "")
+    assert (done.returncode, done.stderr) == (0, f"jaxalign: {CUT_OFF}\n")
     assert "harmful refused" in done.stdout
     failed = run("eval", "--model", "missing.gguf", "--suites", prompts_file)
     assert failed.returncode == 2

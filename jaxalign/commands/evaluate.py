@@ -84,7 +84,7 @@ class Eval:
     max_prompt_tokens: int = 512
     """Skip prompts that take more tokens; they are counted."""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Cut answers off after so many tokens; by default 64, with ascl 160, rules included."""
+    """Cut answers off after so many tokens; by default 128, with ascl 160, rules included."""
     stop: StopTexts = ()
     """Texts and names of tokens that end an answer, beside the model's own ends; \\n is a line
     break."""
@@ -125,12 +125,12 @@ class Eval:
         from jaxalign.evaluation.judges import make_judge
         from jaxalign.evaluation.measure import evaluate
         from jaxalign.reports.evaluation_folder import prepare_folder
-        from jaxalign.reports.evaluation_page import write_eval_report
+        from jaxalign.reports.evaluation_page import cut_off_notes, write_eval_report
         from jaxalign.sampling import Greedy, Temperature
 
         new_tokens = self.max_new_tokens
         if new_tokens is None:
-            new_tokens = 64 if book is None else 160
+            new_tokens = 128 if book is None else 160
         asking = Asking(
             template,
             method=Temperature(self.temperature) if self.temperature else Greedy(),
@@ -173,6 +173,8 @@ class Eval:
                 progress=progress,
             )
         _print_results(results)
+        for line in cut_off_notes(results):
+            note(line)
         if self.out is not None:
             write_eval_report(folder)
             print(f"Written: {folder / 'report.html'}")

@@ -13,6 +13,9 @@ from jaxalign.reports.printable import KINDS, percent
 SHOWN = 3
 """Answers of each kind that the page shows, of each suite and attack: the first ones."""
 
+FEW_FINISHED = 0.9
+"""Where fewer answers than this share end by themselves, rates are of what was cut off too."""
+
 # The panels of the picture, in this order, by measure and whether it is over harmful requests.
 _TITLES = {
     ("refused", True): "Harmful requests refused  ▲ higher is better",
@@ -48,6 +51,16 @@ def _with_interval(share: float | None, low: float, high: float) -> str:
 def rate_cell(rate: Mapping[str, Any]) -> str:
     """A rate with its interval."""
     return _with_interval(rate["rate"], rate["low"], rate["high"])
+
+
+def cut_off_notes(results: Mapping[str, Any]) -> list[str]:
+    """A line for each suite and attack of an evaluation whose answers were often cut off."""
+    return [
+        f"{name_of(fact)}: only {percent(share)} of the answers finished; judges read the others "
+        "cut off: raise --max-new-tokens"
+        for fact in results["answers"]
+        if (share := fact["finished"]["rate"]) is not None and share < FEW_FINISHED
+    ]
 
 
 FACT_COLUMNS: Columns = {
@@ -130,6 +143,7 @@ def write_eval_report(folder: Path) -> Path:
     blocks: list[Block] = [
         {"quiet": " · ".join(map(str, facts))},
         details("Settings", table(("setting", "value"), settings, texts=2)),
+        *({"note": line} for line in cut_off_notes(results)),
         {"h2": "Rates"},
         {"picture": picture, "alt": "Rates with 95% intervals"},
         {"quiet": "In brackets 95% intervals."},

@@ -12,6 +12,7 @@ from jaxalign.reports.comparison import compare, comparison_tables
 from jaxalign.reports.evaluation_folder import Judged
 from jaxalign.reports.evaluation_page import (
     FACT_COLUMNS,
+    cut_off_notes,
     panels,
     prompt_card,
     rate_cell,
@@ -69,6 +70,8 @@ def _introduction(run: Run) -> list[Block]:
         facts.append(f"{summary['rollout_tokens_per_second']:,.0f} sampled tokens per second")
     facts += [str(summary[key]) for key in ("hardware", "date") if summary.get(key)]
     notes = list(run.missing)
+    for when, evaluated in run.evaluations.items():
+        notes += [f"Evaluation {when}: {line}" for line in cut_off_notes(evaluated.results)]
     if last.get("skipped_updates"):
         notes.insert(0, f"{last['skipped_updates']:g} updates skipped: gradients not finite.")
     return [{"quiet": " · ".join(facts)}, *({"note": line} for line in notes)]

@@ -40,6 +40,7 @@ from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.records import Params
+from jaxalign.reports.evaluation_page import cut_off_notes
 from jaxalign.reports.run_folder import MOMENTS
 from jaxalign.reports.run_page import write_report
 from jaxalign.rewards.terms import Reward
@@ -324,6 +325,8 @@ class Experiment:
         rates = summary(results)
         shown = {k: round(v, 3) for k, v in rates.items() if isinstance(v, int | float)}
         print(f"{label}: {json.dumps(shown)}")
+        for line in cut_off_notes(results):
+            print(line)
         if rates["skipped"]:
             print(f"{rates['skipped']} held-out prompts were too long and not asked")
         return rates

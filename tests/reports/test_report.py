@@ -18,6 +18,7 @@ from jaxalign.data.prompts import Prompt
 from jaxalign.host.errors import InputError
 from jaxalign.host.metrics import MetricsWriter, SamplesWriter
 from jaxalign.host.statistics import paired_difference_interval
+from jaxalign.reports.evaluation_page import cut_off_notes
 from jaxalign.reports.page import write_page
 from jaxalign.reports.plots import moving_average, plot_rates, series
 from jaxalign.reports.printable import printable, split_answer
@@ -229,12 +230,28 @@ def test_run_without_final_evaluation(tmp_path):
     write_run(tmp_path)
     (tmp_path / "summary.json").unlink()
     (tmp_path / "after" / "results.json").unlink()
+    results = json.loads((tmp_path / "before" / "results.json").read_text())
+    results["answers"][0]["finished"]["rate"] = 0.62
+    (tmp_path / "before" / "results.json").write_text(json.dumps(results))
     page = write_report(tmp_path).read_text()
+    assert "Evaluation before training: heldout: only 62.0% of the answers finished" in page
     assert "No evaluation from after training: the run is under way or was cut short." in page
     assert cells_of(page, "▲ harmful refused")[1:] == ["5", "20.0% (4–62)"]
     assert "after training</th>" not in page
     assert "60 training steps" in page, "counted in metrics.jsonl"
     assert_picture(tmp_path / "before_after.png")
+
+
+def test_answers_that_are_often_cut_off_are_warned_of():
+    attacks = {"none": 0.9, "past-tense": 0.899, "prefill-5": None}
+    facts = [
+        {"suite": "xstest", "attack": attack, "finished": {"rate": share}}
+        for attack, share in attacks.items()
+    ]
+    assert cut_off_notes({"answers": facts}) == [
+        "xstest + past-tense: only 89.9% of the answers finished; judges read the others cut off: "
+        "raise --max-new-tokens"
+    ]
 
 
 def test_a_run_of_an_older_version_keeps_its_report(tmp_path):
