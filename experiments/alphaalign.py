@@ -1,4 +1,4 @@
-"""AlphaAlign (arXiv 2507.14987): safety reward + helpfulness reward, one compiled step.
+r"""AlphaAlign (arXiv 2507.14987): safety reward + helpfulness reward, one compiled step.
 
     python experiments/alphaalign.py demo
     python experiments/alphaalign.py demo --run runs/mine --steps 100 --learning-rate 2e-5

@@ -615,8 +615,9 @@ def test_export_spares_what_is_there(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "{eval, compare, generate, plan, report, utility, export}"),
-        (["train"], "eval, compare, generate, plan, report, utility, export"),
+        ([], "{train, eval, compare, generate, plan, report, utility,"),
+        (["trian"], "train, eval, compare, generate, plan, report,"),
+        (["train"], "alphaalign: AlphaAlign (arXiv"),
         (["eval"], "--model"),
         (["report"], "FOLDER"),
         (["generate", "--model", "smollm2", "--prompt", "Why?", "--seed", "one"], "--seed"),
@@ -632,10 +633,61 @@ def test_bad_arguments_show_the_usage(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["eval", "compare", "generate", "report", "utility", "export"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "compare", "generate", "plan", "report", "utility", "export"]
+)
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"\njaxalign {command} " in capsys.readouterr().out
+
+
+MINE = '''"""Mine: what it does.
+
+    python experiments/mine.py demo
+"""
+from beside_mine import PRESETS
+
+def build(settings, model, tokenizer, prompts):
+    """Not called for help."""
+'''
+
+
+def test_a_page_of_ones_own_is_run_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here its helps, and one line for what is wrong; what lies beside it can be imported."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(MINE)
+    Path("beside_mine.py").write_text(
+        "from jaxalign.runs.settings import RLSettings\nPRESETS = {'demo': RLSettings(steps=7)}\n"
+    )
+    assert main(["train", "mine.py", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Mine: what it does." in shown and "Presets: demo" in shown
+    assert "jaxalign train mine.py demo\n" in shown
+    assert main(["train", "mine.py", "demo", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "usage: jaxalign train mine.py demo" in shown and "(default: 7)" in shown
+    assert error(capsys, "train", "mine.py", "demos").endswith("'demos': choose one of demo")
+    assert "harmful=-1 is too small" in error(capsys, "train", "mine.py", "demo", "--harmful=-1")
+    assert "has no build; see docs/" in error(capsys, "train", "beside_mine.py", "demo")
+
+
+def test_a_wheel_carries_the_pages_and_one_line_lists_them(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={tmp_path}"]
+    subprocess.run([*build, "build_py", f"--build-lib={tmp_path}"], cwd=root, check=True)
+    assert (tmp_path / "jaxalign" / "experiments" / "alphaalign.py").is_file()
+    code = "from jaxalign.cli import main; print(main(['train', 'nosuch']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,  # what is there is imported first
+        capture_output=True,
+        text=True,
+    )
+    (line,) = done.stderr.splitlines()
+    listed = "alphaalign, ascl, cada, direct_refusal, or give a FILE.py"
+    assert line == f"jaxalign: error: no page is called 'nosuch': use one of {listed}"
 
 
 def test_help_and_docs_name_every_suite(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from jaxalign.commands.common import File, prepare_out
+from jaxalign.commands.pages import PageName, load_page
 from jaxalign.host.errors import InputError
 
 
@@ -17,18 +17,18 @@ from jaxalign.host.errors import InputError
 class Plan:
     """Find out what a training step takes on a TPU slice, by compiling it without one.
 
-    jaxalign plan experiments/alphaalign.py --preset qwen2.5-7b --topology v5e:4x4
+    jaxalign plan alphaalign --preset qwen2.5-7b --topology v5e:4x4
 
-    jaxalign plan experiments/alphaalign.py --preset qwen2.5-7b --topology v5e v5p v6e
+    jaxalign plan alphaalign --preset qwen2.5-7b --topology v5e v5p v6e
 
-    jaxalign plan experiments/ascl.py --preset qwen3-8b --topology v5p:2x2x2 -- --micro-batches 4
+    jaxalign plan ascl --preset qwen3-8b --topology v5p:2x2x2 -- --micro-batches 4
 
     Needs the compiler (pip install -c constraints.txt -e '.[tpu]' in the clone), no TPU and no
     weights; of a model without a preset the hub's config.json. Each topology takes some minutes.
     Flags of the script go behind --.
     """
 
-    script: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCRIPT")]
+    page: PageName
     """The experiment."""
     preset: str
     """One of its presets."""
@@ -48,12 +48,12 @@ class Plan:
             prepare_out(self.out)
         from jaxalign.host.progress import progress_bar
         from jaxalign.planning.chips import use_cpu
-        from jaxalign.planning.scripts import load_script, plans, read_settings
+        from jaxalign.planning.scripts import plans, read_settings
 
         if not self.topology:
             raise InputError("--topology: name at least one, such as v5e:4x4")
         use_cpu()
-        script = load_script(self.script)
+        script = load_page(self.page)
         settings = read_settings(script, self.preset, self.flags)
         found: dict[str, Any] = {}
         try:
@@ -74,7 +74,7 @@ class Plan:
         from jaxalign.planning.table import plan_json, plan_table
 
         completions = settings.rl.completions_per_step
-        title = f"{self.script.name} {self.preset}: one step, {completions} completions"
+        title = f"{self.page} {self.preset}: one step, {completions} completions"
         Console().print(plan_table(found, title))
         if self.out is not None:
             values = [

@@ -26,9 +26,6 @@ def names_function(spec: str) -> bool:
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
     """Runs a Python file of the user's and takes one function from it.
 
-    The file may import modules that lie beside it, unless one of that name is installed, or loaded
-    already.
-
     Args:
       spec: FILE.py:FUNCTION, such as `rewards/mine.py:politeness`.
       flag: where it was given, for messages, such as `--helpfulness`.
@@ -42,9 +39,6 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise InputError(f"{flag} {spec}: no file {file}; give a Python file that is there")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # last, so that it hides nothing
     module_name = f"_user_{path.stem}_{abs(hash(path.resolve()))}"
     module = load_module(path, module_name, f"{flag} {spec}: {file}")
     function = getattr(module, name, None)
@@ -56,11 +50,17 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
 def load_module(path: Path, name: str, file: str) -> ModuleType:
     """Runs a Python file, which ends with .py, as a module of this name.
 
+    The file may import modules that lie beside it, unless one of that name is installed, or loaded
+    already.
+
     Raises:
       InputError: it cannot be imported; the message begins with `file`.
     """
     found = importlib.util.spec_from_file_location(name, path.resolve())
     assert found is not None and found.loader is not None  # it ends with .py
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that it hides nothing
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses look their module up
     try:

@@ -10,7 +10,6 @@ from types import ModuleType
 import jax.numpy as jnp
 
 from jaxalign.host.errors import InputError
-from jaxalign.host.user_functions import load_module
 from jaxalign.models import Transformer
 from jaxalign.models.files.architectures import read_architecture
 from jaxalign.models.layout import parameter_shardings
@@ -21,25 +20,6 @@ from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.runs.experiment import make_reinforcement
 from jaxalign.runs.settings import Settings, parse
 
-_NAMES = ("PRESETS", "build")
-
-
-def load_script(path: Path) -> ModuleType:
-    """An experiment as a module.
-
-    Raises:
-      InputError: no such file, one that cannot be imported, or one without `PRESETS`
-        and `build`.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such script; give one such as experiments/alphaalign.py")
-    if path.suffix != ".py":
-        raise InputError(f"{path}: not a Python file; give one such as experiments/alphaalign.py")
-    module = load_module(path, f"_planned_{path.stem}", f"{path}:")
-    if missing := [name for name in _NAMES if not hasattr(module, name)]:
-        raise InputError(f"{path}: has no {', '.join(missing)}; see experiments/alphaalign.py")
-    return module
-
 
 def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Settings:
     """The settings of a preset with the script's flags on top, checked as a run checks them.
@@ -47,7 +27,7 @@ def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Sett
     Raises:
       InputError: no such preset, or settings that cannot work.
     """
-    name = f"{script.__name__.removeprefix('_planned_')}.py"
+    name = f"{script.__name__.removeprefix('page.')}.py"
     settings: Settings = parse([preset, *flags], script.PRESETS, script=name, doc=script.__doc__)
     with tempfile.TemporaryDirectory() as folder:  # no run of this name is under way
         dataclasses.replace(settings, run=Path(folder) / "run", resume=False).check()
@@ -63,7 +43,7 @@ def plans(
     """Compiles the step for one topology after the other.
 
     Args:
-      script: from `load_script`.
+      script: an experiment, with `PRESETS` and `build`.
       settings: the run's.
       topologies: such as `v5e:4x4`; a generation alone stands for its slices, small ones first,
         until the step fits.

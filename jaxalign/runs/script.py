@@ -23,7 +23,12 @@ Build = Callable[[Any, Transformer, Any, list[Prompt]], Recipe]
 
 
 def main_of(
-    name: str, presets: Mapping[str, Settings], build: Build, doc: str | None
+    name: str,
+    presets: Mapping[str, Settings],
+    build: Build,
+    doc: str | None,
+    *,
+    prog: str | None = None,
 ) -> Callable[[Sequence[str] | None], int]:
     """The `main` of a script, which runs one preset and returns the exit code.
 
@@ -36,17 +41,17 @@ def main_of(
       presets: settings by name.
       build: what a run of them trains.
       doc: the script's docstring, for its help.
+      prog: the command that runs it, for its help; by default NAME.py.
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
         """Runs one preset; returns the exit code."""
-        if argv is None:
-            argv = sys.argv[1:]
-            if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(line_buffering=True)  # a redirected log can be watched
-        argv = heed_no_color(argv)
+        given = heed_no_color(sys.argv[1:] if argv is None else argv)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a redirected log can be watched
         skip_absent_tpu()
-        code = _exit_code(name, lambda: parse(argv, presets, script=f"{name}.py", doc=doc), build)
+        script = prog or f"{name}.py"
+        code = _exit_code(name, lambda: parse(given, presets, script=script, doc=doc), build)
         if code and are_several():
             sys.stdout.flush()
             sys.stderr.flush()

@@ -68,10 +68,16 @@ def assert_same_weights(left: Path, right: Path) -> None:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-def start(arguments, folder, *more):
-    command = [sys.executable, "experiments/alphaalign.py", *arguments, f"--run={folder}", *more]
+def start(arguments, folder):
+    """The same by the command, in another folder."""
+    train = [sys.executable, "-m", "jaxalign.cli", "train", "alphaalign"]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*train, *arguments, f"--run={folder}"],
+        cwd=folder.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

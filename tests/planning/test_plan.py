@@ -11,13 +11,14 @@ from eight_devices import run_on_eight_devices
 from jax.sharding import AbstractMesh
 
 from jaxalign.cli import main
+from jaxalign.commands.pages import load_page
 from jaxalign.host.errors import InputError
 from jaxalign.models.files.architectures import KNOWN, read_architecture
 from jaxalign.models.layout import abstract_params, parameter_shardings
 from jaxalign.models.sharding import AXES, make_mesh
 from jaxalign.planning import chips, scripts
 from jaxalign.planning.compiled_step import DoesNotFit, Phase, Plan, _excess
-from jaxalign.planning.scripts import load_script, read_settings
+from jaxalign.planning.scripts import read_settings
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.runs.presets import LARGE
 from jaxalign.runs.settings import check_mesh
@@ -29,12 +30,12 @@ DEMO = [ALPHAALIGN, "--preset", "demo", "--topology", "v5e:2x2"]
 _PLAN = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from pathlib import Path
+from jaxalign.commands.pages import load_page
 from jaxalign.data import load_all
 from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import plan_step
-from jaxalign.planning.scripts import load_script, read_settings
+from jaxalign.planning.scripts import read_settings
 from jaxalign.runs.experiment import make_reinforcement
 
 def bytes_read(plan, weights, sizes, rows, heads, context):
@@ -46,7 +47,7 @@ script, folder = sys.argv[1:]
 flags = "--harmful 2 --benign 1 --lookalike 1 --samples-per-prompt 4 --max-new-tokens 8"
 flags += " --objective.kl k2 --objective.kl.coefficient 0.1"
 flags += f" --micro-batches 2 --model {folder}"
-module = load_script(Path(script))
+module = load_page(script)
 ppo = " --objective ppo --minibatches 2 --micro-batches 1"
 for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     settings = read_settings(module, "demo", (flags + more).split())
@@ -135,7 +136,7 @@ def test_heads_that_a_mesh_would_cut_are_whole_while_sampling():
 
 @pytest.mark.parametrize("script", ["alphaalign", "ascl", "cada"])
 def test_meshes_of_the_presets_divide_what_they_split(script):
-    module = load_script(Path(ALPHAALIGN).with_name(f"{script}.py"))
+    module = load_page(script)
     names = [name for name, preset in module.PRESETS.items() if preset.mesh]
     assert set(names) >= set(LARGE)
     for name in names:
@@ -167,10 +168,11 @@ def test_the_architecture_of_a_folder(tiny_model_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothere.py", "--preset", "demo", "--topology", "v5e:2x2"], "no such script"),
+        (["nothere.py", "--preset", "demo", "--topology", "v5e:2x2"], "no such file"),
+        (["nothere", "--preset", "demo", "--topology", "v5e:2x2"], "use one of alphaalign, ascl"),
         ([__file__, "--preset", "demo", "--topology", "v5e:2x2"], "has no PRESETS, build"),
         (
-            [ALPHAALIGN.replace("alphaalign", "direct_refusal"), *DEMO[1:2], "smollm2", *DEMO[3:]],
+            ["direct_refusal", *DEMO[1:2], "smollm2", *DEMO[3:]],
             "nothing to plan: only steps of RL are",
         ),
         ([ALPHAALIGN, "--preset", "demos", "--topology", "v5e:2x2"], "unknown preset 'demos'"),
@@ -296,7 +298,7 @@ def test_a_script_that_breaks_is_named(tmp_path, capsys):
 
 
 def test_cases_are_planned_for_the_arm_that_samples():
-    module = load_script(Path(ALPHAALIGN).with_name("cada.py"))
+    module = load_page("cada")
     settings = read_settings(module, "smollm2", [])
     with pytest.raises(InputError, match="nothing to plan: .*cada.py takes them with --arm rl"):
         next(scripts.plans(module, settings, ["v5e:2x2"], None))
