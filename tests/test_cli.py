@@ -686,7 +686,7 @@ def test_a_wheel_carries_the_pages_and_one_line_lists_them(tmp_path: Path) -> No
         text=True,
     )
     (line,) = done.stderr.splitlines()
-    listed = "alphaalign, ascl, cada, direct_refusal, or give a FILE.py"
+    listed = "alphaalign, ascl, cada, direct_refusal, short_reasoning, or give a FILE.py"
     assert line == f"jaxalign: error: no page is called 'nosuch': use one of {listed}"
 
 

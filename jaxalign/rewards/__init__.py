@@ -16,7 +16,9 @@ from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_rew
 from jaxalign.rewards.verifiers import (
     CONSULTING_FORMAT_PATTERN,
     FORMAT_PATTERN,
+    REASONING_TAGS,
     STRICT_FORMAT_PATTERN,
+    Span,
     Verdict,
     Verifiers,
     safety_verifiers,
@@ -47,6 +49,7 @@ __all__ = [
     "REFUSAL_PHRASES",
     "REFUSAL_WORDINGS",
     "STRICT_FORMAT_PATTERN",
+    "Span",
     "Automaton",
     "Matcher",
     "Parts",

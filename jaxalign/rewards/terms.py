@@ -133,16 +133,17 @@ class FunctionReward(Addable):
 
 
 def device_reward(
-    function: Callable[[Batch, Rollout], jax.Array], name: str | None = None
+    function: Callable[..., jax.Array], name: str | None = None, *given: Any
 ) -> FunctionReward:
     """A reward of a function of arrays, which runs inside the compiled step.
 
     Args:
-      function: `(batch, samples) -> [B]` or `[N, G]`, jit-able. It is compared by identity: the
-        same object at every step, or each step compiles anew.
+      function: `(*given, batch, samples) -> [B]` or `[N, G]`, jit-able. It is compared by identity:
+        the same object at every step, or each step compiles anew.
       name: of the term in metrics; by default the function's.
+      *given: pytrees that the function needs, such as `Verifiers`: they travel in the reward.
     """
-    return FunctionReward(jax.tree_util.Partial(function), name or function.__name__)
+    return FunctionReward(jax.tree_util.Partial(function, *given), name or function.__name__)
 
 
 def host_reward(

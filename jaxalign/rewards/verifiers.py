@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jaxalign.rewards.parts import ANSWER_TAGS, CALL_TAGS, REASONING_TAGS, split
 from jaxalign.rewards.refusals import REFUSAL_PATTERN
-from jaxalign.text.automaton import compile_pattern, compile_phrases
-from jaxalign.text.matcher import NEVER, Reader, Tokenizer
+from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
+from jaxalign.text.matcher import NEVER, Reader, Reading, Tokenizer
 
 FORMAT_PATTERN = ".*".join(REASONING_TAGS + ANSWER_TAGS)
 """AlphaAlign's format, searched for anywhere in the output; the dot matches a newline."""
@@ -66,14 +66,10 @@ class Verifiers:
           mask: `[B, T]` bool; it may have holes.
         """
         reading = self.reader.read(tokens, mask)
-        opened, closed = reading.first[:, 2:3], reading.first[:, 3:]
-        start = jnp.where(opened == NEVER, 0, opened)
-        stop = jnp.where(closed == NEVER, NEVER, closed - self.closing_bytes)
-        has_bytes = reading.end > reading.begin
         return Verdict(
             well_formed=reading.accepted[:, 0],
             refused=reading.accepted[:, 1],
-            answer=has_bytes & (reading.begin >= start) & (reading.end <= stop),
+            answer=_inside(reading, self.closing_bytes),
         )
 
 
@@ -100,12 +96,48 @@ def safety_verifiers(
       ValueError: the tokenizer decodes in a way that is not supported, or a pattern does not
         compile.
     """
-    opening, closing = ANSWER_TAGS
     automata = [
         compile_pattern(pattern),
-        compile_pattern(refusal).within(opening, closing),
-        # These first accept where the opening tag ends, and where the closing one does.
+        compile_pattern(refusal).within(*ANSWER_TAGS),
+        *_span_automata(ANSWER_TAGS),
+    ]
+    return Verifiers(Reader.build(automata, tokenizer), len(ANSWER_TAGS[1]))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Span:
+    """The tokens between two tags, as `Verdict.answer` has those of the answer. A pytree.
+
+    Without the opening tag all tokens are inside, without the closing one all that follow.
+    """
+
+    reader: Reader  # of: opening tag, opening tag … closing tag
+    closing_bytes: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, tags: tuple[str, str]) -> Span:
+        """Of two tags, such as `REASONING_TAGS`; raises what `token_bytes` raises."""
+        return cls(Reader.build(_span_automata(tags), tokenizer), len(tags[1].encode()))
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """`[B, T]` bool of tokens and a mask of this shape, under jit or not."""
+        return _inside(self.reader.read(tokens, mask), self.closing_bytes)
+
+
+def _span_automata(tags: tuple[str, str]) -> list[Automaton]:
+    """They first accept where the opening tag ends, and where the closing one does."""
+    opening, closing = tags
+    return [
         compile_phrases([opening]),
         compile_pattern(f"{re.escape(opening)}.*{re.escape(closing)}"),
     ]
-    return Verifiers(Reader.build(automata, tokenizer), len(closing))
+
+
+def _inside(reading: Reading, closing_bytes: int) -> jax.Array:
+    """`[B, T]` bool, the tokens in the span whose automata are the last two of the reading."""
+    opened, closed = reading.first[:, -2:-1], reading.first[:, -1:]
+    start = jnp.where(opened == NEVER, 0, opened)
+    stop = jnp.where(closed == NEVER, NEVER, closed - closing_bytes)
+    has_bytes = reading.end > reading.begin
+    return has_bytes & (reading.begin >= start) & (reading.end <= stop)

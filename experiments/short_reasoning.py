@@ -1,0 +1,78 @@
+"""Short reasoning: AlphaAlign's reward, and Kimi k1.5's length reward (arXiv 2501.12599) on top.
+
+    python experiments/short_reasoning.py demo
+    python experiments/short_reasoning.py demo --run runs/long --length-weight 0    # without it
+
+    λ = 1/2 − (l − min l) / (max l − min l)    of a prompt's completions, l tokens of reasoning each
+    R_l = λ if the completion is right, min(λ, 0) if not; 0 for all where they are equally long
+
+Theirs measures the whole response to a problem, ours the reasoning alone; a completion is right if
+it is well-formed and refuses exactly what is harmful. docs/your-own-method.md goes through it.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data import Prompt
+from jaxalign.data.templates import alphaalign_messages
+from jaxalign.methods.alphaalign.reward import alphaalign_reward
+from jaxalign.methods.alphaalign.scorers import start_likelihood
+from jaxalign.records import KINDS, Batch, Params, Rollout, of_rows
+from jaxalign.rewards import REASONING_TAGS, Span, Verifiers, device_reward, safety_verifiers
+from jaxalign.runs.experiment import Recipe
+from jaxalign.runs.script import main_of
+from jaxalign.runs.settings import RLSettings, Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortReasoning(RLSettings):
+    """Settings of a run."""
+
+    run: Path = Path("runs/short-reasoning")
+    """Run folder to write."""
+    length_weight: Weight = 0.5
+    """Weight of the length reward; 0 leaves AlphaAlign's."""
+
+
+PRESETS = {"demo": ShortReasoning()}  # SmolLM2-135M on two CPU cores
+
+
+def length_reward(lengths: jax.Array, right: jax.Array) -> jax.Array:
+    """R_l, `[N, G]`, of the lengths of N groups and whether each of their members is right."""
+    least, most = lengths.min(1, keepdims=True), lengths.max(1, keepdims=True)
+    value = jnp.where(most > least, 0.5 - (lengths - least) / jnp.maximum(most - least, 1), 0.0)
+    return jnp.where(right, value, jnp.minimum(value, 0.0))
+
+
+def short(verifiers: Verifiers, reasoning: Span, batch: Batch, samples: Rollout) -> jax.Array:
+    """R_l of completions: a function of arrays, which runs inside the compiled step."""
+    verdict = verifiers(samples.tokens, samples.mask)
+    harmful = of_rows(batch.kind, samples) == KINDS.index("harmful")
+    right = verdict.well_formed & (verdict.refused == harmful)
+    lengths = reasoning(samples.tokens, samples.mask).sum(axis=1)
+    groups = (batch.prompts.tokens.shape[0], -1)
+    return length_reward(lengths.reshape(groups), right.reshape(groups))
+
+
+def build(settings: ShortReasoning, model: Any, tokenizer: Any, prompts: list[Prompt]) -> Recipe:
+    """The reward and how prompts are asked."""
+    verifiers, reasoning = safety_verifiers(tokenizer), Span.of(tokenizer, REASONING_TAGS)
+    scoring = start_likelihood(model, tokenizer, settings.max_prompt_tokens)
+    added = settings.length_weight * device_reward(short, "short", verifiers, reasoning)
+    given = {x: getattr(settings, x) for x in ("format_weight", "refusal_weight", "balance")}
+
+    def reward(start: Params) -> Any:
+        scorer = scoring.scorer(start)
+        return alphaalign_reward(verifiers, scorer, helpfulness_weight=0.3, **given) + added
+
+    return Recipe(alphaalign_messages, reward, encode=scoring.encode)
+
+
+main = main_of("short_reasoning", PRESETS, build, __doc__)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
