@@ -12,28 +12,33 @@ it is well-formed and refuses exactly what is harmful. docs/your-own-method.md g
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.data import Prompt
 from jaxalign.data.templates import alphaalign_messages
-from jaxalign.methods.alphaalign.reward import alphaalign_reward
-from jaxalign.methods.alphaalign.scorers import start_likelihood
-from jaxalign.records import KINDS, Batch, Params, Rollout, of_rows
+from jaxalign.host.fields import Weight
+from jaxalign.methods.alphaalign.reward import Rewarded
+from jaxalign.records import KINDS, Batch, Rollout, of_rows
 from jaxalign.rewards import REASONING_TAGS, Span, Verifiers, device_reward, safety_verifiers
 from jaxalign.runs.experiment import Recipe
+from jaxalign.runs.flags import FLAT
 from jaxalign.runs.script import main_of
-from jaxalign.runs.settings import RLSettings, Weight
+from jaxalign.runs.settings import RL, Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class ShortReasoning(RLSettings):
+class ShortReasoning(Settings):
     """Settings of a run."""
 
     run: Path = Path("runs/short-reasoning")
     """Run folder to write."""
+    rl: Annotated[RL, FLAT] = RL()
+    """How it learns from rewards."""
+    rewarded: Annotated[Rewarded, FLAT] = Rewarded()
+    """AlphaAlign's reward."""
     length_weight: Weight = 0.5
     """Weight of the length reward; 0 leaves AlphaAlign's."""
 
@@ -50,26 +55,21 @@ def length_reward(lengths: jax.Array, right: jax.Array) -> jax.Array:
 
 def short(verifiers: Verifiers, reasoning: Span, batch: Batch, samples: Rollout) -> jax.Array:
     """R_l of completions: a function of arrays, which runs inside the compiled step."""
-    verdict = verifiers(samples.tokens, samples.mask)
+    said = samples.readable(samples.mask)
+    verdict = verifiers(samples.tokens, said)
     harmful = of_rows(batch.kind, samples) == KINDS.index("harmful")
     right = verdict.well_formed & (verdict.refused == harmful)
-    lengths = reasoning(samples.tokens, samples.mask).sum(axis=1)
+    lengths = reasoning(samples.tokens, said).sum(axis=1)
     groups = (batch.prompts.tokens.shape[0], -1)
     return length_reward(lengths.reshape(groups), right.reshape(groups))
 
 
 def build(settings: ShortReasoning, model: Any, tokenizer: Any, prompts: list[Prompt]) -> Recipe:
-    """The reward and how prompts are asked."""
+    """AlphaAlign's reward and how its prompts are asked, with the length reward on top."""
+    recipe = settings.rewarded.recipe(alphaalign_messages, settings, model, tokenizer, prompts)
     verifiers, reasoning = safety_verifiers(tokenizer), Span.of(tokenizer, REASONING_TAGS)
-    scoring = start_likelihood(model, tokenizer, settings.max_prompt_tokens)
     added = settings.length_weight * device_reward(short, "short", verifiers, reasoning)
-    given = {x: getattr(settings, x) for x in ("format_weight", "refusal_weight", "balance")}
-
-    def reward(start: Params) -> Any:
-        scorer = scoring.scorer(start)
-        return alphaalign_reward(verifiers, scorer, helpfulness_weight=0.3, **given) + added
-
-    return Recipe(alphaalign_messages, reward, encode=scoring.encode)
+    return dataclasses.replace(recipe, reward=lambda start: recipe.reward(start) + added)
 
 
 main = main_of("short_reasoning", PRESETS, build, __doc__)

@@ -659,7 +659,7 @@ def test_a_page_of_ones_own_is_run_by_its_path(
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(MINE)
     Path("beside_mine.py").write_text(
-        "from jaxalign.runs.settings import RLSettings\nPRESETS = {'demo': RLSettings(steps=7)}\n"
+        "from jaxalign.runs.settings import Settings\nPRESETS = {'demo': Settings(steps=7)}\n"
     )
     assert main(["train", "mine.py", "--help"]) == 0
     shown = capsys.readouterr().out
@@ -669,7 +669,7 @@ def test_a_page_of_ones_own_is_run_by_its_path(
     shown = capsys.readouterr().out
     assert "usage: jaxalign train mine.py demo" in shown and "(default: 7)" in shown
     assert error(capsys, "train", "mine.py", "demos").endswith("'demos': choose one of demo")
-    assert "harmful=-1 is too small" in error(capsys, "train", "mine.py", "demo", "--harmful=-1")
+    assert "steps=-1 is too small" in error(capsys, "train", "mine.py", "demo", "--steps=-1")
     assert "has no build; see docs/" in error(capsys, "train", "beside_mine.py", "demo")
 
 

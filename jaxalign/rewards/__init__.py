@@ -16,7 +16,6 @@ from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_rew
 from jaxalign.rewards.verifiers import (
     CONSULTING_FORMAT_PATTERN,
     FORMAT_PATTERN,
-    REASONING_TAGS,
     STRICT_FORMAT_PATTERN,
     Span,
     Verdict,
