@@ -271,7 +271,7 @@ def save_pretrained(
       params: the parameter tree; dtypes are kept in the file.
       tokenizer: a fast tokenizer.
       stop: ids that end a text beside those of the configuration, such as
-        `jaxalign.answers.completing.stop_tokens`; generation_config.json gets all of them.
+        `jaxalign.answers.completing.find_stops`; generation_config.json gets all of them.
       max_shard_bytes: most of the weights in one file, and in memory beside `params` and one leaf
         of it; a tensor that is larger has a file to itself. More than one file get an index.
 
