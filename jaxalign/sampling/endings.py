@@ -36,7 +36,7 @@ class Endings:
         """Of texts that are not empty; None where there are none.
 
         Raises:
-          InputError: the tokenizer's tokens can't be read, or a text is too long.
+          InputError: the tokenizer's tokens can't be read, or a text is too long or no Unicode.
         """
         if not texts:
             return None
@@ -47,12 +47,13 @@ class Endings:
             patterns = [first.get(text[0], "") + re.escape(text) for text in texts]
             whole = dataclasses.replace(vocabulary, strips_space=False)
             reader = Reader.of([compile_pattern(pattern) for pattern in patterns], whole)
+            lengths = [len(text.encode()) for text in texts]
         except ValueError as error:
             raise InputError(
                 f"answers can't end in the words {in_short(texts[0])}: {error}; leave out a stop "
                 "that is no token's name, or take a chat template that ends turns in a token"
             ) from error
-        return cls(reader, jnp.array([len(text.encode()) for text in texts], jnp.int32))
+        return cls(reader, jnp.array(lengths, jnp.int32))
 
     def advance(
         self, states: jax.Array, tokens: jax.Array, drawn: jax.Array

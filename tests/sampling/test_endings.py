@@ -82,6 +82,8 @@ def test_a_first_space_that_decoding_drops_begins_no_stop() -> None:
     assert spelled.tolist() == [[False, end] for end in ended]
 
 
-def test_a_tokenizer_that_cannot_be_read_is_named() -> None:
+def test_what_cannot_end_an_answer_is_named(lm: LanguageModel) -> None:
     with pytest.raises(InputError, match=r"can't end in the words '###': needs a fast tokenizer"):
         Endings.build(["###"], object())
+    with pytest.raises(InputError, match=r"can't end in the words '.*': 'utf-8' codec can't"):
+        Endings.build(["\udcff"], lm.tokenizer)
