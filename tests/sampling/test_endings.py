@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chained_model import CHAINED, chained_model, successors
+from chained_model import chained_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign.answers import Asking, LanguageModel, answers
+from jaxalign.data.templates import pad
 from jaxalign.host.errors import InputError
-from jaxalign.sampling import Endings, Greedy, consultation, sample
+from jaxalign.sampling import Endings, consultation
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +37,13 @@ def test_a_stop_is_found_in_one_stretch_of_the_models_own_tokens(lm: LanguageMod
     assert endings is lm._endings(asking.stop), "built once"
 
     # What training reads: a token that begins before the words is text, one within them is not.
-    prompts = jnp.array([lm.tokenizer.convert_tokens_to_ids([*"ghk"])]).T
-    samples = sample(
-        CHAINED,
-        successors(lm),
-        prompts,
-        prompts >= 0,
-        jax.random.key(0),
-        samples_per_prompt=1,
-        max_new_tokens=16,
-        method=Greedy(),
-        stop=(),
-        tool=tool,
-        endings=endings,
-    )
-    tokens, ending, read = map(
-        np.asarray, (samples.tokens, samples.ending, samples.readable(samples.present))
-    )
+    tokens, present = pad([x.written for x in asked], 16)
+    mask = present.copy()
+    mask[0, 1:8] = False  # "\n(No.)\n"
+    ending = np.asarray(jax.jit(Endings.spelled)(endings, tokens, mask, present))
     spelled = lambda where: [lm.text(tokens[row][where[row]]) for row in range(3)]  # noqa: E731
-    assert spelled(np.asarray(samples.mask)) == ["[a]bc]b", "b]bb]", texts[2]]
-    assert spelled(read) == [texts[0], "b]", texts[2]]
+    assert spelled(mask) == ["[a]bc]b", "b]bb]", texts[2]]
+    assert spelled(present & ~ending) == [texts[0], "b]", texts[2]]
     assert spelled(ending) == ["]b", "bb]", ""]
 
 
