@@ -81,7 +81,11 @@ def make_judge(
     check_sizes(batch_size=batch_size)
     if spec in _PATTERNS:
         search = re.compile(_PATTERNS[spec], re.DOTALL).search
-        return Judge(spec, "refusal", _checked(functools.partial(_pattern_scores, search)))
+
+        def found_in(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+            return np.array([search(answer) is not None for answer in answers], np.float32)
+
+        return Judge(spec, "refusal", _checked(found_in))
     kind, found, model_name = spec.partition("=")
     if found and kind in _FORMS:
         if not model_name:
@@ -106,12 +110,6 @@ def _checked(score: Score) -> Score:
         return score(requests, [split(answer).answer for answer in answers])
 
     return checked
-
-
-def _pattern_scores(
-    search: Callable[[str], Any], requests: Sequence[str], answers: Sequence[str]
-) -> np.ndarray:
-    return np.array([search(answer) is not None for answer in answers], np.float32)
 
 
 # --- functions of users --------------------------------------------------------------------------
