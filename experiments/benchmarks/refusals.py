@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from jaxalign.data.order import grouped
-from jaxalign.data.sources import read_csv
+from jaxalign.data.tables import read_csv
 from jaxalign.evaluation.agreement import agreement
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError

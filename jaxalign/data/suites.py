@@ -11,7 +11,8 @@ from typing import Any
 
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import KINDS, Kind, Prompt
-from jaxalign.data.sources import first_field, get, load_all, read_rows, row_text, usable
+from jaxalign.data.sources import first_field, load_all, row_text, usable
+from jaxalign.data.tables import get
 from jaxalign.host.errors import InputError
 
 _SPECS = "NAME, NAME=FILE, NAME=KIND=SPEC, KIND=SPEC, or a SPEC such as builtin:heldout or my.csv"
@@ -282,7 +283,7 @@ def _known(name: str, source: str) -> list[Prompt]:
         return Prompt(_value(fields, "id", lower=False), text, kind, category, target or None)
 
     try:
-        prompts = [prompt for prompt in usable(read_rows(source), make) if prompt]
+        prompts = [prompt for prompt in usable(source, make) if prompt]
     except InputError as error:
         if error.__cause__ is None or not source.startswith("hub:"):
             raise

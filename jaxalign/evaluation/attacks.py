@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.prompts import Prompt
-from jaxalign.data.sources import read_csv, read_json_lines, read_text, row_text
+from jaxalign.data.sources import row_text
+from jaxalign.data.tables import read_csv, read_json_lines, read_text
 from jaxalign.evaluation.rewording import compliance, past_tense
 from jaxalign.host.errors import InputError
 from jaxalign.rewards import ANSWER_TAGS, REASONING_TAGS

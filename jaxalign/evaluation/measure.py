@@ -12,7 +12,7 @@ from typing import Any
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.generation import generate
 from jaxalign.data.prompts import Prompt
-from jaxalign.data.sources import read_json_lines
+from jaxalign.data.tables import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack, make_attack
 from jaxalign.evaluation.judges import Judge, make_judge

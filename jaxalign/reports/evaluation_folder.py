@@ -7,7 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.sources import read_json_lines
+from jaxalign.data.tables import read_json_lines
 from jaxalign.evaluation.measure import ANSWERS, RESULTS, VERDICTS
 from jaxalign.evaluation.rates import file_name
 from jaxalign.host.errors import InputError

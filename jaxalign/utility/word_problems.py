@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxalign.answers.asking import Asking, LanguageModel, Progress, answers
-from jaxalign.data.sources import read_json_lines
+from jaxalign.data.tables import read_json_lines
 from jaxalign.host.errors import InputError
 from jaxalign.rewards import split
 

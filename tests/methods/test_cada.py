@@ -12,6 +12,7 @@ from tiny_model import TINY, random_params
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.data import Prompt, context_text
 from jaxalign.data.documents import answer_documents
+from jaxalign.data.prompts import Turn
 from jaxalign.data.templates import (
     bare_messages,
     coded_messages,
@@ -102,6 +103,26 @@ def test_a_cap_takes_one_answer_of_each_request_first():
     kept, table = choose(made, cap=2)
     assert [(one.prompt, one.completion) for one in kept] == [("x", "a"), ("y", SAFE)]
     assert table["privacy"]["over the cap"] == 2
+
+
+def test_requests_with_other_conversations_are_others(smollm2_tokenizer, tmp_path):
+    """They are kept apart, in files too, and learned behind their turns."""
+    turns = (Turn("user", "Hi."), Turn("assistant", "Hello."))
+    made = [answer(0), answer(0, conversation=turns), answer(0, conversation=turns)]
+    kept, _ = choose(made, cap=5)
+    assert kept == made[:2]
+    path = tmp_path / "generated.jsonl"
+    rows = [dataclasses.asdict(one) | {"step": 0} for one in kept]
+    del rows[0]["conversation"]  # as rows without one are
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_generated(path, vocab_size=9) == kept
+    path.write_text(json.dumps(rows[1] | {"conversation": [3]}) + "\n")
+    with pytest.raises(InputError, match="line 1: conversation must be a list of roles with"):
+        read_generated(path, vocab_size=9)
+    pairs, prefix = make_pairs(smollm2_tokenizer, bare_messages, kept)
+    messages = [*(turn._asdict() for turn in turns), *bare_messages(kept[1].prompt)]
+    ids = [*prefix, *pairs[1].prompt]
+    assert ids == sum(encode_chat(smollm2_tokenizer, messages), [])
 
 
 # --- what is learned -----------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from tiny_model import random_params
 
 from experiments.alphaalign import PRESETS, build, main
-from jaxalign.data.prompts import Prompt
-from jaxalign.data.templates import encode_exchange
+from jaxalign.data.prompts import Prompt, Turn
+from jaxalign.data.templates import bare_messages, encode_chat, encode_exchange
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, make_step
 from jaxalign.host.errors import InputError
@@ -30,6 +30,7 @@ from jaxalign.methods.alphaalign.scorers import (
     on_host,
     reward_model_texts,
     shares_tokenizer,
+    start_likelihood,
 )
 from jaxalign.models import Transformer, save_pretrained, sequence_scores
 from jaxalign.records import Batch, Prompts
@@ -84,6 +85,15 @@ def rows(texts, width):
         tokens[row, : len(ids)] = ids
         answer[row, text.index(">") + 1 : len(ids)] = True
     return tokens, answer
+
+
+def test_the_likelihood_reads_the_conversation(smollm2_tokenizer):
+    turns = (Turn("system", "Be brief."), Turn("user", "Hi."), Turn("assistant", "Hello."))
+    prompts = [Prompt("a", "Why?", "benign", "other", conversation=turns), PROMPTS[1]]
+    tokens, mask = start_likelihood(POLICY, smollm2_tokenizer, 40).encode(prompts)
+    for row, there, prompt in zip(tokens, mask, prompts, strict=True):
+        messages = [turn._asdict() for turn in prompt.conversation] + bare_messages(prompt.text)
+        assert row[there].tolist() == sum(encode_chat(smollm2_tokenizer, messages), [])
 
 
 # --- a reward model inside the step --------------------------------------------------------------

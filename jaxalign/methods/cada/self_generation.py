@@ -153,14 +153,14 @@ def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:
       InputError: there is no such file, or it is damaged; names the line and the field.
     """
     made = []
-    kinds = {"tokens": list, "finished": bool, "well_formed": bool, "refused": bool}
-    kinds["conversation"] = list
+    kinds = dict.fromkeys(("finished", "well_formed", "refused"), bool)
+    lists = dict.fromkeys(("tokens", "conversation"), list)
     for number, (_, row) in enumerate(read_lines(path), start=1):
         values = {name: value for name, value in row.items() if name != "step"}
         if {*values, "conversation"} != {field.name for field in dataclasses.fields(Generated)}:
             raise InputError(f"{path}: not a file of self-generated completions; give another one")
         for name, value in values.items():
-            kind = kinds.get(name, str)
+            kind = (kinds | lists).get(name, str)
             if not isinstance(value, kind):
                 raise InputError(f"{path} line {number}: {name} must be a {kind.__name__}")
         ids = values["tokens"]
