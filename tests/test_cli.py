@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from jaxalign.cli import main
 from jaxalign.commands.common import load_model
 from jaxalign.commands.wording import Wording
 from jaxalign.data.suites import SUITES
+from jaxalign.host.lock import locked
 from jaxalign.models import load_pretrained
 
 ROWS = [
@@ -104,6 +106,9 @@ def test_eval_only_judges_where_all_is_answered(
     monkeypatch.setattr("jaxalign.answers.asking.sample", lambda *args, **rest: 1 / 0)
     assert main([*command, "--judge", "first-sentence"]) == 0
     assert (out / "answers" / "prompts.jsonl").read_bytes() == answers
+    capsys.readouterr()
+    with locked(out, "another --out"):
+        assert f"{out}: process {os.getpid()} on host " in error(capsys, *command)
     rates = json.loads((out / "results.json").read_text())["rates"]
     assert {rate["judge"] for rate in rates} == {"first-sentence"}
     capsys.readouterr()

@@ -24,7 +24,7 @@ from jaxalign.answers.completing import check_sizes, in_batches, longest_first, 
 from jaxalign.data.prompts import Request, conversation_field, prompts_digest
 from jaxalign.data.templates import Tokenizer, encode_requests
 from jaxalign.host.errors import InputError
-from jaxalign.host.processes import all_of, is_first, least
+from jaxalign.host.processes import all_of, is_first, least, locked_for_all
 from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.rewards import split
 from jaxalign.sampling import Stage
@@ -96,8 +96,8 @@ def generate(
 
     Raises:
       InputError: no requests, none of them short enough, openings cut below 1, request and answer
-        together longer than the model's context, a file that is damaged or was made under other
-        facts, or a path that does not end in .jsonl.
+        together longer than the model's context, a file that is damaged, was made under other
+        facts or that another process writes, or a path that does not end in .jsonl.
       ValueError: not as many openings as requests.
     """
     start = time.monotonic()
@@ -124,57 +124,60 @@ def generate(
         remedy="lower max_new_tokens, or max_prompt_tokens to skip long prompts, or take a shorter "
         "template",
     )
-    found = path if all_of(path.exists()) else part
-    keep_facts(found, facts, kept=facts_path(path), more={"skipped": skipped})
-    order = [index for index in asked for _ in range(asking.samples)]
-    if found == path:
-        _check_count(path, len(order))
-        if is_first():
-            part.unlink(missing_ok=True)  # a run may have been killed before it came to that
-        return None
+    # What is finished is only read, by any number of processes.
+    finished = all_of(path.exists())
+    with contextlib.nullcontext() if finished else locked_for_all(path, "another file"):
+        found = path if finished or all_of(path.exists()) else part
+        keep_facts(found, facts, kept=facts_path(path), more={"skipped": skipped})
+        order = [index for index in asked for _ in range(asking.samples)]
+        if found == path:
+            _check_count(path, len(order))
+            if is_first():
+                part.unlink(missing_ok=True)  # a run may have been killed before it came to that
+            return None
 
-    sizes = [len(batch) * asking.samples for batch in questions.batches]
-    first = least(whole_batches(part, sizes))  # also before the first process changes the file
-    done, generated = sum(map(len, questions.batches[:first])), 0
-    progress(done, len(asked), generated)
-    with StepLines(part, first) if is_first() else contextlib.nullcontext() as lines:
-        batches = answer_batches(lm, questions, asking, Stage.ANSWERS, first=first)
-        for number, batch in enumerate(batches, start=first):
-            for row, answer in enumerate(batch):
-                request, opening = requests[answer.request], forced[answer.request]
-                whole = np.array([*opening, *answer.written], np.int32)
-                line: dict[str, Any] = {
-                    "step": number,
-                    "id": request.id,
-                    "prompt": request.text,
-                    "kind": request.kind,
-                    "category": request.category,
-                    **conversation_field(request.conversation),
-                    "sample": row % asking.samples,
-                    "completion": lm.text(whole, answer.ending),
-                    "tokens": len(answer.tokens),
-                    "finished": answer.finished,
-                }
-                if asking.tool is not None:
-                    own = lm.text(answer.tokens, answer.ending)
-                    line |= {"consulted": answer.consulted, "own": own}
-                if openings is not None:
-                    line["opening"] = lm.text(np.array(opening, np.int32))
-                if lines is not None:
-                    lines.append(line)
-                generated += len(answer.tokens)
-            done += len(batch) // asking.samples
-            progress(done, len(asked), generated)
-    if not is_first():
-        return None
-    written = _put_in_order(part, path, order)
-    return Generation(
-        answers=len(written),
-        cut_off=sum(not row["finished"] for row in written),
-        skipped=tuple(skipped),
-        tokens=generated,
-        seconds=time.monotonic() - start,
-    )
+        sizes = [len(batch) * asking.samples for batch in questions.batches]
+        first = least(whole_batches(part, sizes))  # also before the first process changes the file
+        done, generated = sum(map(len, questions.batches[:first])), 0
+        progress(done, len(asked), generated)
+        with StepLines(part, first) if is_first() else contextlib.nullcontext() as lines:
+            batches = answer_batches(lm, questions, asking, Stage.ANSWERS, first=first)
+            for number, batch in enumerate(batches, start=first):
+                for row, answer in enumerate(batch):
+                    request, opening = requests[answer.request], forced[answer.request]
+                    whole = np.array([*opening, *answer.written], np.int32)
+                    line: dict[str, Any] = {
+                        "step": number,
+                        "id": request.id,
+                        "prompt": request.text,
+                        "kind": request.kind,
+                        "category": request.category,
+                        **conversation_field(request.conversation),
+                        "sample": row % asking.samples,
+                        "completion": lm.text(whole, answer.ending),
+                        "tokens": len(answer.tokens),
+                        "finished": answer.finished,
+                    }
+                    if asking.tool is not None:
+                        own = lm.text(answer.tokens, answer.ending)
+                        line |= {"consulted": answer.consulted, "own": own}
+                    if openings is not None:
+                        line["opening"] = lm.text(np.array(opening, np.int32))
+                    if lines is not None:
+                        lines.append(line)
+                    generated += len(answer.tokens)
+                done += len(batch) // asking.samples
+                progress(done, len(asked), generated)
+        if not is_first():
+            return None
+        written = _put_in_order(part, path, order)
+        return Generation(
+            answers=len(written),
+            cut_off=sum(not row["finished"] for row in written),
+            skipped=tuple(skipped),
+            tokens=generated,
+            seconds=time.monotonic() - start,
+        )
 
 
 def asking_facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from jaxalign.commands.common import (
 )
 from jaxalign.commands.wording import Wording, tool_of
 from jaxalign.host.errors import InputError
+from jaxalign.host.lock import locked
 
 if TYPE_CHECKING:
     from jaxalign.data.prompts import Prompt
@@ -111,13 +112,13 @@ class Eval:
             if folder is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             try:
-                self._measure(folder)
+                self._measure(folder, stack)
             except KeyboardInterrupt:
                 if self.out is not None:
                     note(f"{folder} keeps what is done; the same command goes on from there")
                 raise
 
-    def _measure(self, folder: Path) -> None:
+    def _measure(self, folder: Path, stack: contextlib.ExitStack) -> None:
         template, book = self.wording.messages()
         rules = None if book is None else dict(book.rules)
         from jaxalign.answers.asking import Asking
@@ -155,6 +156,7 @@ class Eval:
             judges = [make(spec) for spec in self.judge]
             _check_names("--judge", [judge.name for judge in judges])
             prepare_folder(folder)
+            stack.enter_context(locked(folder, "another --out"))
             kept = sorted(folder.glob("answers/*.jsonl"))
             lm = load_model(self.model, kept_dtype(self.dtype, kept), self.chat.begun(kept))
             results = evaluate(

@@ -4,10 +4,13 @@ All of them run the same lines on the same prompts, and each keeps its part of e
 first alone writes and prints; what must be decided alike is agreed upon.
 """
 
+import contextlib
 import os
 import re
 import socket
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxalign.host.errors import InputError
+from jaxalign.host.lock import locked
 
 _ADDRESS = re.compile(r"([^\s,]+:\d+),(\d+),(\d+)")
 
@@ -121,6 +125,25 @@ def all_of(flag: bool) -> bool:
 def wait_for_all() -> None:
     """Returns when every process has called it."""
     least(0)
+
+
+@contextlib.contextmanager
+def locked_for_all(path: Path, instead: str) -> Iterator[None]:
+    """`jaxalign.host.lock.locked` of all processes, which are one holder: the first. Called so too.
+
+    Raises:
+      InputError: as there, and in every process.
+    """
+    with contextlib.ExitStack() as stack:
+        problem: Exception | None = None
+        if is_first():
+            try:
+                stack.enter_context(locked(path, instead))
+            except (InputError, OSError) as error:
+                problem = error
+        if any_of(problem is not None):
+            raise problem or InputError(f"{path}: the first process of the run can't lock it")
+        yield
 
 
 def fetch(tree: Any) -> Any:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 
 import jax.numpy as jnp
@@ -29,8 +27,7 @@ def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Sett
     """
     name = f"{script.__name__.removeprefix('page.')}.py"
     settings: Settings = parse([preset, *flags], script.PRESETS, script=name, doc=script.__doc__)
-    with tempfile.TemporaryDirectory() as folder:  # no run of this name is under way
-        dataclasses.replace(settings, run=Path(folder) / "run", resume=False).check()
+    settings.check()
     return settings
 
 

@@ -35,7 +35,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
-from jaxalign.host.processes import all_of, any_of, is_first, join, wait_for_all
+from jaxalign.host.processes import all_of, any_of, is_first, wait_for_all
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
@@ -421,14 +421,11 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     """The start model in the compute dtype, on the mesh, its parameters and its tokenizer.
 
     The dtype is the one asked for; of a resumed run, the one it had; else the faster in a probe.
-    The date of the chat template is the one asked for, the run's, or today's. Of a run of several
-    processes this is what brings them together.
+    The date of the chat template is the one asked for, the run's, or today's.
 
     Raises:
-      InputError: as `load_pretrained` and `jaxalign.host.processes.join`, or a mesh of another
-        number of devices than there are.
+      InputError: as `load_pretrained`, or a mesh of another number of devices than there are.
     """
-    join(settings.processes)
     mesh = None if settings.mesh is None else make_mesh(*settings.mesh)
     dtype: Any = settings.dtype
     config = settings.run / "config.json"

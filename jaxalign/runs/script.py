@@ -1,18 +1,20 @@
 """An experiment's script: evaluate, train, evaluate again, report; and how it ends."""
 
+import contextlib
 import io
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxalign.data import Prompt, load_all
 from jaxalign.host.colors import heed_no_color
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
-from jaxalign.host.processes import are_several, first_line, is_loss
+from jaxalign.host.processes import are_several, first_line, is_loss, join, locked_for_all
 from jaxalign.models import Transformer
 from jaxalign.runs.experiment import Experiment, Recipe, load_start
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
@@ -61,36 +63,53 @@ def main_of(
     return main
 
 
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Locks a run folder, new or not; a run that is refused leaves no new one behind."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked_for_all(folder, "another --run"):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
+
+
 def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
-    """Evaluates, trains, evaluates again and writes the run folder."""
+    """Evaluates, trains, evaluates again and writes the run folder, alone in it."""
     begun = time.perf_counter()
     settings.check()
-    prompts = settings.load_prompts()
-    heldout = load_all(settings.heldout, settings.text_field)
-    model, params, tokenizer = load_start(settings)
-    recipe = build(settings, model, tokenizer, prompts)
-    experiment = Experiment(
-        settings,
-        recipe,
-        model=model,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        heldout=heldout,
-        interruption=interruption,
-        begun=begun,
-    )
-    evaluations = {"before": experiment.assess("before", params)}
-    if recipe.cold_start is not None:
-        params = recipe.cold_start(experiment, params)
-        evaluations["after_cold_start"] = experiment.assess("after_cold_start", params)
-    training = experiment.training(params)
-    state = training.start(params)
-    del params  # or the float32 start model would stay in memory
-    state, interrupted = experiment.train(training, state)
-    if not interrupted:
-        evaluations["after"] = experiment.assess("after", state.policy)
-        speed = None if training.speed is None else training.speed(state.policy)
-        experiment.finish(state, evaluations, speed)
+    join(settings.processes)
+    with _alone_in(settings.run):
+        settings.check_folder()
+        prompts = settings.load_prompts()
+        heldout = load_all(settings.heldout, settings.text_field)
+        model, params, tokenizer = load_start(settings)
+        recipe = build(settings, model, tokenizer, prompts)
+        experiment = Experiment(
+            settings,
+            recipe,
+            model=model,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            heldout=heldout,
+            interruption=interruption,
+            begun=begun,
+        )
+        evaluations = {"before": experiment.assess("before", params)}
+        if recipe.cold_start is not None:
+            params = recipe.cold_start(experiment, params)
+            evaluations["after_cold_start"] = experiment.assess("after_cold_start", params)
+        training = experiment.training(params)
+        state = training.start(params)
+        del params  # or the float32 start model would stay in memory
+        state, interrupted = experiment.train(training, state)
+        if not interrupted:
+            evaluations["after"] = experiment.assess("after", state.policy)
+            speed = None if training.speed is None else training.speed(state.policy)
+            experiment.finish(state, evaluations, speed)
 
 
 def _exit_code(name: str, read: Callable[[], Settings], build: Build) -> int:

@@ -127,6 +127,13 @@ class Settings(Checked):
         for part in flat_parts(self):
             if hasattr(part, "check_with"):
                 part.check_with(self)
+
+    def check_folder(self) -> None:
+        """Refuses a run folder that holds another run, or what is no run's.
+
+        Raises:
+          InputError: names what is there and the remedy.
+        """
         check_replaceable(self.run / "model")
         ours = (self.run / "config.json").exists()
         for name in MOMENTS:

@@ -20,6 +20,7 @@ from jaxalign.data import Request, builtin_rules
 from jaxalign.data.prompts import Turn
 from jaxalign.data.templates import bare_messages, consulting_messages, encode_requests
 from jaxalign.host.errors import InputError
+from jaxalign.host.lock import locked
 from jaxalign.models import load_pretrained
 from jaxalign.models.files.weights import weights_digest
 from jaxalign.models.heads import output_weight
@@ -192,6 +193,8 @@ def test_what_is_done_is_not_done_again(ask: Any, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         ask(path, **DRAWN, **kill_at(4))
     kept = part_path(path).read_bytes()
+    with locked(path, "another"), pytest.raises(InputError, match="writes here .* another file"):
+        ask(path, **DRAWN)
     seen: list[tuple[int, int, int]] = []
     made = ask(path, progress=lambda *args: seen.append(args), **DRAWN)
     assert [done for done, _, _ in seen] == [4, 6]
@@ -205,7 +208,8 @@ def test_a_finished_file_is_left_alone(ask: Any, tmp_path: Path) -> None:
     ask(path, batch_size=2)
     part_path(path).write_text("")  # killed before it was removed
     stamp = path.stat().st_mtime_ns
-    assert ask(path, batch_size=2) is None
+    with locked(path, "another"):  # which is for those who write
+        assert ask(path, batch_size=2) is None
     assert path.stat().st_mtime_ns == stamp and not part_path(path).exists()
     path.write_bytes(path.read_bytes()[:-20].rpartition(b"\n")[0] + b"\n")
     with pytest.raises(InputError, match=r"has 5 lines where 6 answers were written; give another"):

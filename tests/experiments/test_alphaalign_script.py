@@ -16,6 +16,7 @@ from terminal import written_to_terminal
 
 from experiments.alphaalign import main
 from jaxalign.engine.optimizer import learning_rates
+from jaxalign.host.lock import locked
 from jaxalign.runs.loop import Interruption
 
 ROOT = Path(__file__).parents[2]
@@ -244,7 +245,7 @@ def test_bad_settings_give_one_line_and_exit_code_two(
     assert main([*arguments, f"--run={tmp_path / 'run'}", *changes]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("alphaalign: error: ")
-    assert "\n" not in error
+    assert "\n" not in error and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_died_before_its_first_checkpoint_can_start_again(arguments, tmp_path):
@@ -294,6 +295,11 @@ def test_an_unknown_preset_and_a_used_folder(arguments, whole_run, capsys):
     assert "unknown preset 'nosuch': choose one of demo" in capsys.readouterr().err
     assert main([*arguments, f"--run={whole_run}"]) == 2
     assert "holds a run already" in capsys.readouterr().err
+    with locked(whole_run, "another --run"):
+        assert main([*arguments, f"--run={whole_run}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{whole_run}: process {os.getpid()} on host " in said
+    assert "choose another --run" in said and said.count("\n") == 1
 
 
 def test_the_first_evaluation_goes_on_with_the_same_command_and_not_with_another(

@@ -14,6 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments.alphaalign import main
+from jaxalign.host.errors import InputError
+from jaxalign.host.lock import locked
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
@@ -166,6 +168,8 @@ def test_two_processes_end_with_the_bits_of_one_whatever_happens(
 
     processes = start_two("alphaalign", *flags, f"--run={two}")
     wait_for_checkpoint(two, 0, processes[0])
+    with pytest.raises(InputError, match=f"process {processes[0].pid} on host"):
+        locked(two, "another --run").__enter__()
     processes[1].send_signal(signal.SIGTERM)
     first, second = printed(processes)
     assert "saved; go on with --resume" in first and not second

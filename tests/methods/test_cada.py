@@ -20,6 +20,7 @@ from jaxalign.data.templates import (
     encode_prompts,
 )
 from jaxalign.host.errors import InputError
+from jaxalign.host.lock import locked
 from jaxalign.methods.cada.selection import (
     DIRECT_REFUSAL,
     choose,
@@ -257,10 +258,13 @@ def test_a_killed_run_ends_with_the_same_file(generate, whole, tmp_path, torn):
     assert path.read_bytes() != whole[0].read_bytes()
     if torn:
         path.write_bytes(path.read_bytes()[:-torn])
+    with locked(path, "another"), pytest.raises(InputError, match="writes here .* another file"):
+        generate(path)
     assert generate(path) == whole[1]
     assert path.read_bytes() == whole[0].read_bytes()
     stamp = path.read_bytes()
-    assert generate(path) == whole[1] and path.read_bytes() == stamp  # nothing is left to do
+    with locked(path, "another"):  # nothing is left to do
+        assert generate(path) == whole[1] and path.read_bytes() == stamp
 
 
 @pytest.mark.parametrize(

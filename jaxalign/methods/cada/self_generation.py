@@ -23,7 +23,7 @@ from jaxalign.answers.generation import asking_facts
 from jaxalign.data.prompts import Asked, Prompt, Turn, asked
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
-from jaxalign.host.processes import is_first, least
+from jaxalign.host.processes import all_of, is_first, least, locked_for_all
 from jaxalign.host.step_lines import StepLines, read_lines
 from jaxalign.rewards import verdict_of
 from jaxalign.sampling import Stage
@@ -91,35 +91,39 @@ def self_generate(
       all completions, in the order of the prompts.
 
     Raises:
-      InputError: a prompt is too long, the file is damaged, it was made under other facts and is
-        not finished, or it answers something else.
+      InputError: a prompt is too long, the file is damaged, another process writes it, it was made
+        under other facts and is not finished, or it answers something else.
     """
     if not prompts:
         raise InputError("no prompts to answer: self-generation needs harmful ones")
     facts = asking_facts(lm, prompts, asking)
     vocab_size = lm.model.config.vocab_size
-    if _finished(path, facts):
-        return read_generated(path, vocab_size=vocab_size)
-    keep_facts(path, facts, kept=facts_path(path))
-    questions = read_requests(lm.tokenizer, [prompt.asked for prompt in prompts], asking)
-    questions.check_positions(
-        lm.model, asking.max_new_tokens, remedy="use fewer cases, or lower max_new_tokens"
-    )
-    sizes = [len(batch) * asking.samples for batch in questions.batches]
-    first = least(whole_batches(path, sizes))  # also before the first process changes the file
-    generated = read_generated(path, vocab_size=vocab_size) if first else []
-    generated = generated[: sum(sizes[:first])]
-    opened = contextlib.closing(StepLines(path, first)) if is_first() else contextlib.nullcontext()
-    with opened as lines:
-        batches = answer_batches(lm, questions, asking, Stage.SELF_GENERATION, first=first)
-        for number, batch in enumerate(batches, start=first):
-            for answer in batch:
-                made = _describe(lm, prompts[answer.request], answer)
-                generated.append(made)
-                if lines is not None:
-                    lines.append({"step": number} | _row(made))
-            progress(len(generated) // asking.samples, len(prompts))
-    return generated
+    finished = all_of(_finished(path, facts))
+    with contextlib.nullcontext() if finished else locked_for_all(path, "another file"):
+        if finished or _finished(path, facts):
+            return read_generated(path, vocab_size=vocab_size)
+        keep_facts(path, facts, kept=facts_path(path))
+        questions = read_requests(lm.tokenizer, [prompt.asked for prompt in prompts], asking)
+        questions.check_positions(
+            lm.model, asking.max_new_tokens, remedy="use fewer cases, or lower max_new_tokens"
+        )
+        sizes = [len(batch) * asking.samples for batch in questions.batches]
+        first = least(whole_batches(path, sizes))  # also before the first process changes the file
+        generated = read_generated(path, vocab_size=vocab_size) if first else []
+        generated = generated[: sum(sizes[:first])]
+        opened = (
+            contextlib.closing(StepLines(path, first)) if is_first() else contextlib.nullcontext()
+        )
+        with opened as lines:
+            batches = answer_batches(lm, questions, asking, Stage.SELF_GENERATION, first=first)
+            for number, batch in enumerate(batches, start=first):
+                for answer in batch:
+                    made = _describe(lm, prompts[answer.request], answer)
+                    generated.append(made)
+                    if lines is not None:
+                        lines.append({"step": number} | _row(made))
+                progress(len(generated) // asking.samples, len(prompts))
+        return generated
 
 
 def _describe(lm: LanguageModel, prompt: Prompt, answer: Answer) -> Generated:
