@@ -70,7 +70,7 @@ ARMS = (*UNTRAINED, *TUNED, *REINFORCED)
 OURS = (
     *("--model", "--run", "--resume", "--heldout", "--seed", "--learning-rate", "--dtype"),
     *("--template", "--objective", "--helpfulness-weight", "--normalise", "--no-normalise"),
-    *("--label-noise", "--template-date"),
+    *("--label-noise", "--template-date", "--seeds"),
     *("--format", "--refusal", "--harmless", "--own-answers", "--samples-per-prompt"),
     *("--harmful", "--benign", "--lookalike"),
 )

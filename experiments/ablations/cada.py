@@ -64,7 +64,7 @@ ARMS = ("none", "examples", *CONTEXTS, *TRAINED)
 OURS = (
     *("--model", "--run", "--resume", "--arm", "--template", "--context", "--code", "--cases"),
     *("--cases-per-outcome", "--generated", "--rejected", "--learning-rate", "--heldout"),
-    *("--dtype", "--template-date"),
+    *("--dtype", "--template-date", "--seeds"),
 )
 """Flags of experiments/cada.py that the comparison sets itself."""
 

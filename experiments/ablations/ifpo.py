@@ -70,7 +70,7 @@ class Settings:
     """Steps at the end of a run that the table averages over."""
 
 
-OURS = ("--run", "--resume", "--seed", "--objective", "--heldout")
+OURS = ("--run", "--resume", "--seed", "--seeds", "--objective", "--heldout")
 """Flags of experiments/ascl.py that the comparison sets itself; IFPO's baseline form excludes other
 advantages than the group's."""
 

@@ -17,10 +17,12 @@ class Report:
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """The folder that a run wrote; a run under way or cut short will do."""
+    """The folder of a run, under way or cut short too, or of the runs of several --seeds."""
 
     def run(self) -> None:
         """Writes report.html and prints its path."""
         from jaxalign.reports.run_page import write_report
+        from jaxalign.reports.seeds_page import write_seeds_report
 
-        print(write_report(self.folder))
+        several = any(self.folder.glob("seed-*/summary.json"))
+        print((write_seeds_report if several else write_report)(self.folder))

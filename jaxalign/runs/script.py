@@ -1,6 +1,7 @@
 """An experiment's script: evaluate, train, evaluate again, report; and how it ends."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import sys
@@ -14,11 +15,15 @@ from jaxalign.data import Prompt, load_all
 from jaxalign.host.colors import heed_no_color
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
-from jaxalign.host.processes import are_several, first_line, is_loss, join, locked_for_all
+from jaxalign.host.json_files import read_json
+from jaxalign.host.processes import are_several, first_line, is_first, is_loss, join, locked_for_all
 from jaxalign.models import Transformer
+from jaxalign.reports.seeds_page import write_seeds_report
 from jaxalign.runs.experiment import Experiment, Recipe, load_start
+from jaxalign.runs.flags import to_json
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
-from jaxalign.runs.settings import Settings, parse
+from jaxalign.runs.settings import LOOP_ONLY, Settings, parse
+from jaxalign.text.chat_template import day_of
 
 Build = Callable[[Any, Transformer, Any, list[Prompt]], Recipe]
 """`(settings, model, tokenizer, prompts) -> Recipe`: the script's own part."""
@@ -63,6 +68,55 @@ def main_of(
     return main
 
 
+def _run_all(settings: Settings, build: Build, interruption: Interruption) -> None:
+    """One run; with --seeds one of each, and the page on all of them."""
+    if not settings.seeds:
+        _run(settings, build, interruption)
+        return
+    for one in _of_seeds(settings):
+        if one.resume and (one.run / "summary.json").exists():
+            continue
+        print(f"seed {one.seed}, in {one.run}")
+        for config in settings.run.glob("seed-*/config.json"):
+            if one.dtype == "auto":  # a probe may come to another one
+                one = dataclasses.replace(one, dtype=read_json(config)["compute_dtype"])
+        if _run(dataclasses.replace(one, resume=one.resume and one.started), build, interruption):
+            return
+    if is_first():
+        print(f"wrote {write_seeds_report(settings.run)}")
+
+
+def _of_seeds(settings: Settings) -> list[Settings]:
+    """The settings of each seed; refuses those that do not go with the runs there are."""
+    if len(set(settings.seeds)) < len(settings.seeds):
+        raise InputError(f"seeds={settings.seeds} has one twice: give each once")
+    if (settings.run / "config.json").exists():
+        raise InputError(f"{settings.run} holds a run without --seeds: choose another --run")
+    kept = {path: read_json(path) for path in settings.run.glob("seed-*/config.json")}
+    days = [config["template_date"] for config in kept.values() if config["template_date"]]
+    day = day_of(settings.template_date or next(iter(days), None))  # of all of them
+    settings = dataclasses.replace(settings, template_date=day)
+    ours, may_differ = to_json(settings), (*LOOP_ONLY, "seed", "seeds")
+    for path, config in kept.items():
+        for name, theirs in config.items():
+            same = ours.get(name, theirs) == theirs or (name, theirs) == ("template_date", None)
+            if name not in may_differ and not same:
+                raise InputError(
+                    f"{path}: {name} was {theirs!r} and is now {ours[name]!r}: give all seeds the "
+                    "same settings, or choose another --run"
+                )
+    runs = [
+        dataclasses.replace(settings, seed=seed, seeds=(), run=settings.run / f"seed-{seed}")
+        for seed in settings.seeds
+    ]
+    for one in runs:
+        if not (one.resume and (one.started or (one.run / "summary.json").exists())):
+            one = dataclasses.replace(one, resume=False)
+            one.check()
+            one.check_folder()
+    return runs
+
+
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Locks a run folder, new or not; a run that is refused leaves no new one behind."""
@@ -77,8 +131,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
-    """Evaluates, trains, evaluates again and writes the run folder, alone in it."""
+def _run(settings: Settings, build: Build, interruption: Interruption) -> bool:
+    """Evaluates, trains, evaluates again and writes the run folder; whether it was interrupted."""
     begun = time.perf_counter()
     settings.check()
     join(settings.processes)
@@ -110,13 +164,14 @@ def _run(settings: Settings, build: Build, interruption: Interruption) -> None:
             evaluations["after"] = experiment.assess("after", state.policy)
             speed = None if training.speed is None else training.speed(state.policy)
             experiment.finish(state, evaluations, speed)
+        return interrupted
 
 
 def _exit_code(name: str, read: Callable[[], Settings], build: Build) -> int:
     """Runs, and turns what goes wrong into one line."""
     try:
         with Interruption() as interruption:
-            _run(read(), build, interruption)
+            _run_all(read(), build, interruption)
     except (InputError, OSError, DivergedError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DivergedError) else 2

@@ -87,6 +87,9 @@ class Settings(Checked):
     """Steps between transcripts in samples.jsonl, of a run that samples."""
     seed: Seed = 0
     """Seed of sampling and data order."""
+    seeds: tuple[int, ...] = ()
+    """Several seeds, each a run in RUN/seed-N, one after the other; RUN/report.html has their mean
+    and spread. --resume leaves out those that are done."""
 
     @property
     def rl(self) -> "RL | None":
@@ -106,6 +109,12 @@ class Settings(Checked):
     def load_prompts(self) -> list[Prompt]:
         """The training prompts."""
         return load_all(self.prompts, self.text_field)
+
+    @property
+    def started(self) -> bool:
+        """Whether the run folder holds what a resumed run goes on from."""
+        kept = self.first_stage
+        return has_checkpoint(self.run) or (kept is not None and (self.run / kept).exists())
 
     def check_plan(self) -> None:
         """Refuses settings whose step can't be planned."""
@@ -138,11 +147,9 @@ class Settings(Checked):
         ours = (self.run / "config.json").exists()
         for name in MOMENTS:
             check_evaluation(self.run / name, flag="--run", replaceable=ours)
-        kept = self.first_stage
-        started = has_checkpoint(self.run) or (kept is not None and (self.run / kept).exists())
-        if self.resume and not started:
+        if self.resume and not self.started:
             raise InputError(f"{self.run}: no checkpoint to resume from: leave --resume out")
-        if not self.resume and started:
+        if not self.resume and self.started:
             raise InputError(
                 f"{self.run} holds a run already: add --resume to go on, choose another --run, or "
                 "remove that folder"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.direct_refusal import main
+from jaxalign.runs.loop import Interruption
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +39,44 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize("harmless", ["own", "none"])
-def test_it_learns_a_refusal_and_what_it_would_have_answered(harmless, arguments, tmp_path):
-    folder = tmp_path / harmless
-    assert main([*arguments, f"--run={folder}", f"--harmless={harmless}"]) == 0
+def test_it_learns_a_refusal_and_what_it_would_have_answered(arguments, tmp_path):
+    folder = tmp_path / "own"
+    assert main([*arguments, f"--run={folder}"]) == 0
     assert losses(folder)[-1] < losses(folder)[0]
-    answers = folder / "own_answers.jsonl"
-    assert answers.exists() == (harmless == "own")
-    if harmless == "own":
-        asked = [json.loads(line)["prompt"] for line in answers.open()]
-        assert asked == ["Name a fruit.", "How do I kill a process?"]
+    asked = [json.loads(line)["prompt"] for line in (folder / "own_answers.jsonl").open()]
+    assert asked == ["Name a fruit.", "How do I kill a process?"]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["after"]["n"]["harmful"] == 1 and (folder / "report.html").exists()
+
+
+def test_seeds_run_one_after_the_other_and_go_on(arguments, tmp_path, monkeypatch, capsys):
+    """The first is done, the second is interrupted: --resume leaves out the one, resumes the other.
+
+    They learn refusals alone. The page of all of them is there once all are done.
+    """
+    folder = tmp_path / "both"
+    command = [*arguments, f"--run={folder}", "--harmless=none", "--seeds", "0", "1"]
+    with monkeypatch.context() as patch:
+        second = folder / "seed-1" / "metrics.jsonl"
+        patch.setattr(Interruption, "noticed", lambda self: second.exists())
+        assert main(command) == 0
+    first = (folder / "seed-0" / "summary.json").read_text()
+    assert len(losses(folder / "seed-1")) == 1 and not (folder / "report.html").exists()
+    assert main(command) == 2
+    assert "seed-0 holds a run already: add --resume" in capsys.readouterr().err
+    assert main([*command, "--resume", "--steps=4"]) == 2
+    assert "steps was 3 and is now 4: give all seeds the same" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert (folder / "seed-0" / "summary.json").read_text() == first
+    for one in (folder / "seed-0", folder / "seed-1"):
+        assert len(losses(one)) == 3 and losses(one)[-1] < losses(one)[0]
+        assert not (one / "own_answers.jsonl").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["after"]["seeds"].keys() == {"0", "1"}
+    assert (
+        summary["after"]["seeds"]["0"]["well_formed"] == json.loads(first)["after"]["well_formed"]
+    )
+    assert "seed 1" in (folder / "report.html").read_text()
 
 
 def test_it_has_no_settings_of_rl(arguments, tmp_path, capsys):
