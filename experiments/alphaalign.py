@@ -30,8 +30,8 @@ from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.host.fields import Share
 from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.models import Transformer
+from jaxalign.runs.choices import FLAT, change
 from jaxalign.runs.experiment import Recipe
-from jaxalign.runs.flags import FLAT, change
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import RL, Settings

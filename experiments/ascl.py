@@ -30,8 +30,8 @@ from jaxalign.methods.ascl.consulting import Consulting
 from jaxalign.methods.ascl.first_stage import COLD_START_FOLDER, ColdStart, cold_start
 from jaxalign.models import Transformer
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Safety, safety_verifiers
+from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Recipe, tokenizer_of
-from jaxalign.runs.flags import FLAT
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import RL, Settings

@@ -38,8 +38,8 @@ from jaxalign.host.fields import Count, Natural, Positive
 from jaxalign.methods.cada.arms import GENERATED, RL, Arm, Reasoning
 from jaxalign.models import Transformer
 from jaxalign.rewards import Safety, safety_verifiers
+from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Recipe, tokenizer_of
-from jaxalign.runs.flags import FLAT
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import Settings

@@ -24,8 +24,8 @@ from jaxalign.methods.cada.arms import sample_answers
 from jaxalign.methods.cada.selection import refusal_tokens
 from jaxalign.models import Transformer
 from jaxalign.records import Params
+from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Experiment, Recipe, supervised
-from jaxalign.runs.flags import FLAT
 from jaxalign.runs.loop import Training
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import Packed, Settings

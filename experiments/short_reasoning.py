@@ -23,8 +23,8 @@ from jaxalign.host.fields import Weight
 from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.records import KINDS, Batch, Rollout, of_rows
 from jaxalign.rewards import REASONING_TAGS, Span, Verifiers, device_reward, safety_verifiers
+from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Recipe
-from jaxalign.runs.flags import FLAT
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import RL, Settings
 

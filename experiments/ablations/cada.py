@@ -40,7 +40,7 @@ from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import write_json
 from jaxalign.host.progress import progress_bar
-from jaxalign.runs.flags import to_json
+from jaxalign.runs.choices import to_json
 from jaxalign.runs.settings import parse
 from jaxalign.utility.perplexity import ReferenceAnswers, perplexity, reference_answers
 

@@ -47,8 +47,8 @@ from jaxalign.rewards.terms import Reward
 from jaxalign.runs.added_rewards import load_added_rewards
 from jaxalign.runs.batches import Batches
 from jaxalign.runs.checkpoint import FORMAT, format_problem
+from jaxalign.runs.choices import to_json
 from jaxalign.runs.facts import prompt_facts
-from jaxalign.runs.flags import to_json
 from jaxalign.runs.loop import Interruption, Training, train
 from jaxalign.runs.settings import LOOP_ONLY, Packed, Settings, has_checkpoint
 from jaxalign.sampling import Endings, Stage, Temperature, Tool, stage_key

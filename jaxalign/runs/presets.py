@@ -9,7 +9,7 @@ another size keep `tensor` and give `fsdp` the rest, as plan does.
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxalign.runs.flags import change
+from jaxalign.runs.choices import change
 from jaxalign.runs.settings import Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -19,8 +19,8 @@ from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import are_several, first_line, is_first, is_loss, join, locked_for_all
 from jaxalign.models import Transformer
 from jaxalign.reports.seeds_page import write_seeds_report
+from jaxalign.runs.choices import to_json
 from jaxalign.runs.experiment import Experiment, Recipe, load_start
-from jaxalign.runs.flags import to_json
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
 from jaxalign.runs.settings import LOOP_ONLY, Settings, parse
 from jaxalign.text.chat_template import day_of

@@ -18,7 +18,8 @@ from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS
 from jaxalign.runs.added_rewards import split_weight
-from jaxalign.runs.flags import FLAT, flat_parts, parse_flags
+from jaxalign.runs.choices import FLAT, flat_parts
+from jaxalign.runs.flags import parse_flags
 from jaxalign.text.chat_template import day_of
 
 Seed = Annotated[int, at_least(0), Rule(lambda x: x < 2**31, f"is too large: at most {2**31 - 1}")]
@@ -143,6 +144,8 @@ class Settings(Checked):
         Raises:
           InputError: names what is there and the remedy.
         """
+        if any(self.run.glob("seed-*/config.json")):
+            raise InputError(f"{self.run} holds runs of --seeds: choose another --run")
         check_replaceable(self.run / "model")
         ours = (self.run / "config.json").exists()
         for name in MOMENTS:

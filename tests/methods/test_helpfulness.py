@@ -37,9 +37,9 @@ from jaxalign.records import Batch, Prompts
 from jaxalign.rewards import Safety, safety_verifiers
 from jaxalign.rewards.terms import host_parts
 from jaxalign.runs.batches import kind_indices
+from jaxalign.runs.choices import change
 from jaxalign.runs.experiment import make_reinforcement
 from jaxalign.runs.facts import prompt_facts
-from jaxalign.runs.flags import change
 from jaxalign.runs.loop import Interruption
 from jaxalign.sampling import Temperature
 

@@ -29,7 +29,7 @@ from jaxalign.engine.reductions import (
 )
 from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated
 from jaxalign.host.errors import InputError
-from jaxalign.runs.flags import CHOICES, change, choosable, flag_name, to_json
+from jaxalign.runs.choices import CHOICES, change, choosable, flag_name, to_json
 from jaxalign.runs.settings import parse
 
 

@@ -18,8 +18,8 @@ from jaxalign.methods.cada.selection import choose, make_pairs, refusal_tokens, 
 from jaxalign.methods.cada.self_generation import Generated, self_generate
 from jaxalign.records import Params
 from jaxalign.runs import settings
+from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Experiment, make_run_optimizer, supervised, tuning
-from jaxalign.runs.flags import FLAT
 from jaxalign.runs.loop import Training
 from jaxalign.runs.settings import Packed, Settings
 from jaxalign.sampling import Temperature
