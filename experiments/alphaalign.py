@@ -56,10 +56,6 @@ class AlphaAlign(Settings):
         """The training prompts, with the labels that the run is to learn from."""
         return mislabel(super().load_prompts(), self.label_noise, seed=self.seed)
 
-    def check_plan(self) -> None:
-        """Refuses a scorer that would have to be loaded."""
-        self.rewarded.check_plan()
-
 
 PRESETS: dict[str, AlphaAlign] = {
     # SmolLM2-135M on two CPU cores; README.md has the measured time and results.

@@ -79,7 +79,7 @@ PRESETS: dict[str, Cada] = {
     "smollm2": Cada(),
 }
 # 3B- and 8B-class models, on v5e:4x4; ours, not run. `jaxalign plan … -- --arm rl
-# --samples-per-prompt 8` says what the RL arm takes.
+# --samples-per-prompt 8 --objective.kl.coefficient 0.05` says what the RL arm takes.
 PRESETS |= large(
     Cada(),
     "cada",
@@ -101,7 +101,7 @@ def build(settings: Cada, model: Transformer, tokenizer: Any, prompts: list[Prom
     template, arm = TEMPLATES[settings.template], settings.arm
     if not isinstance(arm, RL):
         own = getattr(arm, "own", None)
-        facts = {"context_text": "" if own is None else own.context_text}
+        facts = {"context_text": "" if own is None else own.context_text()}
         return Recipe(template, tune=arm.tune, facts=facts)
     with tokenizer_of(settings.model):
         verifiers = safety_verifiers(tokenizer)

@@ -22,7 +22,7 @@ from jaxalign.data.templates import alphaalign_messages
 from jaxalign.host.fields import Weight
 from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.records import KINDS, Batch, Rollout, of_rows
-from jaxalign.rewards import REASONING_TAGS, Span, Verifiers, device_reward, safety_verifiers
+from jaxalign.rewards import REASONING_TAGS, Span, Verifiers, device_reward
 from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Recipe
 from jaxalign.runs.script import main_of
@@ -67,7 +67,8 @@ def short(verifiers: Verifiers, reasoning: Span, batch: Batch, samples: Rollout)
 def build(settings: ShortReasoning, model: Any, tokenizer: Any, prompts: list[Prompt]) -> Recipe:
     """AlphaAlign's reward and how its prompts are asked, with the length reward on top."""
     recipe = settings.rewarded.recipe(alphaalign_messages, settings, model, tokenizer, prompts)
-    verifiers, reasoning = safety_verifiers(tokenizer), Span.of(tokenizer, REASONING_TAGS)
+    verifiers = settings.rewarded.verifiers(tokenizer)
+    reasoning = Span.of(tokenizer, REASONING_TAGS)
     added = settings.length_weight * device_reward(short, "short", verifiers, reasoning)
     return dataclasses.replace(recipe, reward=lambda start: recipe.reward(start) + added)
 

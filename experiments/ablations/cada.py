@@ -21,7 +21,6 @@ checkpoints are deleted once they are measured); results.json, table.md and trad
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -212,14 +211,7 @@ def flags_of_arm(arm: Sequence[str], flags: Sequence[str]) -> list[str]:
         return set(to_json(parse(["smollm2", *chosen], PRESETS, script="cada.py", doc=None)))
 
     elsewhere = set().union(*map(names, TRAINED.values())) - names(arm)
-    kept: list[str] = []
-    keep = True
-    for word in flags:
-        if word.startswith("--"):
-            name = re.split(r"[=.]", word.removeprefix("--").removeprefix("no-"))[0]
-            keep = name.replace("-", "_") not in elsewhere
-        kept += [word] if keep else []
-    return kept
+    return comparison.flags_but(flags, elsewhere.__contains__)
 
 
 def nothing_kept(folder: Path) -> bool:

@@ -7,6 +7,7 @@ measured; comparison.json says what all points share.
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,18 @@ def check(
     for name in counts.split():
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)} is too small: at least 1")
+
+
+def flags_but(flags: Sequence[str], leave: Callable[[str], bool]) -> list[str]:
+    """The flags, with their values, but for those to leave by their names, such as `cold_start`."""
+    kept: list[str] = []
+    keep = True
+    for word in flags:
+        if word.startswith("--"):
+            name = re.split(r"[=.]", word.removeprefix("--").removeprefix("no-"))[0]
+            keep = not leave(name.replace("-", "_"))
+        kept += [word] if keep else []
+    return kept
 
 
 def of_each_kind(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:

@@ -96,6 +96,7 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
         perform(start, [*common, "--steps", "1"])
     write_json(kept, shared)  # now that the flags are known to work
     from_start = ["--model", str(start / "cold_start"), "--cold-start", "none"]
+    common = comparison.flags_but(common, lambda name: name == "cold_start")
     # Seeds in the outer loop: a comparison that is stopped has as many runs of each arm.
     for seed, arm in itertools.product(range(settings.seeds), settings.arms):
         run = settings.out / Point(arm, seed=seed).name

@@ -22,7 +22,7 @@ class Report:
     def run(self) -> None:
         """Writes report.html and prints its path."""
         from jaxalign.reports.run_page import write_report
-        from jaxalign.reports.seeds_page import write_seeds_report
+        from jaxalign.reports.seeds_page import seed_folders, write_seeds_report
 
-        several = any(self.folder.glob("seed-*/summary.json"))
+        several = seed_folders(self.folder)
         print((write_seeds_report if several else write_report)(self.folder))

@@ -17,5 +17,5 @@ def heed_no_color(arguments: Sequence[str]) -> list[str]:
     if "--no-color" in arguments:
         os.environ["NO_COLOR"] = "1"
     if os.environ.get("NO_COLOR"):
-        tyro._experimental_options["ansi_codes"] = False
+        tyro._experimental_options["ansi_codes"] = False  # which has no public name
     return [word for word in arguments if word != "--no-color"]

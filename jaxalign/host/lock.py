@@ -62,7 +62,9 @@ def locked(path: Path, instead: str) -> Iterator[None]:
     finally:
         if descriptor in _held:  # not in a forked process
             _held.remove(descriptor)
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # by hand, it may be gone, or another's by now
+                if os.path.samestat(os.fstat(descriptor), file.stat()):
+                    file.unlink()
             os.close(descriptor)
 
 

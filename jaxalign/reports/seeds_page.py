@@ -10,6 +10,12 @@ from jaxalign.reports.page import Block, table, write_page
 from jaxalign.reports.run_folder import MOMENTS
 
 
+def seed_folders(folder: Path) -> dict[int, Path]:
+    """The folders of the runs in it, by their seeds."""
+    found = {path.name.removeprefix("seed-"): path for path in folder.glob("seed-*")}
+    return {seed: found[str(seed)] for seed in sorted(int(x) for x in found if x.isdecimal())}
+
+
 def write_seeds_report(folder: Path) -> Path:
     """Writes summary.json and report.html of a folder with runs in seed-0, seed-1 and so on.
 
@@ -20,9 +26,8 @@ def write_seeds_report(folder: Path) -> Path:
     Returns:
       the path of report.html.
     """
-    paths = folder.glob("seed-*/summary.json")
-    found = {int(path.parent.name.removeprefix("seed-")): read_json(path) for path in paths}
-    runs = {seed: found[seed] for seed in sorted(found)}
+    summaries = {seed: run / "summary.json" for seed, run in seed_folders(folder).items()}
+    runs = {seed: read_json(path) for seed, path in summaries.items() if path.exists()}
     asked = [moment for moment in MOMENTS if any(run.get(moment) for run in runs.values())]
     content = {moment: _figures(runs, moment) for moment in asked}
     write_json(folder / "summary.json", content)

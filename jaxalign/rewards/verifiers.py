@@ -109,7 +109,8 @@ def safety_verifiers(
 class Span:
     """The tokens between two tags, as `Verdict.answer` has those of the answer. A pytree.
 
-    Without the opening tag all tokens are inside, without the closing one all that follow.
+    Without the opening tag all tokens are inside, without the closing one all that follow; so in
+    malformed text it is not `split`'s reasoning, which is before the answer.
     """
 
     reader: Reader  # of: opening tag, opening tag … closing tag

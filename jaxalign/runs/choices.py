@@ -120,16 +120,15 @@ def change(settings: AnySettings, **values: Any) -> AnySettings:
     Raises:
       ValueError: there is no such field.
     """
-    own = {name: values.pop(name) for name in list(values) if name in vars(settings)}
-    settings = dataclasses.replace(settings, **own)  # type: ignore[type-var]
+    changed = {name: values.pop(name) for name in list(values) if name in vars(settings)}
     for name, _, flat in fields_of(type(settings)):
-        part = getattr(settings, name)
+        part = changed.get(name, getattr(settings, name))
         theirs = {key: values.pop(key) for key in list(values) if flat and _has(part, key)}
         if theirs:
-            settings = dataclasses.replace(settings, **{name: change(part, **theirs)})  # type: ignore[type-var]
+            changed[name] = change(part, **theirs)
     if values:
         raise ValueError(f"{type(settings).__name__} has no {', '.join(values)}")
-    return settings
+    return dataclasses.replace(settings, **changed)  # type: ignore[type-var]
 
 
 def _has(part: Any, name: str) -> bool:
@@ -158,7 +157,7 @@ def _choose(settings: Any, name: str, choice: Choice) -> Any:
         return settings
     new = wanted()
     shared: dict[str, Any] = {}
-    for part in () if present is None else (present, *flat_parts(present)):
+    for part in (present, *flat_parts(present)) if dataclasses.is_dataclass(present) else ():
         shared |= {name: value for name, value in vars(part).items() if _has(new, name)}
     return _replace(settings, choice.path, change(new, **shared))
 

@@ -209,14 +209,14 @@ class Experiment:
             self.work = make_reinforcement(*given, self.recipe)
         self._folder = folder = self.settings.run
         self._dtype = jnp.dtype(self.model.dtype).name
-        self._saved = to_json(self.settings) | {
-            "run_format": FORMAT,
+        facts = {
             "compute_dtype": self._dtype,
-            "template_date": run_date(self.tokenizer),
             "prompts_digest": prompts_digest(self.prompts),
             "heldout_digest": prompts_digest(self.heldout),
             **self.recipe.facts,
         }
+        date = {"template_date": run_date(self.tokenizer)}
+        self._saved = to_json(self.settings) | date | {"run_format": FORMAT, "facts": facts}
         if not self.settings.resume and is_first():
             self._begin(folder / "config.json")
         wait_for_all()
@@ -256,7 +256,10 @@ class Experiment:
         if problem:
             return problem
         may_differ = LOOP_ONLY if resume else ("run", "processes")
-        for name, value in self._saved.items():
+        theirs = theirs | theirs.get("facts", {})
+        for name, value in {**self._saved, **self._saved["facts"]}.items():
+            if name == "facts":
+                continue
             if name in theirs and name not in may_differ and theirs[name] != value:
                 if not resume:
                     return (
@@ -434,7 +437,7 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     if dtype != "auto":
         reason = f"{dtype}, as asked for"
     elif resumed:
-        dtype = theirs["compute_dtype"]
+        dtype = theirs["facts"]["compute_dtype"]
         reason = f"{dtype}, as before"
     else:
         dtype, reason = fastest_dtype()

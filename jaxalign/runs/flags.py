@@ -35,7 +35,10 @@ AnySettings = TypeVar("AnySettings")
 
 
 def parse_flags(settings: AnySettings, arguments: Sequence[str], *, prog: str) -> AnySettings:
-    """Settings with flags on top.
+    """Settings with those of a file that `--settings` names on top, and flags on top of that.
+
+    The file is YAML or JSON and gives settings by the names of their flags; a run's config.json is
+    one.
 
     Args:
       settings: a dataclass with the defaults.
@@ -43,10 +46,28 @@ def parse_flags(settings: AnySettings, arguments: Sequence[str], *, prog: str) -
       prog: the command's name in messages.
 
     Raises:
-      InputError: a choice that there is not.
+      InputError: a choice that there is not, a value that may not be, or a file that can't be read
+        or names what is no setting.
       SystemExit: tyro's, after help or a message on a flag.
     """
-    arguments = with_file(settings, arguments)
+    rest = list(arguments)
+    place = next((i for i, word in enumerate(rest) if word.split("=")[0] == FILE_FLAG), None)
+    if place is not None:
+        flag, equals, name = rest.pop(place).partition("=")
+        if not equals:
+            if place == len(rest):
+                raise InputError(f"{flag}: give a file, such as a run's config.json")
+            name = rest.pop(place)
+        with named_errors(name):
+            words = _words_of(settings, load_yaml(name))
+            try:
+                settings = _parse(settings, words, prog)
+            except SystemExit:
+                raise InputError("what is said above is of this file: correct it there") from None
+    return _parse(settings, rest, prog)
+
+
+def _parse(settings: AnySettings, arguments: Sequence[str], prog: str) -> AnySettings:
     with checked_later():  # what is chosen last counts, and tyro would frame what is said
         chosen, rest = choose_objects(settings, arguments)
         about = (type(chosen).__doc__ or "").strip()
@@ -82,41 +103,26 @@ def _flags_of_optional(info: tyro.constructors.StructTypeInfo) -> Any:
     return tyro.constructors.ConstructorRegistry.get_struct_spec(held)
 
 
-def with_file(settings: Any, arguments: Sequence[str]) -> list[str]:
-    """The arguments with the flags of the file that `--settings` names before them.
-
-    The file is YAML or JSON and gives settings by the names of their flags; a run's config.json is
-    one. What is as it is in the settings is left out.
-
-    Raises:
-      InputError: a file that can't be read, or that names what is no setting.
-    """
-    rest = list(arguments)
-    place = next((i for i, word in enumerate(rest) if word.split("=")[0] == FILE_FLAG), None)
-    if place is None:
-        return rest
-    flag, equals, name = rest.pop(place).partition("=")
-    if not equals:
-        if place == len(rest):
-            raise InputError(f"{flag}: give a file, such as a run's config.json")
-        name = rest.pop(place)
-    with named_errors(name):
-        given, present = load_yaml(name), to_json(settings)
+def _words_of(settings: Any, given: Any) -> list[str]:
+    """The flags for what a file gives, but for what is so in the settings already."""
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise InputError(f"{name}: must give settings by name, as a run's config.json does")
-    given = {key.replace("-", "_"): value for key, value in given.items()}
-    others = {
-        name for choice in choosable(settings) for one in choice.classes for name in _names(one)
-    }
-    unknown = sorted(given.keys() - present.keys() - others)
-    if unknown and "run_format" not in given:  # of a run, with facts of it
-        raise InputError(f"{name}: {unknown[0]} is no setting; --help lists them")
+        raise InputError("must give settings by name, as a run's config.json does")
+    if "run_format" in given:  # of a run, with facts of it
+        given = {key: x for key, x in given.items() if key not in ("run_format", "facts", "resume")}
+    present, named = to_json(settings), [key.replace("-", "_") for key in given]
+    classes = [one for choice in choosable(settings) for one in choice.classes]
+    known = present.keys() | {name for one in classes for name in _names(one)}
+    for name in named:
+        if name not in known:
+            raise InputError(f"{name} is no setting; --help lists them")
+        if named.count(name) > 1:
+            raise InputError(f"{name} is given twice: give it once")
     words = [
-        _words(f"--{key}", value)
-        for key, value in given.items()
-        if key not in ("resume", *unknown) and (key not in present or value != present[key])
+        _words(f"--{name}", value)
+        for name, value in zip(named, given.values(), strict=True)
+        if name not in present or value != present[name]
     ]
-    return sum(words, []) + rest
+    return sum(words, [])
 
 
 def _names(owner: type) -> Iterator[str]:
@@ -136,8 +142,9 @@ def _words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         above, dot, name = flag.removeprefix("--").rpartition(".")
         return [f"--{above}{dot}{'' if value else 'no-'}{name}"]
-    if isinstance(value, list):
+    if isinstance(value, list) and len(value) != 1:
         return [flag, *map(str, value)]
+    value = value[0] if isinstance(value, list) else value  # which may begin with a dash
     return [f"{flag}={value}"]
 
 

@@ -18,7 +18,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import are_several, first_line, is_first, is_loss, join, locked_for_all
 from jaxalign.models import Transformer
-from jaxalign.reports.seeds_page import write_seeds_report
+from jaxalign.reports.seeds_page import seed_folders, write_seeds_report
 from jaxalign.runs.choices import to_json
 from jaxalign.runs.experiment import Experiment, Recipe, load_start
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
@@ -73,17 +73,26 @@ def _run_all(settings: Settings, build: Build, interruption: Interruption) -> No
     if not settings.seeds:
         _run(settings, build, interruption)
         return
-    for one in _of_seeds(settings):
-        if one.resume and (one.run / "summary.json").exists():
-            continue
-        print(f"seed {one.seed}, in {one.run}")
-        for config in settings.run.glob("seed-*/config.json"):
-            if one.dtype == "auto":  # a probe may come to another one
-                one = dataclasses.replace(one, dtype=read_json(config)["compute_dtype"])
-        if _run(dataclasses.replace(one, resume=one.resume and one.started), build, interruption):
-            return
-    if is_first():
-        print(f"wrote {write_seeds_report(settings.run)}")
+    join(settings.processes)
+    with _alone_in(settings.run):
+        for one in _of_seeds(settings):
+            if one.resume and (one.run / "summary.json").exists():
+                continue
+            print(f"seed {one.seed}, in {one.run}")
+            for path, config in _kept(settings).items():
+                if one.dtype == "auto" and path.parent != one.run:  # a probe may come to another
+                    one = dataclasses.replace(one, dtype=config["facts"]["compute_dtype"])
+            one = dataclasses.replace(one, resume=one.resume and one.started)
+            if _run(one, build, interruption):
+                return
+        if is_first():
+            print(f"wrote {write_seeds_report(settings.run)}")
+
+
+def _kept(settings: Settings) -> dict[Path, Any]:
+    """The config.json of each seed that has begun."""
+    paths = [run / "config.json" for run in seed_folders(settings.run).values()]
+    return {path: read_json(path) for path in paths if path.exists()}
 
 
 def _of_seeds(settings: Settings) -> list[Settings]:
@@ -92,15 +101,14 @@ def _of_seeds(settings: Settings) -> list[Settings]:
         raise InputError(f"seeds={settings.seeds} has one twice: give each once")
     if (settings.run / "config.json").exists():
         raise InputError(f"{settings.run} holds a run without --seeds: choose another --run")
-    kept = {path: read_json(path) for path in settings.run.glob("seed-*/config.json")}
-    days = [config["template_date"] for config in kept.values() if config["template_date"]]
+    kept = _kept(settings)
+    days = [config["template_date"] for config in kept.values()]
     day = day_of(settings.template_date or next(iter(days), None))  # of all of them
     settings = dataclasses.replace(settings, template_date=day)
     ours, may_differ = to_json(settings), (*LOOP_ONLY, "seed", "seeds")
     for path, config in kept.items():
         for name, theirs in config.items():
-            same = ours.get(name, theirs) == theirs or (name, theirs) == ("template_date", None)
-            if name not in may_differ and not same:
+            if name not in may_differ and ours.get(name, theirs) != theirs:
                 raise InputError(
                     f"{path}: {name} was {theirs!r} and is now {ours[name]!r}: give all seeds the "
                     "same settings, or choose another --run"

@@ -17,6 +17,7 @@ from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS
+from jaxalign.reports.seeds_page import seed_folders
 from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.choices import FLAT, flat_parts
 from jaxalign.runs.flags import parse_flags
@@ -65,7 +66,7 @@ class Settings(Checked):
     max_new_tokens: Count = 64
     """T, longest completion."""
     stop: tuple[str, ...] = ()
-    """Names of tokens that end a completion, beside the model's own ends."""
+    """Names of tokens, all behind one flag, that end a completion beside the model's own ends."""
     temperature: Positive = 0.7
     """Temperature of sampling, and of the policy in RL's loss."""
     steps: Count = 40
@@ -124,6 +125,9 @@ class Settings(Checked):
                 "nothing to plan: only steps of RL are, and these settings take none "
                 "(experiments/cada.py takes them with --arm rl)"
             )
+        for part in flat_parts(self):
+            if hasattr(part, "check_plan"):
+                part.check_plan()
 
     def check(self) -> None:
         """Refuses what can't work together or on this machine, before anything slow happens.
@@ -144,7 +148,7 @@ class Settings(Checked):
         Raises:
           InputError: names what is there and the remedy.
         """
-        if any(self.run.glob("seed-*/config.json")):
+        if seed_folders(self.run):
             raise InputError(f"{self.run} holds runs of --seeds: choose another --run")
         check_replaceable(self.run / "model")
         ours = (self.run / "config.json").exists()

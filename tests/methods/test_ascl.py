@@ -364,7 +364,7 @@ def test_tuning_makes_the_traces_likelier_and_skips_the_tools_tokens(params, col
 
 def test_tuning_that_diverges_is_named(params, collected):
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
-    with pytest.raises(DivergedError, match="lower cold_start_learning_rate"):
+    with pytest.raises(DivergedError, match="lower cold_start.learning_rate"):
         fine_tune(
             MODEL,
             broken,

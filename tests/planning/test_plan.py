@@ -21,7 +21,6 @@ from jaxalign.planning.compiled_step import DoesNotFit, Phase, Plan, _excess
 from jaxalign.planning.scripts import read_settings
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.runs.presets import LARGE
-from jaxalign.runs.settings import check_mesh
 
 ALPHAALIGN = str(Path(__file__).parents[2] / "experiments" / "alphaalign.py")
 
@@ -140,8 +139,8 @@ def test_meshes_of_the_presets_divide_what_they_split(script):
     names = [name for name, preset in module.PRESETS.items() if preset.mesh]
     assert set(names) >= set(LARGE)
     for name in names:
-        settings = read_settings(module, name, [])
-        check_mesh(settings)
+        settings = read_settings(module, name, ["--arm", "rl"] if script == "cada" else [])
+        settings.rl.check_with(settings)
         _, fsdp, tensor = settings.mesh
         config = read_architecture(settings.model)
         assert config.num_kv_heads % tensor == 0  # a head stays on one device

@@ -329,6 +329,12 @@ def test_a_file_of_settings_stands_below_the_flags(tmp_path):
         "--objective.kl.coefficient 0.1 --objective.value-clip None --objective.no-whiten"
     )
     assert settings(f"demo --steps 5 --settings {path}") == settings(f"{expected} --steps 5")
+    path.write_text("{label-noise: 0.1, label_noise: 0.2}")
+    with pytest.raises(InputError, match="mine.yaml: label_noise is given twice"):
+        settings(f"demo --settings={path}")
+    path.write_text("balance: 0")
+    with pytest.raises(InputError, match="mine.yaml: what is said above is of this file"):
+        settings(f"demo --settings={path}")
     path.write_text("stepps: 3")
     with pytest.raises(InputError, match="mine.yaml: stepps is no setting; --help lists them"):
         settings(f"demo --settings={path}")
@@ -351,7 +357,39 @@ def test_a_file_of_settings_stands_below_the_flags(tmp_path):
 )
 def test_a_runs_config_gives_its_settings_again(presets, flags, tmp_path):
     run = settings(flags, presets)
-    facts = {"run_format": 4, "prompts_digest": "12", "rule_texts": {"a": "b"}}
+    facts = {"run_format": 3, "facts": {"rules": {"a": "b"}}}
     (tmp_path / "config.json").write_text(json.dumps(to_json(run) | facts))
     for other in presets:
         assert settings(f"{other} --settings {tmp_path / 'config.json'}", presets) == run
+
+
+@pytest.mark.parametrize(
+    ("presets", "run", "flags", "expected"),
+    [
+        (PRESETS, "demo --objective.kl k2 --objective.kl.coefficient 1", "--objective.kl none", ""),
+        (PRESETS, "demo --objective ppo --seed 3", "--objective grpo", "--objective grpo --seed 3"),
+        (CONSULTING, "smollm2 --cold-start.cap 3", "--cold-start none", "--cold-start none"),
+        (CADA, "smollm2 --row-length 512", "--arm rl", "--arm rl"),
+        (CADA, "smollm2 --arm rl --harmful 3", "--arm reasoning", ""),
+    ],
+)
+def test_another_choice_goes_over_a_file(presets, run, flags, expected, tmp_path):
+    path, preset = tmp_path / "config.json", run.split()[0]
+    path.write_text(json.dumps(to_json(settings(run, presets))))
+    found = settings(f"{preset} --settings {path} {flags}", presets)
+    if "ppo" in run:  # which has no baseline to go back to
+        expected += " --objective.advantages group"
+    assert found == settings(f"{preset} {expected}", presets)
+
+
+def test_a_plain_function_in_a_preset_can_be_replaced_by_a_flag():
+    mine = preset(GRPO(advantages=lambda rewards: rewards))
+    assert settings("mine --objective.advantages group", mine).rl.objective == GRPO()
+
+
+def test_values_that_belong_together_change_together():
+    """15 prompts go in three parts, and not in the two that there were."""
+    halves = change(PRESETS["demo"], minibatches=2)
+    assert change(halves, harmful=7, minibatches=3).rl.updates.minibatches == 3
+    with pytest.raises(ValueError, match="AlphaAlign has no minibatch"):
+        change(halves, minibatch=3)

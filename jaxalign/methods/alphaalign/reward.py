@@ -91,6 +91,12 @@ class Rewarded(Checked):
                 "planned: leave --helpfulness out"
             )
 
+    def verifiers(self, tokenizer: Any) -> Verifiers:
+        """Those of the format and the refusals that are chosen; raises as `safety_verifiers`."""
+        return safety_verifiers(
+            tokenizer, pattern=_FORMATS[self.format], refusal=_REFUSALS[self.refusal]
+        )
+
     def recipe(
         self,
         template: Template,
@@ -107,9 +113,7 @@ class Rewarded(Checked):
         rl = settings.rl
         assert rl is not None
         with tokenizer_of(settings.model):
-            verifiers = safety_verifiers(
-                tokenizer, pattern=_FORMATS[self.format], refusal=_REFUSALS[self.refusal]
-            )
+            verifiers = self.verifiers(tokenizer)
         scoring = None
         if self.helpfulness_weight:
             scoring = load_scoring(

@@ -163,7 +163,7 @@ def balance_traces(traces: Sequence[Trace], *, cap: int) -> list[Trace]:
     if not kept:
         raise InputError(
             "cold start: no sampled trace was well-formed and right; sample more rounds, or leave "
-            "the cold start out with cold_start_rounds=0"
+            "the cold start out with --cold-start none"
         )
     return kept
 
@@ -219,7 +219,7 @@ def fine_tune(
     for number in range(steps):
         state, result = step(state, packed(number))
         if result.metrics["skipped_updates"]:
-            raise DivergedError("cold start: not finite: lower cold_start_learning_rate")
+            raise DivergedError("cold start: not finite: lower cold_start.learning_rate")
         losses.append(float(result.metrics["loss"]))
         progress(number + 1)
     return state.params, losses

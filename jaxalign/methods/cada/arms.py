@@ -49,7 +49,6 @@ class SelfGeneration(Checked):
     cap: Count = 24
     """Most answers to learn from, of each category."""
 
-    @property
     def context_text(self) -> str:
         """What stands before a request."""
         return context_text(
@@ -60,8 +59,9 @@ class SelfGeneration(Checked):
         )
 
     def check_with(self, settings: Settings) -> None:
-        """Reads code and cases, before the model is read."""
-        assert self.context_text, settings
+        """Reads code and cases, which may be wrong, before the model is read."""
+        del settings
+        self.context_text()
 
     def file(self, run: Experiment) -> Path:
         """Where the answers are."""
@@ -84,7 +84,7 @@ class SelfGeneration(Checked):
 
     def kept_answers(self, run: Experiment, params: Params) -> list[Generated]:
         """Answers with code or cases in context that pass the filters; writes yield.md."""
-        template = coded_messages(self.context_text)
+        template = coded_messages(self.context_text())
         made = self.answers(run, params, self.file(run), template)
         kept, table = choose(made, cap=self.cap)
         path = run.settings.run / "yield.md"
