@@ -95,7 +95,7 @@ def test_the_arms_that_tune(arm, arguments, prompts, generated, tmp_path):
     assert "rollout_tokens_per_second" not in summary
     assert (folder / "model" / "model.safetensors").exists()
     page = (folder / "report.html").read_text()
-    assert "Loss" in page and (folder / "training.png").exists()
+    assert "by training step" in page and (folder / "training.png").exists()
     if arm == "preference":
         assert all(0 <= row["preferred"] <= 1 for row in metrics_of(folder))
         assert (generated.parent / "unsafe.jsonl").exists()
