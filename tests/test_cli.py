@@ -676,6 +676,8 @@ def test_a_page_of_ones_own_is_run_by_its_path(
     assert error(capsys, "train", "mine.py", "demos").endswith("'demos': choose one of demo")
     assert "steps=-1 is too small" in error(capsys, "train", "mine.py", "demo", "--steps=-1")
     assert "has no build; see docs/" in error(capsys, "train", "beside_mine.py", "demo")
+    Path("mine.py").write_text("PRESETS = {'demo': 3}\nbuild = print\n")
+    assert "PRESETS must give settings by name" in error(capsys, "train", "mine.py", "demo")
 
 
 def test_a_wheel_carries_the_pages_and_one_line_lists_them(tmp_path: Path) -> None:

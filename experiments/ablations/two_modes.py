@@ -42,8 +42,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from jaxalign.host.command import run_command
 from jaxalign.host.json_files import write_json
 from jaxalign.losses import group_advantages, inverse_frequency_advantages
 from jaxalign.records import KINDS as CLASSES
@@ -297,4 +297,4 @@ def plot_training(rates: dict[str, np.ndarray], path: Path, *, columns: int = 3)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_command("two_modes", Settings, main, __doc__)

@@ -29,6 +29,12 @@ def describe_pages() -> str:
     return "\n".join(f"{name}: {text.partition(chr(10))[0]}" for name, text in about.items())
 
 
+def _is_none(preset: object) -> bool:
+    from jaxalign.runs.settings import Settings
+
+    return not isinstance(preset, Settings)
+
+
 def load_page(page: str) -> ModuleType:
     """An experiment as a module, `page.NAME`.
 
@@ -51,4 +57,10 @@ def load_page(page: str) -> ModuleType:
     module = load_module(path, f"page.{path.stem}", f"{path}:")
     if missing := [name for name in ("PRESETS", "build") if not hasattr(module, name)]:
         raise InputError(f"{path}: has no {', '.join(missing)}; see docs/your-own-method.md")
+    presets = module.PRESETS
+    if not isinstance(presets, dict) or not presets or any(map(_is_none, presets.values())):
+        raise InputError(
+            f"{path}: PRESETS must give settings by name, objects of a subclass of "
+            "jaxalign.runs.settings.Settings; see docs/your-own-method.md"
+        )
     return module

@@ -39,7 +39,7 @@ def read_rows(spec: str, limit: int | None = None) -> Iterator[tuple[str, str, M
             raise InputError(f"{spec}: a name must follow the colon; accepted: {_SPECS}")
         rows, unit = _dataset_rows(spec, name, split), "row"
         stem = spec
-    elif (suffix := Path(spec.removesuffix(".gz")).suffix.lower()) in _FILES:
+    elif (suffix := Path(spec.lower().removesuffix(".gz")).suffix) in _FILES:
         read, unit = _FILES[suffix]
         rows, stem = read(spec), Path(spec).name
     else:
@@ -76,7 +76,7 @@ def decoded(value: object) -> object:
 def _read_bytes(path: str | Path) -> bytes:
     try:
         data = Path(path).read_bytes()
-        return gzip.decompress(data) if str(path).endswith(".gz") else data
+        return gzip.decompress(data) if str(path).lower().endswith(".gz") else data
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: {why}; give the path of a readable file") from error
@@ -170,6 +170,8 @@ def read_csv(path: str | Path) -> Iterator[_Row]:
     old_limit = csv.field_size_limit(2**31 - 1)
     try:
         header = [name.strip() for name in next(reader)]
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
         number = skipped + reader.line_num + 1
         for cells in reader:
             if cells:

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import functools
 import math
+import numbers
 import typing
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
@@ -23,16 +24,26 @@ def at_least(smallest: int, more: str = "") -> Rule:
     return Rule(lambda x: x >= smallest, f"is too small: at least {smallest}{more}")
 
 
-Count = Annotated[int, at_least(1)]
-Natural = Annotated[int, at_least(0)]
+INT32 = Rule(lambda x: x < 2**31, f"is too large: at most {2**31 - 1}")
+
+Count = Annotated[int, at_least(1), INT32]
+Natural = Annotated[int, at_least(0), INT32]
 Positive = Annotated[float, Rule(lambda x: 0 < x < math.inf, "must be a number above 0")]
 Weight = Annotated[float, Rule(lambda x: 0 <= x < math.inf, "must be a number, 0 or above")]
 Share = Annotated[float, Rule(lambda x: 0 <= x <= 1, "must be from 0 to 1")]
 BelowOne = Annotated[float, Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1")]
 
+_KINDS = {
+    int: Rule(
+        lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool),
+        "must be a whole number",
+    ),
+    float: Rule(lambda x: isinstance(x, numbers.Real), "must be a number"),
+}
+
 
 class Checked:
-    """A dataclass whose fields are checked when it is made; None passes.
+    """A dataclass whose annotated fields are checked when it is made.
 
     Raises:
       InputError: names the class, the field and what it may be.
@@ -45,9 +56,9 @@ class Checked:
     def check_fields(self, above: str) -> None:
         """Raises an `InputError` for what may not be; `above` goes before a field's name."""
         owner: Any = type(self)
-        for name, rules in _rules(owner).items():
+        for name, rules, optional in _rules(owner):
             value = getattr(self, name)
-            for rule in rules if value is not None else ():
+            for rule in () if value is None and optional else rules:
                 if not rule.allows(value):
                     raise InputError(f"{above}{name}={value} {rule.otherwise}")
 
@@ -66,10 +77,13 @@ def checked_later() -> Iterator[None]:
 
 
 @functools.cache
-def _rules(owner: type) -> dict[str, list[Rule]]:
-    hints = typing.get_type_hints(owner, include_extras=True)
-    found = {name: (hint, *typing.get_args(hint)) for name, hint in hints.items()}
-    return {
-        name: [rule for x in parts for rule in getattr(x, "__metadata__", ()) if type(rule) is Rule]
-        for name, parts in found.items()
-    }
+def _rules(owner: type) -> list[tuple[str, list[Rule], bool]]:
+    """Of each annotated field its name, its rules, and whether it may be None."""
+    found = []
+    for name, hint in typing.get_type_hints(owner, include_extras=True).items():
+        parts = (hint, *typing.get_args(hint))  # such as of `Count | None`
+        for base, *more in filter(None, map(typing.get_args, parts)):
+            if rules := [x for x in more if type(x) is Rule]:
+                kind = [_KINDS[base]] if base in _KINDS else []
+                found.append((name, kind + rules, type(None) in parts))
+    return found

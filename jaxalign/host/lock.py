@@ -71,7 +71,7 @@ def locked(path: Path, instead: str) -> Iterator[None]:
 def _take(file: Path) -> int | None:
     """The open lock; None where another holds it."""
     for tries in range(10):
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):

@@ -272,6 +272,19 @@ class Experiment:
                 )
         return None
 
+    def check_shared(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Refuses to go with the run whose config.json has other facts.
+
+        Raises:
+          InputError: names what is another.
+        """
+        for name, ours in self._saved["facts"].items():
+            if facts.get(name) != ours:
+                raise InputError(
+                    f"{path}: {name} was {facts.get(name)!r} and is now {ours!r}: give all seeds "
+                    "the same, or choose another --run"
+                )
+
     def add_seconds(self, seconds: float) -> None:
         """Counts what an earlier process of this run spent outside of training and evaluation."""
         self._earlier += seconds

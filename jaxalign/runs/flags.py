@@ -114,7 +114,8 @@ def _words_of(settings: Any, given: Any) -> list[str]:
     known = present.keys() | {name for one in classes for name in _names(one)}
     for name in named:
         if name not in known:
-            raise InputError(f"{name} is no setting; --help lists them")
+            nested = "; write what is behind a dot nested, as in objective: {discount: 0.9}"
+            raise InputError(f"{name} is no setting; --help lists them{nested * ('.' in name)}")
         if named.count(name) > 1:
             raise InputError(f"{name} is given twice: give it once")
     words = [
@@ -143,6 +144,8 @@ def _words(flag: str, value: Any) -> list[str]:
         above, dot, name = flag.removeprefix("--").rpartition(".")
         return [f"--{above}{dot}{'' if value else 'no-'}{name}"]
     if isinstance(value, list) and len(value) != 1:
+        if any(str(part).startswith("-") for part in value):
+            raise InputError(f"{flag[2:]}: of several values none may begin with a dash")
         return [flag, *map(str, value)]
     value = value[0] if isinstance(value, list) else value  # which may begin with a dash
     return [f"{flag}={value}"]

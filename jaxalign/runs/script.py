@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import are_several, first_line, is_first, is_loss, join, locked_for_all
+from jaxalign.host.user_functions import in_short
 from jaxalign.models import Transformer
 from jaxalign.reports.seeds_page import seed_folders, write_seeds_report
+from jaxalign.runs.checkpoint import format_problem
 from jaxalign.runs.choices import to_json
 from jaxalign.runs.experiment import Experiment, Recipe, load_start
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
@@ -83,7 +86,8 @@ def _run_all(settings: Settings, build: Build, interruption: Interruption) -> No
                 if one.dtype == "auto" and path.parent != one.run:  # a probe may come to another
                     one = dataclasses.replace(one, dtype=config["facts"]["compute_dtype"])
             one = dataclasses.replace(one, resume=one.resume and one.started)
-            if _run(one, build, interruption):
+            among = {path: x for path, x in _kept(settings).items() if path.parent != one.run}
+            if _run(one, build, interruption, among):
                 return
         if is_first():
             print(f"wrote {write_seeds_report(settings.run)}")
@@ -92,7 +96,11 @@ def _run_all(settings: Settings, build: Build, interruption: Interruption) -> No
 def _kept(settings: Settings) -> dict[Path, Any]:
     """The config.json of each seed that has begun."""
     paths = [run / "config.json" for run in seed_folders(settings.run).values()]
-    return {path: read_json(path) for path in paths if path.exists()}
+    found = {path: read_json(path) for path in paths if path.exists()}
+    for path, config in found.items():
+        if problem := format_problem(config.get("run_format"), path):
+            raise InputError(problem)
+    return found
 
 
 def _of_seeds(settings: Settings) -> list[Settings]:
@@ -129,7 +137,10 @@ def _of_seeds(settings: Settings) -> list[Settings]:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Locks a run folder, new or not; a run that is refused leaves no new one behind."""
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder} is no folder: choose another --run") from None
     try:
         with locked_for_all(folder, "another --run"):
             yield
@@ -139,8 +150,16 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _run(settings: Settings, build: Build, interruption: Interruption) -> bool:
-    """Evaluates, trains, evaluates again and writes the run folder; whether it was interrupted."""
+def _run(
+    settings: Settings,
+    build: Build,
+    interruption: Interruption,
+    among: Mapping[Path, Any] = types.MappingProxyType({}),
+) -> bool:
+    """Evaluates, trains, evaluates again and writes the run folder; whether it was interrupted.
+
+    `among` are the config.json of runs that it must share model, prompts and dtype with.
+    """
     begun = time.perf_counter()
     settings.check()
     join(settings.processes)
@@ -150,6 +169,8 @@ def _run(settings: Settings, build: Build, interruption: Interruption) -> bool:
         heldout = load_all(settings.heldout, settings.text_field)
         model, params, tokenizer = load_start(settings)
         recipe = build(settings, model, tokenizer, prompts)
+        if not isinstance(recipe, Recipe):
+            raise InputError(f"build returns {in_short(recipe)}: it must return a Recipe")
         experiment = Experiment(
             settings,
             recipe,
@@ -160,6 +181,8 @@ def _run(settings: Settings, build: Build, interruption: Interruption) -> bool:
             interruption=interruption,
             begun=begun,
         )
+        for path, config in among.items():
+            experiment.check_shared(path, config["facts"])
         evaluations = {"before": experiment.assess("before", params)}
         if recipe.cold_start is not None:
             params = recipe.cold_start(experiment, params)

@@ -13,7 +13,7 @@ from jaxalign.engine.optimizer import AdamW, Decay, Linear
 from jaxalign.engine.ppo import PPO
 from jaxalign.engine.step import Updates
 from jaxalign.host.errors import InputError
-from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight, at_least
+from jaxalign.host.fields import Checked, Count, Natural, Positive, Weight, at_least
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS
@@ -22,8 +22,6 @@ from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.choices import FLAT, flat_parts
 from jaxalign.runs.flags import parse_flags
 from jaxalign.text.chat_template import day_of
-
-Seed = Annotated[int, at_least(0), Rule(lambda x: x < 2**31, f"is too large: at most {2**31 - 1}")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Settings(Checked):
     """Steps between checkpoints."""
     sample_every: Count = 5
     """Steps between transcripts in samples.jsonl, of a run that samples."""
-    seed: Seed = 0
+    seed: Natural = 0
     """Seed of sampling and data order."""
     seeds: tuple[int, ...] = ()
     """Several seeds, each a run in RUN/seed-N, one after the other; RUN/report.html has their mean

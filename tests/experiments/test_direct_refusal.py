@@ -77,6 +77,18 @@ def test_seeds_run_one_after_the_other_and_go_on(arguments, tmp_path, monkeypatc
         summary["after"]["seeds"]["0"]["well_formed"] == json.loads(first)["after"]["well_formed"]
     )
     assert "seed 1" in (folder / "report.html").read_text()
+    others = tmp_path / "others.jsonl"  # the same settings, and other prompts behind them
+    prompts = tmp_path.joinpath(command[command.index("--prompts") + 1])
+    others.write_text(prompts.read_text())
+    try:
+        prompts.write_text(others.read_text().replace("a passport", "an order"))
+        assert main([*command, "2", "--resume"]) == 2
+    finally:
+        prompts.write_text(others.read_text())
+    told = capsys.readouterr().err
+    assert "seed-0/config.json: prompts_digest was" in told and "give all seeds the same" in told
+    assert main([*arguments, f"--run={folder}"]) == 2
+    assert "both holds runs of --seeds: choose another --run" in capsys.readouterr().err
 
 
 def test_it_has_no_settings_of_rl(arguments, tmp_path, capsys):
