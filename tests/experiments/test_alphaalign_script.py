@@ -216,7 +216,7 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
         (["--optimizer.weight-decay=-5"], "optimizer.weight_decay=-5.0 must be a number, 0 or"),
         (
             ["--objective.adjust=per-term", "--objective.adjust.weights", "nan", "1"],
-            "objective.adjust.weights=(nan, 1.0) must be numbers, one for each term",
+            "objective.adjust.weights=(nan, 1.0) must be a number for each term",
         ),
         (
             ["--objective.adjust=inverse-frequency", "--objective.adjust.num-modes=0"],
