@@ -378,7 +378,14 @@ def test_a_run_with_a_reward_model(arguments, scorer, tmp_path, capsys):
 
 def test_without_helpfulness_nobody_is_asked():
     """AlphaAlign-Zero; what would score is not even looked at."""
-    settings = change(PRESETS["zero"], harmful=1, benign=1, lookalike=1, helpfulness="nothere.py:f")
+    settings = change(
+        PRESETS["zero"],
+        harmful=1,
+        benign=1,
+        lookalike=1,
+        micro_batches=1,
+        helpfulness="nothere.py:f",
+    )
     given = settings, MODEL, TOKENIZER, PROMPTS
     work = make_reinforcement(*given, build(*given))
     batch = work.batches.encode(PROMPTS)
