@@ -35,6 +35,7 @@ from jaxalign.engine.reductions import (
     Totals,
 )
 from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated
+from jaxalign.host.errors import InputError
 from jaxalign.records import Batch, Prompts, Rollout, Score
 
 N, G, T = 2, 3, 4
@@ -177,8 +178,8 @@ def test_the_baseline_form_weighs_the_modes_means_alike():
 
 def test_the_baseline_form_goes_with_the_groups_baseline_alone():
     """As another one it would take its place without a word."""
-    with pytest.raises(ValueError, match="is a baseline itself: use Group"):
-        check_objective(GRPO(WholeBatch(), adjust=InverseFrequency(form="baseline")))
+    with pytest.raises(InputError, match="goes with the advantages Group, not with WholeBatch"):
+        GRPO(WholeBatch(), adjust=InverseFrequency(form="baseline"))
     check_objective(GRPO(adjust=InverseFrequency(form="baseline")))
 
 

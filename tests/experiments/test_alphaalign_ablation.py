@@ -139,7 +139,8 @@ def test_every_arm_is_a_point_for_each_seed_with_seeds_outermost():
 
 def test_the_arms_that_change_the_objective():
     def objective(arm):
-        return parse(["demo", *REINFORCED[arm]], PRESETS, script="alphaalign.py", doc="").objective
+        settings = parse(["demo", *REINFORCED[arm]], PRESETS, script="alphaalign.py", doc="")
+        return settings.rl.objective
 
     usual = GRPO(Shrinkage())
     others = {"grpo": GRPO(Group()), "reinforce++": GRPO(WholeBatch())}

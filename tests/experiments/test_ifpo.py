@@ -103,7 +103,7 @@ def test_the_arms_train_what_their_names_say():
 
     def objective(arm):
         flags = ["smollm2", "--objective.advantages=group", *ARMS[arm]]
-        return parse(flags, PRESETS, script="ascl.py", doc="").objective
+        return parse(flags, PRESETS, script="ascl.py", doc="").rl.objective
 
     assert objective("grpo") == GRPO(Group(), adjust=None)
     ifpo = {arm: objective(arm) for arm in ARMS if arm != "grpo"}
