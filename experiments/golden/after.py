@@ -240,7 +240,7 @@ def train(setup: Setup) -> Arrays:
 def below_names(samples: Rollout) -> dict[str, Any]:
     """The arrays that both sides have."""
     ours = ("prompt_of_row", "temperature")
-    return {name: x for name, x in vars(samples).items() if name not in ours}
+    return {name: x for name, x in vars(samples).items() if name not in ours and x is not None}
 
 
 def parts(prefix: str, params: Any) -> Arrays:
