@@ -34,7 +34,7 @@ from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Recipe, tokenizer_of
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
-from jaxalign.runs.settings import RL, Settings
+from jaxalign.runs.settings import RL, Completions, Settings
 from jaxalign.sampling import consultation, rule_answer
 
 
@@ -51,8 +51,8 @@ class Ascl(Settings):
     instruction alone."""
     max_calls: Count = 1
     """Consultations that are answered in one completion; further ones are plain text."""
-    max_new_tokens: Count = 160
-    """T, longest completion, rules included."""
+    completions: Annotated[Completions, FLAT] = Completions(max_new_tokens=160)
+    """How completions are drawn, rules included."""
     rl: Annotated[RL, FLAT] = RL(objective=GRPO(Shrinkage(), adjust=InverseFrequency()))
     """How it learns from rewards; --objective.adjust none leaves IFPO out."""
     cold_start: ColdStart | None = ColdStart()
@@ -92,7 +92,7 @@ PRESETS |= large(
 def build(settings: Ascl, model: Transformer, tokenizer: Any, prompts: list[Prompt]) -> Recipe:
     """The tool, the reward, how prompts are asked, and the cold start."""
     book = settings.rule_book()
-    with tokenizer_of(settings.model):
+    with tokenizer_of(settings.start.model):
         verifiers = safety_verifiers(tokenizer, pattern=CONSULTING_FORMAT_PATTERN)
         tool = consultation(book.rules, tokenizer, max_calls=settings.max_calls)
     template = consulting_messages(

@@ -34,7 +34,6 @@ from typing import Annotated, Any, Literal
 
 from jaxalign.data import Prompt
 from jaxalign.data.templates import Template, alphaalign_messages, bare_messages
-from jaxalign.host.fields import Count, Natural, Positive
 from jaxalign.methods.cada.arms import GENERATED, RL, Arm, Reasoning
 from jaxalign.models import Transformer
 from jaxalign.rewards import Safety, safety_verifiers
@@ -42,7 +41,7 @@ from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Recipe, tokenizer_of
 from jaxalign.runs.presets import large
 from jaxalign.runs.script import main_of
-from jaxalign.runs.settings import Settings
+from jaxalign.runs.settings import Learning, Loop, Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +55,10 @@ class Cada(Settings):
     with AlphaAlign's instruction and worked examples, which RL needs with a small start model."""
     arm: Annotated[Arm, FLAT] = Reasoning()
     """What is learned, see above."""
-    steps: Count = 30
-    """Steps in all."""
-    decay_steps: Natural = 20
-    """Last steps, over which the learning rate falls linearly to zero."""
-    learning_rate: Positive = 2e-5
-    """Peak learning rate (AdamW)."""
+    learning: Annotated[Learning, FLAT] = Learning(learning_rate=2e-5, decay_steps=20)
+    """The optimizer."""
+    loop: Annotated[Loop, FLAT] = Loop(steps=30)
+    """The steps."""
 
     @property
     def rl(self) -> RL | None:
@@ -103,7 +100,7 @@ def build(settings: Cada, model: Transformer, tokenizer: Any, prompts: list[Prom
         own = getattr(arm, "own", None)
         facts = {"context_text": "" if own is None else own.context_text()}
         return Recipe(template, tune=arm.tune, facts=facts)
-    with tokenizer_of(settings.model):
+    with tokenizer_of(settings.start.model):
         verifiers = safety_verifiers(tokenizer)
     reward = Safety(verifiers, arm.format_weight, arm.refusal_weight, arm.balance)
     return Recipe(template, lambda params: reward)

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 from jaxalign.data.prompts import Asked, Prompt
 from jaxalign.data.templates import bare_messages
 from jaxalign.host.errors import InputError
-from jaxalign.host.fields import Positive
 from jaxalign.methods.cada.arms import sample_answers
 from jaxalign.methods.cada.selection import refusal_tokens
 from jaxalign.models import Transformer
@@ -28,7 +27,7 @@ from jaxalign.runs.choices import FLAT
 from jaxalign.runs.experiment import Experiment, Recipe, supervised
 from jaxalign.runs.loop import Training
 from jaxalign.runs.script import main_of
-from jaxalign.runs.settings import Packed, Settings
+from jaxalign.runs.settings import Learning, Packed, Settings
 
 OWN_ANSWERS = "own_answers.jsonl"
 
@@ -46,8 +45,8 @@ class DirectRefusal(Settings):
     own_answers.jsonl in the run folder."""
     rows: Annotated[Packed, FLAT] = Packed()
     """How answers are learned."""
-    learning_rate: Positive = 2e-5
-    """Peak learning rate (AdamW)."""
+    learning: Annotated[Learning, FLAT] = Learning(learning_rate=2e-5)
+    """The optimizer."""
 
     @property
     def first_stage(self) -> str | None:

@@ -664,7 +664,8 @@ def test_a_page_of_ones_own_is_run_by_its_path(
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(MINE)
     Path("beside_mine.py").write_text(
-        "from jaxalign.runs.settings import Settings\nPRESETS = {'demo': Settings(steps=7)}\n"
+        "from jaxalign.runs.settings import Loop, Settings\n"
+        "PRESETS = {'demo': Settings(loop=Loop(steps=7))}\n"
     )
     assert main(["train", "mine.py", "--help"]) == 0
     shown = capsys.readouterr().out

@@ -15,6 +15,7 @@ from jaxalign.models.sharding import make_mesh
 from jaxalign.planning.chips import chip_of, slice_devices
 from jaxalign.planning.compiled_step import DoesNotFit, Plan, plan_step
 from jaxalign.planning.stand_in import stand_in_tokenizer
+from jaxalign.runs.choices import change
 from jaxalign.runs.experiment import make_reinforcement
 from jaxalign.runs.settings import Settings, parse
 
@@ -54,18 +55,18 @@ def plans(
       InputError: a topology or a mesh for it that cannot be, before anything is compiled.
     """
     settings.check_plan()
-    config = read_architecture(settings.model)
+    config = read_architecture(settings.start.model)
 
     def place(topology: str) -> tuple[Settings, Transformer]:
         devices = slice_devices(topology)
         sizes = mesh or _mesh_of(settings, len(devices))
-        placed = dataclasses.replace(settings, mesh=sizes, stop=())  # the stand-in has no names
+        placed = change(settings, mesh=sizes, stop=())  # the stand-in has no names
         on = make_mesh(*sizes, devices=devices)
         if placed.rl is not None:
             placed.rl.check_with(placed)
         parameter_shardings(config, on)
-        dtype = jnp.bfloat16 if settings.dtype == "auto" else jnp.dtype(settings.dtype)
-        return placed, Transformer(config, dtype=dtype, remat=settings.remat, mesh=on)
+        dtype = jnp.bfloat16 if settings.start.dtype == "auto" else jnp.dtype(settings.start.dtype)
+        return placed, Transformer(config, dtype=dtype, remat=settings.start.remat, mesh=on)
 
     for topology in topologies:
         chip_of(topology)
@@ -95,7 +96,7 @@ def plans(
 
 
 def _mesh_of(settings: Settings, devices: int) -> tuple[int, int, int]:
-    if settings.mesh and math.prod(settings.mesh) == devices:
-        return settings.mesh
-    tensor = min(settings.mesh[2] if settings.mesh else 1, devices)
+    if settings.start.mesh and math.prod(settings.start.mesh) == devices:
+        return settings.start.mesh
+    tensor = min(settings.start.mesh[2] if settings.start.mesh else 1, devices)
     return 1, devices // tensor, tensor

@@ -56,11 +56,9 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         "reward_harmful": ("harmful", *KIND_LINES["harmful"]),
         "reward_benign": ("benign", *KIND_LINES["benign"]),
     }
-    refusals, consultations = {}, {}
-    for kind, line in KIND_LINES.items():
-        label = KINDS[kind].lower()
-        refusals[f"{kind}_refused"] = (f"{label} {'▲' if kind == 'harmful' else '▼'}", *line)
-        consultations[f"{kind}_consulted"] = (label, *line)
+    consultations = {
+        f"{kind}_consulted": (KINDS[kind].lower(), *line) for kind, line in KIND_LINES.items()
+    }
     # The first of them that was recorded.
     others = [
         _Panel("Consultations", "share of samples", consultations, _SHARE),
@@ -75,7 +73,7 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = [
         _Panel("Reward", "mean reward", rewards),
         _Panel("Well-formed answers ▲", "share of samples", _alone("well_formed"), _SHARE),
-        _Panel("Refusals", "share of samples refused", refusals, _SHARE),
+        _refusals("share of samples refused"),
         next((panel for panel in others if any(map(recorded, panel.curves))), others[-1]),
     ]
     if recorded("value_loss"):
@@ -85,6 +83,20 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             _Panel("What the critic explains ▲", unit, _alone("explained_variance"), limits),
         ]
     _plot_steps(metrics, panels, path, (12, 3.7 * (len(panels) // 2)))
+
+
+def plot_validation(rates: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws refusals and form of the validation prompts by step.
+
+    ``rates`` is not empty: `step` and what `jaxalign.evaluation.measure.summary` says, of each.
+    """
+    panels = [
+        _refusals("share of validation prompts refused"),
+        _Panel(
+            "Well-formed answers ▲", "share of validation prompts", _alone("well_formed"), _SHARE
+        ),
+    ]
+    _plot_steps(rates, panels, path, (12, 4), window=1, note="validation prompts, asked greedily")
 
 
 def plot_key_words(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -212,14 +224,16 @@ def _plot_steps(
     panels: Sequence[_Panel],
     path: Path,
     size: tuple[float, float],
+    *,
+    window: int | None = None,
+    note: str = "points: single steps; lines: their moving average",
 ) -> None:
-    """Draws panels over the training steps, two in a row."""
+    """Draws panels over the training steps, two in a row; lines average over a window of steps."""
     steps = [row["step"] for row in metrics]
     margin = max(1.0, 0.02 * (steps[-1] - steps[0]))
     columns = min(2, len(panels))
     space = {"wspace": 0.06, "hspace": 0.08}
     with _figure(path, size, len(panels) // columns, columns, gridspec_kw=space) as fields:
-        note = "points: single steps; lines: their moving average"
         fields[0].figure.supxlabel(note, fontsize=9)
         for field, panel in zip(fields, panels, strict=True):
             field.set(title=panel.title, ylabel=panel.unit, xlabel="training step")
@@ -233,12 +247,20 @@ def _plot_steps(
                 x, values = series(metrics, metric)
                 if x.size:
                     field.plot(x, values, ".", color=color, alpha=0.25, markersize=5)
-                    smooth = moving_average(values, max(3, values.size // 15 | 1))
+                    smooth = moving_average(values, window or max(3, values.size // 15 | 1))
                     field.plot(x, smooth, dash, color=color, linewidth=1.8, label=label)
             if not field.lines:
                 field.text(0.5, 0.5, "not recorded", transform=field.transAxes, ha="center")
             elif len(panel.curves) > 1:
                 field.legend(**_LEGEND)
+
+
+def _refusals(unit: str) -> _Panel:
+    curves = {
+        f"{kind}_refused": (f"{KINDS[kind].lower()} {'▲' if kind == 'harmful' else '▼'}", *line)
+        for kind, line in KIND_LINES.items()
+    }
+    return _Panel("Refusals", unit, curves, _SHARE)
 
 
 def _alone(metric: str, color: str = GREEN) -> dict[str, tuple[str | None, str, str]]:

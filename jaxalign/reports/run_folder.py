@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.evaluation.measure import RESULTS
+from jaxalign.evaluation.measure import summary as summary_of
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.metrics import METRICS_FILE, SAMPLES_FILE, read_metrics, read_samples
@@ -18,12 +19,22 @@ MOMENTS = {
 }
 """The evaluations of a run: folder -> when it was."""
 
+VALIDATION = "validation"
+"""Folder with an evaluation by the validation prompts for each step at which there was one."""
+
+
+def validation_folders(run: Path) -> dict[int, Path]:
+    """The finished evaluations by validation prompts in a run folder, by step, in their order."""
+    found = {int(x.parent.name): x.parent for x in (run / VALIDATION).glob(f"[0-9]*/{RESULTS}")}
+    return dict(sorted(found.items()))
+
 
 @dataclass(frozen=True)
 class Run:
     """A run folder's contents; an absent file leaves its field empty and a line in ``missing``.
 
     ``evaluations``: when it was, as `MOMENTS` says -> those that are there, in that order.
+    ``validation``: `step` and the rates of `jaxalign.evaluation.measure.summary`, of each.
     """
 
     folder: Path
@@ -32,6 +43,7 @@ class Run:
     samples: list[dict[str, Any]]
     summary: dict[str, Any]
     evaluations: Mapping[str, Evaluated]
+    validation: list[dict[str, Any]]
     missing: list[str]
 
 
@@ -72,7 +84,11 @@ def read_run(folder: str | Path) -> Run:
         "No summary.json: the run has not finished.": not summary,
     }
     missing = [line for line, is_absent in absent.items() if is_absent]
-    return Run(folder, config, metrics, samples, summary, found, missing)
+    validation = [
+        {"step": step} | summary_of(read_json(path / RESULTS))
+        for step, path in validation_folders(folder).items()
+    ]
+    return Run(folder, config, metrics, samples, summary, found, validation, missing)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

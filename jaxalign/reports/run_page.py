@@ -129,9 +129,24 @@ def _training(run: Run) -> list[Block]:
         for key, value in run.metrics[-1].items()
         if value is not None and key != "nonfinite"
     ]
+    watched: list[Block] = []
+    if run.validation:
+        picture_of_validation = run.folder / "validation.png"
+        plots.plot_validation(run.validation, picture_of_validation)
+        watched = [
+            {"picture": picture_of_validation, "alt": "Rates of validation prompts by step"},
+            {
+                "quiet": f"Each time {run.validation[0]['prompts']} validation prompts, which are "
+                "neither trained on nor held out, answered greedily."
+            },
+        ]
+        if run.summary.get("best_step") is not None:
+            best = f"The result is the policy after step {run.summary['best_step']}, the best here."
+            watched.append({"quiet": best})
     return [
         {"h2": "Training"},
         {"picture": picture, "alt": "Reward or loss, and more, by training step"},
+        *watched,
         details("All metrics of the last step", table((), rows)),
     ]
 

@@ -13,10 +13,10 @@ from jaxalign.engine.state import TrainState
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import are_several, first_line, is_loss
 
-FORMAT = 3
+FORMAT = 4
 """Of run folders and their checkpoints; it counts changes after which older ones can't be read."""
 
-EARLIER = {1: "f049777", 2: "f869242"}
+EARLIER = {1: "f049777", 2: "f869242", 3: "562a016"}
 """The last commit that reads each earlier format."""
 
 

@@ -41,7 +41,7 @@ from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.records import Params
 from jaxalign.reports.evaluation_page import cut_off_notes
-from jaxalign.reports.run_folder import MOMENTS
+from jaxalign.reports.run_folder import MOMENTS, VALIDATION, validation_folders
 from jaxalign.reports.run_page import write_report
 from jaxalign.rewards.terms import Reward
 from jaxalign.runs.added_rewards import load_added_rewards
@@ -49,6 +49,7 @@ from jaxalign.runs.batches import Batches
 from jaxalign.runs.checkpoint import FORMAT, format_problem
 from jaxalign.runs.choices import to_json
 from jaxalign.runs.facts import prompt_facts
+from jaxalign.runs.keep import BEST, Best, Last, best_step
 from jaxalign.runs.loop import Interruption, Training, train
 from jaxalign.runs.settings import LOOP_ONLY, Packed, Settings, has_checkpoint
 from jaxalign.sampling import Endings, Stage, Temperature, Tool, stage_key
@@ -135,26 +136,28 @@ def make_reinforcement(
     """
     reward, rl = recipe.reward, settings.rl
     assert reward is not None and rl is not None
-    stops = find_stops(model, tokenizer, settings.stop)
+    stops = find_stops(model, tokenizer, settings.completions.stop)
     batches = Batches(
         prompts,
         tokenizer,
         recipe.template,
         counts={kind: getattr(rl, kind) for kind in KINDS},
-        max_prompt_tokens=settings.max_prompt_tokens,
+        max_prompt_tokens=settings.data.max_prompt_tokens,
         seed=settings.seed,
         make_facts=prompt_facts(prompts, recipe.encode),
         tool=recipe.tool,
         endings=Endings.build(stops.texts, tokenizer),
         mesh=model.mesh,
     )
-    batches.check(max_positions=model.max_positions, max_new_tokens=settings.max_new_tokens)
+    batches.check(
+        max_positions=model.max_positions, max_new_tokens=settings.completions.max_new_tokens
+    )
     optimizer = make_run_optimizer(settings)
     sampling = Sampling(
         rl.samples_per_prompt,
-        settings.max_new_tokens,
+        settings.completions.max_new_tokens,
         stops.tokens,
-        Temperature(settings.temperature),
+        Temperature(settings.completions.temperature),
     )
     step = make_step(
         model, optimizer, sampling=sampling, objective=rl.objective, updates=rl.updates
@@ -182,6 +185,7 @@ class Experiment:
       tokenizer: the model's.
       prompts: for training; their fingerprint is kept, so that a resumed run notices another set.
       heldout: for the evaluations; may be empty.
+      validation: asked during training; may be empty.
       interruption: heeded during evaluations and training.
       begun: `time.perf_counter()` when the script started.
       work: the reinforcement learning of a recipe with a reward.
@@ -198,21 +202,24 @@ class Experiment:
     tokenizer: Any
     prompts: list[Prompt]
     heldout: Sequence[Prompt]
+    validation: Sequence[Prompt]
     interruption: Interruption
     begun: float
     work: Reinforcement | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._stop = find_stops(self.model, self.tokenizer, self.settings.stop).tokens
+        self._stop = find_stops(self.model, self.tokenizer, self.settings.completions.stop).tokens
         if self.recipe.reward is not None:
             given = (self.settings, self.model, self.tokenizer, self.prompts)
             self.work = make_reinforcement(*given, self.recipe)
         self._folder = folder = self.settings.run
+        self._best: int | None = None  # step, where the best is the result
         self._dtype = jnp.dtype(self.model.dtype).name
         facts = {
             "compute_dtype": self._dtype,
             "prompts_digest": prompts_digest(self.prompts),
             "heldout_digest": prompts_digest(self.heldout),
+            "validation_digest": prompts_digest(self.validation),
             **self.recipe.facts,
         }
         date = {"template_date": run_date(self.tokenizer)}
@@ -233,7 +240,7 @@ class Experiment:
         saved, theirs = json.dumps(self._saved), ""
         with contextlib.suppress(OSError, ValueError):
             theirs = json.dumps(json.loads(config.read_bytes()))
-        for name in MOMENTS:
+        for name in (*MOMENTS, VALIDATION, BEST):
             if (config.parent / name).exists() and (name, theirs) != ("before", saved):
                 shutil.rmtree(config.parent / name)
         (config.parent / "summary.json").unlink(missing_ok=True)
@@ -297,9 +304,9 @@ class Experiment:
         """How the run asks, within its lengths; the rest are fields of `Asking`."""
         settings = self.settings
         return Asking(
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_new_tokens=settings.max_new_tokens,
-            stop=settings.stop,
+            max_prompt_tokens=settings.data.max_prompt_tokens,
+            max_new_tokens=settings.completions.max_new_tokens,
+            stop=settings.completions.stop,
             **fields,
         )
 
@@ -319,33 +326,77 @@ class Experiment:
         """
         if not self.heldout:
             return None
-        folder, recipe, settings = self._folder / name, self.recipe, self.settings
+        folder, settings, label = self._folder / name, self.settings, MOMENTS[name]
         pace = pace_path(folder, "heldout")  # is there once all is answered
         if all_of(settings.resume and pace.exists()):
             self.add_seconds(read_json(pace)["seconds"])
-        label, total = MOMENTS[name], len(self.heldout)
-        print(f"asking {total} held-out prompts {label}")
-        with self.interruption.heeded(label, total, "prompts of the evaluation") as heed:
-            results = evaluate(
-                self.lm(params),
-                {"heldout": self.heldout},
-                self.asking(template=recipe.template, tool=recipe.tool),
-                folder,
-                model=settings.model if name == "before" else f"{self._folder}, {label}",
-                settings={"suites": list(settings.heldout), "judge": ["phrases"]},
-                rules=recipe.facts.get("rule_texts"),
-                progress=lambda suite, done, total, tokens: heed(done, total),
-            )
+        print(f"asking {len(self.heldout)} held-out prompts {label}")
+        named = settings.start.model if name == "before" else f"{self._folder}, {label}"
+        suites, specs = {"heldout": self.heldout}, settings.data.heldout
+        results = self._ask(folder, params, suites, specs, label=label, model=named)
         if not is_first():
             return None
         rates = summary(results)
-        shown = {k: round(v, 3) for k, v in rates.items() if isinstance(v, int | float)}
-        print(f"{label}: {json.dumps(shown)}")
+        print(f"{label}: {_shown(rates)}")
         for line in cut_off_notes(results):
             print(line)
         if rates["skipped"]:
             print(f"{rates['skipped']} held-out prompts were too long and not asked")
         return rates
+
+    def _ask(
+        self,
+        folder: Path,
+        params: Params,
+        suites: Mapping[str, Sequence[Prompt]],
+        specs: Sequence[str],
+        *,
+        label: str,
+        model: str,
+    ) -> dict[str, Any]:
+        """`evaluate` as the run asks; `specs` is where the prompts of the suites are from."""
+        total = sum(map(len, suites.values()))
+        with self.interruption.heeded(label, total, f"prompts of the evaluation {label}") as heed:
+            return evaluate(
+                self.lm(params),
+                suites,
+                self.asking(template=self.recipe.template, tool=self.recipe.tool),
+                folder,
+                model=model,
+                settings={"suites": list(specs), "judge": ["phrases"]},
+                rules=self.recipe.facts.get("rule_texts"),
+                progress=lambda suite, done, total, tokens: heed(done, total),
+            )
+
+    def watch(self, step: int, params: Params) -> None:
+        """Asks the validation prompts after a step; keeps parameters that are the best so far.
+
+        Raises:
+          Interrupted: SIGTERM or Ctrl-C.
+        """
+        data, keep = self.settings.data, self.settings.loop.keep
+        if is_first():
+            for later in (x for at, x in validation_folders(self._folder).items() if at > step):
+                shutil.rmtree(later)  # of a process that went further than its last checkpoint
+        label, specs = f"after step {step}", data.validation or data.prompts
+        folder, named = self._folder / VALIDATION / str(step), f"{self._folder}, {label}"
+        suites = {VALIDATION: self.validation}
+        results = self._ask(folder, params, suites, specs, label=label, model=named)
+        best = False
+        if is_first():
+            print(f"validation {label}: {_shown(summary(results))}")
+            best = isinstance(keep, Best) and best_step(self._folder, keep)[0] == step
+        if any_of(best):
+            save_pretrained(self._folder / BEST, self.model, params, self.tokenizer)
+
+    def result(self, last: Params) -> Params:
+        """The parameters that the settings keep, of a run that has come to its end."""
+        keep = self.settings.loop.keep
+        if isinstance(keep, Last):
+            return last
+        self._best, score = best_step(self._folder, keep)
+        print(f"the result is the policy after step {self._best}, with the best score, {score:.3f}")
+        return load_pretrained(self._folder / BEST, mesh=self.model.mesh)[1]
 
     def training(self, params: Params) -> Training:
         """What it trains with, from these parameters on."""
@@ -362,12 +413,14 @@ class Experiment:
             self.settings,
             saved={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
             interruption=self.interruption,
+            watch=self.watch,
             resume=all_of(self.settings.resume and has_checkpoint(self._folder)),
         )
 
     def finish(
         self,
         state: TrainState,
+        policy: Params,
         evaluations: Mapping[str, dict[str, Any] | None],
         rollout_tokens_per_second: float | None = None,
     ) -> None:
@@ -375,11 +428,13 @@ class Experiment:
 
         Args:
           state: the last one.
+          policy: as `result` gives it.
           evaluations: what `assess` returned, by name.
           rollout_tokens_per_second: of one rollout, of a run that samples.
         """
         content = dict(evaluations) | {
             "steps": int(state.step),
+            "best_step": self._best,
             "seconds": self._earlier + time.perf_counter() - self.begun,
             "skipped_updates": int(skipped_updates(state.opt_state)),
             "compute_dtype": self._dtype,
@@ -389,11 +444,17 @@ class Experiment:
         if rollout_tokens_per_second is not None:
             content["rollout_tokens_per_second"] = rollout_tokens_per_second
         folder = self._folder / "model"
-        save_pretrained(folder, self.model, state.policy, self.tokenizer, stop=self._stop)
+        save_pretrained(folder, self.model, policy, self.tokenizer, stop=self._stop)
         if is_first():
+            shutil.rmtree(self._folder / BEST, ignore_errors=True)  # model/ has it
             write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")
         wait_for_all()
+
+
+def _shown(rates: Mapping[str, Any]) -> str:
+    """The numbers of a `summary`, for a line."""
+    return json.dumps({k: round(v, 3) for k, v in rates.items() if isinstance(v, int | float)})
 
 
 def supervised(
@@ -412,7 +473,7 @@ def supervised(
         documents,
         batch_size=rows.examples_per_step,
         length=rows.row_length,
-        steps=settings.steps,
+        steps=settings.loop.steps,
         seed=settings.seed,
         prefix=prefix,
         micro_batches=rows.micro_batches,
@@ -442,8 +503,8 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
     Raises:
       InputError: as `load_pretrained`, or a mesh of another number of devices than there are.
     """
-    mesh = None if settings.mesh is None else make_mesh(*settings.mesh)
-    dtype: Any = settings.dtype
+    mesh = None if settings.start.mesh is None else make_mesh(*settings.start.mesh)
+    dtype: Any = settings.start.dtype
     config = settings.run / "config.json"
     resumed = all_of(settings.resume and config.exists())
     theirs = read_json(config) if resumed else {}
@@ -458,12 +519,12 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
             dtype, reason = jnp.float32, "float32: another process chose it"
     print(f"compute dtype: {reason}")
     return load_pretrained(
-        settings.model,
+        settings.start.model,
         dtype=jnp.dtype(dtype),
-        remat=settings.remat,
+        remat=settings.start.remat,
         mesh=mesh,
-        chat_template=settings.chat_template,
-        template_date=settings.template_date or theirs.get("template_date"),
+        chat_template=settings.start.chat_template,
+        template_date=settings.start.template_date or theirs.get("template_date"),
     )
 
 
@@ -486,14 +547,14 @@ def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
     def scheduled(peak: float) -> optax.GradientTransformation:
         rates = learning_rates(
             peak,
-            steps=updates * settings.steps,
-            warmup_steps=updates * settings.warmup_steps,
-            decay_steps=updates * settings.decay_steps,
-            decay=settings.decay,
+            steps=updates * settings.loop.steps,
+            warmup_steps=updates * settings.learning.warmup_steps,
+            decay_steps=updates * settings.learning.decay_steps,
+            decay=settings.learning.decay,
         )
-        return settings.optimizer(rates, max_grad_norm=settings.max_grad_norm)
+        return settings.learning.optimizer(rates, max_grad_norm=settings.learning.max_grad_norm)
 
-    optimizer = scheduled(settings.learning_rate)
+    optimizer = scheduled(settings.learning.learning_rate)
     if settings.rl is not None and settings.rl.has_critic:
         optimizer = with_critic_optimizer(optimizer, scheduled(settings.rl.critic_learning_rate))
     return skip_nonfinite(optimizer)

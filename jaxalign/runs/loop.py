@@ -121,8 +121,9 @@ def train(
     saved: Any,
     interruption: Interruption,
     resume: bool,
+    watch: Callable[[int, Params], None] = lambda step, policy: None,
 ) -> tuple[TrainState, bool]:
-    """Trains until `settings.steps`, or until SIGTERM or Ctrl-C, which save first.
+    """Trains until `settings.loop.steps`, or until SIGTERM or Ctrl-C, which save first.
 
     The run folder, which all processes share, gets metrics.jsonl, samples.jsonl and tensorboard/
     from the first one, and checkpoints/ from all.
@@ -134,6 +135,8 @@ def train(
       saved: JSON-able, saved with each checkpoint and compared on resume.
       interruption: asked after every step, of all processes.
       resume: go on from the newest checkpoint in the run folder.
+      watch: called with the policy after as many steps as `settings.loop.evaluates` says. A
+        checkpoint is written before, so that a run that ends in it goes on with it.
 
     Returns:
       the last state, and whether the run was interrupted before its last step.
@@ -148,40 +151,47 @@ def train(
             state, root_key = checkpoints.restore(state, config=saved)
             print(f"resumed after step {int(state.step)}")
         start = int(state.step)
+        if settings.loop.evaluates(start):
+            watch(start, state.policy)
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(progress_bar())
             metrics = transcripts = None
             if is_first():
                 metrics = stack.enter_context(MetricsWriter(settings.run, resume_step=start))
                 transcripts = stack.enter_context(SamplesWriter(settings.run, resume_step=start))
-            line = progress.add_task("training", total=settings.steps, completed=start)
-            for step in range(start, settings.steps):
+            line = progress.add_task("training", total=settings.loop.steps, completed=start)
+            for step in range(start, settings.loop.steps):
                 begun = time.perf_counter()
                 state, result = training.step(state, training.batch_at(step), root_key)
                 scalars = {k: float(v) for k, v in jax.device_get(result.metrics).items()}
                 seconds = time.perf_counter() - begun
                 scalars["seconds"] = seconds
                 scalars["tokens_per_second"] = scalars.pop("tokens") / seconds
-                last = step + 1 == settings.steps
-                shown = last or step % settings.sample_every == 0
+                last = step + 1 == settings.loop.steps
+                shown = last or step % settings.loop.sample_every == 0
                 rows = training.describe(step, result) if shown else ()
                 if metrics is not None and transcripts is not None:
                     metrics.write(step, scalars)
                     transcripts.write(step, rows)
                 progress.update(line, completed=step + 1)
-                print(f"step {step + 1}/{settings.steps}  {_status(scalars)}  {seconds:.1f} s")
+                print(f"step {step + 1}/{settings.loop.steps}  {_status(scalars)}  {seconds:.1f} s")
                 if scalars["skipped_updates"] > MAX_SKIPPED * settings.updates_per_step:
                     raise DivergedError(
                         f"{int(scalars['skipped_updates'])} updates were skipped because their "
                         "gradients were not finite: lower the learning rate"
                     )
                 interrupted = interruption.noticed()
-                stopping = last or interrupted
-                if stopping or (step + 1) % settings.checkpoint_every == 0:
+                watched = settings.loop.evaluates(step + 1)
+                stopping = last or interrupted or watched
+                if stopping or (step + 1) % settings.loop.checkpoint_every == 0:
                     checkpoints.save(state, root_key=root_key, config=saved, wait=stopping)
                 if interrupted and not last:
                     print(f"interrupted after step {step + 1}: saved; go on with --resume")
                     return state, True
+                if watched:
+                    progress.stop()  # it has a bar of its own
+                    watch(step + 1, state.policy)
+                    progress.start()
     return state, False
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data import Prompt, load_all
+from jaxalign.data import Prompt
 from jaxalign.host.colors import heed_no_color
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
@@ -22,7 +22,7 @@ from jaxalign.host.user_functions import in_short
 from jaxalign.models import Transformer
 from jaxalign.reports.seeds_page import seed_folders, write_seeds_report
 from jaxalign.runs.checkpoint import format_problem
-from jaxalign.runs.choices import to_json
+from jaxalign.runs.choices import change, to_json
 from jaxalign.runs.experiment import Experiment, Recipe, load_start
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
 from jaxalign.runs.settings import LOOP_ONLY, Settings, parse
@@ -76,15 +76,15 @@ def _run_all(settings: Settings, build: Build, interruption: Interruption) -> No
     if not settings.seeds:
         _run(settings, build, interruption)
         return
-    join(settings.processes)
+    join(settings.start.processes)
     with _alone_in(settings.run):
         for one in _of_seeds(settings):
             if one.resume and (one.run / "summary.json").exists():
                 continue
             print(f"seed {one.seed}, in {one.run}")
             for path, config in _kept(settings).items():
-                if one.dtype == "auto" and path.parent != one.run:  # a probe may come to another
-                    one = dataclasses.replace(one, dtype=config["facts"]["compute_dtype"])
+                if one.start.dtype == "auto" and path.parent != one.run:  # not what a probe says
+                    one = change(one, dtype=config["facts"]["compute_dtype"])
             one = dataclasses.replace(one, resume=one.resume and one.started)
             among = {path: x for path, x in _kept(settings).items() if path.parent != one.run}
             if _run(one, build, interruption, among):
@@ -111,8 +111,8 @@ def _of_seeds(settings: Settings) -> list[Settings]:
         raise InputError(f"{settings.run} holds a run without --seeds: choose another --run")
     kept = _kept(settings)
     days = [config["template_date"] for config in kept.values()]
-    day = day_of(settings.template_date or next(iter(days), None))  # of all of them
-    settings = dataclasses.replace(settings, template_date=day)
+    day = day_of(settings.start.template_date or next(iter(days), None))  # of all of them
+    settings = change(settings, template_date=day)
     ours, may_differ = to_json(settings), (*LOOP_ONLY, "seed", "seeds")
     for path, config in kept.items():
         for name, theirs in config.items():
@@ -162,11 +162,11 @@ def _run(
     """
     begun = time.perf_counter()
     settings.check()
-    join(settings.processes)
+    join(settings.start.processes)
     with _alone_in(settings.run):
         settings.check_folder()
-        prompts = settings.load_prompts()
-        heldout = load_all(settings.heldout, settings.text_field)
+        heldout = settings.data.load(settings.data.heldout)
+        prompts, validation = settings.part_prompts(heldout)
         model, params, tokenizer = load_start(settings)
         recipe = build(settings, model, tokenizer, prompts)
         if not isinstance(recipe, Recipe):
@@ -178,6 +178,7 @@ def _run(
             tokenizer=tokenizer,
             prompts=prompts,
             heldout=heldout,
+            validation=validation,
             interruption=interruption,
             begun=begun,
         )
@@ -192,9 +193,10 @@ def _run(
         del params  # or the float32 start model would stay in memory
         state, interrupted = experiment.train(training, state)
         if not interrupted:
-            evaluations["after"] = experiment.assess("after", state.policy)
-            speed = None if training.speed is None else training.speed(state.policy)
-            experiment.finish(state, evaluations, speed)
+            policy = experiment.result(state.policy)
+            evaluations["after"] = experiment.assess("after", policy)
+            speed = None if training.speed is None else training.speed(policy)
+            experiment.finish(state, policy, evaluations, speed)
         return interrupted
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from jaxalign.data import load_all
+from jaxalign.data.order import evenly_of_each
 from jaxalign.data.prompts import Prompt
 from jaxalign.engine.baselines import Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
@@ -16,22 +17,19 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, Count, Natural, Positive, Weight, at_least
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.reports.evaluation_folder import check_evaluation
-from jaxalign.reports.run_folder import MOMENTS
+from jaxalign.reports.run_folder import MOMENTS, VALIDATION
 from jaxalign.reports.seeds_page import seed_folders
 from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.choices import FLAT, flat_parts
 from jaxalign.runs.flags import parse_flags
+from jaxalign.runs.keep import BEST, Best, Last
 from jaxalign.text.chat_template import day_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Checked):
-    """Settings of every run."""
+class Start(Checked):
+    """The model that a run starts from, and how it is computed."""
 
-    run: Path = Path("runs/run")
-    """Run folder to write."""
-    resume: bool = False
-    """Go on from the newest checkpoint in the run folder."""
     model: str = "smollm2"
     """Start model: smollm2, a .gguf file, a Hugging Face folder, or a hub id."""
     chat_template: str | None = None
@@ -50,25 +48,57 @@ class Settings(Checked):
     """Of a run of several processes, which share the mesh and the run folder: auto where a cluster
     knows them (TPU slices, Slurm, GKE), else HOST:PORT,COUNT,INDEX with the address of the first.
     """
+
+    def check_with(self, settings: "Settings") -> None:
+        """Refuses processes without a mesh, and a date that is none."""
+        del settings
+        if self.processes is not None and self.mesh is None:
+            raise InputError("processes: several of them need a --mesh over all their devices")
+        day_of(self.template_date)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Checked):
+    """Prompts: to train on, to watch training by, and to evaluate by."""
+
     prompts: tuple[str, ...] = ("builtin:train",)
     """Training prompts: builtin:train, a .jsonl, .json, .csv, .tsv (each .gz, too) or .parquet
     file, hub:NAME[@SPLIT], tfds:NAME[@SPLIT], disk:FOLDER[@SPLIT]; as KIND=SPEC (harmful=my.csv)
     where the data does not tell the kind."""
     heldout: tuple[str, ...] = ("builtin:heldout",)
     """Prompts for the evaluation before and after, given as above; empty for none."""
+    validation: tuple[str, ...] = ()
+    """Prompts for --evaluate-every, given as above; by default some of the training prompts, which
+    are then not trained on. None of them may be held out."""
+    validation_prompts: Count = 8
+    """How many of them are asked of each kind, evenly spread."""
     text_field: str | None = None
     """Field with the text of all prompts but the builtin ones, where it has no usual name."""
     max_prompt_tokens: Count = 56
     """Longest prompt with its conversation, beyond the prefix that all share. A longer one is
     refused with its id."""
+
+    def load(self, specs: Sequence[str]) -> list[Prompt]:
+        """The prompts of `prompts`, `heldout` or `validation`."""
+        return load_all(specs, self.text_field)
+
+
+@dataclasses.dataclass(frozen=True)
+class Completions(Checked):
+    """How completions are drawn."""
+
     max_new_tokens: Count = 64
     """T, longest completion."""
     stop: tuple[str, ...] = ()
     """Names of tokens, all behind one flag, that end a completion beside the model's own ends."""
     temperature: Positive = 0.7
     """Temperature of sampling, and of the policy in RL's loss."""
-    steps: Count = 40
-    """Steps in all; with RL each has --epochs x --minibatches updates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning(Checked):
+    """The optimizer and its schedule."""
+
     learning_rate: Positive = 6e-5
     """Peak learning rate (AdamW)."""
     warmup_steps: Natural = 3
@@ -81,15 +111,59 @@ class Settings(Checked):
     """Constants of AdamW beside the learning rate."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop(Checked):
+    """Steps, and what is done between them."""
+
+    steps: Count = 40
+    """Steps in all; with RL each has --epochs x --minibatches updates."""
     checkpoint_every: Count = 10
     """Steps between checkpoints."""
     sample_every: Count = 5
     """Steps between transcripts in samples.jsonl, of a run that samples."""
+    evaluate_every: Natural = 0
+    """Steps between evaluations by the validation prompts, which also start and end the training;
+    each makes a checkpoint. 0 for none."""
+    keep: Last | Best = Last()
+    """Which parameters are the result."""
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after so many steps."""
+        every = self.evaluate_every
+        return every > 0 and (step % every == 0 or step == self.steps)
+
+    def check_with(self, settings: "Settings") -> None:
+        """Refuses to keep the best of no evaluations."""
+        del settings
+        if isinstance(self.keep, Best) and not self.evaluate_every:
+            raise InputError("keep: the best is chosen by evaluations: add --evaluate-every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Checked):
+    """Settings of every run."""
+
+    run: Path = Path("runs/run")
+    """Run folder to write."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder."""
     seed: Natural = 0
     """Seed of sampling and data order."""
     seeds: tuple[int, ...] = ()
     """Several seeds, each a run in RUN/seed-N, one after the other; RUN/report.html has their mean
     and spread. --resume leaves out those that are done."""
+    start: Annotated[Start, FLAT] = Start()
+    """The start model."""
+    data: Annotated[Data, FLAT] = Data()
+    """The prompts."""
+    completions: Annotated[Completions, FLAT] = Completions()
+    """How completions are drawn."""
+    learning: Annotated[Learning, FLAT] = Learning()
+    """The optimizer."""
+    loop: Annotated[Loop, FLAT] = Loop()
+    """The steps."""
 
     @property
     def rl(self) -> "RL | None":
@@ -108,7 +182,34 @@ class Settings(Checked):
 
     def load_prompts(self) -> list[Prompt]:
         """The training prompts."""
-        return load_all(self.prompts, self.text_field)
+        return self.data.load(self.data.prompts)
+
+    def part_prompts(self, heldout: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+        """The training prompts, and the validation prompts, which are taken out of them.
+
+        Args:
+          heldout: must have none of them.
+
+        Raises:
+          InputError: a validation prompt is held out too.
+        """
+        prompts, data = self.load_prompts(), self.data
+        if not self.loop.evaluate_every:
+            return prompts, []
+        validation = evenly_of_each(
+            data.load(data.validation or data.prompts),
+            lambda prompt: prompt.kind,
+            data.validation_prompts,
+        )
+        judged_by = {prompt.asked for prompt in heldout}
+        for prompt in validation:
+            if prompt.asked in judged_by:
+                raise InputError(
+                    f"validation: {prompt.id} is held out too, and training may not be watched by "
+                    "what it is judged by: leave it out of --validation or --heldout"
+                )
+        taken = {prompt.asked for prompt in validation}
+        return [prompt for prompt in prompts if prompt.asked not in taken], validation
 
     @property
     def started(self) -> bool:
@@ -133,9 +234,6 @@ class Settings(Checked):
         Raises:
           InputError: names the setting and what it may be.
         """
-        if self.processes is not None and self.mesh is None:
-            raise InputError("processes: several of them need a --mesh over all their devices")
-        day_of(self.template_date)
         for part in flat_parts(self):
             if hasattr(part, "check_with"):
                 part.check_with(self)
@@ -148,8 +246,11 @@ class Settings(Checked):
         """
         if seed_folders(self.run):
             raise InputError(f"{self.run} holds runs of --seeds: choose another --run")
-        check_replaceable(self.run / "model")
+        for name in ("model", BEST):
+            check_replaceable(self.run / name)
         ours = (self.run / "config.json").exists()
+        if (self.run / VALIDATION).exists() and not ours:
+            raise InputError(f"{self.run / VALIDATION} is no run's: choose another --run")
         for name in MOMENTS:
             check_evaluation(self.run / name, flag="--run", replaceable=ours)
         if self.resume and not self.started:
@@ -235,13 +336,13 @@ class RL(Checked):
         Raises:
           InputError: names both numbers, or a size below 1.
         """
-        if settings.mesh is None:
+        if settings.start.mesh is None:
             return
-        if min(settings.mesh) < 1:
-            sizes = " x ".join(map(str, settings.mesh))
+        if min(settings.start.mesh) < 1:
+            sizes = " x ".join(map(str, settings.start.mesh))
             raise InputError(f"mesh: data x fsdp x tensor = {sizes} has a size below 1")
         rows = self.completions_per_step // self.updates.micro_batches // self.updates.minibatches
-        parts = settings.mesh[0] * settings.mesh[1]
+        parts = settings.start.mesh[0] * settings.start.mesh[1]
         if rows % parts:
             raise InputError(
                 f"mesh: data x fsdp = {parts} does not divide the {rows} completions of a "
@@ -263,7 +364,7 @@ class Packed(Checked):
 
     def check_with(self, settings: Settings) -> None:
         """Refuses rows that a prompt with its answer may not fit in."""
-        longest = settings.max_prompt_tokens + settings.max_new_tokens
+        longest = settings.data.max_prompt_tokens + settings.completions.max_new_tokens
         if self.row_length < longest:
             raise InputError(
                 f"row_length={self.row_length} is too small for max_prompt_tokens + "

@@ -119,6 +119,7 @@ def test_no_arm_has_code_or_cases_in_context_while_it_learns(arm, arguments, gen
         tokenizer=tokenizer,
         prompts=prompts,
         heldout=[],
+        validation=[],
         interruption=Interruption(),
         begun=0.0,
     )

@@ -52,7 +52,7 @@ for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     settings = read_settings(module, "demo", (flags + more).split())
     mesh = make_mesh(*sizes)
     model, params, tokenizer = load_pretrained(folder, mesh=mesh)
-    given = settings, model, tokenizer, load_all(settings.prompts)
+    given = settings, model, tokenizer, load_all(settings.data.prompts)
     work = make_reinforcement(*given, module.build(*given))
     plan = plan_step(work, model, work.batches(0))
 
@@ -136,13 +136,13 @@ def test_heads_that_a_mesh_would_cut_are_whole_while_sampling():
 @pytest.mark.parametrize("script", ["alphaalign", "ascl", "cada"])
 def test_meshes_of_the_presets_divide_what_they_split(script):
     module = load_page(script)
-    names = [name for name, preset in module.PRESETS.items() if preset.mesh]
+    names = [name for name, preset in module.PRESETS.items() if preset.start.mesh]
     assert set(names) >= set(LARGE)
     for name in names:
         settings = read_settings(module, name, ["--arm", "rl"] if script == "cada" else [])
         settings.rl.check_with(settings)
-        _, fsdp, tensor = settings.mesh
-        config = read_architecture(settings.model)
+        _, fsdp, tensor = settings.start.mesh
+        config = read_architecture(settings.start.model)
         assert config.num_kv_heads % tensor == 0  # a head stays on one device
         assert config.mlp_dim % tensor == config.vocab_size % tensor == 0
         assert config.model_dim % fsdp == 0

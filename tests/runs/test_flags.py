@@ -30,6 +30,7 @@ from jaxalign.engine.reductions import (
 from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated
 from jaxalign.host.errors import InputError
 from jaxalign.runs.choices import CHOICES, change, choosable, flag_name, to_json
+from jaxalign.runs.keep import Best, Last
 from jaxalign.runs.settings import parse
 
 
@@ -141,8 +142,8 @@ def underscored(flags):
 
 def test_the_optimizers_constants_and_the_decay():
     chosen = settings("demo --decay cosine --optimizer.b1 0.9 --optimizer.weight-decay=0.1")
-    assert chosen.optimizer == AdamW(b1=0.9, weight_decay=0.1)
-    assert chosen.decay == Cosine() and settings("demo").decay == Linear()
+    assert chosen.learning.optimizer == AdamW(b1=0.9, weight_decay=0.1)
+    assert chosen.learning.decay == Cosine() and settings("demo").learning.decay == Linear()
 
 
 def test_ppo_keeps_what_it_shares_with_the_objective_before():
@@ -262,7 +263,7 @@ def test_every_class_can_be_chosen(chosen, choice, one):
 
 
 def test_the_places_have_room_for_all_choices():
-    assert {one for _, _, one in places()} - {None} == {
+    assert {one for _, _, one in places()} - {None, Last, Best} == {
         one for classes in CHOICES.values() for one in classes
     }
 
@@ -357,7 +358,7 @@ def test_a_file_of_settings_stands_below_the_flags(tmp_path):
 )
 def test_a_runs_config_gives_its_settings_again(presets, flags, tmp_path):
     run = settings(flags, presets)
-    facts = {"run_format": 3, "facts": {"rules": {"a": "b"}}}
+    facts = {"run_format": 4, "facts": {"rules": {"a": "b"}}}
     (tmp_path / "config.json").write_text(json.dumps(to_json(run) | facts))
     for other in presets:
         assert settings(f"{other} --settings {tmp_path / 'config.json'}", presets) == run

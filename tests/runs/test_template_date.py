@@ -12,6 +12,7 @@ from jaxalign.data.prompts import Prompt
 from jaxalign.data.templates import bare_messages, encode_chat
 from jaxalign.host.errors import InputError
 from jaxalign.models import Transformer, save_pretrained
+from jaxalign.runs.choices import change
 from jaxalign.runs.experiment import Experiment, Recipe, load_start
 from jaxalign.runs.loop import Interruption
 from jaxalign.runs.settings import Settings
@@ -28,7 +29,9 @@ def begin(tmp_path, monkeypatch):
             save_pretrained(folder, Transformer(POLICY), random_params(POLICY), tokenizer)
         today = type("Day", (datetime.date,), {"today": classmethod(lambda _: day)})
         monkeypatch.setattr(datetime, "date", today)
-        given = Settings(run=tmp_path / "run", model=str(folder), dtype="float32", **settings)
+        given = change(
+            Settings(run=tmp_path / "run"), model=str(folder), dtype="float32", **settings
+        )
         model, _, tokenizer = load_start(given)
         Experiment(
             given,
@@ -37,6 +40,7 @@ def begin(tmp_path, monkeypatch):
             tokenizer=tokenizer,
             prompts=[Prompt("1", "Hi?", "benign", "general")],
             heldout=[],
+            validation=[],
             interruption=Interruption(),
             begun=0.0,
         )

@@ -14,7 +14,7 @@ from jaxalign.engine import Frozen, init_state, make_step
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.rewards import safety_verifiers
 from jaxalign.runs.experiment import Recipe, make_reinforcement
-from jaxalign.runs.settings import RL
+from jaxalign.runs.settings import RL, Completions
 
 TEXT = ["<safety_reasoning>", "Fine.", "</safety_reasoning>\n<answer>", "Yes.", "</answer>"]
 
@@ -25,7 +25,7 @@ def test_a_completion_ends_by_words_and_its_reward_is_that_of_the_text_without_t
     lm = chained_model([":", *TEXT, "\n\nUs", "er:", "x"], template=SPOKEN)
     prompts = [Prompt("0", "Forge it?", "harmful", "fraud"), Prompt("1", "Hi?", "benign", "")]
     rl = RL(harmful=1, benign=1, lookalike=0, samples_per_prompt=2)
-    settings = AlphaAlign(tmp_path, max_new_tokens=12, rl=rl)
+    settings = AlphaAlign(tmp_path, completions=Completions(max_new_tokens=12), rl=rl)
     reward = alphaalign_reward(safety_verifiers(lm.tokenizer))
     recipe = Recipe(bare_messages, lambda start: reward)
     work = make_reinforcement(settings, lm.model, lm.tokenizer, prompts, recipe)

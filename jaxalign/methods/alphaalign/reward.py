@@ -112,7 +112,7 @@ class Rewarded(Checked):
         """
         rl = settings.rl
         assert rl is not None
-        with tokenizer_of(settings.model):
+        with tokenizer_of(settings.start.model):
             verifiers = self.verifiers(tokenizer)
         scoring = None
         if self.helpfulness_weight:
@@ -121,8 +121,8 @@ class Rewarded(Checked):
                 model,
                 tokenizer,
                 prompts,
-                max_prompt_tokens=settings.max_prompt_tokens,
-                max_new_tokens=settings.max_new_tokens,
+                max_prompt_tokens=settings.data.max_prompt_tokens,
+                max_new_tokens=settings.completions.max_new_tokens,
             )
 
         def reward(start: Params) -> Reward:

@@ -80,10 +80,12 @@ def cold_start(
             params,
             kept,
             work.batches,
-            settings.optimizer(stage.learning_rate, max_grad_norm=settings.max_grad_norm),
+            settings.learning.optimizer(
+                stage.learning_rate, max_grad_norm=settings.learning.max_grad_norm
+            ),
             epochs=stage.epochs,
             batch_size=stage.batch,
-            row_length=2 * (settings.max_prompt_tokens + settings.max_new_tokens),
+            row_length=2 * (settings.data.max_prompt_tokens + settings.completions.max_new_tokens),
             seed=settings.seed,
             progress=lambda done: heed(done, None),
         )

@@ -208,7 +208,7 @@ def sample_answers(
     run: Experiment, params: Params, prompts: list[Prompt], path: Path, label: str, **asking: Any
 ) -> list[Generated]:
     """`self_generate` as a run's settings and fields of `Asking` say, with a progress bar."""
-    method = Temperature(run.settings.temperature)
+    method = Temperature(run.settings.completions.temperature)
     with run.interruption.heeded(label, len(prompts), f"prompts, {label}") as heed:
         return self_generate(
             run.lm(params),
