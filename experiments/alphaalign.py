@@ -7,6 +7,7 @@ r"""AlphaAlign (arXiv 2507.14987): safety reward + helpfulness reward, one compi
     python experiments/alphaalign.py demo --run runs/gspo --objective.surrogate.ratio sequence \
         --objective.aggregation sequence-mean                                              # GSPO
     python experiments/alphaalign.py demo --run runs/judged --helpfulness mine.py:score
+    python experiments/alphaalign.py demo --run runs/best --evaluate-every 10 --keep best
     python experiments/alphaalign.py demo --run runs/short --add-reward mine.py:short=0.1
 
 The paper trains by PPO. The presets hold rewards to a mean instead (`Shrinkage`): a critic is a
