@@ -176,8 +176,15 @@ def _replace(settings: Any, path: tuple[str, ...], value: Any) -> Any:
 
 def to_json(settings: Any) -> dict[str, Any]:
     """The settings by the names of their flags, with paths as text, as `--settings` reads them."""
-    found: dict[str, Any] = json.loads(json.dumps(_plain(settings, False), default=str))
+    found: dict[str, Any] = json.loads(json.dumps(_plain(settings, False), default=_text))
     return found
+
+
+def _text(value: Any) -> str:
+    """A path as text; a function by its name, for its address is another in each process."""
+    return (
+        f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
+    )
 
 
 def _plain(value: Any, chosen: bool) -> Any:

@@ -394,3 +394,12 @@ def test_values_that_belong_together_change_together():
     assert change(halves, harmful=7, minibatches=3).rl.updates.minibatches == 3
     with pytest.raises(ValueError, match="AlphaAlign has no minibatch"):
         change(halves, minibatch=3)
+
+
+def bounded(logps, old_logps, advantages, *, mask=None):
+    """A surrogate of one's own: only a name, whatever process says it."""
+
+
+def test_a_function_in_the_settings_goes_by_its_name():
+    run = change(PRESETS["demo"], objective=GRPO(surrogate=bounded))
+    assert to_json(run)["objective"]["surrogate"] == f"{__name__}.bounded"
