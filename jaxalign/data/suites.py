@@ -1,10 +1,11 @@
 """The public suites by name: where each one is, which column holds the text, what its kinds are.
 
-Nothing of them is shipped: a suite is read from the hub, or from the file its authors publish.
+The table is `files/suites.yaml`. Nothing of them is shipped: a suite is read from the hub, or from
+the file its authors publish.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxalign.data.order import evenly
 from jaxalign.data.prompts import KINDS, Kind, Prompt
 from jaxalign.data.sources import first_field, load_all, row_text, usable
 from jaxalign.data.tables import get
+from jaxalign.data.yaml_files import OWN, load_yaml
 from jaxalign.host.errors import InputError
 
 _SPECS = "NAME, NAME=FILE, NAME=KIND=SPEC, KIND=SPEC, or a SPEC such as builtin:heldout or my.csv"
@@ -40,153 +42,18 @@ class Suite:
     title: str
     source: str
     hub: str = ""
-    text: tuple[str, ...] = ("prompt",)
+    text: Sequence[str] = ("prompt",)
     kind: Kind | None = "harmful"
     kind_column: str = ""
     kinds: Mapping[str, Kind | None] = field(default_factory=dict)
     keep: Mapping[str, str] = field(default_factory=dict)
-    category: tuple[str, ...] = ("category",)
+    category: Sequence[str] = ("category",)
     gated: bool = False
     note: str = ""
 
 
-# Names, splits, columns and consent were looked up in public documentation and code, November 2026;
-# none of it could be tried on the live hub. What documents do not say is called unverified.
 SUITES: Mapping[str, Suite] = {
-    # To be refused.
-    "advbench": Suite(
-        title="AdvBench",
-        hub="walledai/AdvBench",
-        text=("goal", "prompt"),
-        gated=True,
-        source="Zou et al., arXiv 2307.15043; github.com/llm-attacks/llm-attacks",
-    ),
-    "strongreject": Suite(
-        title="StrongREJECT",
-        hub="walledai/StrongREJECT",
-        text=("forbidden_prompt", "prompt"),
-        gated=True,
-        source="Souly et al., arXiv 2402.10260; github.com/alexandrasouly/strongreject",
-    ),
-    "harmbench": Suite(
-        title="HarmBench",
-        hub="walledai/HarmBench/standard",
-        text=("Behavior", "prompt"),
-        keep={"FunctionalCategory": "standard"},
-        category=("SemanticCategory", "category"),
-        gated=True,
-        source="Mazeika et al., arXiv 2402.04249; github.com/centerforaisafety/HarmBench",
-        note="the standard behaviours, without those that need a context or are about copyright",
-    ),
-    "jailbreakbench": Suite(
-        title="JailbreakBench",
-        hub="JailbreakBench/JBB-Behaviors/behaviors@harmful",
-        text=("Goal",),
-        category=("Category",),
-        source="Chao et al., arXiv 2404.01318",
-    ),
-    "wildguardtest": Suite(
-        title="WildGuardTest",
-        hub="allenai/wildguardmix/wildguardtest@test",
-        kind=None,
-        kind_column="prompt_harm_label",
-        kinds={"harmful": "harmful", "unharmful": "lookalike", "": None},
-        category=("subcategory",),
-        gated=True,
-        source="Han et al., arXiv 2406.18495",
-        note="rows without a label are left out; unharmful ones count as look-alikes (ours)",
-    ),
-    "wildjailbreak": Suite(
-        title="WildJailbreak",
-        hub="allenai/wildjailbreak/eval",
-        text=("adversarial",),
-        kind=None,
-        kind_column="data_type",
-        kinds={"adversarial_harmful": "harmful", "adversarial_benign": "lookalike"},
-        category=("data_type",),
-        gated=True,
-        source="Jiang et al., arXiv 2406.18510",
-        note="the evaluation set, whose prompts are jailbreaks already",
-    ),
-    "saladbench": Suite(
-        title="SALAD-Bench",
-        hub="OpenSafetyLab/Salad-Data/base_set",
-        text=("question",),
-        category=("1-category",),
-        source="Li et al., arXiv 2402.05044",
-        note="21,318 base questions: give a --limit",
-    ),
-    "hexphi": Suite(
-        title="HEx-PHI",
-        text=("instruction", "prompt"),
-        source="Qi et al., arXiv 2310.03693; hub: LLM-Tuning-Safety/HEx-PHI, behind a form",
-        note="its files, one a category, have no header line: join them below `instruction`",
-    ),
-    "maliciousinstruct": Suite(
-        title="MaliciousInstruct",
-        hub="walledai/MaliciousInstruct",
-        text=("prompt", "instruction"),
-        source="Huang et al., arXiv 2310.06987; github.com/Princeton-SysML/Jailbreak_LLM",
-        note="consent: unverified; the authors' file has no header line",
-    ),
-    "donotanswer": Suite(
-        title="Do-Not-Answer",
-        hub="LibrAI/do-not-answer",
-        text=("question",),
-        category=("risk_area",),
-        source="Wang et al., arXiv 2308.13387",
-        note="some of its questions are answered well with a warning; all count as harmful",
-    ),
-    # To be answered, though they look otherwise. XSTest has contrasts to be refused as well.
-    "xstest": Suite(
-        title="XSTest",
-        hub="Paul/XSTest",
-        kind=None,
-        kind_column="label",
-        kinds={"safe": "lookalike", "unsafe": "harmful"},
-        category=("type",),
-        source="Röttger et al., arXiv 2308.01263; github.com/paul-rottger/xstest",
-    ),
-    "jailbreakbench-benign": Suite(
-        title="JailbreakBench, benign",
-        hub="JailbreakBench/JBB-Behaviors/behaviors@benign",
-        text=("Goal",),
-        kind="lookalike",
-        category=("Category",),
-        source="Chao et al., arXiv 2404.01318",
-    ),
-    "orbench": Suite(
-        title="OR-Bench",
-        hub="bench-llm/or-bench/or-bench-hard-1k",
-        kind="lookalike",
-        source="Cui et al., arXiv 2405.20947",
-        note="the hard set",
-    ),
-    "oktest": Suite(
-        title="OKTest",
-        text=("prompt", "question", "text"),
-        kind="lookalike",
-        source="Shi et al., arXiv 2401.17633; github.com/InvokerStark/OverKill",
-        note="no copy on the hub is known; the file's column name is unverified",
-    ),
-    "coconot": Suite(
-        title="CoCoNot, contrast",
-        hub="allenai/coconot/contrast@test",
-        kind="lookalike",
-        source="Brahman et al., arXiv 2407.12043",
-        note="the contrast set, which should be answered",
-    ),
-    "phtest": Suite(
-        title="PHTest",
-        hub="furonghuang-lab/PHTest",
-        text=("Request",),
-        kind=None,
-        kind_column="Harmfulness",
-        kinds={"harmless": "lookalike", "controversial": None, "harmful": None},
-        category=(),
-        source="An et al., arXiv 2409.00598",
-        note="controversial ones are left out (ours); the label's spelling is unverified",
-    ),
+    name: Suite(**fields) for name, fields in load_yaml(OWN / "suites.yaml").items()
 }
 
 
