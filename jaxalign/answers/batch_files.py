@@ -1,13 +1,17 @@
 """Files of answers that are written batch by batch, and what they depend on beside them."""
 
-from collections.abc import Mapping, Sequence
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.answers.asking import Answer, Asking, LanguageModel, Questions, answer_batches
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json, write_json
-from jaxalign.host.processes import is_first
-from jaxalign.host.step_lines import read_lines
+from jaxalign.host.processes import is_first, least
+from jaxalign.host.step_lines import StepLines, read_lines
+from jaxalign.sampling import Stage
 
 
 def facts_path(path: Path) -> Path:
@@ -59,24 +63,40 @@ def keep_facts(
             )
 
 
-def whole_batches(path: Path, sizes: Sequence[int]) -> int:
-    """How many batches a file holds before the first one that is cut short.
+def resume(
+    lm: LanguageModel,
+    questions: Questions,
+    asking: Asking,
+    stage: Stage,
+    path: Path,
+    describe: Callable[[Answer, int], dict[str, Any]],
+) -> tuple[int, Iterator[list[dict[str, Any]]]]:
+    """Goes on with a file of answers, each a line with its batch as `step`, as `answer_batches`.
 
-    Args:
-      path: of the answers, each a line with the number of its batch as `step`.
-      sizes: how many answers each batch has.
+    Returns:
+      how many answers are kept, those of whole batches; and of each further batch the rows that
+      `describe` makes of an answer and its number among its request's, in the file by then.
 
     Raises:
       InputError: a line other than a torn last one is malformed.
     """
-    if not path.exists():
-        return 0
-    counts = [0] * len(sizes)
-    for _, row in read_lines(path):
-        if 0 <= row["step"] < len(sizes):
-            counts[row["step"]] += 1
-    whole = [count == size for count, size in zip(counts, sizes, strict=True)]
-    return whole.index(False) if False in whole else len(sizes)
+    lines = read_lines(path) if path.exists() else []
+    counts = collections.Counter(row["step"] for _, row in lines)
+    sizes = [len(batch) * asking.samples for batch in questions.batches]
+    torn = (number for number, size in enumerate(sizes) if counts[number] != size)
+    first = least(next(torn, len(sizes)))  # also before the first process changes the file
+
+    def append() -> Iterator[list[dict[str, Any]]]:
+        with StepLines(path, first) if is_first() else contextlib.nullcontext() as lines:
+            batches = answer_batches(lm, questions, asking, stage, first=first)
+            for number, batch in enumerate(batches, start=first):
+                rows = [describe(answer, at % asking.samples) for at, answer in enumerate(batch)]
+                if lines is not None:
+                    for row in rows:
+                        lines.append({"step": number} | row)
+                yield rows
+
+    return sum(sizes[:first]), append()
 
 
 def _difference(theirs: Any, ours: Any) -> str:

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.answers.asking import Asking, LanguageModel, Questions, answer_batches
-from jaxalign.answers.batch_files import facts_path, keep_facts, part_path, whole_batches
+from jaxalign.answers.asking import Answer, Asking, LanguageModel, Questions
+from jaxalign.answers.batch_files import facts_path, keep_facts, part_path, resume
 from jaxalign.answers.completing import check_sizes, in_batches, longest_first, short_enough
 from jaxalign.data.prompts import Request, conversation_field, prompts_digest
 from jaxalign.data.templates import Tokenizer, encode_requests
 from jaxalign.host.errors import InputError
-from jaxalign.host.processes import all_of, is_first, least, locked_for_all
-from jaxalign.host.step_lines import StepLines, read_lines
+from jaxalign.host.processes import all_of, is_first, locked_for_all
+from jaxalign.host.step_lines import read_lines
 from jaxalign.rewards import split
 from jaxalign.sampling import Stage
 from jaxalign.text.chat_template import template_date
@@ -124,6 +124,28 @@ def generate(
         remedy="lower max_new_tokens, or max_prompt_tokens to skip long prompts, or take a shorter "
         "template",
     )
+
+    def describe(answer: Answer, sample: int) -> dict[str, Any]:
+        request, opening = requests[answer.request], forced[answer.request]
+        whole = np.array([*opening, *answer.written], np.int32)
+        row: dict[str, Any] = {
+            "id": request.id,
+            "prompt": request.text,
+            "kind": request.kind,
+            "category": request.category,
+            **conversation_field(request.conversation),
+            "sample": sample,
+            "completion": lm.text(whole, answer.ending),
+            "tokens": len(answer.tokens),
+            "finished": answer.finished,
+        }
+        if asking.tool is not None:
+            own = lm.text(answer.tokens, answer.ending)
+            row |= {"consulted": answer.consulted, "own": own}
+        if openings is not None:
+            row["opening"] = lm.text(np.array(opening, np.int32))
+        return row
+
     # What is finished is only read, by any number of processes.
     finished = all_of(path.exists())
     with contextlib.nullcontext() if finished else locked_for_all(path, "another file"):
@@ -136,38 +158,13 @@ def generate(
                 part.unlink(missing_ok=True)  # a run may have been killed before it came to that
             return None
 
-        sizes = [len(batch) * asking.samples for batch in questions.batches]
-        first = least(whole_batches(part, sizes))  # also before the first process changes the file
-        done, generated = sum(map(len, questions.batches[:first])), 0
-        progress(done, len(asked), generated)
-        with StepLines(part, first) if is_first() else contextlib.nullcontext() as lines:
-            batches = answer_batches(lm, questions, asking, Stage.ANSWERS, first=first)
-            for number, batch in enumerate(batches, start=first):
-                for row, answer in enumerate(batch):
-                    request, opening = requests[answer.request], forced[answer.request]
-                    whole = np.array([*opening, *answer.written], np.int32)
-                    line: dict[str, Any] = {
-                        "step": number,
-                        "id": request.id,
-                        "prompt": request.text,
-                        "kind": request.kind,
-                        "category": request.category,
-                        **conversation_field(request.conversation),
-                        "sample": row % asking.samples,
-                        "completion": lm.text(whole, answer.ending),
-                        "tokens": len(answer.tokens),
-                        "finished": answer.finished,
-                    }
-                    if asking.tool is not None:
-                        own = lm.text(answer.tokens, answer.ending)
-                        line |= {"consulted": answer.consulted, "own": own}
-                    if openings is not None:
-                        line["opening"] = lm.text(np.array(opening, np.int32))
-                    if lines is not None:
-                        lines.append(line)
-                    generated += len(answer.tokens)
-                done += len(batch) // asking.samples
-                progress(done, len(asked), generated)
+        done, batches = resume(lm, questions, asking, Stage.ANSWERS, part, describe)
+        generated = 0
+        progress(done // asking.samples, len(asked), generated)
+        for batch in batches:
+            generated += sum(row["tokens"] for row in batch)
+            done += len(batch)
+            progress(done // asking.samples, len(asked), generated)
         if not is_first():
             return None
         written = _put_in_order(part, path, order)

@@ -10,21 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.answers.asking import (
-    Answer,
-    Asking,
-    LanguageModel,
-    Progress,
-    answer_batches,
-    read_requests,
-)
-from jaxalign.answers.batch_files import facts_path, keep_facts, whole_batches
+from jaxalign.answers.asking import Answer, Asking, LanguageModel, Progress, read_requests
+from jaxalign.answers.batch_files import facts_path, keep_facts, resume
 from jaxalign.answers.generation import asking_facts
 from jaxalign.data.prompts import Asked, Prompt, Turn, asked
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
-from jaxalign.host.processes import all_of, is_first, least, locked_for_all
-from jaxalign.host.step_lines import StepLines, read_lines
+from jaxalign.host.processes import all_of, locked_for_all
+from jaxalign.host.step_lines import read_lines
 from jaxalign.rewards import verdict_of
 from jaxalign.sampling import Stage
 
@@ -96,6 +89,22 @@ def self_generate(
     """
     if not prompts:
         raise InputError("no prompts to answer: self-generation needs harmful ones")
+
+    def describe(answer: Answer, sample: int) -> dict[str, Any]:
+        del sample
+        prompt, text = prompts[answer.request], lm.text(answer.tokens, answer.ending)
+        well_formed, refused = verdict_of(text)
+        return {
+            "id": prompt.id,
+            "prompt": prompt.text,
+            "category": prompt.category,
+            "completion": text,
+            "tokens": answer.tokens.tolist(),
+            "finished": answer.finished,
+            "well_formed": well_formed,
+            "refused": refused,
+        } | ({"conversation": prompt.conversation} if prompt.conversation else {})
+
     facts = asking_facts(lm, prompts, asking)
     vocab_size = lm.model.config.vocab_size
     finished = all_of(_finished(path, facts))
@@ -107,43 +116,12 @@ def self_generate(
         questions.check_positions(
             lm.model, asking.max_new_tokens, remedy="use fewer cases, or lower max_new_tokens"
         )
-        sizes = [len(batch) * asking.samples for batch in questions.batches]
-        first = least(whole_batches(path, sizes))  # also before the first process changes the file
-        generated = read_generated(path, vocab_size=vocab_size) if first else []
-        generated = generated[: sum(sizes[:first])]
-        opened = (
-            contextlib.closing(StepLines(path, first)) if is_first() else contextlib.nullcontext()
-        )
-        with opened as lines:
-            batches = answer_batches(lm, questions, asking, Stage.SELF_GENERATION, first=first)
-            for number, batch in enumerate(batches, start=first):
-                for answer in batch:
-                    made = _describe(lm, prompts[answer.request], answer)
-                    generated.append(made)
-                    if lines is not None:
-                        lines.append({"step": number} | _row(made))
-                progress(len(generated) // asking.samples, len(prompts))
+        kept, batches = resume(lm, questions, asking, Stage.SELF_GENERATION, path, describe)
+        generated = read_generated(path, vocab_size=vocab_size)[:kept] if kept else []
+        for rows in batches:
+            generated += [Generated(**row) for row in rows]
+            progress(len(generated) // asking.samples, len(prompts))
         return generated
-
-
-def _describe(lm: LanguageModel, prompt: Prompt, answer: Answer) -> Generated:
-    text = lm.text(answer.tokens, answer.ending)
-    well_formed, refused = verdict_of(text)
-    return Generated(
-        id=prompt.id,
-        prompt=prompt.text,
-        category=prompt.category,
-        completion=text,
-        tokens=answer.tokens.tolist(),
-        finished=answer.finished,
-        well_formed=well_formed,
-        refused=refused,
-        conversation=prompt.conversation,
-    )
-
-
-def _row(made: Generated) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(made).items() if value != ()}
 
 
 def read_generated(path: Path, *, vocab_size: int) -> list[Generated]:
