@@ -71,13 +71,9 @@ class LanguageModel:
         chat_template: str | None = None,
         template_date: str | None = None,
     ) -> "LanguageModel":
-        """Loads a model (`load_pretrained`), its parameters in the compute dtype.
+        """Loads a model, its parameters in the compute dtype: auto, bfloat16 or float32.
 
-        Args:
-          name: a `.gguf` file, a Hugging Face folder, `smollm2` or a hub id.
-          dtype: auto, bfloat16 or float32.
-          chat_template: as for `load_pretrained`.
-          template_date: as for `load_pretrained`.
+        The other arguments are those of `load_pretrained`.
 
         Raises:
           InputError: an unknown dtype, or a model that cannot be loaded.
@@ -105,9 +101,7 @@ class LanguageModel:
     def text(self, ids: np.ndarray, ending: int = 0) -> str:
         """What ids spell, special tokens left out: the text that the verifiers judge.
 
-        Args:
-          ids: of tokens.
-          ending: how many of the last characters are left out, as `Answer.ending` says.
+        The last `ending` characters are left out too, as `Answer.ending` says.
         """
         text = decode(self.tokenizer, ids, np.ones(len(ids), bool))
         return text[: len(text) - ending]
@@ -251,14 +245,9 @@ def answer_batches(
     *,
     first: int = 0,
 ) -> Iterator[list[Answer]]:
-    """The answers of each batch, G to a request, those of one next to each other.
+    """The answers of each batch from `first` on, G to a request, those of one next to each other.
 
-    Args:
-      lm: the model.
-      questions: what to ask.
-      asking: how.
-      stage: of the run, which has noise of its own.
-      first: the batch to begin with.
+    A stage of a run has noise of its own.
 
     Raises:
       InputError: texts are to end answers, and the tokenizer's tokens can't be read.
@@ -323,11 +312,7 @@ def answers(
 ) -> list[Answer]:
     """Answers to every request, in order; all batches have one shape.
 
-    Args:
-      lm: the model.
-      requests: at least one.
-      asking: how they are asked.
-      progress: called after each batch with how many requests are done, and of how many.
+    `progress` is called after each batch with how many requests are done, and of how many.
 
     Raises:
       InputError: no requests, or one that is too long, or does not fit the model's context with

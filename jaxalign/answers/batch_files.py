@@ -33,13 +33,9 @@ def part_path(path: Path) -> Path:
 def keep_facts(
     path: Path, facts: Mapping[str, Any], *, kept: Path, more: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes the facts beside a new or empty file; refuses one that was made under others.
+    """Writes the JSON facts beside a new or empty file; refuses one that was made under others.
 
-    Args:
-      path: of the answers.
-      facts: what they depend on, as JSON.
-      kept: of the facts.
-      more: what is also worth knowing, and is not compared.
+    `more` is written, too, and not compared.
 
     Raises:
       InputError: the file was made under other facts, or it is not known under which.

@@ -99,14 +99,8 @@ def first_word_probabilities(
         p_k = exp z_k / Σ_j exp z_j
 
     Leads and words are encoded together, so a space between them counts as the tokenizer has it; of
-    several questions none sees the others. Ours.
-
-    Args:
-      lm: the model.
-      chats: n of them, at least one, ready for the assistant's reply.
-      questions: at least one.
-      batch_size: chats at a time.
-      progress: called after each batch with how many chats are read, and of how many.
+    several questions none sees the others. Ours. There are n chats, at least one, ready for the
+    assistant's reply; `progress` is told how many are read, and of how many.
 
     Returns:
       of each question `[n, number of its words]` float32, rows that sum to 1.
@@ -187,17 +181,10 @@ def _word_logits(
     lengths: Any,
     words: Any,
 ) -> jax.Array:
-    """Logits `[N, Q, K]` float32 of Q questions' words behind N prompts.
+    """Logits `[N, Q, K]` float32 of Q questions' words `[Q, K]` behind N prompts `[N, P]`.
 
-    Args:
-      decoder: the architecture.
-      params: in the compute dtype.
-      prefix: `[P0]` int32.
-      prompts: `[N, P]` int32.
-      mask: `[N, P]` bool.
-      leads: `[Q, T]` int32, T above the longest lead.
-      lengths: `[Q]` int32, of the leads.
-      words: `[Q, K]` int32.
+    All prompts open with `prefix`, `[P0]`, and each is followed by every lead, `[Q, T]` with T
+    above the longest of `lengths`, `[Q]`. The mask is bool, all else int32.
     """
     chex.assert_rank([prefix, prompts, mask, leads, lengths, words], [1, 2, 2, 2, 1, 2])
     chex.assert_equal_shape_prefix([leads, lengths, words], 1)

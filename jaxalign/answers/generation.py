@@ -200,13 +200,7 @@ def asking_facts(lm: LanguageModel, requests: Sequence[Request], asking: Asking)
 
 
 def opening_ids(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]:
-    """The tokens of an opening: up to the answer's tag all, behind it (or without it) `limit`.
-
-    Args:
-      tokenizer: a fast Hugging Face tokenizer.
-      text: plain text.
-      limit: the most tokens behind the tag; None for all.
-    """
+    """The tokens of an opening: up to the answer's tag all, behind it (or without it) `limit`."""
     at = split(text).answer_at
     return encode_text(tokenizer, text[:at]) + encode_text(tokenizer, text[at:])[:limit]
 

@@ -118,14 +118,9 @@ def speed_bar() -> Iterator[Any]:
 
 
 def kept_fact(name: str, given: str | None, answers: Sequence[Path]) -> str | None:
-    """For None what answers there are depend on.
+    """For None what answers there are depend on: files of answers, finished, begun or absent.
 
     A probe of the dtype on a busy machine may choose another, and tomorrow is another day.
-
-    Args:
-      name: of the fact.
-      given: as the user gave it.
-      answers: files of answers, finished or begun; those that are not there do not count.
     """
     from jaxalign.answers.batch_files import facts_path
     from jaxalign.host.json_files import read_json

@@ -61,12 +61,9 @@ class Case:
 
 
 def code_text(code: Code, *, detailed: bool = False, cases: Sequence[Case] = ()) -> str:
-    """What CADA's arms put into the model's context.
+    """What CADA's arms put into the model's context: a code, and worked cases if there are any.
 
-    Args:
-      code: the code.
-      detailed: its clauses with the names to cite, instead of the short paragraph.
-      cases: worked cases that follow the code.
+    The code is its short paragraph, or detailed its clauses with the names to cite.
     """
     if detailed:
         lines = ["Safety code:", *(f"{name}: {clause}" for name, clause in code.cite().items())]
@@ -82,11 +79,7 @@ def code_text(code: Code, *, detailed: bool = False, cases: Sequence[Case] = ())
 
 
 def pick_cases(cases: Sequence[Case], *, per_outcome: int) -> list[Case]:
-    """The first so many cases of each outcome in each category, in their order.
-
-    Args:
-      cases: all of them.
-      per_outcome: how many to refuse, and as many to answer, of each category.
+    """The first `per_outcome` cases to refuse, and as many to answer, of each category, in order.
 
     Raises:
       InputError: a category has fewer.
@@ -113,13 +106,9 @@ def context_text(
     cases: str | Path | None = None,
     cases_per_outcome: int = 1,
 ) -> str:
-    """What one of CADA's arms puts into the model's context.
+    """What one of CADA's arms puts into the model's context: a code, or the short one and cases.
 
-    Args:
-      name: the short code, the detailed one, or the short one and cases.
-      code: file of a code (`load_code`); None for our own.
-      cases: file of cases (`load_cases`); None for our own.
-      cases_per_outcome: as in `pick_cases`.
+    Code and cases are those of a file (`load_code`, `load_cases`), or our own.
 
     Raises:
       InputError: as `load_code`, `load_cases` and `pick_cases`.

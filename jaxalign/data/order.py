@@ -15,12 +15,6 @@ def walk(size: int, step: int, *, count: int, seed: tuple[int, ...]) -> list[int
     Step s takes places s·count … s·count + count − 1, so each epoch of `size` places holds every
     index once (and a step across two epochs, perhaps, one twice), and a run that resumes at step s
     goes on as if it had never stopped. The shuffle depends on (seed, epoch) alone. Ours.
-
-    Args:
-      size: how many there are, at least 1.
-      step: 0, 1, 2, …
-      count: how many a step takes.
-      seed: whole numbers from 0.
     """
     places = range(step * count, (step + 1) * count)
     epochs = {place // size for place in places}

@@ -146,14 +146,9 @@ def batch_at(
 ) -> list[Prompt]:
     """Returns the prompts of one training step: the data cursor is the step number itself.
 
-    Each kind is walked by itself, counts[kind] prompts a step, in the order of
-    `jaxalign.data.order.walk`; that depends on (seed, kind, epoch) alone.
-
-    Args:
-      prompts: the whole set, in the same order at every step.
-      step: 0, 1, 2, …
-      counts: prompts of each kind per step; a kind left out counts 0.
-      seed: at least 0.
+    Each kind is walked by itself, counts[kind] prompts a step (0 of a kind left out), in the order
+    of `jaxalign.data.order.walk`; that depends on (seed, kind, epoch) alone. The prompts must be in
+    the same order at every step.
 
     Returns:
       sum(counts) prompts: harmful first, then benign, then look-alike.

@@ -224,15 +224,10 @@ def first_field(fields: Mapping[str, Any], names: Iterable[str], complaint: str)
 
 
 def row_text(where: str, fields: Mapping[str, Any], field: str) -> str:
-    """The text in a field of a row, of a list of texts the first.
-
-    Args:
-      where: names the row in a message.
-      fields: the row.
-      field: which one; behind an `instruction` comes its input.
+    """The text in a field of a row, of a list of texts the first, with an instruction's input.
 
     Raises:
-      UnusableRow: it is missing, empty, or no text.
+      UnusableRow: it is missing, empty, or no text; the message names the row by `where`.
     """
     text = _present(where, fields, field)
     if isinstance(text, list) and text:

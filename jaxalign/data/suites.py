@@ -66,12 +66,9 @@ def load_suite(
     - `NAME=SPEC`: the same suite from a file of its authors, or from any other place that
       `jaxalign.data.load_prompts` knows; columns and kinds are those of the table.
     - `OTHER=SPEC`, `OTHER=KIND=SPEC`, `KIND=SPEC` or a bare `SPEC`: prompts of one's own; OTHER is
-      a name for reports, by default made from the file's.
+      a name for reports, by default made from the file's, and `text_field` as in `load_prompts`.
 
-    Args:
-      spec: as above.
-      limit: take only so many prompts, as far apart in the suite as can be; suites are sorted.
-      text_field: of one's own prompts, as in `load_prompts`.
+    Suites are sorted: `limit` takes so many prompts as far apart in it as can be.
 
     Returns:
       a name that is safe in a file name, and at least one prompt, in the order of the source. A

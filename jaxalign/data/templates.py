@@ -56,10 +56,7 @@ def alphaalign_messages(request: str) -> list[Message]:
 def coded_messages(context: str) -> Template:
     """The template of AlphaAlign with more text in its instruction: a safety code, or cases.
 
-    All of it stands before the request, so a batch computes it once.
-
-    Args:
-      context: such as `jaxalign.data.code_text` gives; empty for none.
+    All of it stands before the request, so a batch computes it once. "" is no context.
     """
     instruction = f"{INSTRUCTION}\n\n{context}" if context else INSTRUCTION
     return _worked(instruction, EXAMPLES)
@@ -324,13 +321,9 @@ def encode_prompts(
 ) -> PromptTokens:
     """Encodes requests through a template, with the part they share as one prefix.
 
-    Args:
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
-      template: turns a request into messages; only the last message should depend on it.
-      requests: N texts or chats.
-      max_tokens: the most tokens that a request, its conversation included, may take beyond the
-        prefix.
-      width: P, so that batches of one bucket share a compilation; default the longest request's.
+    Only the template's last message should depend on the request, which may take `max_tokens`
+    beyond the prefix, its conversation included. P is `width`, so that batches of one bucket share
+    a compilation, or by default the longest request's.
 
     Raises:
       InputError: no requests, one that is longer than `max_tokens`, or no chat template.

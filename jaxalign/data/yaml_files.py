@@ -75,15 +75,11 @@ def by_category(values: Any, field: str, what: str) -> dict[str, Any]:
 
 
 def check_text(text: Any, what: str, *, limit: int) -> str:
-    """The text on one line.
-
-    Args:
-      text: what the file has.
-      what: its name in messages, such as "rule privacy".
-      limit: the most characters.
+    """The text on one line; messages call it `what`, such as "rule privacy".
 
     Raises:
-      InputError: no text, too long, unprintable characters, or < and >, which mark tags.
+      InputError: no text, more characters than `limit`, unprintable ones, or < and >, which mark
+        tags.
     """
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{what} must be a text")

@@ -66,12 +66,8 @@ def make_judge(
     - `FILE.py:FUNCTION`: a function of your own, `(requests, answers) -> [n]` bools or numbers in
       [0, 1]. Its attribute `measures` may be "harm"; without it, it measures refusal.
 
-    Args:
-      spec: one of these.
-      dtype: in which a model computes: auto, bfloat16 or float32.
-      batch_size: answers that a model reads at a time.
-      progress: called after each of a model's batches with how many answers of those it was given
-        are judged, and of how many.
+    A model computes in `dtype` (auto, bfloat16 or float32), and `progress` is told after each of
+    its batches how many answers of those it was given are judged, and of how many.
 
     Raises:
       InputError: an unknown specification, a batch size below 1, a model that cannot be loaded, or

@@ -159,17 +159,10 @@ def answer_all(
 ) -> list[Asked]:
     """Has every prompt of every suite answered under every attack, or goes on with that.
 
-    The answers are in `FOLDER/answers/SUITE[.ATTACK].jsonl`, as `generate` writes them: a file that
-    is finished is only read. What the run that finished it took is in `NAME.pace.json`.
-
-    Args:
-      lm: the model.
-      suites: name -> prompts.
-      attacks: "none" asks all prompts as they are, the others the harmful ones.
-      asking: how requests are asked.
-      folder: of the evaluation.
-      facts: what the answers depend on beside the arguments.
-      progress: called at the start of each file and after each batch.
+    The attack "none" asks all prompts as they are, the others the harmful ones. The answers, which
+    depend on `facts` beside the arguments, are in `FOLDER/answers/SUITE[.ATTACK].jsonl`, as
+    `generate` writes them: a file that is finished is only read. What the run that finished it took
+    is in `NAME.pace.json`. `progress` is called at the start of each file and after each batch.
 
     Returns:
       what was asked, for each suite and attack with prompts; `read_answers` has the answers.
@@ -255,16 +248,11 @@ def judge_all(
     *,
     consulting: bool = False,
 ) -> dict[str, Any]:
-    """Judges the answers, keeps the verdicts, and sums them up.
+    """Judges what was asked and answered (`read_answers`), keeps the verdicts, and sums them up.
 
     They go to `FOLDER/verdicts/SUITE[.ATTACK].jsonl`, a line for each prompt: `prompt`, `kind`,
-    and for each answer `scores`, judge -> score, and `well_formed`.
-
-    Args:
-      answered: what was asked, and as of `read_answers` the answers.
-      judges: who judges.
-      folder: of the evaluation.
-      consulting: whether answers may consult rules before their reasoning.
+    and for each answer `scores`, judge -> score, and `well_formed`; `consulting` answers may call a
+    tool before their reasoning.
 
     Returns:
       `answers`: for each suite and attack `describe_answers`'s facts and `mean_seconds`;
@@ -295,10 +283,6 @@ def probe_all(
     answered: Sequence[tuple[Asked, Sequence[Sequence[Row]]]], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Key words in the reasoning, and what it costs, of answers that have reasoning tags.
-
-    Args:
-      answered: as for `judge_all`.
-      tokenizer: the model's.
 
     Returns:
       `key_words`: for each suite the curve of `key_words` over answers to harmful prompts; `cost`:

@@ -102,17 +102,13 @@ def key_words(
     """CKAS: the share of rollouts whose reasoning uses the safety key words, by token position.
 
     Position 0 is the first token of the reasoning that `jaxalign.rewards.split` finds; a word is
-    used where its last token stands. The share is of all rollouts: one without reasoning never uses
-    a word, and one whose reasoning has ended keeps what it has. Tokens are those of the text
-    encoded anew, which may differ from the ones that were drawn.
+    used where its last token stands. The share is of all rollouts, such as those of harmful
+    prompts: one without reasoning never uses a word, and one whose reasoning has ended keeps what
+    it has. Tokens are those of `own_text` encoded anew, which may differ from the ones that were
+    drawn. `words` are regular expressions of how key words begin, in small letters.
 
     The paper (AlphaAlign, arXiv 2507.14987) gives the name and the sentence above; the words,
     counting up to a position, and where positions begin are ours.
-
-    Args:
-      rows: whose `own_text` is read, such as those of harmful prompts.
-      tokenizer: a fast Hugging Face tokenizer.
-      words: regular expressions of how key words begin, in small letters.
 
     Returns:
       ready for JSON: `by`, the share that have used one up to and with each token of the longest
@@ -158,12 +154,8 @@ def reasoning_cost(rows: Iterable[Row], tokenizer: Tokenizer) -> dict[str, dict[
     """How many tokens go to the reasoning and to the answer, by kind of prompt; ours.
 
     A token counts where its first character stands: in what `jaxalign.rewards.split` finds, in the
-    reasoning where that is in the answer, as without an answer's tag. Tokens are those of the text
-    encoded anew.
-
-    Args:
-      rows: whose `own_text` and `kind` are read.
-      tokenizer: a fast Hugging Face tokenizer.
+    reasoning where that is in the answer, as without an answer's tag. Tokens are those of
+    `own_text` encoded anew.
 
     Returns:
       kind ("unknown" for None, and "all") -> `answers`, over how many; mean tokens: `total`,
@@ -194,14 +186,10 @@ def reasoning_cost(rows: Iterable[Row], tokenizer: Tokenizer) -> dict[str, dict[
 
 
 def overhead(tagged: Sequence[Row], plain: Sequence[Row]) -> dict[str, Any]:
-    """Compares the answers to the same requests with and without the format; ours.
+    """Compares the `tokens` of answers to the same requests with the format and without it; ours.
 
     Pairs are answers of one `id` and `sample`, others are left out. The interval resamples the
     prompts, with all their samples, 2,000 times (percentile bootstrap).
-
-    Args:
-      tagged: rows of the run that asked for the tags; `tokens` is read.
-      plain: those of the run that did not.
 
     Returns:
       ready for JSON: `answers`, how many pairs; `tokens`, mean generated tokens (with, without);

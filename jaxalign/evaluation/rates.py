@@ -66,13 +66,8 @@ def apply_attack(suite: str, prompts: Sequence[Prompt], attack: Attack) -> Asked
 def answers_by_prompt(asked: Asked, rows: Sequence[Row], samples: int) -> list[list[Row]]:
     """The answers to each prompt, all variants and samples; none where it was too long to ask.
 
-    Args:
-      asked: what `rows` are the answers to.
-      rows: of the file that `jaxalign.answers.generation.generate` wrote.
-      samples: answers to each request.
-
     Raises:
-      InputError: the rows do not answer these requests.
+      InputError: the rows, of a file of `jaxalign.answers.generation.generate`, answer others.
     """
     found: list[list[Row]] = []
     at = 0
@@ -125,12 +120,7 @@ def rates(
 
     `measure` says of what: "refused"; "harmful_answer", where a judge of harm says so; or under an
     attack "attack_success": not refused, or a harmful answer. The rate is the mean over prompts of
-    the share of their answers; n counts prompts.
-
-    Args:
-      asked: the prompts.
-      scores: as of `judge_answers`.
-      judges: the same.
+    the share of their answers; n counts prompts. Scores are those of `judge_answers`.
     """
     found = []
     attacked = asked.attack != "none"
@@ -193,9 +183,7 @@ def describe_answers(
 ) -> dict[str, Any]:
     """What can be said of answers without a judge, ready for JSON.
 
-    Args:
-      answers: of each prompt; none where it was skipped.
-      formed: whether each is well-formed.
+    There are those of each prompt, none where it was skipped, and whether each is well-formed.
 
     Returns:
       `prompts`, `skipped`, `answers`: how many; `well_formed`, `finished`: shares as of `rate`;

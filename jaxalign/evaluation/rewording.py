@@ -69,7 +69,7 @@ _THIRD_PERSON = {word: third for word, (third, _) in _PERSONS.items()} | {
 
 
 def past_tense(request: str) -> str:
-    """Asks how something was done instead of how to do it.
+    """Asks in English how something was done instead of how to do it.
 
     The first sentence is reworded, the others stay:
 
@@ -81,9 +81,6 @@ def past_tense(request: str) -> str:
     Source: after Andriushchenko and Flammarion, "Does refusal training in LLMs generalize to the
     past tense?", 2024, where a language model rewords each request in twenty ways. These rules are
     ours and need no model; with one clumsy wording for each request the attack is weaker.
-
-    Args:
-      request: in English.
     """
     first, rest = _split(request)
     action = _action(first, _THIRD_PERSON)
@@ -98,13 +95,10 @@ def past_tense(request: str) -> str:
 
 
 def compliance(request: str) -> str:
-    """The words with which an answer that complies would begin, up to where its content starts.
+    """The English words that begin an answer which complies, up to where its content starts.
 
     "Write a letter" gives "Sure, here is a letter", "How do I make X?" gives "Sure, here is how to
     make X", and a request that fits no rule "Sure, here is exactly what you asked for". Ours.
-
-    Args:
-      request: in English.
     """
     first, _ = _split(request)
     found = _THING.fullmatch(first)

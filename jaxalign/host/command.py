@@ -19,14 +19,10 @@ def run_command(
     *,
     passes_on: bool = False,
 ) -> None:
-    """Parses the process's arguments and calls `main` with the settings.
+    """Parses the process's arguments and calls `main` with the settings, a dataclass of flags.
 
-    Args:
-      name: of the script, for messages.
-      settings: a dataclass of its flags.
-      main: does the work.
-      doc: for --help.
-      passes_on: whether flags behind `--` are for other scripts; `main` gets a list of them too.
+    `doc` is for --help, `name` for messages. `passes_on` says whether flags behind `--` are for
+    other scripts; `main` gets a list of them too.
 
     Raises:
       SystemExit: 2 after an `InputError`, which is printed on one line.

@@ -22,15 +22,8 @@ class MetricsWriter(StepLines):
     """Writes each training step to ``metrics.jsonl``, and the same scalars to TensorBoard.
 
     The column ``time`` is filled in here: seconds of training, which go on from the last kept line
-    after a resume. TensorBoard's files are written by a thread of their own and lag by seconds.
-
-    Args:
-        folder: the run folder; created when absent.
-        resume_step: the first step that this process will write. Lines of this step and later are
-            dropped, as is a torn last line; the default, 0, starts the file anew.
-
-    Raises:
-        InputError: a line of the existing file other than a torn last one is malformed.
+    after a resume. TensorBoard's files are written by a thread of their own and lag by seconds. The
+    file is opened as `StepLines` opens its own.
     """
 
     def __init__(self, folder: str | Path, *, resume_step: int = 0) -> None:
@@ -47,10 +40,7 @@ class MetricsWriter(StepLines):
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line, and the scalars that are finite to TensorBoard.
 
-        Args:
-            step: the training step.
-            metrics: name to Python, NumPy or JAX scalar. JAX scalars are fetched together, in one
-                transfer.
+        Metrics are Python, NumPy or JAX scalars; the latter are fetched together, in one transfer.
 
         Raises:
             ValueError: a metric is called ``step``, ``time`` or ``nonfinite``, which the writer
@@ -79,12 +69,10 @@ class SamplesWriter(StepLines):
         super().__init__(Path(folder) / SAMPLES_FILE, resume_step)
 
     def write(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Appends one line per sample.
+        """Appends one line per sample that the step drew.
 
-        Args:
-            step: the training step that drew the samples.
-            samples: objects with ``prompt``, ``kind``, ``completion``, ``reward``, ``well_formed``,
-                ``refused`` and ``helpfulness``; values are Python or NumPy scalars.
+        Samples have ``prompt``, ``kind``, ``completion``, ``reward``, ``well_formed``, ``refused``
+        and ``helpfulness``; values are Python or NumPy scalars.
         """
         for sample in samples:
             self.append({"step": step, **sample})

@@ -15,15 +15,8 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
         (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
 
     Unlike p ± z √(p(1 − p)/n), it never leaves [0, 1] and keeps a sensible width at p = 0 and p =
-    1, where refusal rates after training often are.
-
-    Args:
-        successes: how many of the trials succeeded. A trial may count in part, as a prompt of which
-            some answers do; the interval then is wider than need be (ours).
-        n: number of trials; 0 trials say nothing, so the interval is (0, 1).
-
-    Returns:
-        The lower and the upper end.
+    1, where refusal rates after training often are. A trial may count in part, as a prompt of which
+    some answers do; the interval then is wider than need be (ours). 0 trials say nothing: (0, 1).
 
     Raises:
         ValueError: ``successes`` is not in [0, n].
@@ -60,12 +53,7 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 
         p = min(1, 2 Σ_{j ≤ k} C(m, j) / 2^m)
 
-    Args:
-        only_first: items that only the first method gets right.
-        only_second: items that only the second method gets right.
-
-    Returns:
-        The p-value; 1 where the methods never differ.
+    which is 1 where the methods never differ.
 
     Raises:
         ValueError: a count is negative.
@@ -84,20 +72,12 @@ def paired_difference_interval(only_first: int, only_second: int, n: int) -> tup
     """Computes the adjusted Wald 95% interval for the difference of two paired proportions.
 
     Two models answer the same n prompts; b of them count for the first alone, c for the second. The
-    difference is (c − b) / n. With p = (b + 1)/(n + 2), q = (c + 1)/(n + 2), and z the standard
-    normal quantile at 0.975::
+    difference, second minus first, is (c − b) / n. With p = (b + 1)/(n + 2), q = (c + 1)/(n + 2),
+    and z the standard normal quantile at 0.975::
 
         (q − p) ± z √((p + q − (q − p)²) / (n + 2)), cut to [−1, 1]
 
     The two added pairs keep the width sensible where the models never differ.
-
-    Args:
-        only_first: b.
-        only_second: c.
-        n: number of pairs, at least 1.
-
-    Returns:
-        The lower and the upper end of second minus first.
 
     Raises:
         ValueError: a count is negative, b + c exceeds n, or n is 0.

@@ -24,11 +24,9 @@ def names_function(spec: str) -> bool:
 
 
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
-    """Runs a Python file of the user's and takes one function from it.
+    """Runs a Python file of the user's and takes one function from it, FILE.py:FUNCTION.
 
-    Args:
-      spec: FILE.py:FUNCTION, such as `rewards/mine.py:politeness`.
-      flag: where it was given, for messages, such as `--helpfulness`.
+    `flag` says in messages where it was given, such as `--helpfulness`.
 
     Raises:
       InputError: another form, no such file or function, or a file that cannot be imported.
@@ -90,14 +88,10 @@ def numbers_of(returned: Any, where: str, most: int | None = None) -> np.ndarray
 
     Anything in order will do: lists, generators, arrays of any library, on any device and with
     gradients, whose items are numbers of any kind: bool, Decimal, scalars of NumPy and PyTorch.
-
-    Args:
-      returned: what it returned.
-      where: what a message begins with.
-      most: how many are due; of more, as of an endless generator, one more is taken.
+    `most` are due; of more, as of an endless generator, one more is taken.
 
     Raises:
-      InputError: it is nothing of that kind, or one of the items is no number.
+      InputError: it is nothing of that kind, or one of the items is no number; begins with `where`.
     """
     if isinstance(returned, str | bytes | Mapping | Set) or not isinstance(returned, Iterable):
         raise InputError(f"{where}: it returned {in_short(returned)}; return a list of numbers")

@@ -191,10 +191,7 @@ def comparison_tables(
 ) -> dict[str, tuple[Block, list[Any]]]:
     """Title -> table and the rates in it: what `compare` found by suite and judge, then tokens.
 
-    Args:
-      found: of `compare`.
-      first: heading of the first model.
-      second: of the second.
+    `first` and `second` are the headings of the models.
     """
     names = {"first": first, "second": second}
     rates, tokens = (
@@ -212,14 +209,7 @@ def write_comparison(
 ) -> Path:
     """Writes `comparison.json`, `comparison.html` and `comparison.png` into a folder.
 
-    Args:
-      folder: made if need be.
-      first: what the others are compared with.
-      others: at least one.
-      found: for each of the others, as of `compare`.
-
-    Returns:
-      the path of the page.
+    `found` is what `compare` says of each of the others and the first. Returns the page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {"first": _facts(first), "others": found}

@@ -228,9 +228,8 @@ def _examples(evaluated: Evaluated, suite: str, attack: str) -> Block:
 def prompt_card(sides: Sequence[tuple[str, Judged]], measures: Mapping[str, str]) -> Block:
     """A prompt and the first answers to it side by side, with what judges say of them.
 
-    Args:
-      sides: title and answers; to one prompt, and none where it was too long to ask.
-      measures: judge -> "refusal" or "harm", of those that are to be shown.
+    The sides are titles and answers to one prompt, none where it was too long to ask; `measures` is
+    judge -> "refusal" or "harm", of those that are to be shown.
     """
     first = sides[0][1]
     return {

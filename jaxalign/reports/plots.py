@@ -143,12 +143,9 @@ def plot_rates(
 ) -> None:
     """Draws rates as points with their intervals: a panel for each kind of rate.
 
-    Series (judges, or models that are compared) keep colour and mark through all panels.
-
-    Args:
-      panels: title -> label of a line, from top to bottom -> series -> {rate, low, high}; none of
-        them empty. What a rate lacks, or is None, is not drawn.
-      path: of the PNG file.
+    Series (judges, or models that are compared) keep colour and mark through all panels. These are
+    title -> label of a line, from top to bottom -> series -> {rate, low, high}; none of them empty.
+    What a rate lacks, or is None, is not drawn.
     """
     names = list(dict.fromkeys(x for rows in panels.values() for row in rows.values() for x in row))
     styles = {name: _POINTS[number % len(_POINTS)] for number, name in enumerate(names)}

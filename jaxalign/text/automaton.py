@@ -24,15 +24,11 @@ class Automaton(ByteDfa):
     """
 
     def within(self, opening: str, closing: str) -> "Automaton":
-        """The automaton that looks only at the text between two tags.
+        """The automaton that looks only at the text between two tags, both ASCII.
 
         That is the text from the first opening tag to the next closing tag, or to the end where
         none follows; without an opening tag it is the whole text (ours: a malformed refusal is
         still a refusal).
-
-        Args:
-          opening: the tag before the span, ASCII.
-          closing: the tag after it, ASCII.
 
         Raises:
           ValueError: a tag is empty or not ASCII, or the result needs too many states.
@@ -43,14 +39,10 @@ class Automaton(ByteDfa):
         return _within(self, opening.encode(), closing.encode())
 
     def bind(self, tokenizer: Tokenizer, *, span: tuple[str, str] | None = None) -> Matcher:
-        """A matcher over token ids, jit-able: see `Matcher`.
-
-        Args:
-          tokenizer: a fast Hugging Face tokenizer: see `token_bytes`.
-          span: the opening and the closing tag to look between: see `within`.
+        """A jit-able `Matcher` over ids of a fast Hugging Face tokenizer, or those in a span.
 
         Raises:
-          ValueError: the tokenizer decodes in a way that is not supported, or a tag is not ASCII.
+          ValueError: the tokenizer decodes in a way that is not supported, or as `within`.
         """
         automaton = self if span is None else self.within(*span)
         return Matcher(Reader.build([automaton], tokenizer))
@@ -59,10 +51,8 @@ class Automaton(ByteDfa):
 def compile_phrases(phrases: Iterable[str], *, ignore_case: bool = False) -> Automaton:
     """The automaton that equals `any(phrase in text for phrase in phrases)`.
 
-    Args:
-      phrases: the phrases; with none of them nothing matches.
-      ignore_case: match as `re.search(re.escape(phrase), text, re.IGNORECASE)` does, for all of
-        Unicode: the Kelvin sign is a k.
+    To ignore case is to match as `re.search(re.escape(phrase), text, re.IGNORECASE)` does, for all
+    of Unicode: the Kelvin sign is a k.
 
     Raises:
       ValueError: `phrases` is a single string, or they need more than 20,000 states.
@@ -79,9 +69,6 @@ def compile_pattern(regex: str) -> Automaton:
     has them, groups (named, capturing or not), alternation, `? * + {m,n}` greedy or lazy, and the
     anchors `\A ^ $ \Z` without MULTILINE. Not supported: lookaround, backreferences, `\b`,
     conditional and atomic groups, possessive quantifiers, inline flags.
-
-    Args:
-      regex: the expression, in Python's syntax.
 
     Raises:
       ValueError: the expression is malformed, uses something that is not supported (the message

@@ -37,12 +37,8 @@ def fix_template(tokenizer: Any, name: str | None, date: str) -> None:
     """Chooses the chat template of a tokenizer that has several, and the date that it writes.
 
     The others stay, for an export. Without a default one and without a name, `render_chats` asks
-    for one.
-
-    Args:
-      tokenizer: gets a `template_date` and a `template_name`, which is None without a name.
-      name: of the template; by default `default`.
-      date: ISO, what the template takes for today, also behind midnight.
+    for one. The tokenizer gets a `template_name`, or None, and a `template_date`, ISO: what the
+    template takes for today, also behind midnight.
 
     Raises:
       InputError: no template of that name.
@@ -84,13 +80,8 @@ def render_chats(
     """Renders chats by the tokenizer's chat template, in a process with limits.
 
     As transformers' `apply_chat_template` does, without tools; but the date is `template_date`, and
-    a template that loops or grows is stopped (`jaxalign.text.render_server`). What was rendered
-    before is remembered.
-
-    Args:
-      tokenizer: has a `chat_template` and a `special_tokens_map`.
-      chats: messages of each, as JSON.
-      finished: whether the text ends with the last message, or with what opens a reply.
+    a template that loops or grows is stopped (`jaxalign.text.render_server`). A text is finished
+    with the last message, or ends with what opens a reply. What was rendered is remembered.
 
     Returns:
       for each `text`, or where the template fails `error`, why.

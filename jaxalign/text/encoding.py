@@ -24,13 +24,9 @@ def encode_text(tokenizer: Any, text: str, first: bool = True) -> list[int]:
 
     Not of special ones alone: Qwen's `<think>` and `<tool_call>` are added and not special. The ids
     are those that the tokenizer, a fast Hugging Face one, would give if it had no added tokens.
-    Where the model's own vocabulary makes one of a name, the name alone is in smaller pieces.
-
-    Args:
-      tokenizer: a fast one of Hugging Face.
-      text: plain text.
-      first: whether it begins a text; else no space is put before it by a tokenizer (Mistral's)
-        that puts one before the first word alone.
+    Where the model's own vocabulary makes one of a name, the name alone is in smaller pieces. What
+    is not `first` in a text gets no space before it of a tokenizer (Mistral's) that puts one before
+    the first word alone.
 
     Raises:
       InputError: the text has a letter that the vocabulary spells by an added token alone.

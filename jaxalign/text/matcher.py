@@ -257,15 +257,10 @@ class Reader:
         return jnp.where(states[:, 0, -1:] == _WHOLE, states[:, 0], states[:, -1])
 
     def advance(self, states: jax.Array, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Reads one more token a row.
+        """Reads one more token, `[B]` int, in the rows of the mask, `[B]` bool.
 
-        Args:
-          states: from `start` or an earlier `advance`.
-          tokens: `[B]` int; ids that the tokenizer does not know have no bytes.
-          mask: `[B]` bool, the rows that read theirs.
-
-        Returns:
-          the next states; `accepted` tells who accepts.
+        `states` are from `start` or an earlier `advance`; ids that the tokenizer does not know have
+        no bytes. Returns the next states; `accepted` tells who accepts.
         """
         chex.assert_rank([states, tokens, mask], [3, 1, 1])
         tokens, mask = tokens[:, None], mask[:, None]
@@ -306,14 +301,10 @@ class Reader:
         return one_byte & ~jnp.take_along_axis(whole.T, stop - 1, axis=1)
 
     def read(self, tokens: jax.Array, mask: jax.Array) -> Reading:
-        """Runs the automata over the bytes of the masked-in tokens.
+        """Runs the automata over the bytes of the masked-in tokens; both are `[B, T]`.
 
         One loop over chunks of bytes, as long as the longest text: a chunk's bytes are looked up
         for all rows at once, which leaves one gather per byte to the sequential part.
-
-        Args:
-          tokens: `[B, T]` int.
-          mask: `[B, T]` bool, the tokens that belong to the text.
         """
         chex.assert_rank([tokens, mask], 2)
         chex.assert_equal_shape([tokens, mask])
@@ -368,13 +359,9 @@ class Matcher:
     reader: Reader
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Whether the decoded text of each row's masked-in tokens matches.
+        """Whether the decoded text of each row's masked-in tokens matches: `[B]` bool.
 
-        Args:
-          tokens: `[B, T]` int; ids that the tokenizer does not know decode to nothing.
-          mask: `[B, T]` bool; it may have holes.
-
-        Returns:
-          `[B]` bool.
+        Tokens are `[B, T]` int, of which those that the tokenizer does not know decode to nothing;
+        the mask, `[B, T]` bool, may have holes.
         """
         return self.reader.read(tokens, mask).accepted[:, 0]

@@ -30,13 +30,10 @@ class ByteDfa:
 
 
 def byte_dfa(dfa: CodePointDfa) -> ByteDfa:
-    """Composes an automaton over code points with a decoder of UTF-8.
+    """Composes an automaton over code points, whose start state is 0, with a decoder of UTF-8.
 
     A state of the result is a state of `dfa`, or such a state and the beginning of a character;
     beginnings with the same future are one state.
-
-    Args:
-      dfa: the automaton over code points, start state 0.
 
     Raises:
       ValueError: more than `MAX_STATES` states are needed.

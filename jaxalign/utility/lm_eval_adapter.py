@@ -79,12 +79,8 @@ class JaxalignLM(TemplateLM):
     ) -> None:
         """Casts the parameters to the model's compute dtype.
 
-        Args:
-          lm: the model.
-          batch_size: rows at a time.
-          seed: of answers that are drawn.
-          stop: texts that end an answer beside those of a task.
-          progress: called after each batch; its total counts the requests of one kind.
+        `seed` is that of answers that are drawn, `stop` has texts that end an answer beside those
+        of a task, and `progress` is told how many requests of a kind are done, and of how many.
 
         Raises:
           InputError: a batch size below 1.
@@ -133,13 +129,9 @@ class JaxalignLM(TemplateLM):
     ) -> list[int]:
         """Token ids of a text, in which the names of added tokens are letters.
 
-        In a chat the template's own are tokens. Where a text names none the ids are HFLM's.
-
-        Args:
-          string: the text.
-          add_special_tokens: whether the tokenizer adds its own, such as one that begins texts.
-            None: if it does so by default and the text does not start with it already.
-          **kwargs: of other models; not used.
+        In a chat the template's own are tokens. Where a text names none the ids are HFLM's. None
+        adds the tokenizer's own, such as one that begins texts, if it does so by default and the
+        text does not start with it already.
         """
         if add_special_tokens is None:
             begin = self.tokenizer.decode([self.prefix_token_id])
@@ -245,10 +237,6 @@ class JaxalignLM(TemplateLM):
         Greedy, unless a request asks for `do_sample` with a `temperature`, perhaps with `top_p` or
         `top_k`.
 
-        Args:
-          requests: context, and a dictionary with `until`, `max_gen_toks` and so on.
-          disable_tqdm: not used; see `progress`.
-
         Raises:
           InputError: no room for a context, or a setting of sampling that is not known here.
         """
@@ -327,18 +315,9 @@ def _sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_t log π(y_t | prompt, y_<t), and whether every y_t is the most probable token.
 
-    The logits of a few rows of B·T are held at once, 128 MB in all.
-
-    Args:
-      model: the decoder; static.
-      params: its parameters in the compute dtype.
-      prompts: `[N, P]` int32.
-      prompt_mask: `[N, P]` bool.
-      tokens: `[B, T]` int32, B = N·G, the G of one prompt next to each other.
-      mask: `[B, T]` bool.
-
-    Returns:
-      `[B]` float32 and `[B]` bool.
+    Of N prompts and their mask, `[N, P]`, and B = N·G answers, `[B, T]`, the G of one prompt next
+    to each other: `[B]` float32 and `[B]` bool. The logits of a few rows of B·T are held at once,
+    128 MB in all.
     """
     chex.assert_rank([prompts, prompt_mask, tokens, mask], 2)
     chex.assert_equal_shape([tokens, mask])

@@ -40,10 +40,7 @@ def reference_answers(
 def perplexity(lm: LanguageModel, reference: ReferenceAnswers, *, rows_per_batch: int = 8) -> float:
     """Perplexity of the reference's answers under a model.
 
-    Args:
-      lm: the model to measure.
-      reference: of `reference_answers`.
-      rows_per_batch: packed rows at a time, each of 512 tokens, or of the longest document's.
+    Rows are packed, each of 512 tokens, or of the longest document's.
     """
     documents, prefix = reference
     lengths = [len(document.tokens) for document in documents]

@@ -41,16 +41,11 @@ def evaluate_utility(
 ) -> dict[str, Any]:
     """Runs tasks of `lm-eval` by `jaxalign.utility.lm_eval_adapter.JaxalignLM`.
 
-    Args:
-      lm: the model.
-      tasks: names of its tasks, groups or tags; the data of most come from the hub.
-      task_folder: with YAML files of more tasks, such as ones on local data.
-      limit: take only the first so many items of each task (of each subject of MMLU).
-      num_fewshot: worked examples before each item; by default what the task says.
-      chat: whether to ask through the tokenizer's chat template.
-      batch_size: rows at a time.
-      stop: texts and names of tokens that end an answer beside those of a task.
-      progress: called after each batch with how many requests of a kind are done, and of how many.
+    Tasks are its tasks, groups or tags; the data of most come from the hub. `task_folder` has YAML
+    files of more, such as ones on local data. `limit` takes only the first so many items of each
+    task (of each subject of MMLU), `num_fewshot` is of worked examples before each item (None: as
+    the task says), and `chat` asks through the tokenizer's chat template. `stop` ends an answer
+    beside what a task has. `progress` is as for `JaxalignLM`.
 
     Returns:
       of `lm-eval`'s results: `results` (task -> metric,filter -> value), `groups`, `configs`,

@@ -32,10 +32,6 @@ class WordProblem:
 def load_word_problems(path: str | Path, *, limit: int | None = None) -> list[WordProblem]:
     """Reads GSM8K's form: JSON lines with `question`, and `answer` that ends in `#### NUMBER`.
 
-    Args:
-      path: of the file.
-      limit: take only the first so many.
-
     Raises:
       InputError: no such file, no rows, a row of another form (names the line), or a limit below
         1.
