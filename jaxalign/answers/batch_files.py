@@ -65,6 +65,7 @@ def resume(
     asking: Asking,
     stage: Stage,
     path: Path,
+    *,
     describe: Callable[[Answer, int], dict[str, Any]],
 ) -> tuple[int, Iterator[list[dict[str, Any]]]]:
     """Goes on with a file of answers, each a line with its batch as `step`, as `answer_batches`.

@@ -158,7 +158,7 @@ def generate(
                 part.unlink(missing_ok=True)  # a run may have been killed before it came to that
             return None
 
-        done, batches = resume(lm, questions, asking, Stage.ANSWERS, part, describe)
+        done, batches = resume(lm, questions, asking, Stage.ANSWERS, part, describe=describe)
         generated = 0
         progress(done // asking.samples, len(asked), generated)
         for batch in batches:

@@ -116,7 +116,9 @@ def self_generate(
         questions.check_positions(
             lm.model, asking.max_new_tokens, remedy="use fewer cases, or lower max_new_tokens"
         )
-        kept, batches = resume(lm, questions, asking, Stage.SELF_GENERATION, path, describe)
+        kept, batches = resume(
+            lm, questions, asking, Stage.SELF_GENERATION, path, describe=describe
+        )
         generated = read_generated(path, vocab_size=vocab_size)[:kept] if kept else []
         for rows in batches:
             generated += [Generated(**row) for row in rows]
