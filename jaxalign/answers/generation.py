@@ -8,9 +8,7 @@ of the requests and appears when there are all of them.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from jaxalign.answers.completing import check_sizes, in_batches, longest_first, 
 from jaxalign.data.prompts import Request, conversation_field, prompts_digest
 from jaxalign.data.templates import Tokenizer, encode_requests
 from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import fingerprint, write_whole
 from jaxalign.host.processes import all_of, is_first, locked_for_all
 from jaxalign.host.step_lines import read_lines
 from jaxalign.rewards import split
@@ -115,7 +114,7 @@ def generate(
         forced = [opening_ids(lm.tokenizer, text, opening_tokens) for text in openings]
         rows = [row + opening for row, opening in zip(rows, forced, strict=True)]
         asked = longest_first(asked, rows)
-        digest = hashlib.sha256(json.dumps(list(openings)).encode()).hexdigest()[:16]
+        digest = fingerprint(list(openings))
         facts |= {"openings_digest": digest, "opening_tokens": opening_tokens}
     questions = Questions(prefix, rows, in_batches(asked, asking.batch_size))
     questions.check_positions(
@@ -217,12 +216,7 @@ def _put_in_order(part: Path, path: Path, order: Sequence[int]) -> list[dict[str
         raise InputError(f"{part}: a line is no answer; delete the file to have it made again")
     by_request = sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])  # samples stay
     rows = [{name: x for name, x in row.items() if name != "step"} for _, row in by_request]
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", encoding="ascii") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_whole(path, (json.dumps(row).encode() + b"\n" for row in rows))
     part.unlink()
     return rows
 

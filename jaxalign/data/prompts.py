@@ -1,7 +1,6 @@
 """Prompts: what one is, our own set of them, and the batches that training takes from a set."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -9,6 +8,7 @@ from typing import Literal, NamedTuple
 from jaxalign.data.order import walk
 from jaxalign.data.yaml_files import OWN
 from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import fingerprint
 from jaxalign.records import KINDS
 
 Kind = Literal["harmful", "benign", "lookalike"]
@@ -116,8 +116,7 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
 
 def prompts_digest(prompts: Sequence[Request]) -> str:
     """A fingerprint of prompts, so that a resumed run notices another file; without targets."""
-    text = json.dumps([(x.id, x.text, x.kind, x.category, *x.conversation) for x in prompts])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return fingerprint([(x.id, x.text, x.kind, x.category, *x.conversation) for x in prompts])
 
 
 def mislabel(prompts: Sequence[Prompt], share: float, *, seed: int) -> list[Prompt]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from jaxalign.evaluation.rates import (
 )
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
-from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.json_files import fingerprint, read_json, write_json
 from jaxalign.host.processes import is_first, wait_for_all
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, STRICT_FORMAT_PATTERN, split, verdict_of
 from jaxalign.sampling import Greedy
@@ -92,7 +91,11 @@ def evaluate(
     )
     results = {}
     if is_first():
-        answered = [(asked, read_answers(folder, asked, asking.samples)) for asked in sent]
+        answered = []
+        for asked in sent:
+            lines = read_json_lines(folder / ANSWERS / f"{asked.name}.jsonl")
+            rows = [row for _, row in lines]
+            answered.append((asked, answers_by_prompt(asked, rows, asking.samples)))
         method, day = asking.method, template_date(lm.tokenizer)
         fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
         results = {
@@ -165,7 +168,7 @@ def answer_all(
     is in `NAME.pace.json`. `progress` is called at the start of each file and after each batch.
 
     Returns:
-      what was asked, for each suite and attack with prompts; `read_answers` has the answers.
+      what was asked, for each suite and attack with prompts.
 
     Raises:
       InputError: as `generate`, with the name of the suite.
@@ -201,16 +204,6 @@ def answer_all(
     return found
 
 
-def read_answers(folder: Path, asked: Asked, samples: int) -> list[list[Row]]:
-    """For each prompt that was asked its answers.
-
-    Raises:
-      InputError: as `answers_by_prompt`.
-    """
-    rows = read_json_lines(folder / ANSWERS / f"{asked.name}.jsonl")
-    return answers_by_prompt(asked, [row for _, row in rows], samples)
-
-
 def template_name(template: Template) -> str:
     """Of a template in `jaxalign.data.templates`: "bare" of `bare_messages`."""
     return str(getattr(template, "__name__", "own")).removesuffix("_messages")
@@ -219,7 +212,7 @@ def template_name(template: Template) -> str:
 def wording_digest(template: Template, rules: Mapping[str, str] | None) -> str:
     """Tells templates apart that have one name and another text, such as another code."""
     said = [message["content"] for message in template("{}")]
-    return hashlib.sha256(json.dumps([said, rules]).encode()).hexdigest()[:16]
+    return fingerprint([said, rules])
 
 
 def pace_path(folder: Path, name: str) -> Path:
@@ -248,7 +241,7 @@ def judge_all(
     *,
     consulting: bool = False,
 ) -> dict[str, Any]:
-    """Judges what was asked and answered (`read_answers`), keeps the verdicts, and sums them up.
+    """Judges what was asked and answered, keeps the verdicts, and sums them up.
 
     They go to `FOLDER/verdicts/SUITE[.ATTACK].jsonl`, a line for each prompt: `prompt`, `kind`,
     and for each answer `scores`, judge -> score, and `well_formed`; `consulting` answers may call a

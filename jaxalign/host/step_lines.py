@@ -7,7 +7,6 @@ stored as null, and the line gains a field ``nonfinite`` that says what it was:
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from jaxalign.host.errors import InputError
+from jaxalign.host.json_files import write_whole
 
 
 class StepLines:
@@ -34,13 +34,7 @@ class StepLines:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [x for x in read_lines(path) if x[1]["step"] < resume_step] if path.is_file() else []
         self.last_row = kept[-1][1] if kept else {}
-        # Written aside and moved into place: a kill leaves the old file or the new one, whole.
-        aside = path.with_name(path.name + ".tmp")
-        with aside.open("wb") as file:
-            file.writelines(line + b"\n" for line, _ in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        write_whole(path, (line + b"\n" for line, _ in kept))
         self._file = path.open("ab")
 
     def append(self, row: Mapping[str, Any]) -> None:

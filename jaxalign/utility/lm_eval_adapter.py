@@ -163,13 +163,6 @@ class JaxalignLM(TemplateLM):
         self._own[text.rstrip()] = own
         return text
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[tuple[float, bool]]:
-        """Of each pair log π(continuation | context), and whether greedy would say it."""
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
-        return scores
-
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
