@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,7 +34,6 @@ from jaxalign.models.precision import named_dtype
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
-from jaxalign.rewards import Verdict, Verifiers
 from jaxalign.sampling import Endings, Greedy, Method, Stage, Tool, sample, stage_key
 from jaxalign.text.encoding import decode
 
@@ -231,12 +229,6 @@ def read_requests(tokenizer: Tokenizer, requests: Sequence[Asked], asking: Askin
     return Questions(encoded.prefix, rows, batches, width)
 
 
-@jax.jit
-def judge(verifiers: Verifiers, tokens: jax.Array, mask: jax.Array) -> Verdict:
-    """The verifiers' verdict, compiled once for each shape."""
-    return verifiers(tokens, mask)
-
-
 def answer_batches(
     lm: LanguageModel,
     questions: Questions,
@@ -282,7 +274,7 @@ def answer_batches(
     launched = map(launch, questions.batches[first:])
     # `pairwise` takes the next before it hands out one: the device does not wait for the reader.
     for (batch, made), _ in itertools.pairwise(itertools.chain(launched, [None])):
-        rollout = fetch(made)
+        rollout = fetch(dataclasses.replace(made, logps=None))  # which no answer has
         rows = range(len(batch) * asking.samples)
         yield [_answer(lm, stops, batch[row // asking.samples], row, rollout) for row in rows]
 

@@ -77,18 +77,11 @@ def generate(
     tool's answers and an opening, and with openings `opening`, the text that the model was made to
     begin with. It is part of `completion`; a tool does not read it.
 
-    Args:
-      lm: the model.
-      requests: what to ask.
-      path: of the answers, NAME.jsonl; what they depend on goes to NAME.facts.json, with the ids
-        of requests that were skipped.
-      asking: how requests are asked.
-      openings: for each request the text that its answers begin with, "" for none; plain text, in
-        which `<|im_end|>` is letters.
-      opening_tokens: cuts openings to so many tokens, counted behind the answer's tag where one
-        has that tag; None leaves them whole.
-      facts: what the answers depend on beside the arguments, as JSON: the tool's rules, say.
-      progress: called at the start and after each batch.
+    The path is NAME.jsonl; what the answers depend on, the arguments and `facts` (JSON: the tool's
+    rules, say), goes to NAME.facts.json, with the ids of requests that were skipped. Openings are
+    plain text, in which `<|im_end|>` is letters, "" for none; `opening_tokens` cuts them to so many
+    tokens, counted behind the answer's tag where one has that tag. `progress` is called at the
+    start and after each batch.
 
     Returns:
       what was done; None if the file was finished before, or another process of several writes it.

@@ -102,8 +102,12 @@ def read_json_lines(path: str | Path) -> Iterator[_Row]:
     Raises:
       InputError: the file is missing, not UTF-8, or has a line that is no JSON object.
     """
+    return _json_lines(path, read_text(path))
+
+
+def _json_lines(path: str | Path, text: str) -> Iterator[_Row]:
     # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -128,7 +132,7 @@ def _read_json(path: str) -> Iterator[_Row]:
     """Index and object of each of a list; or as JSON lines, which often have this ending."""
     text = read_text(path)
     if not text.lstrip().startswith("["):
-        yield from enumerate(fields for _, fields in read_json_lines(path))
+        yield from enumerate(fields for _, fields in _json_lines(path, text))
         return
     try:
         rows = json.loads(text)

@@ -169,11 +169,8 @@ def encode_chat(
 ) -> tuple[list[int], list[int]]:
     """Encodes a chat whose last message is the user's, ready for the assistant's reply.
 
-    Args:
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
-      messages: role and content of each turn; contents are plain text.
-      plain: encodes that in the place of `encode_text`, such as one that remembers.
-      shared: how many of the messages other chats begin with, too; by default all but the last.
+    Contents are plain text; `plain` encodes them in the place of `encode_text`, such as one that
+    remembers. Other chats begin with the first `shared` messages, too: by default all but the last.
 
     Returns:
       token ids up to the content behind these messages, and the rest.

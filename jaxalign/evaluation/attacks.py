@@ -103,9 +103,6 @@ def make_attack(spec: str) -> Attack:
       stands behind the request, a column `prompt` in its place. A column `id` or `goal` (the
       request's text) says which request a row is for; a suffix without any goes behind all.
 
-    Args:
-      spec: as above.
-
     Raises:
       InputError: there is no such attack, K is no number from 1, or the file is missing, empty, or
         not as above.

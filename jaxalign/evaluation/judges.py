@@ -91,7 +91,15 @@ def make_judge(
         judge = functools.partial(form_scores, lm, form, batch_size=batch_size, progress=progress)
         return Judge(kind, "harm", _checked(judge))
     if names_function(spec):
-        return _function_judge(spec)
+        function = load_function(spec, "--judge")
+        path, _, name = spec.rpartition(":")
+        measures: Any = getattr(function, "measures", "refusal")
+        if measures not in ("refusal", "harm"):
+            raise InputError(
+                f"{path}: {name}.measures is {measures!r}; set it to 'refusal' or 'harm', or leave "
+                "it"
+            )
+        return Judge(name, measures, _checked(scoring_texts(function, f"--judge {spec}", 0, 1)))
     raise InputError(f"judge {spec!r} is not known; use {SPECS}")
 
 
@@ -106,18 +114,3 @@ def _checked(score: Score) -> Score:
         return score(requests, [split(answer).answer for answer in answers])
 
     return checked
-
-
-# --- functions of users --------------------------------------------------------------------------
-
-
-def _function_judge(spec: str) -> Judge:
-    function = load_function(spec, "--judge")
-    path, _, name = spec.rpartition(":")
-    measures: Any = getattr(function, "measures", "refusal")
-    if measures not in ("refusal", "harm"):
-        raise InputError(
-            f"{path}: {name}.measures is {measures!r}; set it to 'refusal' or 'harm', or leave it"
-        )
-
-    return Judge(name, measures, _checked(scoring_texts(function, f"--judge {spec}", 0, 1)))

@@ -56,19 +56,9 @@ def evaluate(
 
     The folder is what `jaxalign eval --out` writes, but for the report: `answers/`, `verdicts/` and
     `results.json`. A call that was killed goes on from there; where all is answered it only judges.
-
-    Args:
-      lm: the model.
-      suites: name -> prompts.
-      asking: how requests are asked.
-      folder: new, or of the same evaluation.
-      model: its name.
-      settings: what `results.json` should say beside the fields of `asking`: `judge`, or the name
-        of the template where its function has another.
-      attacks: as for `answer_all`; by default requests are sent as they are.
-      judges: who judges; by default AlphaAlign's phrases.
-      rules: that answers may consult.
-      progress: as for `answer_all`.
+    Answers may consult `rules`; `settings` is what `results.json` should say beside the fields of
+    `asking`: `judge`, or the name of the template where its function has another. By default
+    requests are sent as they are, and AlphaAlign's phrases judge.
 
     Returns:
       the content of `results.json`. Of several processes the first one's alone: it writes.

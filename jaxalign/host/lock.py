@@ -34,15 +34,12 @@ os.register_at_fork(after_in_child=_let_go)
 def locked(path: Path, instead: str) -> Iterator[None]:
     """Within it no other process, and no other part of this one, locks the same path.
 
-    Where the file system can't lock, a line on stderr says so and the work goes on. Hosts that
-    share a folder exclude each other where its file system locks between them.
-
-    Args:
-      path: a folder that is there; or a file, there or not, whose folder is made.
-      instead: what to choose where it is taken, such as "another --run".
+    That is a folder that is there; or a file, there or not, whose folder is made. Where the file
+    system can't lock, a line on stderr says so and the work goes on. Hosts that share a folder
+    exclude each other where its file system locks between them.
 
     Raises:
-      InputError: it is taken; names the process and the host.
+      InputError: it is taken; names the process, the host, and `instead`, such as "another --run".
     """
     file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,8 @@ from jaxalign.host.json_files import write_whole
 class StepLines:
     """An append-only file of JSON lines, cut back to the steps before ``resume_step``.
 
-    A context manager that closes it.
-
-    Args:
-        path: of the file; its folder is created when absent.
-        resume_step: the first step that this process will write; 0 starts the file anew.
+    That is the first step that this process will write; 0 starts the file anew. A context manager
+    that closes it; its folder is created when absent.
 
     Raises:
         InputError: a line of the existing file other than a torn last one is malformed.

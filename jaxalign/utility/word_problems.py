@@ -1,7 +1,6 @@
 """Sums in words (GSM8K): whether a model's answer comes to the right number."""
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,17 +28,14 @@ class WordProblem:
     answer: float
 
 
-def load_word_problems(path: str | Path, *, limit: int | None = None) -> list[WordProblem]:
+def load_word_problems(path: str | Path) -> list[WordProblem]:
     """Reads GSM8K's form: JSON lines with `question`, and `answer` that ends in `#### NUMBER`.
 
     Raises:
-      InputError: no such file, no rows, a row of another form (names the line), or a limit below
-        1.
+      InputError: no such file, no rows, or a row of another form (names the line).
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; use 1 or more")
     problems = []
-    for number, row in itertools.islice(read_json_lines(path), limit):
+    for number, row in read_json_lines(path):
         question, answer = row.get("question"), row.get("answer")
         solution = _SOLUTION.search(answer) if isinstance(answer, str) else None
         if not isinstance(question, str) or not question.strip() or solution is None:

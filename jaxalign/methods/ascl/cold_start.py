@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import optax
 
-from jaxalign.answers.asking import judge
 from jaxalign.data.order import first_of_each
 from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.data.templates import pad
@@ -40,6 +39,8 @@ from jaxalign.runs.loop import DivergedError
 
 GROUPS = {kind: (f"{kind}, consulted", f"{kind}, alone") for kind in KINDS}
 """The groups of traces of each kind of request."""
+
+_judge = jax.jit(Verifiers.__call__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def collect_traces(
         traces = [Trace(*pair, tokens[mask].tolist()) for pair, tokens, mask in rows]
         read = zip(begun, samples.tokens, samples.readable(samples.mask), strict=True)
         texts = [[*opening.asked, *tokens[there]] for (_, opening), tokens, there in read]
-        verdict = fetch(judge(verifiers, *pad(texts, sampling.max_new_tokens)))
+        verdict = fetch(_judge(verifiers, *pad(texts, sampling.max_new_tokens)))
         passes = verdict.well_formed & samples.finished
         for trace, passed, refused in zip(traces, passes, verdict.refused, strict=True):
             once = decode(trace.spoken).count(CALL_TAGS[0]) <= 1
