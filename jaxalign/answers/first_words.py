@@ -112,7 +112,12 @@ def first_word_probabilities(
     check_sizes(batch_size=batch_size)
     leads, words = zip(*(spell(lm.tokenizer, question) for question in questions), strict=True)
     rows = [sum(encode_chat(lm.tokenizer, chat), start=[]) for chat in chats]
-    _check_positions(lm.model, max(map(len, rows)), max(map(len, leads)))
+    longest = max(map(len, rows)) + max(map(len, leads))
+    if longest > (positions := lm.model.config.max_positions):
+        raise InputError(
+            f"the longest request and answer take {longest} tokens with the judge's prompt, its "
+            f"context holds {positions}; use a judge with a longer one, or shorter answers"
+        )
     shared = _shared_length(rows)
     prefix = np.asarray(rows[0][:shared], np.int32)
     tails = [row[shared:] for row in rows]
@@ -152,15 +157,6 @@ def spell(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[int
             f"{question.lead!r} apart by one token; use another model as the judge"
         )
     return spelled[0][:common], firsts
-
-
-def _check_positions(model: Transformer, longest: int, lead: int) -> None:
-    positions = model.config.max_positions
-    if longest + lead > positions:
-        raise InputError(
-            f"the longest request and answer take {longest + lead} tokens with the judge's prompt, "
-            f"its context holds {positions}; use a judge with a longer one, or shorter answers"
-        )
 
 
 def _shared_length(rows: Sequence[list[int]]) -> int:

@@ -36,14 +36,10 @@ Progress = Callable[[int, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a run of `generate` did.
+    """What a run of `generate` did: how many answers the file has, and how many were cut off.
 
-    Attributes:
-      answers: how many are in the file.
-      cut_off: how many of them are longer than `max_new_tokens`.
-      skipped: ids of the requests that were too long to ask.
-      tokens: how many this run generated.
-      seconds: how long it took, compilation included.
+    `skipped` has the ids of requests that were too long to ask; tokens and seconds, compilation
+    included, are those of this run.
     """
 
     answers: int
@@ -145,7 +141,12 @@ def generate(
         keep_facts(found, facts, kept=facts_path(path), more={"skipped": skipped})
         order = [index for index in asked for _ in range(asking.samples)]
         if found == path:
-            _check_count(path, len(order))
+            count = len(path.read_bytes().splitlines())
+            if count != len(order):
+                raise InputError(
+                    f"{path}: has {count} lines where {len(order)} answers were written; give "
+                    "another file, or delete this one to have it made again"
+                )
             if is_first():
                 part.unlink(missing_ok=True)  # a run may have been killed before it came to that
             return None
@@ -212,13 +213,3 @@ def _put_in_order(part: Path, path: Path, order: Sequence[int]) -> list[dict[str
     write_whole(path, (json.dumps(row).encode() + b"\n" for row in rows))
     part.unlink()
     return rows
-
-
-def _check_count(path: Path, due: int) -> None:
-    with path.open("rb") as file:
-        count = sum(1 for _ in file)
-    if count != due:
-        raise InputError(
-            f"{path}: has {count} lines where {due} answers were written; give another file, or "
-            "delete this one to have it made again"
-        )

@@ -22,12 +22,9 @@ Outcome = Literal["refuse", "comply"]
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """A safety code.
+    """A safety code: `short` in a paragraph, `detailed` category to clauses, which `cite` names.
 
-    Attributes:
-      version: what a run reports.
-      short: the whole code in a paragraph.
-      detailed: category to its clauses; `cite` names them.
+    A run reports its version.
     """
 
     version: int
@@ -45,13 +42,9 @@ class Code:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A request, how one reasons about it, and what follows.
+    """A request, how one reasons about it in a sentence or two, and what follows.
 
-    Attributes:
-      category: the hazard that it is about, or that it only sounds like.
-      request: the user's.
-      reasoning: a sentence or two.
-      outcome: "refuse" or "comply".
+    The category is the hazard that it is about, or that it only sounds like.
     """
 
     category: str

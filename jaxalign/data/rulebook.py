@@ -13,11 +13,9 @@ MAX_RULE_CHARACTERS = 400
 
 @dataclasses.dataclass(frozen=True)
 class RuleBook:
-    """Rules by category.
+    """Rules, category to text in the order of the file.
 
-    Attributes:
-      version: what a run reports, so that results under different rules are not mixed up.
-      rules: category to text, in the order of the file.
+    A run reports the version, so that results under different rules are not mixed up.
     """
 
     version: int

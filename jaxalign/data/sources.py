@@ -99,8 +99,10 @@ def load_prompts(
                 f"benign; {_PASS_KIND}",
             )
         its_kind = kind or _kind(where, fields, kind_field)
-        category, target = _category(where, fields), _target(fields)
-        before = asked.conversation
+        target = get(fields, "target")
+        if not isinstance(target, str) or not target.strip():
+            target = None
+        category, before = _category(where, fields), asked.conversation
         return Prompt(asked.id, asked.text, its_kind, category, target, conversation=before)
 
     return _load(spec, text_field, limit, prompt)
@@ -328,11 +330,6 @@ def _category(where: str, fields: Mapping[str, Any]) -> str:
     if not isinstance(category, str):
         raise UnusableRow(f"{where}: field 'category' is {shown(category)}; it must be a string")
     return category
-
-
-def _target(fields: Mapping[str, Any]) -> str | None:
-    target = get(fields, "target")
-    return target if isinstance(target, str) and target.strip() else None
 
 
 def _id(value: object, default: str) -> str:

@@ -90,7 +90,13 @@ def _parse(spec: str) -> tuple[str, str]:
     head, equals, rest = spec.partition("=")
     if not equals or Path(spec).exists():
         if spec in SUITES:
-            return spec, _hub_spec(spec)
+            suite = SUITES[spec]
+            if not suite.hub:
+                raise InputError(
+                    f"{spec}: the hub has no copy that can be read; get its file ({suite.source}) "
+                    f"and give {spec}=FILE"
+                )
+            return spec, f"hub:{suite.hub}"
         if not re.search(r"[:./\\]", spec):
             raise InputError(
                 f"{spec!r}: no such suite; give {_SPECS}; the names are {', '.join(SUITES)}"
@@ -112,15 +118,6 @@ def _file_name(source: str) -> str:
     scheme, colon, rest = source.partition(":")
     rest = rest if colon else Path(source.removesuffix(".gz")).stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", rest).strip("-") or "prompts"
-
-
-def _hub_spec(name: str) -> str:
-    if not SUITES[name].hub:
-        raise InputError(
-            f"{name}: the hub has no copy that can be read; get its file ({SUITES[name].source}) "
-            f"and give {name}=FILE"
-        )
-    return f"hub:{SUITES[name].hub}"
 
 
 def _known(name: str, source: str) -> list[Prompt]:

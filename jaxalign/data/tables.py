@@ -24,9 +24,7 @@ _SPECS = (
 def read_rows(spec: str, limit: int | None = None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Of each row where it stands, an id for one that has none, and its fields; at least one.
 
-    Args:
-      spec: a file or dataset, as in `load_prompts`; not a builtin set.
-      limit: stop after so many rows.
+    The spec is a file or dataset, as in `load_prompts`, and not a builtin set.
 
     Raises:
       InputError: as `load_prompts`; what a dataset's package raised is its `__cause__`.

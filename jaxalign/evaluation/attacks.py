@@ -61,12 +61,7 @@ FORGED_REASONING = (
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """A request as the attacker sends it.
-
-    Attributes:
-      text: what the model is asked.
-      opening: the text that its turn is made to begin with, before any cut to k tokens.
-    """
+    """What the model is asked, and the text that its turn is made to begin with, before any cut."""
 
     text: str
     opening: str = ""
@@ -74,13 +69,10 @@ class Attacked:
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """A way to ask for what a model should refuse.
+    """A way to ask for what a model should refuse; the name is for tables and files.
 
-    Attributes:
-      name: for tables and file names.
-      apply: gives the variants of a request that are sent; none where a file has nothing for it.
-      opening_tokens: how many tokens of the openings are forced; None for all
-        (`jaxalign.answers.generation.generate`).
+    `apply` gives the variants of a request that are sent, none where a file has nothing for it.
+    `opening_tokens` of the openings are forced; None for all (`jaxalign.answers.generation`).
     """
 
     name: str

@@ -43,13 +43,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation.
-
-    Attributes:
-      folder: where it is.
-      results: the content of `results.json`.
-      judged: (suite, attack) -> its prompts, in their order.
-    """
+    """A finished evaluation: `results.json`, and by suite and attack its prompts in order."""
 
     folder: Path
     results: Mapping[str, Any]

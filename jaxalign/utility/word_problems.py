@@ -17,12 +17,7 @@ _SOLUTION = re.compile(rf"####\s*({_NUMBER.pattern})\s*\Z")
 
 @dataclasses.dataclass(frozen=True)
 class WordProblem:
-    """A question whose answer is a number.
-
-    Attributes:
-      question: the text.
-      answer: the number.
-    """
+    """A question whose answer is a number."""
 
     question: str
     answer: float
