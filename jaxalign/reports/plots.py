@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,7 +152,9 @@ def plot_rates(
     styles = {name: _POINTS[number % len(_POINTS)] for number, name in enumerate(names)}
     step = 0.18  # inches between the points of a line
     heights = [len(rows) * (0.14 + step * len(names)) + 0.35 for rows in panels.values()]
-    size = (8.5, sum(heights) + 0.55 * len(panels) + 0.7)
+    columns = 1 if max(map(len, names)) > 30 else min(len(names), 3)  # names may be paths
+    legend = 0.5 + 0.2 * math.ceil(len(names) / columns)
+    size = (8.5, sum(heights) + 0.55 * len(panels) + legend)
     with _figure(path, size, len(panels), grid="x", height_ratios=heights) as fields:
         for field, (title, rows) in zip(fields, panels.items(), strict=True):
             for line, row in enumerate(rows.values()):
@@ -171,7 +174,7 @@ def plot_rates(
             field.xaxis.set_major_formatter("{x:.0%}")
         for name, (color, marker) in styles.items():
             fields[0].plot([], [], marker + "-", color=color, label=_plain(name))
-        _legend_below(fields[0], "points with 95% intervals", columns=min(len(names), 3))
+        _legend_below(fields[0], "points with 95% intervals", columns)
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
