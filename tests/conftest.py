@@ -49,6 +49,7 @@ LONG = (
     "test_plan",
     "test_cada_script",
     "test_two_processes",
+    "test_documented_runs",
     "test_cli",
     "test_ascl_script",
     "test_alphaalign_script",
