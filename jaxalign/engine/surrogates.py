@@ -6,7 +6,8 @@ From Python any function of the same form takes their place.
 """
 
 import dataclasses
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 
@@ -35,8 +36,28 @@ class Surrogate(Protocol):
     ) -> jax.Array: ...
 
 
+class _Named(Checked):
+    """A surrogate that is a function of `jaxalign.losses` with its fields as arguments."""
+
+    _loss: ClassVar[Callable[..., jax.Array]]
+
+    def _options(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __call__(
+        self,
+        logps: jax.Array,
+        old_logps: jax.Array,
+        advantages: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[B, T]`."""
+        return type(self)._loss(logps, old_logps, advantages, mask=mask, **self._options())
+
+
 @dataclasses.dataclass(frozen=True)
-class Clipped(Checked):
+class Clipped(_Named):
     """PPO's clipped surrogate (`clipped_surrogate`), of GRPO, DAPO, GSPO and Dr.GRPO too."""
 
     low: Share = 0.2
@@ -48,25 +69,10 @@ class Clipped(Checked):
     ratio: Literal["token", "sequence"] = "token"
     """One ratio per token, or one per completion as in GSPO."""
 
-    def __call__(
-        self,
-        logps: jax.Array,
-        old_logps: jax.Array,
-        advantages: jax.Array,
-        *,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """`[B, T]`."""
-        return clipped_surrogate(
-            logps,
-            old_logps,
-            advantages,
-            clip_low=self.low,
-            clip_high=self.high,
-            dual_clip=self.dual,
-            ratio=self.ratio,
-            mask=mask,
-        )
+    _loss = staticmethod(clipped_surrogate)
+
+    def _options(self) -> dict[str, Any]:
+        return self._bounds() | {"dual_clip": self.dual}
 
     def fractions(
         self,
@@ -78,22 +84,18 @@ class Clipped(Checked):
         normalizer: jax.Array,
     ) -> Metrics:
         """`clip_low` and `clip_high`: shares of the tokens on which a bound is active."""
-        return clip_fraction(
-            logps,
-            old_logps,
-            advantages,
-            mask,
-            clip_low=self.low,
-            clip_high=self.high,
-            ratio=self.ratio,
-            normalizer=normalizer,
-        )
+        given = logps, old_logps, advantages, mask
+        return clip_fraction(*given, normalizer=normalizer, **self._bounds())
+
+    def _bounds(self) -> dict[str, Any]:
+        return {"clip_low": self.low, "clip_high": self.high, "ratio": self.ratio}
 
 
 @dataclasses.dataclass(frozen=True)
-class Cispo(Checked):
+class Cispo(_Named):
     """CISPO: REINFORCE with a clipped, constant ratio (`clipped_importance_loss`)."""
 
+    _loss = staticmethod(clipped_importance_loss)
     max_ratio: Positive = 5.0
     """Upper bound of the ratio itself."""
     min_ratio: Weight = 0.0
@@ -105,34 +107,13 @@ class Cispo(Checked):
         if self.min_ratio >= self.max_ratio:
             raise InputError(f"{above}max_ratio={self.max_ratio} must be above min_ratio")
 
-    def __call__(
-        self,
-        logps: jax.Array,
-        old_logps: jax.Array,
-        advantages: jax.Array,
-        *,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """`[B, T]`."""
-        return clipped_importance_loss(logps, old_logps, advantages, mask=mask, **vars(self))
-
 
 @dataclasses.dataclass(frozen=True)
-class SoftGated(Checked):
+class SoftGated(_Named):
     """SAPO: a smooth gate in place of the hard clip (`soft_gated_surrogate`)."""
 
+    _loss = staticmethod(soft_gated_surrogate)
     temperature_positive: Positive = 1.0
     """Temperature of the gate where the advantage is positive, above 0."""
     temperature_negative: Positive = 1.05
     """Temperature of the gate where it is not, above 0."""
-
-    def __call__(
-        self,
-        logps: jax.Array,
-        old_logps: jax.Array,
-        advantages: jax.Array,
-        *,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """`[B, T]`."""
-        return soft_gated_surrogate(logps, old_logps, advantages, mask=mask, **vars(self))
