@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +65,6 @@ class PairBatch:
 
 def pair_logps(model: Transformer, params: Params, batch: PairBatch) -> jax.Array:
     """Both answers' log π(answer | prompt), `[N, 2]` float32, sums over their tokens."""
-    chex.assert_rank([batch.prompts, batch.prompt_mask, batch.tokens, batch.mask], 2)
     logps = model.logps(
         params,
         batch.prompts,

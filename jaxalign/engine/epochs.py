@@ -47,7 +47,7 @@ def update_repeatedly(
     update: Callable[[TrainState, Part], tuple[TrainState, Metrics]],
     state: TrainState,
     batch: Part,
-    key: jax.Array | None,
+    key: jax.Array,
     *,
     prompts: int,
     epochs: int,
@@ -59,7 +59,7 @@ def update_repeatedly(
       update: `(state, part) -> (state, metrics)`.
       state: before.
       batch: a pytree as in `take_prompts`.
-      key: of the orders; None will do for one minibatch.
+      key: of the orders.
       prompts: N.
       epochs: E.
       minibatches: M.
@@ -69,17 +69,14 @@ def update_repeatedly(
       before the policy has moved, and `skipped_updates` the last one's.
 
     Raises:
-      ValueError: M does not divide N, or no key.
+      ValueError: M does not divide N.
     """
     if prompts % minibatches:
         raise ValueError(f"{prompts} prompts can't be split into {minibatches} minibatches")
     if epochs * minibatches == 1:
         return update(state, batch)
-    if minibatches == 1:
-        chosen = None
-    elif key is None:
-        raise ValueError("minibatches are shuffled: pass the step's key")
-    else:
+    chosen = None
+    if minibatches > 1:
         chosen = minibatch_prompts(key, prompts, epochs=epochs, minibatches=minibatches)
 
     def one(state: TrainState, chosen: jax.Array | None) -> tuple[TrainState, Metrics]:

@@ -8,7 +8,6 @@ saves a pass, and ties the policy to the critic's errors.) What is trained is on
 import dataclasses
 from typing import Annotated, Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -151,8 +150,6 @@ def token_advantages(
     Returns:
       advantages and returns, each `[B, T]` float32.
     """
-    chex.assert_rank([rewards, values, mask], [1, 2, 2])
-    chex.assert_equal_shape([values, mask])
     no_kl = jnp.zeros_like(values)  # its price is in the policy's loss
     placed = token_rewards(rewards, no_kl, mask, kl_coefficient=0.0)
     return gae(placed, values, mask, discount=discount, lambda_=lambda_)

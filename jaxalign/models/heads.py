@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxalign.losses import token_entropies
-from jaxalign.models.sharding import spec_of
+from jaxalign.models.sharding import split_of
 from jaxalign.records import Params
 
 # Logits that a device holds at once, over all its rows: 128 MB of float32.
@@ -114,30 +114,16 @@ def hidden_token_logps(
     chex.assert_equal_shape_prefix([hidden, tokens], 2)
     batch, length, width = hidden.shape
     flat = hidden.reshape(batch * length, width)
-    rows, words = _parts((batch, width), mesh, "batch"), _parts(weight.shape, mesh, "vocab")
-    here = weight.shape[0] // words.size
+    rows, words = split_of(batch, "batch", mesh), split_of(weight.shape[0], "vocab", mesh)
+    sizes = {} if mesh is None else mesh.shape
+    here = weight.shape[0] // math.prod(sizes[name] for name in words)
     if tile is None:
-        tiles = max(1, -(-here * (flat.shape[0] // rows.size) // _LOGITS))
+        row_parts = math.prod(sizes[name] for name in rows)
+        tiles = max(1, -(-here * (flat.shape[0] // row_parts) // _LOGITS))
         tile = -(-here // (tiles * 128)) * 128  # a multiple of 128, for the sake of the product
-    layout = _Layout(1.0 / temperature, min(tile, here), mesh, rows.axes, words.axes)
+    layout = _Layout(1.0 / temperature, min(tile, here), mesh, rows, words)
     logps = _tiled_logps(flat, weight.astype(hidden.dtype), tokens.reshape(-1), layout)
     return logps.reshape(batch, length)
-
-
-class _Split(NamedTuple):
-    """Mesh axes that an array's first axis is split over, and how many parts that makes."""
-
-    axes: tuple[str, ...]
-    size: int
-
-
-def _parts(shape: tuple[int, ...], mesh: Mesh | None, axis: str) -> _Split:
-    if mesh is None:
-        return _Split((), 1)
-    spec = spec_of(shape, (axis, *(None for _ in shape[1:])), mesh)
-    entry = spec[0] if len(spec) else None
-    axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-    return _Split(axes, math.prod(mesh.shape[name] for name in axes))
 
 
 class _Layout(NamedTuple):

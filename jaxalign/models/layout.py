@@ -72,22 +72,23 @@ def lay_out(model: Any, params: Params, *, decoding: bool = False) -> Params:
     return jax.tree.map(jax.lax.with_sharding_constraint, params, shardings)
 
 
-def tree_shardings(model: Any, params: Params, *, decoding: bool = False) -> Params | None:
-    """Where each leaf of a tree like `lay_out`'s lives; None without a mesh.
+def tree_shardings(model: Any, tree: Any, *, decoding: bool = False) -> Any:
+    """Where each leaf of a tree lives; None without a mesh.
 
-    What ends in a parameter's path lies as that does, the rest on every device.
+    What is shaped and named like a parameter lies as that does, the rest on every device.
     """
     mesh = mesh_of(model)
     if mesh is None:
         return None
     places = parameter_shardings(model.config, mesh, decoding=decoding)
-    whole = NamedSharding(mesh, PartitionSpec())
+    shapes, whole = leaf_shapes(model.config), NamedSharding(mesh, PartitionSpec())
 
-    def place(path: str) -> NamedSharding:
-        return next((its for name, its in places.items() if f"/{path}".endswith(f"/{name}")), whole)
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = "/" + "/".join(str(getattr(entry, "key", "")) for entry in path)
+        like = (x for x in places if names.endswith(f"/{x}") and shapes[x] == leaf.shape)
+        return places.get(next(like, ""), whole)
 
-    leaves = traverse_util.flatten_dict(params, sep="/")
-    return traverse_util.unflatten_dict({path: place(path) for path in leaves}, sep="/")
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def mesh_of(model: Any) -> Mesh | None:

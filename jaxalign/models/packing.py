@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,8 +142,6 @@ def packed_logps(
     Returns:
       `[R, L]` float32; values of a document's first token and of padding mean nothing.
     """
-    chex.assert_rank([batch.tokens, batch.documents, batch.positions, batch.learned], 2)
-    chex.assert_equal_shape([batch.tokens, batch.documents, batch.positions, batch.learned])
     params = compute_params(params, model.dtype, learned=True)
     blocks = encode_prefix(model, params, batch.prefix)
     offset = blocks[0].mask.shape[1] if blocks else 0

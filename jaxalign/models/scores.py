@@ -1,6 +1,5 @@
 """Scores of whole sequences: reward models and classifiers."""
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,8 +27,6 @@ def sequence_scores(
     Raises:
       ValueError: the model has no score head.
     """
-    chex.assert_rank([tokens, mask], 2)
-    chex.assert_equal_shape([tokens, mask])
     if not model.config.num_labels:
         raise ValueError("the model has no score head: load it with classifier=True")
     params = compute_params(params, model.dtype, learned=True)

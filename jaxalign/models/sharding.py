@@ -62,14 +62,20 @@ def spec_of(
     It is written as XLA hands it back, without axes of size 1, so that what a step returns and what
     it was given compile alike.
     """
-    entries: list[str | tuple[str, ...] | None] = []
-    for size, axis in zip(shape, axes, strict=True):
-        names = tuple(name for name in rules.get(axis or "", ()) if mesh.shape[name] > 1)
-        divides = names and not size % math.prod(mesh.shape[name] for name in names)
-        entries.append((names if len(names) > 1 else names[0]) if divides else None)
-    while entries and entries[-1] is None:
-        entries.pop()
-    return PartitionSpec(*entries)
+    split = [split_of(size, axis, mesh, rules) for size, axis in zip(shape, axes, strict=True)]
+    while split and not split[-1]:
+        split.pop()
+    return PartitionSpec(*(names[0] if len(names) == 1 else names or None for names in split))
+
+
+def split_of(
+    size: int, axis: str | None, mesh: Mesh | None, rules: Rules = RULES
+) -> tuple[str, ...]:
+    """The mesh axes that one axis of an array is split over; none without a mesh."""
+    if mesh is None:
+        return ()
+    names = tuple(name for name in rules.get(axis or "", ()) if mesh.shape[name] > 1)
+    return () if size % math.prod(mesh.shape[name] for name in names) else names
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:

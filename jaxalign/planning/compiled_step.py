@@ -27,10 +27,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxalign.models.completion import compute_params
-from jaxalign.models.layout import abstract_params, parameter_shardings
+from jaxalign.models.layout import abstract_params, parameter_shardings, tree_shardings
 from jaxalign.models.sharding import batch_sharding, spec_of
 from jaxalign.models.transformer import Transformer
 from jaxalign.planning.chips import Chip
@@ -191,21 +191,8 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
 
 def _placed(tree: Any, model: Transformer) -> Any:
     """Shapes with places: what is shaped and named like a parameter lies where it does."""
-    assert model.mesh is not None
-    params = traverse_util.flatten_dict(abstract_params(model.config, model.mesh), sep="/")
-    everywhere = NamedSharding(model.mesh, PartitionSpec())
-
-    def place(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
-        names = "/" + "/".join(str(getattr(entry, "key", "")) for entry in path)
-        like = [
-            param.sharding
-            for name, param in params.items()
-            if names.endswith(f"/{name}") and param.shape == leaf.shape
-        ]
-        sharding = like[-1] if like else everywhere
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree_util.tree_map_with_path(place, tree)
+    place = lambda x, its: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=its)  # noqa: E731
+    return jax.tree.map(place, tree, tree_shardings(model, tree))
 
 
 def _rows_split(batch: Batch, mesh: Mesh) -> Batch:

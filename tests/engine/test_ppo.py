@@ -11,7 +11,7 @@ import pytest
 from tiny_model import random_params
 
 from jaxalign.engine.baselines import InverseFrequency
-from jaxalign.engine.epochs import minibatch_prompts, take_prompts, update_repeatedly
+from jaxalign.engine.epochs import minibatch_prompts, take_prompts
 from jaxalign.engine.experience import Experience, experience_of
 from jaxalign.engine.objective import GRPO
 from jaxalign.engine.optimizer import skip_nonfinite, skipped_updates, with_critic_optimizer
@@ -301,8 +301,6 @@ def test_minibatches_are_updates_one_after_the_other_without_a_critic_too():
     assert largest_difference(after.params, by_hand.params) < 1e-5
     np.testing.assert_allclose(result.metrics["loss"], np.mean(losses), rtol=1e-4, atol=1e-6)
     assert int(after.step) == 1 and int(after.opt_state[0].count) == 4
-    with pytest.raises(ValueError, match="pass the step's key"):
-        update_repeatedly(one, state, rows, None, prompts=N, epochs=2, minibatches=2)
 
 
 @pytest.mark.parametrize("broken", ["policy", "critic"])
