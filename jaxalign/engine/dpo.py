@@ -79,15 +79,10 @@ def pair_logps(model: Transformer, params: Params, batch: PairBatch) -> jax.Arra
 class PairBatches:
     """The pairs of each step: a pure function of the step number.
 
-    Args:
-      model: the decoder.
-      params: the start model, which is the reference.
-      pairs: the training set.
-      batch_size: pairs in an update; at most all of them.
-      seed: of the order.
-      prefix: `[P0]` ids that open every prompt, left out of each.
-      micro_batches: divides the number of pairs in an update, which is lowered to that end.
-      progress: called with how many pairs the reference has read, and of how many.
+    The start model `params` is the reference, and reads every pair when this is made: `progress` is
+    called with how many it has read, and of how many. An update has `batch_size` pairs, or all,
+    lowered to what `micro_batches` divides; `prefix` `[P0]` opens every prompt and is left out of
+    each.
 
     Raises:
       InputError: fewer pairs than `micro_batches`, or one without a prompt or an answer.
@@ -149,11 +144,7 @@ def make_preference_step(
 ) -> Callable[[TrainState, PairBatch], tuple[TrainState, TuningResult]]:
     """Composes one update into a compiled program: the mean of `preference_loss` (DPO).
 
-    Args:
-      model: the decoder.
-      optimizer: an optax transformation.
-      beta: as in `preference_loss`.
-      micro_batches: parts of the pairs that the gradient is accumulated over; divides N.
+    The gradient is accumulated over `micro_batches`, which divides N.
 
     Returns:
       `step(state, batch) -> (state, TuningResult)`, jitted, the state donated. Its metrics are the

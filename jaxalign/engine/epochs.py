@@ -13,16 +13,9 @@ Part = TypeVar("Part")
 
 
 def minibatch_prompts(key: jax.Array, prompts: int, *, epochs: int, minibatches: int) -> jax.Array:
-    """Which prompts each update learns from; every epoch has each prompt once, in a new order.
+    """Which prompts each update learns from, `[E·M, N/M]` int32.
 
-    Args:
-      key: consumed.
-      prompts: N.
-      epochs: E.
-      minibatches: M, which divides N.
-
-    Returns:
-      `[E·M, N/M]` int32.
+    Every epoch has each prompt once, in a new order; `minibatches` divides N.
     """
     keys = jax.random.split(key, epochs)
     orders = jax.vmap(lambda key: jax.random.permutation(key, prompts))(keys)

@@ -20,10 +20,7 @@ Sums = TypeVar("Sums")
 def map_parts(function: Callable[[Part], jax.Array], batch: Part, micro_batches: int) -> jax.Array:
     """Applies a function to equal parts of a batch, one after the other, for memory.
 
-    Args:
-      function: of one part; gives a row for each of a leaf's.
-      batch: a pytree; `micro_batches` divides every leaf's first axis.
-      micro_batches: how many parts; 1 runs no loop.
+    The function gives a row for each of a leaf's; `micro_batches` divides every leaf's first axis.
 
     Raises:
       ValueError: an axis that cannot be divided so.
@@ -63,19 +60,11 @@ def descend(
 ) -> tuple[TrainState, Metrics]:
     """One optimizer update by a loss's gradient, summed over equal parts of the rows.
 
-    Args:
-      model: as for `apply_gradients`.
-      optimizer: as for `apply_gradients`.
-      state: before the update.
-      loss: `(params, part) -> (scalar, metrics)`, divided by totals of all rows.
-      rows: a pytree; `micro_batches` divides every leaf's first axis.
-      micro_batches: how many parts; 1 runs no scan.
-
-    Returns:
-      the next state, and the sums of the parts' metrics with `apply_gradients`'s.
+    The loss is `(params, part) -> (scalar, metrics)`, divided by totals of all rows; returns the
+    next state, and the sums of the parts' metrics with those of `apply_gradients`.
 
     Raises:
-      ValueError: an axis that cannot be divided so.
+      ValueError: `micro_batches` does not divide the first axis of a leaf of the rows.
     """
     gradient = functools.partial(jax.grad(loss, has_aux=True), state.params)
     gradients, metrics = _sum_over_parts(gradient, rows, micro_batches)
@@ -89,13 +78,9 @@ def apply_gradients(
     state: TrainState,
     gradients: Params,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer update.
+    """One optimizer update by the gradients of the whole batch's loss.
 
-    Args:
-      model: with a mesh, what it keeps in parts stays so: gradients, parameters, moments.
-      optimizer: an optax transformation; `skip_nonfinite` leaves out what is not finite.
-      state: before the update.
-      gradients: of the whole batch's loss.
+    What a model with a mesh keeps in parts stays so: gradients, parameters, moments.
 
     Returns:
       the next state, and `grad_norm`, `skipped_updates` and with a critic `critic_grad_norm` to

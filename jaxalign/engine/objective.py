@@ -154,13 +154,9 @@ def with_reference(
 def policy_loss(
     objective: Any, logps: jax.Array, part: Experience, totals: Totals
 ) -> tuple[jax.Array, Metrics]:
-    """The policy's loss of a micro-batch from its log-probabilities.
+    """The policy's loss of a micro-batch from its log-probabilities `[B', T]`.
 
-    Args:
-      objective: has `surrogate`, `kl` and `aggregation`, as `GRPO` does.
-      logps: `[B', T]`, being trained.
-      part: of these rows.
-      totals: of the whole update.
+    The objective has `surrogate`, `kl` and `aggregation`, as `GRPO` does.
 
     Returns:
       as `Objective.loss`; the metrics are `loss`, `logp_gap` (the mean distance to the sampler's

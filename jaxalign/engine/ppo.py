@@ -100,15 +100,9 @@ class PPO(Checked):
     def critic_loss(
         self, values: jax.Array, part: Experience, totals: Totals
     ) -> tuple[jax.Array, Metrics]:
-        """The critic's loss of one micro-batch, a mean over the update's trained tokens.
+        """The critic's loss of a micro-batch's values `[B', T]`, a mean over the update's tokens.
 
-        Args:
-          values: `[B', T]`, being trained.
-          part: of these rows.
-          totals: of the whole update.
-
-        Returns:
-          the scalar loss, and `value_loss` and, with a bound, `value_clip_fraction` to log.
+        Metrics are `value_loss` and, with a bound, `value_clip_fraction`.
         """
         (old, returns), mask = part.rows.more, part.rows.mask
         loss = value_loss(values, old, returns, clip=self.value_clip, mask=mask)
@@ -176,16 +170,11 @@ def with_critic(model: Any, params: Params) -> Params:
 
 
 def completion_values(model: Any, critic: Params, part: Experience) -> jax.Array:
-    """Values of the states before each completion token, differentiable in `critic`.
+    """Values of the states before each completion token, `[B, T]` float32.
 
         V_t = w · h_t,    h_t the last hidden state after prompt and tokens before t
 
-    Args:
-      model: a `StatesDecoder`.
-      critic: from `with_critic`.
-      part: prompts, each computed once for all of its completions.
-
-    Returns:
-      `[B, T]` float32; values where a token does not exist mean nothing.
+    Differentiable in `critic`, which is of `with_critic`; the model is a `StatesDecoder`. Values
+    where a token does not exist mean nothing.
     """
     return logits(part.states(model, critic["trunk"]), critic["head"])[..., 0]

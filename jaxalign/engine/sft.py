@@ -32,19 +32,10 @@ TuningStep = Callable[[TrainState, PackedBatch], tuple[TrainState, TuningResult]
 class PackedBatches:
     """The packed batch of each step: a pure function of the step number.
 
-    Every step learns from `batch_size` documents, however long they are; all have as many rows as
-    the one that needs most, so there is one compilation. Rows too many are padding.
-
-    Args:
-      documents: the training set.
-      batch_size: documents in an update; at most all of them.
-      length: of a row, in tokens.
-      steps: how many there will be.
-      seed: of the order.
-      prefix: `[P0]` ids that open every document, left out of each.
-      micro_batches: divides the number of rows.
-      mesh: devices that share the rows of a micro-batch, which data x fsdp divides then; by default
-        the first device has them.
+    Every step learns from `batch_size` documents, however long they are, or from all; each batch
+    has as many rows of `length` tokens as the one that needs most, so there is one compilation.
+    Rows too many are padding: `micro_batches`, and the devices that share a micro-batch's rows,
+    divide their number. `prefix` `[P0]` opens every document and is left out of each.
 
     Raises:
       InputError: no documents, or one that is longer than a row.
@@ -94,12 +85,8 @@ def make_supervised_step(
 
         L = − Σ_t m_t log π(token_t) / Σ_t m_t      over the tokens to be learned of all documents
 
-    With `skip_nonfinite` an update that is not finite is skipped and counted.
-
-    Args:
-      model: the decoder.
-      optimizer: an optax transformation.
-      micro_batches: parts of the rows that the gradient is accumulated over; divides R.
+    With `skip_nonfinite` an update that is not finite is skipped and counted. The gradient is
+    accumulated over `micro_batches`, which divides R.
 
     Returns:
       `step(state, batch) -> (state, TuningResult)`, jitted, the state donated.

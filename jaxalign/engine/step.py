@@ -221,15 +221,9 @@ def update_once(
     *,
     micro_batches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer update from an experience, its gradient summed over micro-batches by a scan.
+    """One optimizer update from an experience.
 
-    Args:
-      model: the policy's network.
-      optimizer: one optax transformation for all that is trained.
-      objective: whose loss is minimized.
-      state: before the update.
-      experience: what is learned from.
-      micro_batches: divides the number of prompts.
+    Its gradient is summed by a scan over `micro_batches`, which divides the number of prompts.
     """
     totals = Totals.of(experience.rows.mask)
 

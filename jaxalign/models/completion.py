@@ -65,15 +65,10 @@ def last_place(mask: jax.Array) -> jax.Array:
 def encode_prefix(
     model: Network, params: Params, prefix: jax.Array | None
 ) -> tuple[KeyValues, ...]:
-    """Runs the tokens that open every row, once; positions 0..P0−1.
-
-    Args:
-      model: the decoder.
-      params: its parameters.
-      prefix: `[P0]` int32; may be empty, or None for none.
+    """Runs the tokens `[P0]` that open every row, once, at positions 0..P0−1.
 
     Returns:
-      one block of leading size 1, or no block.
+      one block of leading size 1, or of no tokens or None no block.
     """
     if prefix is None or not prefix.shape[0]:
         return ()
@@ -90,7 +85,7 @@ def prompt_context(
     prompt_mask: jax.Array,
     prefix: jax.Array | None = None,
 ) -> PromptContext:
-    """Runs the prefix once and every prompt once.
+    """Runs the prefix once and every prompt once, for their completions.
 
     Args:
       model: the decoder.
@@ -98,9 +93,6 @@ def prompt_context(
       prompts: `[N, P]` int32, padded on either side.
       prompt_mask: `[N, P]` bool, at least one True in each row.
       prefix: `[P0]` int32, tokens that open every prompt of the batch; positions 0..P0−1.
-
-    Returns:
-      the context of the prompts' completions.
     """
     chex.assert_rank([prompts, prompt_mask], 2)
     chex.assert_equal_shape([prompts, prompt_mask])

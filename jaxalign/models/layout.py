@@ -59,12 +59,10 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
 
 
 def lay_out(model: Any, params: Params, *, decoding: bool = False) -> Params:
-    """Tells XLA, inside a compiled program, where a tree like the parameters lives.
+    """Tells XLA, inside a compiled program, where parameters or gradients live.
 
-    Args:
-      model: the decoder; one without a mesh, or not of ours, changes nothing.
-      params: parameters or gradients, of a policy or of a critic beside it.
-      decoding: as in `parameter_shardings`.
+    They may be a policy's or a critic's beside it. A model without a mesh, or not of ours, changes
+    nothing; `decoding` is as in `parameter_shardings`.
     """
     shardings = tree_shardings(model, params, decoding=decoding)
     if shardings is None:

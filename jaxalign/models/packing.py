@@ -57,14 +57,9 @@ class PackedBatch:
 
 
 def place(lengths: Sequence[int], *, length: int) -> list[list[int]]:
-    """Which documents go into which row: first-fit decreasing, the first row with room.
+    """Which documents, as indices into `lengths`, go into which row of `length` tokens.
 
-    Args:
-      lengths: of the documents.
-      length: L, of a row.
-
-    Returns:
-      each row's documents, as indices into `lengths`.
+    First-fit decreasing: each goes into the first row with room.
 
     Raises:
       InputError: a document is longer than a row.
@@ -93,13 +88,10 @@ def pack(
     rows: int | None = None,
     prefix: np.ndarray | None = None,
 ) -> PackedBatch:
-    """Lays documents out in rows as `place` says, as NumPy arrays.
+    """Lays documents out in R rows of L tokens as `place` says, as NumPy arrays.
 
-    Args:
-      documents: what to pack.
-      length: L, of a row.
-      rows: R, so that batches share a compilation; default as many as are needed.
-      prefix: `[P0]` ids that open every document, left out of each.
+    R is by default as many as are needed; given, batches share a compilation. `prefix` `[P0]` opens
+    every document and is left out of each.
 
     Raises:
       InputError: a document is longer than a row.
@@ -133,11 +125,7 @@ def packed_logps(
 ) -> jax.Array:
     """Log-probability of each token given its document before it, differentiable in `params`.
 
-    Args:
-      model: the decoder.
-      params: its parameters; matrices are cast to the model's compute dtype first.
-      batch: packed documents.
-      tile: see `hidden_token_logps`.
+    `tile` is as in `hidden_token_logps`.
 
     Returns:
       `[R, L]` float32; values of a document's first token and of padding mean nothing.

@@ -118,10 +118,7 @@ class YarnScaling:
 def yarn_attention_factor(factor: float, mscale: float = 1.0, mscale_all: float = 0.0) -> float:
     """YaRN's (1 + m log(factor) / 10) / (1 + m_all log(factor) / 10); 1 below a factor of 1.
 
-    Args:
-      factor: by how much the context is stretched.
-      mscale: m.
-      mscale_all: m_all, of the models that scale all dimensions.
+    `mscale` is m, `mscale_all` m_all, of the models that scale all dimensions.
     """
     stretch = 0.1 * math.log(max(factor, 1.0))
     return (1 + mscale * stretch) / (1 + mscale_all * stretch)
@@ -133,12 +130,9 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 def rotary_frequencies(
     head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> np.ndarray:
-    """Frequencies f_i = θ^(−2i/d), `[d/2]` float64, radians per position.
+    """Frequencies f_i = θ^(−2i/d), `[d/2]` float64, radians per position; d is even.
 
-    Args:
-      head_dim: d, even.
-      theta: the base θ.
-      scaling: what changes them; None for nothing.
+    `scaling` changes them; None leaves them as they are.
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     return frequencies if scaling is None else scaling(frequencies, theta)
@@ -147,12 +141,9 @@ def rotary_frequencies(
 def rotary_tables(
     positions: jax.Array, frequencies: np.ndarray, attention_factor: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles p·f_i, each `[B, T, 1, d/2]` float32.
+    """Cosine and sine of the rotary angles p·f_i, each `[B, T, 1, d/2]` float32, times the factor.
 
-    Args:
-      positions: `[B, T]` int32.
-      frequencies: `[d/2]`, from `rotary_frequencies`.
-      attention_factor: of the scaling, times both.
+    Of positions `[B, T]` int32 and frequencies `[d/2]`.
     """
     chex.assert_rank(positions, 2)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies.astype(np.float32)
@@ -160,14 +151,9 @@ def rotary_tables(
 
 
 def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (x_i, x_{i+d/2}) of each head by the rotary angles, in float32.
+    """Turns the pairs (x_i, x_{i+d/2}) of each head `[B, T, heads, d]` by the rotary angles.
 
-    Args:
-      x: `[B, T, heads, d]`.
-      rotary: cosine and sine from `rotary_tables`.
-
-    Returns:
-      `[B, T, heads, d]` in the dtype of `x`.
+    `rotary` is of `rotary_tables`. It computes in float32 and returns the dtype of `x`.
     """
     chex.assert_rank(x, 4)
     cos, sin = rotary

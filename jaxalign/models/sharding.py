@@ -79,12 +79,10 @@ def split_of(
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
-    """Tells XLA where an array inside a compiled program lives.
+    """Tells XLA where an array inside a compiled program lives, by the logical name of each axis.
 
-    Args:
-      x: any array; such as the one row of a shared prefix stays whole where it can't be split.
-      mesh: None changes nothing.
-      axes: logical name of each axis, or None.
+    What can't be split, such as the one row of a shared prefix, stays whole; no mesh changes
+    nothing.
     """
     if mesh is None:
         return x

@@ -115,10 +115,8 @@ class DoesNotFit(Exception):
 def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     """Compiles a step ahead of time and reads its plan from the result.
 
-    Args:
-      work: the step and what it starts from.
-      model: the policy; its mesh holds the devices.
-      batch: as the run would pass it; its values do not matter.
+    The policy's mesh holds the devices; the batch is as the run would pass it, and its values do
+    not matter.
 
     Raises:
       DoesNotFit: it needs more memory than a device has.

@@ -11,12 +11,9 @@ from jaxalign.planning.compiled_step import Phase, Plan
 
 
 def plan_json(plan: Plan, topology: str, *, completions: int) -> dict[str, Any]:
-    """A plan with its chip's figures and the times that follow from them.
+    """A plan of one device with the figures of its chip and the times that follow from them.
 
-    Args:
-      plan: of one device.
-      topology: such as `v5e:4x4`.
-      completions: of a step, each of `max_new_tokens` tokens.
+    A step has so many completions, each of `max_new_tokens` tokens.
     """
     chip = chip_of(topology)
 

@@ -49,16 +49,9 @@ def alphaalign_reward(
     helpfulness_weight: float = 1.0,
     normalise: bool = True,
 ) -> Reward:
-    """The reward of AlphaAlign.
+    """The reward of AlphaAlign: `Safety`, and `helpfulness_weight` times `Helpfulness`.
 
-    Args:
-      verifiers: format and refusal automata over the vocabulary.
-      scorer: what scores answers, as of `Helpfulness`; None leaves helpfulness out.
-      format_weight: as of `Safety`.
-      refusal_weight: as of `Safety`.
-      balance: as of `Safety`.
-      helpfulness_weight: w, 1 in the paper.
-      normalise: as of `Helpfulness`.
+    The other arguments are theirs; a scorer of None leaves helpfulness out.
     """
     safety = Safety(verifiers, format_weight, refusal_weight, balance)
     if scorer is None:

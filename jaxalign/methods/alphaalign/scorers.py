@@ -78,11 +78,6 @@ def load_reward_model(
 ) -> LanguageModel:
     """Loads a Hugging Face sequence-classification model with one label and a chat template.
 
-    Args:
-      name: a folder or a hub id.
-      dtype: compute dtype.
-      mesh: devices that share it.
-
     Raises:
       InputError: as `load_pretrained`, several labels, or no chat template.
     """
@@ -122,14 +117,10 @@ def shares_tokenizer(theirs: Any, policys: Any) -> bool:
 def by_reward_model(
     name: str, lm: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> Scoring:
-    """A reward model's score: inside the step if it shares the policy's tokenizer.
+    """A reward model's score: inside the step if it shares the policy's `tokenizer`.
 
-    Args:
-      name: what the user called it.
-      lm: from `load_reward_model`.
-      tokenizer: the policy's.
-      prompts: of the run; the width of the arrays is that of the longest harmless one.
-      max_new_tokens: T.
+    The width of the arrays is that of the run's longest harmless prompt; `name` is what the user
+    called the model.
 
     Raises:
       InputError: inside the step, if the longest request and an answer pass its last position.
@@ -191,15 +182,10 @@ def load_scoring(
     max_prompt_tokens: int,
     max_new_tokens: int,
 ) -> Scoring:
-    """What a run's setting names.
+    """What a run's setting names: `likelihood`, a reward model, or FILE.py:FUNCTION.
 
-    Args:
-      spec: `likelihood`, a reward model, or FILE.py:FUNCTION.
-      model: the policy; a reward model gets its compute dtype and its mesh.
-      tokenizer: the policy's.
-      prompts: of the run.
-      max_prompt_tokens: the longest request, beyond what all chats begin with.
-      max_new_tokens: T.
+    A reward model gets the policy's compute dtype and mesh. `max_prompt_tokens` is the longest
+    request, beyond what all chats begin with.
 
     Raises:
       InputError: as `load_reward_model`, `by_reward_model` and `load_function`; or a score on the

@@ -87,19 +87,10 @@ def collect_traces(
     decode: Callable[[list[int]], str],
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[Trace], list[Trace]]:
-    """Samples and filters.
+    """Samples and filters: round r asks the prompts of step r, with `fold_in(key, r)`.
 
-    Args:
-      model: the decoder.
-      params: the start model.
-      sampling: how many samples, how long, how drawn.
-      batches: round r asks the prompts of step r.
-      verifiers: of the consulting format and of refusals.
-      rounds: how many batches.
-      key: round r uses `fold_in(key, r)`.
-      openings: what completions begin with; odd rounds consult.
-      decode: ids to text.
-      progress: called after each round with the number done.
+    Odd rounds consult. `verifiers` are of the consulting format and of refusals; `decode` turns ids
+    into text; `progress` is called after each round with the number done.
 
     Returns:
       all traces that pass the filter, and all that were sampled.
@@ -184,20 +175,12 @@ def fine_tune(
 ) -> tuple[Params, list[float]]:
     """Minimises the mean of −log π(token) over the generated tokens of a batch of traces.
 
-    Args:
-      model: the decoder.
-      params: where to start; not changed.
-      traces: K of them.
-      batches: encodes their prompts, as in RL, so with the same instruction in front.
-      optimizer: of the updates.
-      epochs: passes over the traces; the last update is filled up from one more.
-      batch_size: traces in an update; they share rows.
-      row_length: of a row, in tokens; at least that of the longest prompt with its completion.
-      seed: of the order.
-      progress: called after each update with how many are done.
+    `batches` encodes their prompts as in RL, so with the same instruction in front. A row takes at
+    least the longest prompt with its completion. The last update is filled up from one pass more;
+    `progress` is called after each with how many are done.
 
     Returns:
-      the new parameters, float32, and the loss of each update.
+      the new parameters, float32, and the loss of each update; `params` are not changed.
 
     Raises:
       DivergedError: a loss or a gradient is not finite.

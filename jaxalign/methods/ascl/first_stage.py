@@ -43,14 +43,9 @@ def cold_start(
     verifiers: Verifiers,
     rules: Mapping[str, str],
 ) -> Params:
-    """The fine-tuned start model; after a resume the one that the run has kept.
+    """The fine-tuned start model of a run with a tool; after a resume the one that is kept.
 
-    Args:
-      run: a run with a tool.
-      params: the start model's.
-      stage: how it goes.
-      verifiers: of the consulting format and of refusals.
-      rules: that are consulted.
+    `verifiers` are of the consulting format and of refusals.
     """
     settings, model, begun = run.settings, run.model, time.perf_counter()
     work = run.work

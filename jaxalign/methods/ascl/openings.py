@@ -92,17 +92,10 @@ def guided_rollout(
     key: jax.Array,
     width: int,
 ) -> Rollout:
-    """Samples G completions of each prompt that begin with the given opening.
+    """Samples G completions of each of N prompts that begin with its opening.
 
-    Args:
-      model: the decoder.
-      sampling: G, T and how tokens are drawn.
-      params: its parameters.
-      batch: N prompts, on the host; its tool is left aside, so later calls are plain text.
-      openings: N of them.
-      key: consumed.
-      width: tokens kept for an opening, so that rounds share a compilation: those of the longest.
-        The model's own part has T − width.
+    The batch is on the host; its tool is left aside, so later calls are plain text. `width` tokens
+    are kept for an opening, those of the longest, so that rounds share a compilation.
 
     Returns:
       the model's own part of each completion, `[B, T − width]`, as NumPy arrays.

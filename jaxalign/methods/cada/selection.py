@@ -107,12 +107,9 @@ def make_pairs(
 ) -> tuple[list[Pair], np.ndarray]:
     """Pairs for DPO: the safe reasoning, against an answer that complies or a bare refusal.
 
-    Args:
-      tokenizer: a fast Hugging Face tokenizer with a chat template.
-      template: how the request is asked, without code and cases.
-      kept: the chosen answers.
-      unsafe: the start model's completions without any reasoning; those of a request that do not
-        refuse are its rejected answers, in turn. A request without any has `DIRECT_REFUSAL`.
+    The template asks without code and cases. `unsafe` are the start model's completions without any
+    reasoning; those of a request that do not refuse are its rejected answers, in turn. A request
+    without any has `DIRECT_REFUSAL`.
 
     Returns:
       the pairs, and the ids that open every prompt.

@@ -77,9 +77,7 @@ def write_model_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_fields(path: Path, supported_architectures: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a config.json whose model the decoder can compute.
 
-    Args:
-      path: of the file.
-      supported_architectures: `LANGUAGE_MODELS` or `CLASSIFIERS`.
+    It must be one of the architectures, `LANGUAGE_MODELS` or `CLASSIFIERS`.
 
     Raises:
       InputError: the file is missing or damaged, or the architecture or an option of it is not
@@ -205,13 +203,10 @@ def _check_window(path: Path, fields: dict[str, Any], config: ModelConfig) -> No
 
 
 def make_config(path: Path, fields: dict[str, Any], tokenizer_eos: int | None) -> ModelConfig:
-    """The architecture that the fields of a config.json describe.
+    """The architecture that the fields of a config.json describe, as of `read_fields`.
 
-    Args:
-      path: of the file, for messages.
-      fields: of `read_fields`.
-      tokenizer_eos: the tokenizer's end token, which is the model's where the file names it among
-        several, or none, and stops a text in any case, as those of generation_config.json do.
+    `tokenizer_eos` is the tokenizer's end token, which is the model's where the file names it among
+    several, or none, and stops a text in any case, as those of generation_config.json do.
 
     Raises:
       InputError: a field is missing or has a value that cannot be.
