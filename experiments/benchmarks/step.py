@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from timing import PEAKS, best, dtype_of, first_batch, print_setting, product_rate
+from timing import PEAKS, best, first_batch, print_setting, product_rate
 
 from jaxalign.data import KINDS, context_text
 from jaxalign.data.templates import bare_messages, coded_messages, encode_prompts
@@ -41,6 +41,7 @@ from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.models import Transformer, load_pretrained
 from jaxalign.models.files.architectures import read_architecture
 from jaxalign.models.fused_attention import attention_path
+from jaxalign.models.precision import named_dtype
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.records import Batch, Params, Prompts, Rollout
 from jaxalign.rewards import Likelihood, PromptFacts, safety_verifiers
@@ -80,7 +81,7 @@ def main(settings: Settings) -> None:
     """Prints the table."""
     if settings.prompts < 4 or settings.prompts % 4:
         raise InputError(f"prompts={settings.prompts} is not a multiple of 4")
-    dtype = dtype_of(settings.dtype)
+    dtype, _ = named_dtype(settings.dtype)
     model, params, tokenizer = load(settings, dtype)
     context = "" if settings.context == "none" else context_text(settings.context)
     width = settings.max_prompt_tokens

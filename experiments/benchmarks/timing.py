@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxalign.data import KINDS, Prompt, batch_at, builtin_prompts
 from jaxalign.data.templates import Template, encode_prompts
 from jaxalign.host.errors import InputError
-from jaxalign.models.precision import fastest_dtype
 from jaxalign.records import Batch, Prompts
 
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
@@ -52,11 +51,6 @@ def first_batch(
     encoded = encode_prompts(tokenizer, template, texts, max_tokens=width, width=width)
     given = Batch(Prompts(encoded.tokens, encoded.mask), prefix=encoded.prefix)
     return prompts, jax.tree.map(jnp.asarray, given)
-
-
-def dtype_of(name: str) -> jnp.dtype:
-    """The dtype of a name; of "auto" the faster one in a probe."""
-    return jnp.dtype(fastest_dtype()[0] if name == "auto" else name)
 
 
 def print_setting(dtype: Any, *more: object) -> None:

@@ -15,13 +15,14 @@ import functools
 from typing import Literal
 
 import jax
-from timing import best, dtype_of, first_batch, print_setting
+from timing import best, first_batch, print_setting
 
 from jaxalign.data import builtin_rules
 from jaxalign.data.templates import consulting_messages
 from jaxalign.engine.step import Sampling, draw
 from jaxalign.host.command import run_command
 from jaxalign.models import load_pretrained
+from jaxalign.models.precision import named_dtype
 from jaxalign.sampling import Temperature, consultation, rule_answer
 
 
@@ -37,7 +38,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Prints the table."""
-    dtype = dtype_of(settings.dtype)
+    dtype, _ = named_dtype(settings.dtype)
     model, params, tokenizer = load_pretrained(settings.model, dtype=dtype)
     rules = builtin_rules().rules
     template = consulting_messages(list(rules), functools.partial(rule_answer, rules))

@@ -174,14 +174,6 @@ def _call(tool: HostTool, arguments: Sequence[str]) -> list[str]:
     late = f"The tool failed: no answer within {tool.timeout:g} seconds."
     answers = [late] * len(arguments)
 
-    def note(index: int, result: object) -> None:
-        if isinstance(result, str):
-            answers[index] = result
-        elif isinstance(result, BaseException):
-            answers[index] = f"The tool failed: {type(result).__name__}."
-        else:
-            answers[index] = f"The tool failed: it returned {type(result).__name__}, not a string."
-
     def call(argument: str) -> Any:
         try:
             return tool.function(argument)
@@ -190,9 +182,14 @@ def _call(tool: HostTool, arguments: Sequence[str]) -> list[str]:
 
     async def settle(index: int, result: Any) -> None:
         try:
-            note(index, await result if inspect.isawaitable(result) else result)
+            result = await result if inspect.isawaitable(result) else result
         except BaseException as error:
-            note(index, error)
+            result = error
+        if isinstance(result, BaseException):
+            result = f"The tool failed: {type(result).__name__}."
+        elif not isinstance(result, str):
+            result = f"The tool failed: it returned {type(result).__name__}, not a string."
+        answers[index] = result
 
     async def settle_all() -> None:
         await asyncio.gather(*(settle(*made) for made in enumerate(map(call, arguments))))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxalign.data.prompts import Asked
 from jaxalign.data.templates import Template, encode_requests
 from jaxalign.engine.dpo import Pair
+from jaxalign.host.markdown import markdown_table
 from jaxalign.methods.cada.self_generation import Generated
 from jaxalign.text.encoding import encode_text
 
@@ -87,11 +88,8 @@ def choose(
 def yield_table(table: dict[str, dict[str, int]]) -> str:
     """The counts of `choose` as a Markdown table with a line of sums."""
     total = {name: sum(counts[name] for counts in table.values()) for name in YIELD_COLUMNS}
-    lines = [f"| category | {' | '.join(YIELD_COLUMNS)} |", "|" + "---|" * (len(total) + 1)]
-    for category, counts in [*table.items(), ("all", total)]:
-        cells = " | ".join(str(counts[name]) for name in YIELD_COLUMNS)
-        lines.append(f"| {category} | {cells} |")
-    return "\n".join(lines) + "\n"
+    rows = [[category, *counts.values()] for category, counts in [*table.items(), ("all", total)]]
+    return markdown_table(["category", *YIELD_COLUMNS], rows)
 
 
 def refusal_tokens(tokenizer: Any) -> list[int]:
