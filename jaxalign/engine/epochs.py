@@ -46,16 +46,10 @@ def update_repeatedly(
     epochs: int,
     minibatches: int,
 ) -> tuple[TrainState, Metrics]:
-    """Calls an update E·M times in a scan; of one epoch in one minibatch, once without.
+    """Calls an update, `(state, part) -> (state, metrics)`, E·M times.
 
-    Args:
-      update: `(state, part) -> (state, metrics)`.
-      state: before.
-      batch: a pytree as in `take_prompts`.
-      key: of the orders.
-      prompts: N.
-      epochs: E.
-      minibatches: M.
+    The batch is a pytree as in `take_prompts`, of N prompts; the key is that of the orders. Several
+    updates are a scan, one is none.
 
     Returns:
       the state after all of them, and means of their metrics; but `logp_gap` is the first one's,

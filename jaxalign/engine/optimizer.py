@@ -46,16 +46,11 @@ def learning_rates(
 ) -> optax.Schedule:
     """Linear warm-up to `peak`, a constant rate, decay to zero.
 
-    η_t = peak · (t + 1)/(warmup + 1)     t < warmup
-    η_t = peak                            until steps − decay
-    η_t = peak · (steps − t)/decay        after that, with `Linear`
+        η_t = peak · (t + 1)/(warmup + 1)     t < warmup
+        η_t = peak                            until steps − decay
+        η_t = peak · (steps − t)/decay        after that, with `Linear`
 
-    Args:
-      peak: the highest rate.
-      steps: the run's; a warm-up or decay that does not fit is cut short.
-      warmup_steps: steps until the full rate.
-      decay_steps: last steps, over which it falls.
-      decay: how it falls.
+    A warm-up or decay that does not fit into the run's steps is cut short.
     """
     warmup = min(warmup_steps, steps)
     last = min(decay_steps, steps - warmup)
@@ -116,11 +111,8 @@ def skip_nonfinite(optimizer: optax.GradientTransformation) -> optax.GradientTra
 
     The gradient's norm decides, before anything is updated, so that every parameter and moment is
     written in its own place: a decision that looked at the update too would hold a second copy of
-    all of them until it is made.
-
-    Args:
-      optimizer: any optax transformation; this wrapper is the outermost one, where a step looks for
-        the count.
+    all of them until it is made. This wrapper is the outermost one, where a step looks for the
+    count.
     """
 
     def init(params: Params) -> SkipState:

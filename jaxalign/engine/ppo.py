@@ -123,23 +123,17 @@ def token_advantages(
     discount: float,
     lambda_: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Advantages per token of rewards per completion, and what the critic learns.
+    """Advantages per token of rewards `[B]` per completion, and what the critic learns.
 
         r_t = [t is the row's last generated token]·R
         δ_t = r_t + γ V_{t'} − V_t,    A_t = δ_t + γλ A_{t'},    returns_t = A_t + V_t
 
     with t' the row's next generated token: what a tool wrote is passed over, so the token before a
-    tool's answer is judged by the value after it.
+    tool's answer is judged by the value after it. Values, and the mask of the generated tokens, are
+    those of the whole batch.
 
     Source: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), the reward on the last token as in
     AlphaAlign (arXiv 2507.14987).
-
-    Args:
-      rewards: `[B]`.
-      values: `[B, T]` of `completion_values`.
-      mask: `[B, T]` bool, the generated tokens of the whole batch.
-      discount: γ.
-      lambda_: λ.
 
     Returns:
       advantages and returns, each `[B, T]` float32.
@@ -152,9 +146,7 @@ def token_advantages(
 def with_critic(model: Any, params: Params) -> Params:
     """What PPO trains: the policy, and a critic that starts from its trunk and says 0 everywhere.
 
-    Args:
-      model: a `StatesDecoder`.
-      params: of the policy; not copied.
+    The model is a `StatesDecoder`; `params` are not copied.
 
     Raises:
       ValueError: the decoder gives no states.

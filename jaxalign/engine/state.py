@@ -44,11 +44,8 @@ def has_critic(params: Params) -> bool:
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; `params` are copied, for a step donates its state.
 
-    Where the parameters are on a mesh the moments lie as they do, and counters on all devices.
-
-    Args:
-      params: what is trained; of a run with a critic, of `jaxalign.engine.with_critic`.
-      optimizer: one optax transformation for all of it.
+    They are the policy's, or of `jaxalign.engine.with_critic`. Where they are on a mesh the moments
+    lie as they do, and counters on all devices.
     """
     params = jax.tree.map(jnp.copy, params)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))

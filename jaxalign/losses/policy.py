@@ -94,13 +94,8 @@ def clipped_importance_loss(
     TRL: `loss_type="cispo"`, whose `epsilon_high` is max_ratio. verl: "cispo" is min_ratio =
     1 − clip_ratio_low, max_ratio = 1 + clip_ratio_high. tunix: none.
 
-    Args:
-      logp: `[B, T]` log-probs of the tokens under the policy being trained.
-      old_logp: `[B, T]` log-probs under the policy that sampled them; constants.
-      advantages: `[B]` or `[B, T]`; constants.
-      max_ratio: upper bound of the ratio itself, not of its distance from 1.
-      min_ratio: lower bound of the ratio.
-      mask: bool or 0/1 `[B, T]`; with it the loss is 0 elsewhere, whatever stands there.
+    `max_ratio` and `min_ratio` bound the ratio itself, not its distance from 1; the other arguments
+    are those of `clipped_surrogate`.
 
     Raises:
       ValueError: min_ratio is not below max_ratio.
@@ -132,13 +127,8 @@ def soft_gated_surrogate(
     Source: SAPO (arXiv 2511.20347). TRL: `loss_type="sapo"`, `sapo_temperature_pos`,
     `sapo_temperature_neg`, reduced by sequence_mean. verl: "sapo". tunix: none.
 
-    Args:
-      logp: `[B, T]` log-probs of the tokens under the policy being trained.
-      old_logp: `[B, T]` log-probs under the policy that sampled them; constants.
-      advantages: `[B]` or `[B, T]`; constants.
-      temperature_positive: τ⁺, above 0.
-      temperature_negative: τ⁻, above 0.
-      mask: bool or 0/1 `[B, T]`; with it the loss is 0 elsewhere, whatever stands there.
+    `temperature_positive` is τ⁺, `temperature_negative` τ⁻, both above 0; the other arguments are
+    those of `clipped_surrogate`.
 
     Raises:
       ValueError: a temperature of 0 or less.

@@ -36,12 +36,9 @@ class PromptContext:
 def compute_params(params: Params, dtype: Any, *, learned: bool = False) -> Params:
     """Casts the matrices to the compute dtype once; norm scales stay as they are.
 
-    Args:
-      params: of a decoder.
-      dtype: in which it computes.
-      learned: whether gradients are wanted. Embedding rows and biases then stay as they are too,
-        for `Network` casts what it took of them: the gradient of an entry that many positions share
-        is summed in the entry's dtype, and a sum in bfloat16 stands still at 256 times its terms.
+    Where gradients are wanted (`learned`), embedding rows and biases stay as they are too, for
+    `Network` casts what it took of them: the gradient of an entry that many positions share is
+    summed in the entry's dtype, and a sum in bfloat16 stands still at 256 times its terms.
     """
     kept = ("scale", "bias", "embedding") if learned else ("scale",)
 

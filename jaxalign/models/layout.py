@@ -21,11 +21,8 @@ def parameter_shardings(
 ) -> dict[str, NamedSharding]:
     """Path of each parameter, such as `layers/mlp/up`, to its sharding.
 
-    Args:
-      config: the architecture.
-      mesh: with the axes `jaxalign.models.sharding.AXES`.
-      decoding: for sampling, where weights are whole along `fsdp`, and those of attention whole
-        altogether where `tensor` would cut heads in pieces: XLA would gather them for every token.
+    While decoding, weights are whole along `fsdp`, and those of attention whole altogether where
+    `tensor` would cut heads in pieces: XLA would gather them for every token.
 
     Raises:
       InputError: the mesh does not divide a parameter.

@@ -37,14 +37,10 @@ def fastest_dtype() -> tuple[Any, str]:
 
 
 def named_dtype(name: str, *, flag: str = "dtype") -> tuple[Any, str]:
-    """The compute dtype of a name, and why where it was chosen here.
-
-    Args:
-      name: bfloat16 or float32; auto for `fastest_dtype`.
-      flag: what the name was given as, for messages.
+    """The compute dtype of a name, and for auto, `fastest_dtype`, why; `flag` is for messages.
 
     Raises:
-      InputError: another name.
+      InputError: another name than bfloat16, float32 and auto.
     """
     dtypes = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
     if name == "auto":

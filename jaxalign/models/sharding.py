@@ -96,12 +96,10 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 
 def to_devices(tree: Any, mesh: Mesh | None, *, rows: bool = False) -> Any:
-    """Puts arrays on the devices; of several processes each keeps its own part.
+    """Puts arrays that every process has alike on the devices; each process keeps its own part.
 
-    Args:
-      tree: arrays that every process has alike.
-      mesh: None for the first device.
-      rows: whether they lie as `batch_sharding` says; else all of each goes to every device.
+    With `rows` they lie as `batch_sharding` says, else all of each goes to every device; without a
+    mesh to the first device.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)

@@ -12,11 +12,8 @@ def count_flops(jaxpr: Any, *, loop_trips: int, inside: str | None = None) -> fl
 
     What the backward pass recomputes counts as often as it runs. Loops of known length (`scan`) are
     exact; a `while` loop is taken to run `loop_trips` times; of a `cond` the dearest branch counts.
-
-    Args:
-      jaxpr: such as `jax.jit(f).trace(*arguments).jaxpr`.
-      loop_trips: turns of every `while` loop.
-      inside: count only within calls of the jitted function of this name.
+    With `inside` only what is within calls of the jitted function of this name counts. The program
+    is such as `jax.jit(f).trace(*arguments).jaxpr`.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:

@@ -203,11 +203,7 @@ def resolve_on_host(
 ) -> Any:
     """The reward with `GivenValues` in the place of its parts on the host.
 
-    Args:
-      reward: any pytree.
-      batch: as NumPy arrays.
-      samples: as NumPy arrays.
-      place: puts rows on the devices.
+    They see the batch and the samples as NumPy arrays; `place` puts their rows on the devices.
 
     Raises:
       InputError: a function failed, or returned something else than numbers.

@@ -88,19 +88,14 @@ Method = Greedy | Temperature | TopK | TopP
 
 
 def categorical(keys: jax.Array, scaled: jax.Array) -> jax.Array:
-    """Draws from softmax(scaled) by inverting the cumulative sum, in two levels.
+    """Draws from softmax(scaled), `[B]` int32, by inverting the cumulative sum, in two levels.
 
     One uniform number a row instead of one Gumbel a token: at V = 49152 the noise would cost more
     than the output projection on a CPU. A block of tokens is chosen by its mass, then a token
     within it. Where V allows, there are 64, 128 or 256 blocks, so that each is whole on one of the
     devices that share the vocabulary; else about √V.
 
-    Args:
-      keys: `[B]`, one a row, consumed.
-      scaled: `[B, V]` logits; −inf marks tokens that can't be drawn.
-
-    Returns:
-      `[B]` int32.
+    The keys `[B]`, one a row, are consumed; a logit of −inf in `[B, V]` marks what can't be drawn.
     """
     chex.assert_rank(scaled, 2)
     batch, vocab = scaled.shape

