@@ -143,15 +143,10 @@ class Layer(nn.Module):
     def __call__(  # noqa: D102
         self,
         x: jax.Array,
-        context_keys_values: tuple[tuple[jax.Array, jax.Array], ...],
+        contexts: tuple[KeyValues, ...],
         rotary: tuple[jax.Array, jax.Array],
         mask: jax.Array,
-        context_masks: tuple[jax.Array, ...],
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        contexts = tuple(
-            KeyValues(keys, values, context_mask)
-            for (keys, values), context_mask in zip(context_keys_values, context_masks, strict=True)
-        )
         normed = RMSNorm(self.config.norm_eps, name="attention_norm")(x)
         attended, keys_values = Attention(self.config, self.mesh, self.path, name="attention")(
             normed, rotary, mask, contexts
@@ -222,21 +217,21 @@ class Network(nn.Module):
         layer = Layer
         if self.remat != "none":
             layer = nn.remat(Layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
+        of_context: Any = KeyValues(0, 0, nn.broadcast)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=((of_context,) * len(contexts), nn.broadcast, nn.broadcast),
             length=config.num_layers,
         )(config, self.mesh, self.attention, name="layers")
         scaling = config.rope_scaling
         frequencies = rotary_frequencies(config.head_dim, config.rope_theta, scaling)
         x, (keys, values) = layers(
             x,
-            tuple((context.keys, context.values) for context in contexts),
+            contexts,
             rotary_tables(positions, frequencies, scaling.attention_factor if scaling else 1.0),
             mask,
-            tuple(context.mask for context in contexts),
         )
         x = RMSNorm(config.norm_eps, name="final_norm")(x)
         return x, KeyValues(keys, values, mask != 0)
