@@ -144,15 +144,7 @@ class InverseFrequency(Checked):
         """`[N, G]`."""
         modes = samples.mode.reshape(advantages.shape)
         if self.form == "baseline":
-            return inverse_frequency_advantages(
-                score.rewards,
-                modes,
-                num_modes=self.num_modes,
-                form="baseline",
-                scope=self.scope,
-                max_weight=self.max_weight,
-                scale=self.scale,
-            )
+            return inverse_frequency_advantages(score.rewards, modes, **vars(self))
         weights = mode_weights(
             modes, num_modes=self.num_modes, scope=self.scope, max_weight=self.max_weight
         )

@@ -72,13 +72,12 @@ def _check_prompts(model: Decoder, params: Params, logps: jax.Array, tolerance: 
     opening = np.broadcast_to(_PREFIX, (len(_PROMPTS), _PREFIX.size))
     written = np.concatenate([opening, _PROMPTS], axis=1)
     exists = np.concatenate([np.ones(opening.shape, bool), _PROMPT_MASK], axis=1)
-    apart = _jitted("logps", lambda params: _logps_of(model, params, written, exists))(params)
+    alone = lambda params: _full_logps(model, params, written, exists, prefix=None)  # noqa: E731
+    apart = _jitted("logps", alone)(params)
     _agree(apart, logps, tolerance, "a prefix is not read as if it stood before every prompt")
     order = np.argsort(~_PROMPT_MASK, axis=1, kind="stable")
     moved, mask = (np.take_along_axis(x, order, axis=1) for x in (_PROMPTS, _PROMPT_MASK))
-    right = _jitted("logps", lambda params: _logps_of(model, params, moved, mask, prefix=_PREFIX))(
-        params
-    )
+    right = _jitted("logps", lambda params: _full_logps(model, params, moved, mask))(params)
     _agree(right, logps, tolerance, "prompts padded on the left and on the right are read unalike")
 
 
@@ -109,8 +108,7 @@ def check_reward(
     _check_leaves(reward)
     zeros = GivenValues(jnp.zeros(shape[0]))
     is_host = lambda node: isinstance(node, HostValues)  # noqa: E731
-    give = lambda node: zeros if is_host(node) else node  # noqa: E731
-    reward = jax.tree.map(give, reward, is_leaf=is_host)
+    reward = jax.tree.map(lambda x: zeros if is_host(x) else x, reward, is_leaf=is_host)
     score = _jitted("the reward", lambda reward, batch: reward(batch, samples))(reward, batch)
     _expect(
         isinstance(score, Score),
@@ -199,28 +197,18 @@ def check_objective(
 # --- what they are made of ------------------------------------------------------------------------
 
 
-def _full_logps(model: Decoder, params: Params, temperature: float = 1.0) -> jax.Array:
-    return _logps_of(model, params, _PROMPTS, _PROMPT_MASK, prefix=_PREFIX, temperature=temperature)
-
-
-def _logps_of(
+def _full_logps(
     model: Decoder,
     params: Params,
-    prompts: np.ndarray,
-    mask: np.ndarray,
+    prompts: np.ndarray = _PROMPTS,
+    mask: np.ndarray = _PROMPT_MASK,
     *,
-    prefix: np.ndarray | None = None,
+    prefix: np.ndarray | None = _PREFIX,
     temperature: float = 1.0,
 ) -> jax.Array:
-    return model.logps(
-        params,
-        jnp.asarray(prompts),
-        jnp.asarray(mask),
-        jnp.asarray(_TOKENS),
-        jnp.ones(_TOKENS.shape, bool),
-        prefix=None if prefix is None else jnp.asarray(prefix),
-        temperature=temperature,
-    )
+    arrays = map(jnp.asarray, (prompts, mask, _TOKENS, np.ones(_TOKENS.shape, bool)))
+    prefix = None if prefix is None else jnp.asarray(prefix)
+    return model.logps(params, *arrays, prefix=prefix, temperature=temperature)
 
 
 def _step_logits(model: Decoder, params: Params, kept: np.ndarray | None = None) -> jax.Array:

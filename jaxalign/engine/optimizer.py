@@ -84,13 +84,7 @@ class AdamW(Checked):
         """The optax transformation."""
         return optax.chain(
             optax.clip_by_global_norm(max_grad_norm),
-            optax.adamw(
-                learning_rate,
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-            ),
+            optax.adamw(learning_rate, **vars(self)),
         )
 
 

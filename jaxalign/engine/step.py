@@ -202,13 +202,10 @@ def draw(
         batch.prompts.tokens,
         batch.prompts.mask,
         key,
-        samples_per_prompt=sampling.samples_per_prompt,
-        max_new_tokens=sampling.max_new_tokens,
-        method=sampling.method,
-        stop=sampling.stop,
         prefix=batch.prefix,
         tool=batch.tool,
         endings=batch.endings,
+        **vars(sampling),
     )
 
 

@@ -102,8 +102,6 @@ class RewardModel:
         The questions are chats up to where the answer begins, in this model's form, and the
         completions are of its vocabulary.
         """
-        chex.assert_rank([questions, tokens], 2)
-        chex.assert_equal_shape([questions, question_mask])
         chex.assert_equal_shape([tokens, answer])
         moved, mask = _answer_first(tokens, answer)
         count = mask.sum(axis=1, keepdims=True)
