@@ -207,8 +207,8 @@ def _full_logps(
     temperature: float = 1.0,
 ) -> jax.Array:
     arrays = map(jnp.asarray, (prompts, mask, _TOKENS, np.ones(_TOKENS.shape, bool)))
-    prefix = None if prefix is None else jnp.asarray(prefix)
-    return model.logps(params, *arrays, prefix=prefix, temperature=temperature)
+    opening = None if prefix is None else jnp.asarray(prefix)
+    return model.logps(params, *arrays, prefix=opening, temperature=temperature)
 
 
 def _step_logits(model: Decoder, params: Params, kept: np.ndarray | None = None) -> jax.Array:

@@ -217,12 +217,12 @@ class Network(nn.Module):
         layer = Layer
         if self.remat != "none":
             layer = nn.remat(Layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
-        of_context: Any = KeyValues(0, 0, nn.broadcast)
+        axes: Any = (0, 0, nn.broadcast)  # a context's keys and values have a layer's each
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=((of_context,) * len(contexts), nn.broadcast, nn.broadcast),
+            in_axes=((KeyValues(*axes),) * len(contexts), nn.broadcast, nn.broadcast),
             length=config.num_layers,
         )(config, self.mesh, self.attention, name="layers")
         scaling = config.rope_scaling
