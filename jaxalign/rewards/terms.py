@@ -37,7 +37,7 @@ class Addable:
         return self if zero == 0 else NotImplemented
 
     def __mul__(self, weight: float | jax.Array) -> "Sum":
-        return Sum(tuple(term.times(weight) for term in _terms_of(self)))
+        return Sum(tuple(Weighted(x.reward, weight * x.weight) for x in _terms_of(self)))
 
     __rmul__ = __mul__
 
@@ -55,10 +55,6 @@ class Weighted:
 
     reward: Any
     weight: float | jax.Array = 1.0
-
-    def times(self, factor: float | jax.Array) -> "Weighted":
-        """The same reward, weighed by a further factor."""
-        return Weighted(self.reward, factor * self.weight)
 
     def tree_flatten_with_keys(self):  # noqa: D102
         reward = (jax.tree_util.GetAttrKey("reward"), self.reward)

@@ -11,7 +11,6 @@ consultation as such, so whether the model consults is decided by what it makes 
 
 import dataclasses
 
-import chex
 import jax
 
 from jaxalign.records import KINDS, Batch, Metrics, Rollout, Score, of_rows
@@ -45,7 +44,6 @@ def consulting_metrics(kind: jax.Array, samples: Rollout) -> Metrics:
 
     `kind` is the `[B]` int32 index into `KINDS` of each completion's prompt.
     """
-    chex.assert_equal_shape([kind, samples.mode])
     consulted = samples.mode > 0
     metrics = {"consulted": consulted.mean(), "cut": samples.cut.mean()}
     for index, name in enumerate(KINDS):
