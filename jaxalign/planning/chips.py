@@ -69,10 +69,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def slice_devices(topology: str) -> list[Any]:
-    """Devices of a slice that programs can be compiled for on any host, and not run on.
-
-    Args:
-      topology: such as `v5e:4x4`.
+    """Devices of a slice such as `v5e:4x4` that programs are compiled for, on any host.
 
     Raises:
       InputError: no such slice, or the compiler (the package libtpu) is not installed.

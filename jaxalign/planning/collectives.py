@@ -74,10 +74,7 @@ class Message:
 
 
 def read_messages(hlo: str) -> list[Message]:
-    """The collectives of a compiled program.
-
-    Args:
-      hlo: `compiled.as_text()`.
+    """The collectives of a compiled program, from its `compiled.as_text()`.
 
     Raises:
       ValueError: the text is not such a program, names a collective's devices in a new way, or has

@@ -38,15 +38,11 @@ def plans(
     topologies: Sequence[str],
     mesh: tuple[int, int, int] | None,
 ) -> Iterator[tuple[str, Plan | str]]:
-    """Compiles the step for one topology after the other.
+    """Compiles the step of an experiment, which has `PRESETS` and `build`, for each topology.
 
-    Args:
-      script: an experiment, with `PRESETS` and `build`.
-      settings: the run's.
-      topologies: such as `v5e:4x4`; a generation alone stands for its slices, small ones first,
-        until the step fits.
-      mesh: data, fsdp and tensor; by default the settings', and where that is for another number
-        of devices its tensor, and fsdp for the rest.
+    A topology is such as `v5e:4x4`; a generation alone stands for its slices, small ones first,
+    until the step fits. The mesh, (data, fsdp, tensor), is by default the settings', and where that
+    is for another number of devices its tensor, and fsdp for the rest.
 
     Yields:
       topology and plan, or why there is none.

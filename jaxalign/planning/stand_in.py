@@ -17,9 +17,6 @@ def stand_in_tokenizer(vocab_size: int) -> Any:
 
     Its prompts are about as long as those of a real one; the fillers, of six bytes like an average
     word, never occur. So a plan's shapes are right without the hub.
-
-    Args:
-      vocab_size: V.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

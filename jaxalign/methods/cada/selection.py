@@ -46,11 +46,9 @@ def choose(
 ) -> tuple[list[Generated], dict[str, dict[str, int]]]:
     """Filters: ended, well-formed, refused; no text twice for a request; a cap on each category.
 
-    Args:
-      made: completions in the order of the prompts. A category takes one of each request before a
-        second of any, so that a cap costs variety last.
-      cap: most of each category.
-      refuses: decides the outcome of what is well-formed; default the refusal verifier.
+    A category takes one of each request, in the order of the prompts, before a second of any, so
+    that a cap costs variety last. `refuses` decides the outcome of what is well-formed, by default
+    the refusal verifier.
 
     Returns:
       the kept ones, and for each category how many were sampled, kept, and dropped why

@@ -40,9 +40,8 @@ KNOWN["Qwen/Qwen2.5-3B"] = KNOWN["Qwen/Qwen2.5-3B-Instruct"]
 def read_architecture(name: str) -> ModelConfig:
     """The sizes of a model, without its weights.
 
-    Args:
-      name: a name in `KNOWN`, a folder with config.json, or a hub id, of which config.json alone is
-        downloaded.
+    It is a name in `KNOWN`, a folder with config.json, or a hub id, of which config.json alone is
+    downloaded.
 
     Raises:
       InputError: nothing by that name here or on the hub, or an architecture not supported.

@@ -151,18 +151,11 @@ def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
 def load_gguf(
     path: str | Path, *, place: Place = lambda config, path, leaf: leaf.whole()
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads configuration and weights from a GGUF file, dequantising to float32.
+    """Configuration and parameter tree, as of `load_hf`, from a GGUF file, dequantised to float32.
 
-    A tensor is dequantised as a whole for each part of it that `place` reads, so a mesh of many
-    devices in one process loads slowly.
-
-    Args:
-      path: a `.gguf` file of one of `ARCHITECTURES`, or any part of a split one, beside which the
-        others lie; Mistral and SmolLM2 are `llama` there.
-      place: as in `load_hf`.
-
-    Returns:
-      the configuration, and the parameter tree as in `load_hf`.
+    It is a file of one of `ARCHITECTURES` (Mistral and SmolLM2 are `llama` there), or any part of a
+    split one, beside which the others lie. A tensor is dequantised as a whole for each part of it
+    that `place` reads, so a mesh of many devices in one process loads slowly.
 
     Raises:
       InputError: no such file, not a GGUF file, cut off, damaged, of an unsupported architecture,

@@ -154,8 +154,7 @@ class _Cursor:
 def open_gguf(path: str | Path) -> GgufFile:
     """Maps a file, or all parts of a split one, and parses the headers.
 
-    Args:
-      path: of the file, or of any part `NAME-00001-of-0000N.gguf`; the others lie beside it.
+    Of a split one any part `NAME-00001-of-0000N.gguf` will do; the others lie beside it.
 
     Raises:
       InputError: no such file, not a GGUF file, cut off, or damaged; a part that is missing or
