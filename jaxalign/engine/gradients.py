@@ -10,7 +10,7 @@ import optax
 
 from jaxalign.engine.optimizer import skipped_updates
 from jaxalign.engine.state import TrainState, has_critic, policy_of
-from jaxalign.models.layout import lay_out, tree_shardings
+from jaxalign.models.layout import lay_out
 from jaxalign.records import Metrics, Params
 
 Part = TypeVar("Part")
@@ -60,50 +60,24 @@ def descend(
 ) -> tuple[TrainState, Metrics]:
     """One optimizer update by a loss's gradient, summed over equal parts of the rows.
 
-    The loss is `(params, part) -> (scalar, metrics)`, divided by totals of all rows; returns the
-    next state, and the sums of the parts' metrics with those of `apply_gradients`.
+    The loss is `(params, part) -> (scalar, metrics)`, divided by totals of all rows. What a model
+    with a mesh keeps in parts stays so: gradients, parameters, moments.
+
+    Returns:
+      the next state, and to log the sums of the parts' metrics, `grad_norm`, `skipped_updates` and
+      with a critic `critic_grad_norm`.
 
     Raises:
       ValueError: `micro_batches` does not divide the first axis of a leaf of the rows.
     """
     gradient = functools.partial(jax.grad(loss, has_aux=True), state.params)
     gradients, metrics = _sum_over_parts(gradient, rows, micro_batches)
-    state, applied = apply_gradients(model, optimizer, state, gradients)
-    return state, metrics | applied
-
-
-def apply_gradients(
-    model: Any,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    gradients: Params,
-) -> tuple[TrainState, Metrics]:
-    """One optimizer update by the gradients of the whole batch's loss.
-
-    What a model with a mesh keeps in parts stays so: gradients, parameters, moments.
-
-    Returns:
-      the next state, and `grad_norm`, `skipped_updates` and with a critic `critic_grad_norm` to
-      log.
-    """
     gradients = lay_out(model, gradients)
-    metrics = {"grad_norm": optax.tree.norm(policy_of(gradients))}
+    applied = {"grad_norm": optax.tree.norm(policy_of(gradients))}
     if has_critic(gradients):
-        metrics["critic_grad_norm"] = optax.tree.norm(gradients["critic"])
+        applied["critic_grad_norm"] = optax.tree.norm(gradients["critic"])
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = lay_out(model, optax.apply_updates(state.params, changes))
-    opt_state = _lay_out_moments(model, optimizer, opt_state, params)
-    metrics["skipped_updates"] = skipped_updates(opt_state)
-    return TrainState(state.step + 1, params, opt_state), metrics
-
-
-def _lay_out_moments(
-    model: Any, optimizer: optax.GradientTransformation, opt_state: Any, params: Params
-) -> Any:
-    """The optimizer's state, with whatever is like a parameter where that lives."""
-    shardings = tree_shardings(model, params)
-    if shardings is None:
-        return opt_state
-    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731  of optax.partition
-    put = lambda x, place: x if masked(x) else jax.lax.with_sharding_constraint(x, place)  # noqa: E731
-    return optax.tree.map_params(optimizer, put, opt_state, shardings, is_leaf=masked)
+    opt_state = lay_out(model, opt_state)
+    applied["skipped_updates"] = skipped_updates(opt_state)
+    return TrainState(state.step + 1, params, opt_state), metrics | applied

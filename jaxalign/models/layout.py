@@ -55,16 +55,16 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def lay_out(model: Any, params: Params, *, decoding: bool = False) -> Params:
-    """Tells XLA, inside a compiled program, where parameters or gradients live.
+def lay_out(model: Any, tree: Any, *, decoding: bool = False) -> Any:
+    """Tells XLA, inside a compiled program, where parameters, gradients or moments live.
 
-    They may be a policy's or a critic's beside it. A model without a mesh, or not of ours, changes
-    nothing; `decoding` is as in `parameter_shardings`.
+    A model without a mesh, or not of ours, changes nothing; `decoding` is as in
+    `parameter_shardings`.
     """
-    shardings = tree_shardings(model, params, decoding=decoding)
+    shardings = tree_shardings(model, tree, decoding=decoding)
     if shardings is None:
-        return params
-    return jax.tree.map(jax.lax.with_sharding_constraint, params, shardings)
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
 def tree_shardings(model: Any, tree: Any, *, decoding: bool = False) -> Any:
