@@ -8,46 +8,49 @@
 The rules are those of short_rules.yaml, so that a consultation takes few tokens (`-- --rules FILE`
 takes others). One cold start of experiments/ascl.py serves all runs; then each arm trains from it
 with each seed. A run that is there already is not repeated, and one that was cut short is resumed,
-so the command can be stopped and given again. It writes, under --out: start/ (the cold start), one
-run folder per arm and seed, results.json, table.md and consulting.png.
+so the command can be stopped and given again: tables and plot show all runs of --out. It writes,
+under --out: start/ (the cold start), one run folder per arm and seed (model and checkpoints are
+deleted at its end), results.json, table.md and consulting.png.
 """
 
 import dataclasses
-import itertools
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.ablations import comparison
-from experiments.ablations.comparison import Point
+from experiments import ascl
 from experiments.ablations.two_modes import plot_training
-from experiments.ascl import main as ascl
 from jaxalign.data import KINDS, builtin_prompts
+from jaxalign.data.order import grouped
 from jaxalign.evaluation.measure import summary
 from jaxalign.evaluation.probes import own_text
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
-from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.fields import Checked, Count
+from jaxalign.host.json_files import write_json
 from jaxalign.host.markdown import markdown_table
 from jaxalign.host.metrics import read_metrics
+from jaxalign.host.statistics import mean_and_spread
 from jaxalign.reports.evaluation_folder import read_evaluation
 from jaxalign.rewards.parts import RULE_TAGS, split
+from jaxalign.runs import ablation
+from jaxalign.runs.ablation import Arm, Point, run_once
+from jaxalign.runs.refusal_ablation import of_each_kind
 
 
-def _ifpo(form: str, scope: str) -> list[str]:
-    """The flags of experiments/ascl.py for IFPO."""
-    chosen = ["--objective.adjust", "inverse-frequency"]
-    return [*chosen, "--objective.adjust.form", form, "--objective.adjust.scope", scope]
+def _ifpo(form: str, scope: str, *more: str) -> Arm:
+    """Of experiments/ascl.py, with IFPO."""
+    chosen = ["--objective.adjust", "inverse-frequency", "--objective.adjust.form", form]
+    return Arm(ascl, [*chosen, "--objective.adjust.scope", scope, *more])
 
 
-ARMS: dict[str, list[str]] = {
-    "grpo": ["--objective.adjust", "none"],
+ARMS = {
+    "grpo": Arm(ascl, ["--objective.adjust", "none"]),
     "weight-group": _ifpo("weight", "group"),
-    "weight-group-capped": [*_ifpo("weight", "group"), "--objective.adjust.max-weight", "1.5"],
+    "weight-group-capped": _ifpo("weight", "group", "--objective.adjust.max-weight", "1.5"),
     "weight-batch": _ifpo("weight", "batch"),
     "baseline-group": _ifpo("baseline", "group"),
     "baseline-batch": _ifpo("baseline", "batch"),
@@ -55,18 +58,18 @@ ARMS: dict[str, list[str]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What to compare."""
 
     out: Path = Path("runs/ifpo")
     """Folder of the comparison."""
     arms: tuple[str, ...] = tuple(ARMS)
     """Which arms."""
-    seeds: int = 5
+    seeds: Count = 5
     """Runs of each arm."""
-    heldout: int = 24
+    heldout: Count = 24
     """Held-out prompts of each kind, spread over the categories, asked after each run."""
-    last: int = 5
+    last: Count = 5
     """Steps at the end of a run that the table averages over."""
 
 
@@ -77,112 +80,112 @@ advantages than the group's."""
 
 def main(settings: Settings, flags: Sequence[str]) -> None:
     """Runs what is missing, then writes the tables and the plot."""
-    comparison.check(settings, tuple(ARMS), flags, ours=OURS, counts="")
-    settings.out.mkdir(parents=True, exist_ok=True)
-    shared = {"flags": list(flags), "heldout": settings.heldout}
-    kept = settings.out / "comparison.json"
-    if kept.exists() and read_json(kept) != shared:
-        raise InputError(
-            f"{kept} is of other flags or held-out prompts: give those, or another --out"
-        )
-    heldout = settings.out / "heldout.jsonl"
-    prompts = comparison.of_each_kind(builtin_prompts("heldout"), settings.heldout)
+    ablation.check(settings, ARMS, flags, ours=OURS)
+    out, start = settings.out, settings.out / "start"
+    ablation.keep_shared(out, {"flags": flags, "heldout": settings.heldout})
+    prompts = of_each_kind(builtin_prompts("heldout"), settings.heldout)
     rows = [{"prompt": p.text, "kind": p.kind, "id": p.id, "category": p.category} for p in prompts]
+    heldout = out / "heldout.jsonl"
     heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rules = Path(__file__).with_name("short_rules.yaml")
     common = ["--objective.advantages=group", f"--rules={rules}", *flags, f"--heldout={heldout}"]
-    start = settings.out / "start"
     if not (start / "cold_start").exists():
-        perform(start, [*common, "--steps", "1"])
-    write_json(kept, shared)  # now that the flags are known to work
-    from_start = ["--model", str(start / "cold_start"), "--cold-start", "none"]
-    common = comparison.flags_but(common, lambda name: name == "cold_start")
-    # Seeds in the outer loop: a comparison that is stopped has as many runs of each arm.
-    for seed, arm in itertools.product(range(settings.seeds), settings.arms):
-        run = settings.out / Point(arm, seed=seed).name
-        if not (run / "summary.json").exists():
-            print(f"\n=== {arm}, seed {seed}")
-            perform(run, [*common, *from_start, *ARMS[arm], "--seed", str(seed)])
-    report(settings)
+        if not run_once(ascl, ["smollm2", *common, "--steps=1"], start):
+            raise InputError(f"{start}: diverged: lower the learning rate")
+    begin = [f"--model={start / 'cold_start'}", "--cold-start", "none"]
+    common = ["smollm2", *ablation.flags_but(common, "cold_start".__eq__), *begin]
 
+    def train(point: Point) -> bool:
+        given = [*common, *ARMS[point.arm].flags, f"--seed={point.seed}"]
+        return run_once(ascl, given, out / point.name)
 
-def perform(run: Path, arguments: Sequence[str]) -> None:
-    """One run of experiments/ascl.py."""
-    if not comparison.run_once(ascl, ["smollm2", *arguments], run):
-        raise InputError(f"{run}: diverged: lower the learning rate")
+    points = ablation.points_of(ARMS, settings.arms, range(settings.seeds))
+    ablation.measure_points(out, points, train=train)
+    print(write_report(out, last=settings.last, heldout=settings.heldout), end="")
 
 
 COLUMNS = (
     *(f"{kind}_{what}" for what in ("consulted", "refused") for kind in KINDS),
-    *("well_formed", "right", "reward"),
+    *("well_formed", "right", "reward", "rule_repeated"),
 )
-"""Of the tables, from rows of metrics.jsonl."""
+"""Of the tables, those that there are."""
 
 
-def report(settings: Settings) -> None:
-    """Writes results.json, table.md and consulting.png from the runs that are there."""
-    runs = {
-        arm: [settings.out / Point(arm, seed=seed).name for seed in range(settings.seeds)]
-        for arm in settings.arms
+def write_report(out: Path, *, last: int, heldout: int) -> str:
+    """Writes results.json, table.md and consulting.png of all runs there are; returns the tables.
+
+    Args:
+      out: folder of the comparison.
+      last: steps at the end that training's figures are means over.
+      heldout: prompts of each kind that were asked after it.
+    """
+    points, lost = ablation.measured_points(out, list(ARMS))
+    metrics = {x: read_metrics(out / x.name) for x in points}
+    trained = {x: means(map(with_right, rows[-last:])) for x, rows in metrics.items()}
+    grpo = {x.seed: row for x, row in trained.items() if x.arm == "grpo"}
+    less = {
+        x: {name: y - grpo[x.seed][name] for name, y in row.items() if name in grpo[x.seed]}
+        for x, row in trained.items()
+        if x.arm != "grpo" and x.seed in grpo
     }
-    metrics = {arm: [read_metrics(run) for run in each] for arm, each in runs.items()}
-    trained = {
-        arm: nan_mean([[shares(row) for row in run[-settings.last :]] for run in each], axis=1)
-        for arm, each in metrics.items()
-    }
-    grpo = trained.get("grpo")
-    less = {arm: x - grpo for arm, x in trained.items() if grpo is not None and arm != "grpo"}
-    heldout = {arm: np.array([heldout_shares(run) for run in each]) for arm, each in runs.items()}
-    asked = (*COLUMNS[:-1], "rule_repeated")  # greedy answers: no reward is computed
-    values = {"trained": trained, "difference": less, "heldout": heldout}
-    titles = {
-        "trained": f"Samples of the last {settings.last} steps, mean ± deviation over seeds",
-        "difference": "The same less GRPO's with the same seed, so the same prompts",
-        "heldout": f"{settings.heldout} held-out prompts of each kind after training, greedy",
+    parts: dict[str, tuple[str, dict[Point, dict[str, float]]]] = {
+        "trained": (f"Samples of the last {last} steps, mean ± deviation over seeds", trained),
+        "difference": ("The same less GRPO's with the same seed, so the same prompts", less),
+        "heldout": (
+            f"{heldout} held-out prompts of each kind after training, greedy",
+            {x: heldout_means(out / x.name) for x in points},
+        ),
     }
     results: dict[str, Any] = {}
-    tables = []
-    for part in (part for part in values if values[part]):
-        columns = asked if part == "heldout" else COLUMNS
+    text = "".join(f"{x.name} diverged and is left out.\n" for x in lost)
+    for part, (title, found) in parts.items():
+        names = [name for name in COLUMNS if any(name in row for row in found.values())]
         results[part] = {
-            arm: dict(zip(columns, over_seeds(x), strict=True)) for arm, x in values[part].items()
+            arm: {name: mean_and_spread(found[x].get(name) for x in own) for name in names}
+            for arm, own in grouped(found, lambda point: point.arm).items()
         }
-        sign = "+" if part == "difference" else ""
+        signed = "{:+.2f}" if part == "difference" else "{:.2f}"
         lines = [
-            [arm, *(f"{mean:{sign}.2f} ± {deviation:.2f}" for mean, deviation in row.values())]
-            for arm, row in results[part].items()
+            [arm, *("–" if x is None else f"{signed.format(x)} ± {y or 0:.2f}" for x, y in row)]
+            for arm, row in ((arm, found.values()) for arm, found in results[part].items())
         ]
-        head = ["arm", *(name.replace("_", " ") for name in columns)]
-        tables.append(f"\n{titles[part]}:\n\n{markdown_table(head, lines)}")
-    write_json(settings.out / "results.json", results)
-    (settings.out / "table.md").write_text("".join(tables))
-    print("".join(tables), end="")
-    # A step without prompts of a kind has None: NaN.
-    consulted = [COLUMNS.index(f"{kind}_consulted") for kind in KINDS]
-    rates = {
-        arm: np.array([[shares(row) for row in run] for run in each], float)[:, :, consulted]
-        for arm, each in metrics.items()
-    }
-    plot_training(rates, settings.out / "consulting.png")
+        head = ["arm", *(name.replace("_", " ") for name in names)]
+        text += f"\n{title}:\n\n{markdown_table(head, lines)}" if lines else ""
+    write_json(out / "results.json", results)
+    (out / "table.md").write_text(text)
+    if points:
+        consulted = {
+            arm: [[[row[f"{kind}_consulted"] for kind in KINDS] for row in metrics[x]] for x in own]
+            for arm, own in grouped(points, lambda point: point.arm).items()
+        }  # None, and so NaN, in a step without prompts of a kind
+        rates = {arm: np.array(values, float) for arm, values in consulted.items()}
+        plot_training(rates, out / "consulting.png")
+    return text
 
 
-def shares(row: Mapping[str, Any]) -> list[float | None]:
-    """`COLUMNS` of a row of metrics or of an evaluation's rates; None of what is not there.
+def means(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Of each of `COLUMNS` the mean of the numbers there are; nothing of none."""
+    rows = list(rows)
+    found = {name: mean_and_spread(row.get(name) for row in rows)[0] for name in COLUMNS}
+    return {name: x for name, x in found.items() if x is not None}
 
-    `right` is the mean over kinds of the share that was refused, or not, as it should be: beside
-    the reward, in which the weight of a refusal follows what goes wrong in a step.
+
+def with_right(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the mean over kinds of the share that was refused, or not, as it should be: `right`.
+
+    It is beside the reward, in which the weight of a refusal follows what goes wrong in a step.
     """
-    refused = np.array([row[f"{kind}_refused"] for kind in KINDS], float)
-    right = np.where([kind == "harmful" for kind in KINDS], refused, 1 - refused)
-    return [row.get(name) for name in COLUMNS[:-2]] + [nan_mean(right), row.get("reward")]
+    refused = {kind: x for kind in KINDS if (x := row[f"{kind}_refused"]) is not None}
+    right = [x if kind == "harmful" else 1 - x for kind, x in refused.items()]
+    return {**row, "right": mean_and_spread(right)[0]}
 
 
-def heldout_shares(run: Path) -> list[float | None]:
-    """`shares` of the held-out prompts; in the reward's place how many that consulted repeat."""
+def heldout_means(run: Path) -> dict[str, float]:
+    """Of the held-out prompts, with how many of those that consulted repeat the rule."""
     evaluated = read_evaluation(run / "after")
     rows = [row for those in evaluated.judged.values() for judged in those for row in judged.rows]
-    repeated = nan_mean([repeats_rule(row) for row in rows if row["consulted"]])
-    return [*shares(summary(evaluated.results))[:-1], repeated]
+    repeated = [{"rule_repeated": repeats_rule(row)} for row in rows if row["consulted"]]
+    return means([with_right(summary(evaluated.results))]) | means(repeated)
 
 
 def repeats_rule(row: Mapping[str, Any]) -> bool:
@@ -190,19 +193,6 @@ def repeats_rule(row: Mapping[str, Any]) -> bool:
     answer = split(own_text(row)).answer.strip()
     rule = row["completion"].partition(RULE_TAGS[0])[2].partition(RULE_TAGS[1])[0]
     return bool(answer) and answer in rule
-
-
-def nan_mean(values: Any, axis: int | None = None) -> Any:
-    """Mean of the numbers there are; NaN of none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(np.array(values, float), axis=axis)
-
-
-def over_seeds(values: np.ndarray) -> list[tuple[float, float]]:
-    """Mean and deviation of each column `[seeds, columns]`, but for NaN; of one seed it is 0."""
-    columns = [column[~np.isnan(column)] for column in values.astype(float).T]
-    return [(float(nan_mean(x)), float(np.std(x, ddof=1)) if len(x) > 1 else 0.0) for x in columns]
 
 
 if __name__ == "__main__":

@@ -13,19 +13,7 @@ Drift. The expected gradient of the objective with respect to the logit of p,
     g(p) = E [ 1/G Σ_i A_i(r, m) (m_i − p) ],    m_i ~ Bernoulli(p),  r_i ~ Bernoulli(q_{m_i})
 
 is a finite sum over the number of consultations n and of successes in either mode, taken here with
-the library's own advantages. To first order in Δ = q_1 − q_0, for many samples in a group, with s
-the deviation of the rewards and p̄ the rate of the whole batch:
-
-    GRPO                     g = p (1 − p) Δ/s
-    weight form, group       g = ½ (p² + (1 − p)²) Δ/s, while both modes occur in a group
-    weight form, batch       g = p (1 − p) · ½ ((1 − p)/p̄ + p/(1 − p̄)) Δ/s
-    baseline form            g = p (1 − p) Δ/s, with another s
-
-None of these terms changes the sign of the drift: the better mode wins. The weight form changes the
-speed near the ends, where GRPO's drift dies out first. The baseline form has a further term of
-order 1/G with the sign of (q − ½)(½ − p), from the division by the deviation around its own mean:
-where most outcomes are right it pulls to the middle, and modes that are as good as each other have
-a fixed point at ½; where most are wrong it pushes to the ends (the table of fixed points).
+the library's own advantages; docs/ascl.md has it to first order in q_1 − q_0, and what follows.
 
 Training. The same policy with sampled groups, as in a real run: N prompts a step, G samples each,
 plain gradient ascent on (θ, δ), where θ learns `shared` times as fast: 0 lets each class go its own
@@ -45,9 +33,10 @@ import numpy as np
 
 from jaxalign.host.command import run_command
 from jaxalign.host.json_files import write_json
+from jaxalign.host.markdown import markdown_table
 from jaxalign.losses import group_advantages, inverse_frequency_advantages
 from jaxalign.records import KINDS as CLASSES
-from jaxalign.reports.plots import KIND_LINES
+from jaxalign.reports.plots import KIND_LINES, drawn_panels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +171,10 @@ def train(arm: Arm, settings: Settings, shared: float) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), settings.seeds)))
 
 
+GAPS = (-0.05, -0.02, 0.0, 0.02, 0.05)
+"""q_1 − q_0 in the table of fixed points."""
+
+
 def main(settings: Settings) -> dict[str, Any]:
     """Runs all arms, prints the tables, writes results.json and the plots."""
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -194,43 +187,37 @@ def main(settings: Settings) -> dict[str, Any]:
         for shared, arms in rates.items()
     }
     p = np.linspace(0.01, 0.99, 99)
-    right = {
-        name: (settings.right_alone[i], settings.right_consulting[i])
-        for i, name in enumerate(CLASSES)
-    }
+    both = zip(settings.right_alone, settings.right_consulting, strict=True)
+    right = dict(zip(CLASSES, both, strict=True))
     apart = [arm for arm in ARMS if arm.scope == "group"]
     exact = {
-        arm.label: {name: drift(arm, p, both, settings.group) for name, both in right.items()}
+        arm.label: {name: drift(arm, p, q, settings.group) for name, q in right.items()}
         for arm in apart
     }
-    columns = (*CLASSES, "benign peak", "right")
-    for shared, table in rows.items():
-        names = (*columns, "best possible")
-        print(f"\n{f'shared = {shared}':22}" + "".join(f"{name:>16}" for name in names))
-        for label, row in table.items():
-            cells = [f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns]
-            print(f"{label:22}" + "".join(f"{cell:>16}" for cell in (*cells, f"{row['best']:.3f}")))
     at_start = {
         label: {name: float(np.interp(settings.start, p, g)) for name, g in classes.items()}
         for label, classes in exact.items()
     }
-    print(f"\n{f'drift at p = {settings.start}':22}" + "".join(f"{x:>12}" for x in CLASSES))
-    for label, values in at_start.items():
-        print(f"{label:22}" + "".join(f"{value:>+12.3f}" for value in values.values()))
-    gaps = (-0.05, -0.02, 0.0, 0.02, 0.05)
-    print(f"\nfixed points of the drift{'q_1 - q_0 =':>17}" + "".join(f"{x:>8.2f}" for x in gaps))
     fixed = {
-        f"{arm.label}, q_0 = {q}": [fixed_point(arm, (q, q + x), settings.group) for x in gaps]
+        f"{arm.label}, q_0 = {q}": [fixed_point(arm, (q, q + x), settings.group) for x in GAPS]
         for arm in apart
         for q in (0.8, 0.2)
     }
-    for label, points in fixed.items():
-        cells = ["none" if point is None else f"{point:.2f}" for point in points]
-        print(f"{label:42}" + "".join(f"{cell:>8}" for cell in cells))
+    columns = (*CLASSES, "benign peak", "right")
+    for shared, table in rows.items():
+        cells = {
+            label: [f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns]
+            for label, row in table.items()
+        }
+        lines = [[label, *those, f"{table[label]['best']:.3f}"] for label, those in cells.items()]
+        print(markdown_table([f"shared = {shared}", *columns, "best possible"], lines))
+    lines = [[x, *(f"{g:+.3f}" for g in classes.values())] for x, classes in at_start.items()]
+    print(markdown_table([f"drift at p = {settings.start}", *CLASSES], lines))
+    lines = [[x, *("none" if y is None else f"{y:.2f}" for y in ys)] for x, ys in fixed.items()]
+    print(markdown_table(["fixed points of the drift, q_1 - q_0 =", *map(str, GAPS)], lines))
     saved = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     results = {"settings": saved, "end": rows, "drift_at_start": at_start}
-    results |= {"gaps": gaps, "fixed_points": fixed}
-    write_json(settings.out / "results.json", results)
+    write_json(settings.out / "results.json", results | {"gaps": GAPS, "fixed_points": fixed})
     plot_drift(p, exact, settings.out / "drift.png")
     panels = {
         f"{label}\nshared = {shared:g}": value
@@ -257,43 +244,33 @@ def describe(rates: np.ndarray, settings: Settings) -> dict[str, Any]:
 
 def plot_drift(p: np.ndarray, exact: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """The exact drift against the consulting rate, a panel for each class."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
     dashes = ("-", "--", "-.", ":")
-    for panel, name in zip(figure.subplots(1, 3), CLASSES, strict=True):
-        for (label, classes), dash in zip(exact.items(), dashes, strict=True):
-            panel.plot(p, classes[name], dash, label=label)
-        panel.axhline(0, color="black", linewidth=0.8)
-        panel.set(title=name, xlabel="p, how often the class consults")
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("g(p), exact; above 0: towards consulting")
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    with drawn_panels(path, (12, 3.8), columns=3) as panels:
+        for panel, name in zip(panels, CLASSES, strict=True):
+            for (label, classes), dash in zip(exact.items(), dashes, strict=True):
+                panel.plot(p, classes[name], dash, label=label)
+            panel.axhline(0, color="black", linewidth=0.8)
+            panel.set(title=name, xlabel="p, how often the class consults")
+        panels[0].set_ylabel("g(p), exact; above 0: towards consulting")
+        panels[0].legend(frameon=False, fontsize=8)
 
 
 def plot_training(rates: dict[str, np.ndarray], path: Path, *, columns: int = 3) -> None:
     """Consulting rates `[seeds, steps, 3]`, a panel for each arm: seeds faint, their mean bold."""
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(rates))
     rows = -(-len(rates) // columns)
-    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=120, layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for panel, (label, value) in zip(panels, rates.items(), strict=False):
-        for index, name in enumerate(CLASSES):
-            color, _ = KIND_LINES[name]
-            panel.plot(value[:, :, index].T, color=color, alpha=0.15, linewidth=0.6)
-            mean = np.nanmean(value[:, :, index], axis=0)
-            panel.plot(mean, color=color, linewidth=2, label=name)
-        panel.set(title=label, ylim=(-0.02, 1.02))
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=9)
-    figure.supxlabel("step")
-    figure.supylabel("share of samples that consult")
-    figure.savefig(path)
+    size, share = (4 * columns, 3.2 * rows), {"sharex": True, "sharey": True}
+    with drawn_panels(path, size, rows, columns, **share) as panels:
+        for panel, (label, value) in zip(panels, rates.items(), strict=False):
+            for index, name in enumerate(CLASSES):
+                color, _ = KIND_LINES[name]
+                panel.plot(value[:, :, index].T, color=color, alpha=0.15, linewidth=0.6)
+                mean = np.nanmean(value[:, :, index], axis=0)
+                panel.plot(mean, color=color, linewidth=2, label=name)
+            panel.set(title=label, ylim=(-0.02, 1.02))
+        panels[0].legend(frameon=False, fontsize=9)
+        panels[0].figure.supxlabel("step")
+        panels[0].figure.supylabel("share of samples that consult")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tyro
 from jaxalign.host.colors import NO_COLOR, heed_no_color
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
+from jaxalign.host.fields import Checked, checked_later
 
 
 def run_command(
@@ -21,8 +22,8 @@ def run_command(
 ) -> None:
     """Parses the process's arguments and calls `main` with the settings, a dataclass of flags.
 
-    `doc` is for --help, `name` for messages. `passes_on` says whether flags behind `--` are for
-    other scripts; `main` gets a list of them too.
+    `doc` is for --help, `name` for messages. Settings that are `Checked` have their fields checked.
+    `passes_on` says whether flags behind `--` are for other scripts; `main` gets them in a list.
 
     Raises:
       SystemExit: 2 after an `InputError`, which is printed on one line.
@@ -33,7 +34,10 @@ def run_command(
         cut = own.index("--")
         own, others = own[:cut], own[cut + 1 :]
     try:
-        parsed: Any = tyro.cli(settings, description=f"{doc or ''}\n{NO_COLOR}", args=own)
+        with checked_later():  # tyro would wrap what it says
+            parsed: Any = tyro.cli(settings, description=f"{doc or ''}\n{NO_COLOR}", args=own)
+        if isinstance(parsed, Checked):
+            parsed.check_fields("")
         main(parsed, *([others] if passes_on else []))
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)

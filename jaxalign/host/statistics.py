@@ -1,6 +1,8 @@
 """How far to trust a measured rate."""
 
 import math
+import statistics
+from collections.abc import Iterable
 from statistics import NormalDist
 from typing import Any
 
@@ -42,6 +44,16 @@ def share(successes: float, n: int) -> dict[str, Any]:
     """`rate`, None of nothing, with `low` and `high` of `wilson_interval`, and `n`; for JSON."""
     low, high = wilson_interval(successes, n)
     return {"rate": successes / n if n else None, "low": low, "high": high, "n": n}
+
+
+def mean_and_spread(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n − 1) of the numbers there are: None and NaN are left out.
+
+    The mean of none is None, the deviation of less than two too.
+    """
+    numbers = [float(x) for x in values if x is not None and not math.isnan(x)]
+    mean = statistics.mean(numbers) if numbers else None
+    return mean, statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:

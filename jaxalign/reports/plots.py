@@ -109,7 +109,7 @@ def plot_key_words(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         f"{label} (n = {x['rollouts']})": (range(1, len(x["by"]) + 1), x["by"], x["low"], x["high"])
         for label, x in curves.items()
     }
-    with _figure(path, (7.5, 4.3)) as (axes,):
+    with drawn_panels(path, (7.5, 4.3)) as (axes,):
         _draw_bands(axes, bands)
         axes.set(title="Safety key words in the reasoning", xlabel="token of the reasoning")
         axes.set(ylabel="share of rollouts that have used one")
@@ -130,7 +130,7 @@ def plot_safety_at_k(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
         for bands, what in ((some, "any"), (every, "all")):
             intervals = zip(*(x[f"{what}_interval"] for x in points), strict=True)
             bands[name] = (ks, [x[f"{what}_safe"] for x in points], *intervals)
-    with _figure(path, (10, 5), columns=2, sharey=True) as panels:
+    with drawn_panels(path, (10, 5), columns=2, sharey=True) as panels:
         for panel, bands in zip(panels, (some, every), strict=True):
             _draw_bands(panel, bands, marker="o")
             panel.set(xlabel="k", xticks=sorted({k for ks, *_ in bands.values() for k in ks}))
@@ -155,7 +155,7 @@ def plot_rates(
     columns = 1 if max(map(len, names)) > 30 else min(len(names), 3)  # names may be paths
     legend = 0.5 + 0.2 * math.ceil(len(names) / columns)
     size = (8.5, sum(heights) + 0.55 * len(panels) + legend)
-    with _figure(path, size, len(panels), grid="x", height_ratios=heights) as fields:
+    with drawn_panels(path, size, len(panels), grid="x", height_ratios=heights) as fields:
         for field, (title, rows) in zip(fields, panels.items(), strict=True):
             for line, row in enumerate(rows.values()):
                 for number, (name, (color, marker)) in enumerate(styles.items()):
@@ -194,7 +194,7 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _figure(
+def drawn_panels(
     path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[list["Axes"]]:
     """The panels of a figure, `size` in inches, which in the end is a PNG file on white."""
@@ -233,7 +233,7 @@ def _plot_steps(
     margin = max(1.0, 0.02 * (steps[-1] - steps[0]))
     columns = min(2, len(panels))
     space = {"wspace": 0.06, "hspace": 0.08}
-    with _figure(path, size, len(panels) // columns, columns, gridspec_kw=space) as fields:
+    with drawn_panels(path, size, len(panels) // columns, columns, gridspec_kw=space) as fields:
         fields[0].figure.supxlabel(note, fontsize=9)
         for field, panel in zip(fields, panels, strict=True):
             field.set(title=panel.title, ylabel=panel.unit, xlabel="training step")

@@ -1,11 +1,11 @@
 """Runs of one experiment with several seeds: each, their mean and their spread."""
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxalign.host.json_files import read_json, write_json
+from jaxalign.host.statistics import mean_and_spread
 from jaxalign.reports.page import Block, table, write_page
 from jaxalign.reports.run_folder import MOMENTS
 
@@ -48,10 +48,9 @@ def _figures(runs: Mapping[int, Mapping[str, Any]], moment: str) -> dict[str, An
     }
     first, *others = seeds.values()
     names = [name for name in first if all(name in x for x in others)]
-    columns = {name: [x[name] for x in seeds.values()] for name in names}
-    spread = {name: statistics.stdev(x) if len(x) > 1 else None for name, x in columns.items()}
-    mean = {name: statistics.mean(x) for name, x in columns.items()}
-    return {"seeds": seeds, "mean": mean, "spread": spread}
+    both = {name: mean_and_spread(x[name] for x in seeds.values()) for name in names}
+    mean = {name: mean for name, (mean, _) in both.items()}
+    return {"seeds": seeds, "mean": mean, "spread": {name: x for name, (_, x) in both.items()}}
 
 
 def _table(figures: Mapping[str, Any]) -> Block:

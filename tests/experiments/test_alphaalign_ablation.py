@@ -7,20 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.ablations.alphaalign import ARMS, REINFORCED, Point, Settings, main, points
-from experiments.ablations.alphaalign_tables import (
-    difference_table,
-    hardware_note,
-    over_seeds,
-    seeds_table,
-)
-from experiments.ablations.comparison import keep_shared
-from experiments.alphaalign import PRESETS
-from experiments.alphaalign import main as alphaalign
+from experiments import alphaalign
+from experiments.ablations.alphaalign import ARMS, REINFORCED, Settings, arms_of, main
 from jaxalign.engine.baselines import Group, Shrinkage, WholeBatch
 from jaxalign.engine.objective import GRPO
 from jaxalign.engine.ppo import PPO
 from jaxalign.host.errors import InputError
+from jaxalign.reports.trade_off import drawn_rates
+from jaxalign.reports.trade_off_tables import hardware_note, reference_table, seeds_table
+from jaxalign.runs import refusal_ablation
+from jaxalign.runs.ablation import Point, keep_shared, points_of
 from jaxalign.runs.loop import Interruption
 from jaxalign.runs.settings import parse
 
@@ -68,34 +64,32 @@ def flags(prompts):
 def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_table(
     settings, prompts, monkeypatch, capsys
 ):
-    import experiments.ablations.alphaalign as script
-
     measured = []
-    original = script.measure
+    original, page_main = refusal_ablation.measure_answers, alphaalign.main
 
-    def measure(settings, point, measures):
+    def measure(*given, folder):
         if len(measured) == 3:
             raise KeyboardInterrupt
-        measured.append(point.name)
-        return original(settings, point, measures)
+        measured.append(folder.name)
+        return original(*given, folder=folder)
 
-    monkeypatch.setattr(script, "measure", measure)
+    monkeypatch.setattr(refusal_ablation, "measure_answers", measure)
     with pytest.raises(KeyboardInterrupt):
         main(settings, flags(prompts))
     assert measured == ["base", "sft-0.001-0", "group-16-0"]
 
-    def measure_rest(settings, point, measures):
-        measured.append(point.name)
-        return original(settings, point, measures)
+    def measure_rest(*given, folder):
+        measured.append(folder.name)
+        return original(*given, folder=folder)
 
     def stop_after_a_step(arguments):
         with monkeypatch.context() as patch:
             patch.setattr(Interruption, "noticed", lambda self: True)
-            return alphaalign(arguments)
+            return page_main(arguments)
 
-    monkeypatch.setattr(script, "measure", measure_rest)
+    monkeypatch.setattr(refusal_ablation, "measure_answers", measure_rest)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(script, "alphaalign", stop_after_a_step)
+        patch.setattr(alphaalign, "main", stop_after_a_step)
         main(settings, flags(prompts))
     assert (settings.out / "group-16-1" / "checkpoints" / "1").exists()
     main(settings, flags(prompts))
@@ -111,7 +105,7 @@ def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_tabl
         assert row["suites"]["prefill-5/harmful"]["n"] == 2
     assert not (settings.out / "group-16-0" / "model").exists()
     assert (settings.out / "trade_off.png").stat().st_size > 10_000
-    assert (settings.out / "ablations.png").stat().st_size > 10_000
+    assert (settings.out / "arms.png").stat().st_size > 10_000
     assert "| group-16 | 2 | sft 0.001 | " in table.decode()
     assert "mine, ASR (2)" in table.decode() and "prefill-5, ASR (2)" in table.decode()
 
@@ -120,7 +114,7 @@ def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_tabl
     assert "===" not in capsys.readouterr().out and len(measured) == 5  # nothing is left to do
     assert (settings.out / "table.md").read_bytes() == table
 
-    monkeypatch.setattr(script, "measure", original)
+    monkeypatch.setattr(refusal_ablation, "measure_answers", original)
     unbroken = dataclasses.replace(settings, out=settings.out.with_name("unbroken"))
     main(unbroken, flags(prompts))
     assert (unbroken.out / "table.md").read_bytes() == table
@@ -130,7 +124,8 @@ def test_a_killed_comparison_repeats_no_finished_point_and_ends_in_the_same_tabl
 
 
 def test_every_arm_is_a_point_for_each_seed_with_seeds_outermost():
-    names = [point.name for point in points(Settings(seeds=2, sft_learning_rates=(1e-5, 2e-5)))]
+    settings = Settings(seeds=2, sft_learning_rates=(1e-5, 2e-5))
+    names = [point.name for point in points_of(arms_of(settings), settings.arms, range(2))]
     assert len(names) == len(set(names)) == 2 + 2 * (2 * 2 + len(ARMS) - 4)
     assert names[:4] == ["base", "base-examples", "sft-1e-05-0", "sft-2e-05-0"]
     assert names.index("group-16-0") < names.index("sft-1e-05-1")
@@ -139,7 +134,9 @@ def test_every_arm_is_a_point_for_each_seed_with_seeds_outermost():
 
 def test_the_arms_that_change_the_objective():
     def objective(arm):
-        settings = parse(["demo", *REINFORCED[arm]], PRESETS, script="alphaalign.py", doc="")
+        settings = parse(
+            ["demo", *REINFORCED[arm]], alphaalign.PRESETS, script="alphaalign.py", doc=""
+        )
         return settings.rl.objective
 
     usual = GRPO(Shrinkage())
@@ -150,10 +147,10 @@ def test_the_arms_that_change_the_objective():
 
 def test_intervals_hold_what_differs_among_prompts_and_among_seeds():
     def outcomes(refused):
-        return {("suite", "harmful"): np.array(refused, bool)}
+        return {("phrases", "suite", "harmful"): np.array(refused, bool)}
 
-    alike = over_seeds([outcomes([1, 1, 0, 0])] * 2)["attack_success"]
-    apart = over_seeds([outcomes([1, 1, 1, 1]), outcomes([0, 0, 0, 0])])["attack_success"]
+    alike = drawn_rates([outcomes([1, 1, 0, 0])] * 2)["attack_success"]
+    apart = drawn_rates([outcomes([1, 1, 1, 1]), outcomes([0, 0, 0, 0])])["attack_success"]
     assert alike[0] == apart[0] == 0.5
     assert 0.2 < np.std(alike[1:]) < 0.3  # four prompts: √(¼/4) = 0.25
     # two seeds, 0 and 1, drawn twice: 0, ½, ½, 1
@@ -161,21 +158,17 @@ def test_intervals_hold_what_differs_among_prompts_and_among_seeds():
 
 
 def test_a_difference_is_bold_where_both_arms_have_seeds():
-    more, same = [0.2, 0.1, 0.3], [0.0, -0.1, 0.1]
-    results = {
-        arm: {"seeds": seeds, "difference": {"alphaalign": {"attack_success": value}}}
-        for arm, seeds, value in (("base", 1, more), ("grpo", 2, more), ("ppo", 2, same))
-    }
-    results |= {
-        "zero": results["grpo"] | {"seeds": 1},
-        "alphaalign": {"seeds": 3, "difference": {}},
-    }
-    rows = difference_table(results, "alphaalign").splitlines()[2:]
+    more, same = np.linspace(0, 0.4, 2001), np.linspace(-0.2, 0.2, 2001)
+    drawn = {"base": (1, more), "grpo": (2, more), "ppo": (2, same), "zero": (1, more)}
+    drawn |= {"alphaalign": (3, np.zeros(2001))}
+    results = {arm: {"seeds": x, "seeded": arm != "base"} for arm, (x, _) in drawn.items()}
+    draws = {arm: {"attack_success": np.append(x.mean(), x)} for arm, (_, x) in drawn.items()}
+    rows = reference_table(results, draws, "alphaalign").splitlines()[2:]
     assert rows == [
-        "| base | 1 | **+0.20 (+0.10 to +0.30)** |",
-        "| grpo | 2 | **+0.20 (+0.10 to +0.30)** |",
-        "| ppo | 2 | +0.00 (-0.10 to +0.10) |",
-        "| zero | 1 | +0.20 (+0.10 to +0.30) |",
+        "| base | 1 | **+0.20 (+0.01 to +0.39)** |",
+        "| grpo | 2 | **+0.20 (+0.01 to +0.39)** |",
+        "| ppo | 2 | +0.00 (-0.19 to +0.19) |",
+        "| zero | 1 | +0.20 (+0.01 to +0.39) |",
     ]
 
 
@@ -183,12 +176,12 @@ def test_seeds_are_held_to_each_other_and_machines_are_named():
     by_seed = {
         seed: {"attack_success": np.full(2001, rate)} for seed, rate in ((0, 0.5), (2, 0.25))
     }
-    assert seeds_table(by_seed).splitlines() == [
+    assert seeds_table("alphaalign", by_seed).splitlines() == [
         "| two seeds of alphaalign | attack success |",
         "|---|---|",
         "| 0 less 2 | **+0.25 (+0.25 to +0.25)** |",
     ]
-    assert seeds_table({0: by_seed[0]}) == seeds_table({}) == ""
+    assert seeds_table("alphaalign", {0: by_seed[0]}) == seeds_table("alphaalign", {}) == ""
     gpu, cpu = {"hardware": "a GPU"}, {"hardware": "a CPU"}
     assert hardware_note({"base": [gpu], "grpo": [gpu, gpu]}) == ""
     assert hardware_note({"base": [gpu], "grpo": [gpu, cpu]}).splitlines() == [
@@ -216,9 +209,9 @@ def test_a_comparison_without_a_point_that_began_may_become_another(tmp_path):
         ({"arms": ("grpo", "dpo")}, [], "unknown arm 'dpo': choose from base, base-examples, sft"),
         ({"arms": ()}, [], "arms: name at least one of base, base-examples, sft"),
         ({"seeds": 0}, [], "seeds=0 is too small: at least 1"),
-        ({"prefill": (0,)}, [], "prefill: tokens to force must be at least 1"),
+        ({"prefill": (0,)}, [], "prefill=(0,) must be numbers of tokens, each at least 1"),
         ({"prefill_suite": "none"}, [], "none is no suite with harmful prompts; name one of ours"),
-        ({"sft_learning_rates": ()}, [], "sft_learning_rates must be numbers above 0"),
+        ({"sft_learning_rates": ()}, [], "sft_learning_rates=() must be numbers above 0"),
         ({"learning_rate": -1.0}, [], "learning_rate=-1.0 must be a number above 0"),
         ({"dtype": "float8"}, [], "dtype: unknown value 'float8'; use auto, bfloat16 or float32"),
         (

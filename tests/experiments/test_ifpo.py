@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from written_evaluation import write_evaluation
 
-from experiments.ablations.ifpo import ARMS, Settings, main, report
+from experiments.ablations.ifpo import ARMS, Settings, main, write_report
 from experiments.ascl import PRESETS
 from jaxalign.data.prompts import Prompt
 from jaxalign.engine.baselines import Group, InverseFrequency
@@ -20,6 +20,9 @@ KINDS = ("harmful", "benign", "lookalike")
 def write_run(folder, consulted, refused):
     """Three steps that consult ever more, and an evaluation."""
     folder.mkdir(parents=True)
+    arm, _, seed = folder.name.rpartition("-")
+    point = {"arm": arm, "rate": None, "seed": int(seed)}
+    (folder / "measurements.json").write_text(json.dumps(point))
     rows = [
         {
             "step": step,
@@ -48,7 +51,7 @@ def test_means_and_deviations_over_seeds(tmp_path):
     for seed, (consulted, refused) in enumerate([(0.1, 0.8), (0.3, 0.6)]):
         write_run(tmp_path / f"grpo-{seed}", consulted, refused)
         write_run(tmp_path / f"weight-group-{seed}", 0.0, 1.0)
-    report(Settings(out=tmp_path, arms=("grpo", "weight-group"), seeds=2, last=2))
+    write_report(tmp_path, last=2, heldout=10)
     results = json.loads((tmp_path / "results.json").read_text())
     # The last two steps consult 0.1 and 0.2, or 0.3 and 0.6.
     deviation = np.sqrt(2) * 0.15
@@ -66,7 +69,7 @@ def test_means_and_deviations_over_seeds(tmp_path):
         results["difference"]["weight-group"]["harmful_consulted"], [-0.3, deviation]
     )
     table = (tmp_path / "table.md").read_text()
-    assert "held-out prompts" in table and "| grpo | 0.30 ± 0.21 |" in table
+    assert "10 held-out prompts of each kind" in table and "| grpo | 0.30 ± 0.21 |" in table
     assert (tmp_path / "consulting.png").stat().st_size > 10_000
 
 
@@ -76,7 +79,9 @@ def test_what_it_refuses(tmp_path):
     (tmp_path / "comparison.json").write_text(
         json.dumps({"flags": ["--steps", "9"], "heldout": 24})
     )
-    with pytest.raises(InputError, match="comparison.json is of other flags"):
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="comparison.json: flags is another; give the same, or"):
         main(Settings(out=tmp_path), ["--steps", "8"])
 
 
@@ -102,7 +107,7 @@ def test_the_arms_train_what_their_names_say():
     """From the flags that every run has, `--objective.advantages=group`, and the arm's own."""
 
     def objective(arm):
-        flags = ["smollm2", "--objective.advantages=group", *ARMS[arm]]
+        flags = ["smollm2", "--objective.advantages=group", *ARMS[arm].flags]
         return parse(flags, PRESETS, script="ascl.py", doc="").rl.objective
 
     assert objective("grpo") == GRPO(Group(), adjust=None)
@@ -119,9 +124,9 @@ def test_the_arms_train_what_their_names_say():
 
 def test_flags_that_do_not_work_do_not_bind(tmp_path):
     """The command can be given again, corrected."""
-    with pytest.raises(SystemExit):
-        main(Settings(out=tmp_path), ["--stebs", "8"])
-    assert not (tmp_path / "comparison.json").exists()
+    for flags in (["--stebs", "8"], ["--step", "nine"]):
+        with pytest.raises(SystemExit):  # of the flag, and not of another comparison
+            main(Settings(out=tmp_path), flags)
     rows = [json.loads(line) for line in (tmp_path / "heldout.jsonl").open()]
     harmful = {row["category"] for row in rows if row["kind"] == "harmful"}
     assert len(harmful) > 10 and len(rows) == 3 * 24

@@ -10,11 +10,18 @@ from scipy import stats
 
 from jaxalign.host.statistics import (
     mcnemar_p_value,
+    mean_and_spread,
     paired_difference_interval,
     wilson_interval,
 )
 
 Z95 = 1.959963984540054
+
+
+def test_mean_and_spread_are_of_the_numbers_there_are():
+    assert mean_and_spread([1.0, None, 2.0, math.nan, 3.0]) == (2.0, 1.0)
+    assert mean_and_spread([4.0]) == (4.0, None)
+    assert mean_and_spread([None, math.nan]) == (None, None)
 
 
 def test_by_hand_at_one_half():
