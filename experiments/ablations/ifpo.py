@@ -25,6 +25,7 @@ from experiments import ascl
 from experiments.ablations.two_modes import plot_training
 from jaxalign.data import KINDS, builtin_prompts
 from jaxalign.data.order import grouped
+from jaxalign.data.prompts import of_each_kind
 from jaxalign.evaluation.measure import summary
 from jaxalign.evaluation.probes import own_text
 from jaxalign.host.command import run_command
@@ -38,7 +39,6 @@ from jaxalign.reports.evaluation_folder import read_evaluation
 from jaxalign.rewards.parts import RULE_TAGS, split
 from jaxalign.runs import ablation
 from jaxalign.runs.ablation import Arm, Point, run_once
-from jaxalign.runs.refusal_ablation import of_each_kind
 
 
 def _ifpo(form: str, scope: str, *more: str) -> Arm:

@@ -28,11 +28,6 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def evenly_of_each(items: Sequence[T], key: Callable[[T], Hashable], count: int) -> list[T]:
-    """At most `count` items of each key, each as far apart as can be."""
-    return [item for those in grouped(items, key).values() for item in evenly(those, count)]
-
-
 def first_of_each(items: Sequence[T], key: Callable[[T], Hashable], count: int) -> list[T]:
     """The first `count` items of each key, in their order."""
     seen: dict[Hashable, int] = {}

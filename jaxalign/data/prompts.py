@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from jaxalign.data.order import walk
+from jaxalign.data.order import evenly, grouped, walk
 from jaxalign.data.yaml_files import OWN
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import fingerprint
@@ -117,6 +117,12 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
 def prompts_digest(prompts: Sequence[Request]) -> str:
     """A fingerprint of prompts, so that a resumed run notices another file; without targets."""
     return fingerprint([(x.id, x.text, x.kind, x.category, *x.conversation) for x in prompts])
+
+
+def of_each_kind(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """At most `limit` prompts of each kind, evenly spread over it."""
+    kinds = grouped(prompts, lambda prompt: prompt.kind).values()
+    return [prompt for those in kinds for prompt in evenly(those, limit)]
 
 
 def mislabel(prompts: Sequence[Prompt], share: float, *, seed: int) -> list[Prompt]:

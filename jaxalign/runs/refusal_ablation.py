@@ -16,7 +16,7 @@ import numpy as np
 from jaxalign.answers import Asking, LanguageModel
 from jaxalign.data import Prompt, load_all
 from jaxalign.data.order import evenly, grouped
-from jaxalign.data.prompts import prompts_digest
+from jaxalign.data.prompts import of_each_kind, prompts_digest
 from jaxalign.evaluation.attacks import make_attack
 from jaxalign.evaluation.judges import make_judge
 from jaxalign.evaluation.measure import RESULTS, evaluate
@@ -100,12 +100,6 @@ class Measures:
     problems: list[WordProblem]
     attacked: Sequence[Prompt] = ()
     prefill: Sequence[int] = ()
-
-
-def of_each_kind(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
-    """At most `limit` prompts of each kind, evenly spread over it."""
-    kinds = grouped(prompts, lambda prompt: prompt.kind).values()
-    return [prompt for those in kinds for prompt in evenly(those, limit)]
 
 
 def load_measures(settings: RefusalAblation) -> Measures:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from jaxalign.data import load_all
-from jaxalign.data.order import evenly_of_each
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, of_each_kind
 from jaxalign.engine.baselines import Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.optimizer import AdamW, Decay, Linear
@@ -196,11 +195,8 @@ class Settings(Checked):
         prompts, data = self.load_prompts(), self.data
         if not self.loop.evaluate_every:
             return prompts, []
-        validation = evenly_of_each(
-            data.load(data.validation or data.prompts),
-            lambda prompt: prompt.kind,
-            data.validation_prompts,
-        )
+        asked = data.load(data.validation or data.prompts)
+        validation = of_each_kind(asked, data.validation_prompts)
         judged_by = {prompt.asked for prompt in heldout}
         for prompt in validation:
             if prompt.asked in judged_by:
