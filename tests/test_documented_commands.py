@@ -26,6 +26,7 @@ from jaxalign.data.suites import SUITES
 from jaxalign.evaluation.attacks import make_attack
 from jaxalign.host import command as host_command
 from jaxalign.planning.scripts import read_settings
+from jaxalign.runs import ablation
 from jaxalign.runs.choices import to_json
 from jaxalign.runs.settings import Settings
 
@@ -144,6 +145,8 @@ def parse_script(path: Path, words: Sequence[str], monkeypatch: pytest.MonkeyPat
     settings, *passed_on = parsed
     assert set(getattr(settings, "arms", ())) <= set(script.get("ARMS", ())), "no such arm"
     for flags in passed_on:
+        arms = script["arms_of"](settings) if "arms_of" in script else script["ARMS"]
+        ablation.check(settings, arms, flags, ours=script["OURS"])
         for page, preset in PASSED_ON[path.stem]:
             parse_page(load_page(page), preset, flags)
 

@@ -131,12 +131,9 @@ def load_measures(settings: Settings) -> Measures:
     """Reads what is asked, the prompts of prefilling attacks among it.
 
     Raises:
-      InputError: as for every ablation, a suite called like an attack, or attacks without prompts.
+      InputError: as for every ablation, or attacks without prompts.
     """
     measures = refusal_ablation.load_measures(settings)
-    for name in measures.suites:
-        if name.startswith("prefill-"):
-            raise InputError(f"suites: {name} is what attacks are called: give it another name")
     attacked = [p for p in measures.suites.get(settings.prefill_suite, ()) if p.is_harmful]
     if settings.prefill and not attacked:
         raise InputError(

@@ -57,13 +57,15 @@ TRAINED: dict[str, list[str]] = {
 """Arms that train, and what they are for experiments/cada.py. RL from the start model needs the
 worked examples, or no completion of a small model is ever well-formed."""
 
+ARMS = ("none", "examples", *CONTEXTS, *TRAINED)
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(refusal_ablation.RefusalAblation):
     """What to compare."""
 
     out: Path = Path("runs/cada-arms")
-    arms: tuple[str, ...] = ("none", "examples", *CONTEXTS, *TRAINED)
+    arms: tuple[str, ...] = ARMS
     """Which arms: none and examples ask without and with AlphaAlign's instruction and examples."""
     learning_rates: Rates = (5e-6, 2e-5, 6e-5)
     """Of each arm that trains."""

@@ -26,7 +26,7 @@ from experiments.ablations.two_modes import plot_training
 from jaxalign.data import KINDS, builtin_prompts
 from jaxalign.data.order import grouped
 from jaxalign.data.prompts import of_each_kind
-from jaxalign.evaluation.measure import summary
+from jaxalign.evaluation.measure import right_shares, summary
 from jaxalign.evaluation.probes import own_text
 from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
@@ -44,11 +44,11 @@ from jaxalign.runs.ablation import Arm, Point, run_once
 def _ifpo(form: str, scope: str, *more: str) -> Arm:
     """Of experiments/ascl.py, with IFPO."""
     chosen = ["--objective.adjust", "inverse-frequency", "--objective.adjust.form", form]
-    return Arm(ascl, [*chosen, "--objective.adjust.scope", scope, *more])
+    return Arm(ascl, ["smollm2", *chosen, "--objective.adjust.scope", scope, *more])
 
 
 ARMS = {
-    "grpo": Arm(ascl, ["--objective.adjust", "none"]),
+    "grpo": Arm(ascl, ["smollm2", "--objective.adjust", "none"]),
     "weight-group": _ifpo("weight", "group"),
     "weight-group-capped": _ifpo("weight", "group", "--objective.adjust.max-weight", "1.5"),
     "weight-batch": _ifpo("weight", "batch"),
@@ -93,11 +93,11 @@ def main(settings: Settings, flags: Sequence[str]) -> None:
         if not run_once(ascl, ["smollm2", *common, "--steps=1"], start):
             raise InputError(f"{start}: diverged: lower the learning rate")
     begin = [f"--model={start / 'cold_start'}", "--cold-start", "none"]
-    common = ["smollm2", *ablation.flags_but(common, "cold_start".__eq__), *begin]
+    common = [*ablation.flags_but(common, "cold_start".__eq__), *begin]
 
     def train(point: Point) -> bool:
-        given = [*common, *ARMS[point.arm].flags, f"--seed={point.seed}"]
-        return run_once(ascl, given, out / point.name)
+        preset, *own = ARMS[point.arm].flags
+        return run_once(ascl, [preset, *common, *own, f"--seed={point.seed}"], out / point.name)
 
     points = ablation.points_of(ARMS, settings.arms, range(settings.seeds))
     ablation.measure_points(out, points, train=train)
@@ -137,7 +137,10 @@ def write_report(out: Path, *, last: int, heldout: int) -> str:
         ),
     }
     results: dict[str, Any] = {}
-    text = "".join(f"{x.name} diverged and is left out.\n" for x in lost)
+    text = "".join(
+        f"{x.name} diverged and is left out; another --out with a lower rate may do.\n"
+        for x in lost
+    )
     for part, (title, found) in parts.items():
         names = [name for name in COLUMNS if any(name in row for row in found.values())]
         results[part] = {
@@ -175,9 +178,7 @@ def with_right(row: Mapping[str, Any]) -> dict[str, Any]:
 
     It is beside the reward, in which the weight of a refusal follows what goes wrong in a step.
     """
-    refused = {kind: x for kind in KINDS if (x := row[f"{kind}_refused"]) is not None}
-    right = [x if kind == "harmful" else 1 - x for kind, x in refused.items()]
-    return {**row, "right": mean_and_spread(right)[0]}
+    return {**row, "right": mean_and_spread(list(right_shares(row).values()))[0]}
 
 
 def heldout_means(run: Path) -> dict[str, float]:

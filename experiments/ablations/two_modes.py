@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.host.command import run_command
+from jaxalign.host.fields import Checked, Count, Positive
 from jaxalign.host.json_files import write_json
 from jaxalign.host.markdown import markdown_table
 from jaxalign.losses import group_advantages, inverse_frequency_advantages
@@ -73,7 +74,7 @@ ARMS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The world, and the run in it."""
 
     right_consulting: tuple[float, float, float] = (0.95, 0.80, 0.85)
@@ -84,18 +85,18 @@ class Settings:
     """Share of each class in a step."""
     start: float = 0.5
     """p of every class at first."""
-    group: int = 8
+    group: Count = 8
     """G, samples of a prompt."""
-    prompts: int = 16
+    prompts: Count = 16
     """N, prompts in a step."""
-    steps: int = 600
+    steps: Count = 600
     """Of training."""
-    learning_rate: float = 0.3
+    learning_rate: Positive = 0.3
     """Of plain gradient ascent on θ and δ."""
     shared: tuple[float, ...] = (0.0, 1.0, 4.0)
     """How fast θ learns, relative to δ: what carries the classes along with each other. Each is a
     run of all arms."""
-    seeds: int = 20
+    seeds: Count = 20
     """Runs of each arm."""
     out: Path = Path("runs/two_modes")
     """Folder for results.json, drift.png and training.png."""

@@ -71,7 +71,8 @@ class LanguageModel:
     ) -> "LanguageModel":
         """Loads a model, its parameters in the compute dtype: auto, bfloat16 or float32.
 
-        The other arguments are those of `load_pretrained`.
+        The name is `smollm2`, a .gguf file, a Hugging Face folder or a hub id; it and the other
+        arguments are those of `load_pretrained`.
 
         Raises:
           InputError: an unknown dtype, or a model that cannot be loaded.

@@ -74,9 +74,10 @@ def generate(
     begin with. It is part of `completion`; a tool does not read it.
 
     The path is NAME.jsonl; what the answers depend on, the arguments and `facts` (JSON: the tool's
-    rules, say), goes to NAME.facts.json, with the ids of requests that were skipped. Openings are
-    plain text, in which `<|im_end|>` is letters, "" for none; `opening_tokens` cuts them to so many
-    tokens, counted behind the answer's tag where one has that tag. `progress` is called at the
+    rules, say), goes to NAME.facts.json, with the ids of requests that were skipped. Openings,
+    one for each request, are what its answers begin with: plain text, in which `<|im_end|>` is
+    letters, "" for none; `opening_tokens` cuts them to so many tokens, counted behind the answer's
+    tag where one has that tag, and None leaves them whole. `progress` is called at the
     start and after each batch.
 
     Returns:

@@ -99,9 +99,11 @@ def context_text(
     cases: str | Path | None = None,
     cases_per_outcome: int = 1,
 ) -> str:
-    """What one of CADA's arms puts into the model's context: a code, or the short one and cases.
+    """What one of CADA's arms puts into the model's context.
 
-    Code and cases are those of a file (`load_code`, `load_cases`), or our own.
+    It is the short code, the detailed one, or, for `cases`, the short one followed by
+    `cases_per_outcome` cases to refuse and as many to answer of each category. Code and cases are
+    those of a file (`load_code`, `load_cases`), or our own.
 
     Raises:
       InputError: as `load_code`, `load_cases` and `pick_cases`.

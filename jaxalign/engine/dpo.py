@@ -144,7 +144,8 @@ def make_preference_step(
 ) -> Callable[[TrainState, PairBatch], tuple[TrainState, TuningResult]]:
     """Composes one update into a compiled program: the mean of `preference_loss` (DPO).
 
-    The gradient is accumulated over `micro_batches`, which divides N.
+    Beta is β of `preference_loss`: how far the policy may leave the reference; small is far. The
+    gradient is accumulated over `micro_batches`, which divides N.
 
     Returns:
       `step(state, batch) -> (state, TuningResult)`, jitted, the state donated. Its metrics are the

@@ -129,8 +129,8 @@ def token_advantages(
         δ_t = r_t + γ V_{t'} − V_t,    A_t = δ_t + γλ A_{t'},    returns_t = A_t + V_t
 
     with t' the row's next generated token: what a tool wrote is passed over, so the token before a
-    tool's answer is judged by the value after it. Values, and the mask of the generated tokens, are
-    those of the whole batch.
+    tool's answer is judged by the value after it. Values and the mask of generated
+    tokens are `[B, T]`, of the whole batch; γ is `discount`, λ `lambda_`.
 
     Source: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), the reward on the last token as in
     AlphaAlign (arXiv 2507.14987).

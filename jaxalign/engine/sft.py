@@ -35,7 +35,8 @@ class PackedBatches:
     Every step learns from `batch_size` documents, however long they are, or from all; each batch
     has as many rows of `length` tokens as the one that needs most, so there is one compilation.
     Rows too many are padding: `micro_batches`, and the devices that share a micro-batch's rows,
-    divide their number. `prefix` `[P0]` opens every document and is left out of each.
+    divide their number; without a mesh the first device has all. `prefix` `[P0]` opens every
+    document and is left out of each. There are `steps` batches, in an order fixed by the seed.
 
     Raises:
       InputError: no documents, or one that is longer than a row.

@@ -36,8 +36,8 @@ class Surrogate(Protocol):
     ) -> jax.Array: ...
 
 
-class _Named(Checked):
-    """A surrogate that is a function of `jaxalign.losses` with its fields as arguments."""
+class _OfLosses(Checked):
+    """A surrogate that is a function of `jaxalign.losses`; its fields become arguments of it."""
 
     _loss: ClassVar[Callable[..., jax.Array]]
 
@@ -57,7 +57,7 @@ class _Named(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clipped(_Named):
+class Clipped(_OfLosses):
     """PPO's clipped surrogate (`clipped_surrogate`), of GRPO, DAPO, GSPO and Dr.GRPO too."""
 
     low: Share = 0.2
@@ -92,7 +92,7 @@ class Clipped(_Named):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cispo(_Named):
+class Cispo(_OfLosses):
     """CISPO: REINFORCE with a clipped, constant ratio (`clipped_importance_loss`)."""
 
     _loss = staticmethod(clipped_importance_loss)
@@ -109,7 +109,7 @@ class Cispo(_Named):
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftGated(_Named):
+class SoftGated(_OfLosses):
     """SAPO: a smooth gate in place of the hard clip (`soft_gated_surrogate`)."""
 
     _loss = staticmethod(soft_gated_surrogate)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.generation import generate
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.data.tables import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack, make_attack
@@ -137,6 +137,16 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
         **{name: facts[name] for name in counts},
         "intervals": {name: [share["low"], share["high"]] for name, share in shares.items()},
         "n": {kind: share["n"] for kind, share in refused.items()},
+    }
+
+
+def right_shares(rates: Mapping[str, Any]) -> dict[str, float]:
+    """Of each kind with a `KIND_refused` in the rates, the share that is treated rightly."""
+    refused = {kind: rates.get(f"{kind}_refused") for kind in KINDS}
+    return {
+        kind: share if kind == "harmful" else 1 - share
+        for kind, share in refused.items()
+        if share is not None
     }
 
 

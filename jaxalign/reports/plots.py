@@ -97,7 +97,8 @@ def plot_validation(rates: Sequence[Mapping[str, Any]], path: Path) -> None:
             "Well-formed answers ▲", "share of validation prompts", _alone("well_formed"), _SHARE
         ),
     ]
-    _plot_steps(rates, panels, path, (12, 4), window=1, note="validation prompts, asked greedily")
+    note = "validation prompts, asked greedily"
+    _plot_steps(rates, panels, path, (12, 4), window=1, along="steps done", note=note)
 
 
 def plot_key_words(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -226,6 +227,7 @@ def _plot_steps(
     size: tuple[float, float],
     *,
     window: int | None = None,
+    along: str = "training step",
     note: str = "points: single steps; lines: their moving average",
 ) -> None:
     """Draws panels over the training steps, two in a row; lines average over a window of steps."""
@@ -236,7 +238,7 @@ def _plot_steps(
     with drawn_panels(path, size, len(panels) // columns, columns, gridspec_kw=space) as fields:
         fields[0].figure.supxlabel(note, fontsize=9)
         for field, panel in zip(fields, panels, strict=True):
-            field.set(title=panel.title, ylabel=panel.unit, xlabel="training step")
+            field.set(title=panel.title, ylabel=panel.unit, xlabel=along)
             field.set_xlim(steps[0] - margin, steps[-1] + margin)
             field.locator_params(axis="x", integer=True)
             if panel.limits == _SHARE:

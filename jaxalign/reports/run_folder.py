@@ -25,8 +25,21 @@ VALIDATION = "validation"
 
 def validation_folders(run: Path) -> dict[int, Path]:
     """The finished evaluations by validation prompts in a run folder, by step, in their order."""
-    found = {int(x.parent.name): x.parent for x in (run / VALIDATION).glob(f"[0-9]*/{RESULTS}")}
+    folders = [x.parent for x in (run / VALIDATION).glob(f"*/{RESULTS}")]
+    found = {int(x.name): x for x in folders if x.name.isdecimal()}
     return dict(sorted(found.items()))
+
+
+def validation_rates(run: Path) -> dict[int, dict[str, Any]]:
+    """Step -> `jaxalign.evaluation.measure.summary` of each finished evaluation of these.
+
+    Raises:
+      InputError: one is damaged; it is named.
+    """
+    return {
+        step: summary_of(read_evaluation(folder).results)
+        for step, folder in validation_folders(run).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -84,10 +97,7 @@ def read_run(folder: str | Path) -> Run:
         "No summary.json: the run has not finished.": not summary,
     }
     missing = [line for line, is_absent in absent.items() if is_absent]
-    validation = [
-        {"step": step} | summary_of(read_json(path / RESULTS))
-        for step, path in validation_folders(folder).items()
-    ]
+    validation = [{"step": step} | rates for step, rates in validation_rates(folder).items()]
     return Run(folder, config, metrics, samples, summary, found, validation, missing)
 
 

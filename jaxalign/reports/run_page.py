@@ -28,8 +28,8 @@ ANSWERS_PER_KIND = 4
 def write_report(folder: str | Path) -> Path:
     """Writes ``report.html`` and its pictures into a run folder; returns the page's path.
 
-    The pictures are ``training.png`` and ``before_after.png``. A run that is under way or was cut
-    short gets a report of what there is, which says what is missing.
+    The pictures are ``training.png``, ``validation.png`` and ``before_after.png``. A run that is
+    under way or was cut short gets a report of what there is, which says what is missing.
 
     Raises:
         InputError: the folder is absent or holds nothing of a run, or one of its files is

@@ -26,7 +26,7 @@ class Arm:
 
     Attributes:
       page: the experiment, a module with `main`; None for the start model.
-      flags: of the experiment, behind the name of its preset.
+      flags: of the experiment: the name of its preset, then what the arm changes of it.
       template: how it is asked.
       group: what it is drawn with.
       rates: its learning rates; (None,) for the only one there is.
@@ -70,7 +70,8 @@ def check(
       settings: of the command, with `arms`.
       arms: the arms there are.
       flags: behind `--`.
-      ours: flags that the ablation sets itself, beside the arms' own; so no fields of them either.
+      ours: flags that the ablation sets itself, beside those of the arms that are chosen; so no
+        fields of them either.
 
     Raises:
       InputError: names the arm, the flag or the setting.
@@ -80,7 +81,7 @@ def check(
     for arm in settings.arms:
         if arm not in arms:
             raise InputError(f"unknown arm {arm!r}: choose from {', '.join(arms)}")
-    own = (word for arm in arms.values() for word in arm.flags if word.startswith("--"))
+    own = [word for arm in settings.arms for word in arms[arm].flags if word.startswith("--")]
     ours = (*ours, *dict.fromkeys(re.split("[=.]", word)[0] for word in own))
     for given in flags:
         name = given.partition("=")[0].replace("_", "-").replace("--no-", "--")

@@ -180,11 +180,14 @@ def to_json(settings: Any) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
-    """A path as text; a function by its name, for its address is another in each process."""
-    return (
-        f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
-    )
+def _text(value: Any) -> Any:
+    """A path as text; functions and other objects by name: addresses differ between processes."""
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, value.keywords]
+    if type(value).__repr__ is object.__repr__:
+        value = type(value)
+    named = hasattr(value, "__qualname__")
+    return f"{value.__module__}.{value.__qualname__}" if named else str(value)
 
 
 def _plain(value: Any, chosen: bool) -> Any:

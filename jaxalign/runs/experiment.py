@@ -23,14 +23,13 @@ from jaxalign.data.templates import Template
 from jaxalign.engine.optimizer import (
     learning_rates,
     skip_nonfinite,
-    skipped_updates,
     with_critic_optimizer,
 )
 from jaxalign.engine.ppo import with_critic
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
-from jaxalign.evaluation.measure import evaluate, pace_path, summary
+from jaxalign.evaluation.measure import RESULTS, evaluate, pace_path, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
@@ -390,13 +389,27 @@ class Experiment:
             save_pretrained(self._folder / BEST, self.model, params, self.tokenizer)
 
     def result(self, last: Params) -> Params:
-        """The parameters that the settings keep, of a run that has come to its end."""
+        """The parameters that the settings keep, of a run that has come to its end.
+
+        Raises:
+          InputError: the folder does not have those of the best step any more.
+        """
         keep = self.settings.loop.keep
         if isinstance(keep, Last):
             return last
-        self._best, score = best_step(self._folder, keep)
-        print(f"the result is the policy after step {self._best}, with the best score, {score:.3f}")
-        return load_pretrained(self._folder / BEST, mesh=self.model.mesh)[1]
+        done = all_of((self._folder / "summary.json").exists())  # a run that is finished once more
+        folder = self._folder / ("model" if done else BEST)
+        best = load_pretrained(folder, mesh=self.model.mesh)[1]
+        digest, problem = self.lm(best).digest, None
+        if is_first():
+            self._best, score = best_step(self._folder, keep)
+            asked = self._folder / VALIDATION / str(self._best) / RESULTS
+            print(f"the result is the policy after step {self._best}: the best score, {score:.3f}")
+            if read_json(asked)["weights"] != digest:
+                problem = f"{folder}: not what {asked} measured: start the run again elsewhere"
+        if any_of(problem is not None):
+            raise InputError(problem or f"{folder}: not what was measured")
+        return best
 
     def training(self, params: Params) -> Training:
         """What it trains with, from these parameters on."""
@@ -419,24 +432,24 @@ class Experiment:
 
     def finish(
         self,
-        state: TrainState,
         policy: Params,
         evaluations: Mapping[str, dict[str, Any] | None],
+        skipped: int,
         rollout_tokens_per_second: float | None = None,
     ) -> None:
         """Writes the model, summary.json, the plots and report.html.
 
         Args:
-          state: the last one.
           policy: as `result` gives it.
           evaluations: what `assess` returned, by name.
+          skipped: how many updates were, as they were not finite.
           rollout_tokens_per_second: of one rollout, of a run that samples.
         """
         content = dict(evaluations) | {
-            "steps": int(state.step),
+            "steps": self.settings.loop.steps,
             "best_step": self._best,
             "seconds": self._earlier + time.perf_counter() - self.begun,
-            "skipped_updates": int(skipped_updates(state.opt_state)),
+            "skipped_updates": skipped,
             "compute_dtype": self._dtype,
             "hardware": hardware(),
             "date": datetime.date.today().isoformat(),
@@ -446,9 +459,10 @@ class Experiment:
         folder = self._folder / "model"
         save_pretrained(folder, self.model, policy, self.tokenizer, stop=self._stop)
         if is_first():
-            shutil.rmtree(self._folder / BEST, ignore_errors=True)  # model/ has it
             write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")
+            if self._best is not None:
+                shutil.rmtree(self._folder / BEST, ignore_errors=True)  # model/ has it
         wait_for_all()
 
 

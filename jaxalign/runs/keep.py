@@ -1,15 +1,15 @@
 """Which parameters of a run are its result: the last, or the best by a score."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.evaluation.measure import RESULTS, summary
+from jaxalign.evaluation.measure import right_shares
 from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, Weight
-from jaxalign.host.json_files import read_json
-from jaxalign.reports.run_folder import validation_folders
+from jaxalign.records import KINDS
+from jaxalign.reports.run_folder import validation_rates
 
 BEST = "best"
 """Folder of the best parameters so far, in a run folder."""
@@ -37,28 +37,27 @@ class Best(Checked):
     well_formed: Weight = 1.0
     """Weight of the share of all answers that is well-formed."""
 
-    def score(self, rates: Mapping[str, Any]) -> float:
-        """The score of what `jaxalign.evaluation.measure.summary` says, of the shares it has.
+    def check_fields(self, above: str) -> None:
+        """Also that a weight is above 0."""
+        super().check_fields(above)
+        if not self.counts(KINDS):
+            raise InputError(
+                f"{above}harmful, benign, lookalike and well_formed are all 0: raise one"
+            )
 
-        Raises:
-          InputError: nothing with a weight is in it.
-        """
-        shares = {"harmful": rates.get("harmful_refused"), "well_formed": rates["well_formed"]}
-        for kind in ("benign", "lookalike"):
-            refused = rates.get(f"{kind}_refused")
-            shares[kind] = None if refused is None else 1 - refused
-        counted = {name: x for name, x in shares.items() if x is not None}
-        total = sum(getattr(self, name) for name in counted)
-        if not total:
-            raise InputError("keep: the validation prompts have nothing that its weights count")
-        return sum(getattr(self, name) * x for name, x in counted.items()) / total
+    def counts(self, kinds: Collection[str]) -> bool:
+        """Whether answers to prompts of these kinds have a score."""
+        return bool(kinds) and any(getattr(self, name) for name in (*kinds, "well_formed"))
+
+    def score(self, rates: Mapping[str, Any]) -> float:
+        """The score of what `jaxalign.evaluation.measure.summary` says, of the shares it has."""
+        shares = {**right_shares(rates), "well_formed": rates["well_formed"]}
+        total = sum(getattr(self, name) for name in shares)
+        return sum(getattr(self, name) * share for name, share in shares.items()) / total
 
 
 def best_step(run: Path, keep: Best) -> tuple[int, float]:
     """The step with the highest score in a run folder, the first of several, and the score."""
-    scores = {
-        step: keep.score(summary(read_json(folder / RESULTS)))
-        for step, folder in validation_folders(run).items()
-    }
+    scores = {step: keep.score(rates) for step, rates in validation_rates(run).items()}
     best = max(scores, key=lambda step: scores[step])
     return best, scores[best]

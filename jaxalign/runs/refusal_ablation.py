@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +71,7 @@ class RefusalAblation(Checked):
     """Prompts at a time in the measurements: more is faster on an accelerator."""
     template_date: str | None = None
     """What a chat template takes for today, as YYYY-MM-DD; by default the day of the beginning."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute dtype of everything: bfloat16, float32, or auto, the faster one in a probe, the first
     time."""
 
@@ -106,7 +106,8 @@ def load_measures(settings: RefusalAblation) -> Measures:
     """Reads what is asked, of each kind of a suite at most `limit` prompts, evenly spread over it.
 
     Raises:
-      InputError: a suite without a name, two of one name, or data that cannot be read.
+      InputError: a suite without a name, two of one name, one called like an attack, or data that
+        cannot be read.
     """
     suites: dict[str, list[Prompt]] = {}
     for given in settings.suites:
@@ -115,6 +116,8 @@ def load_measures(settings: RefusalAblation) -> Measures:
             raise InputError(f"suites: {given!r} has no name; give NAME=SPEC")
         if name in suites:
             raise InputError(f"suites: two are named {name}; give each a name of its own")
+        if name.startswith("prefill-"):
+            raise InputError(f"suites: {name} is what attacks are called: give it another name")
         suites[name] = of_each_kind(load_all([spec]), settings.limit)
     problems: list[WordProblem] = []
     if settings.word_problems is not None:
@@ -153,15 +156,14 @@ def compare_arms(
       **shared: what must not, beside flags, measures and the other settings.
 
     Raises:
-      InputError: an unknown dtype, or as `keep_shared`.
+      InputError: as `keep_shared`.
     """
-    if settings.dtype not in ("auto", "bfloat16", "float32"):
-        raise InputError(f"dtype: unknown value {settings.dtype!r}; use auto, bfloat16 or float32")
     out, kept = settings.out, settings.out / "comparison.json"
     theirs = read_json(kept) if kept.exists() else {}
-    dtype, day = settings.dtype, day_of(settings.template_date or theirs.get("template_date"))
+    day: Any = day_of(settings.template_date or theirs.get("template_date"))
+    dtype: Any = settings.dtype
     if dtype == "auto":
-        dtype = str(theirs["dtype"] if theirs else jnp.dtype(fastest_dtype()[0]).name)
+        dtype = theirs["dtype"] if theirs else jnp.dtype(fastest_dtype()[0]).name
     settings = dataclasses.replace(settings, template_date=day, dtype=dtype)
     # Of the suites and the sums the content is compared.
     left_out = ("out", "arms", "suites", "word_problems", *may_differ)
@@ -185,7 +187,7 @@ def compare_arms(
 
 
 def train_point(
-    settings: RefusalAblation, arm: Arm, flags: Sequence[str], *, rate: float | None, folder: Path
+    settings: RefusalAblation, arm: Arm, flags: Sequence[str], *, rate: float, folder: Path
 ) -> bool:
     """One run of an arm's page, if it has one; whether there is a model then."""
     if arm.page is None:

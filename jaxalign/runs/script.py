@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data import Prompt
+from jaxalign.engine.optimizer import skipped_updates
 from jaxalign.host.colors import heed_no_color
 from jaxalign.host.devices import skip_absent_tpu
 from jaxalign.host.errors import InputError
@@ -193,10 +194,12 @@ def _run(
         del params  # or the float32 start model would stay in memory
         state, interrupted = experiment.train(training, state)
         if not interrupted:
+            skipped = int(skipped_updates(state.opt_state))
             policy = experiment.result(state.policy)
+            del state  # its moments, and where another policy is the result its parameters
             evaluations["after"] = experiment.assess("after", policy)
             speed = None if training.speed is None else training.speed(policy)
-            experiment.finish(state, policy, evaluations, speed)
+            experiment.finish(policy, evaluations, skipped, speed)
         return interrupted
 
 

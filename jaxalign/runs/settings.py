@@ -77,6 +77,11 @@ class Data(Checked):
     """Longest prompt with its conversation, beyond the prefix that all share. A longer one is
     refused with its id."""
 
+    def check_with(self, settings: "Settings") -> None:
+        """Refuses validation prompts that nothing would ask."""
+        if self.validation and not settings.loop.evaluate_every:
+            raise InputError("validation: nothing asks these prompts: add --evaluate-every")
+
     def load(self, specs: Sequence[str]) -> list[Prompt]:
         """The prompts of `prompts`, `heldout` or `validation`."""
         return load_all(specs, self.text_field)
@@ -123,8 +128,8 @@ class Loop(Checked):
     sample_every: Count = 5
     """Steps between transcripts in samples.jsonl, of a run that samples."""
     evaluate_every: Natural = 0
-    """Steps between evaluations by the validation prompts, which also start and end the training;
-    each makes a checkpoint. 0 for none."""
+    """Steps between evaluations by the validation prompts; there is one before the first step and
+    after the last, too. A checkpoint comes with each but the first. 0 for none."""
     keep: Last | Best = Last()
     """Which parameters are the result."""
 
@@ -190,11 +195,13 @@ class Settings(Checked):
           heldout: must have none of them.
 
         Raises:
-          InputError: a validation prompt is held out too.
+          InputError: a validation prompt is held out too, no prompts of a kind are left to train
+            on, or the best can't be told by these.
         """
         prompts, data = self.load_prompts(), self.data
         if not self.loop.evaluate_every:
             return prompts, []
+        source = "validation" if data.validation else "prompts"
         asked = data.load(data.validation or data.prompts)
         validation = of_each_kind(asked, data.validation_prompts)
         judged_by = {prompt.asked for prompt in heldout}
@@ -202,10 +209,23 @@ class Settings(Checked):
             if prompt.asked in judged_by:
                 raise InputError(
                     f"validation: {prompt.id} is held out too, and training may not be watched by "
-                    "what it is judged by: leave it out of --validation or --heldout"
+                    f"what it is judged by: leave it out of --{source} or --heldout"
                 )
+        keep, kinds = self.loop.keep, {prompt.kind for prompt in validation}
+        if isinstance(keep, Best) and not keep.counts(kinds):
+            raise InputError(
+                f"{source}: keep counts nothing of {' or '.join(sorted(kinds)) or 'no prompts'}: "
+                "give prompts of other kinds, or other weights"
+            )
         taken = {prompt.asked for prompt in validation}
-        return [prompt for prompt in prompts if prompt.asked not in taken], validation
+        rest = [prompt for prompt in prompts if prompt.asked not in taken]
+        for kind in {prompt.kind: None for prompt in prompts}:
+            if all(prompt.kind != kind for prompt in rest):
+                raise InputError(
+                    f"validation_prompts={data.validation_prompts} leaves no {kind} prompts to "
+                    "train on: lower it, or give other prompts by --validation"
+                )
+        return rest, validation
 
     @property
     def started(self) -> bool:
@@ -242,11 +262,11 @@ class Settings(Checked):
         """
         if seed_folders(self.run):
             raise InputError(f"{self.run} holds runs of --seeds: choose another --run")
-        for name in ("model", BEST):
-            check_replaceable(self.run / name)
+        check_replaceable(self.run / "model")
         ours = (self.run / "config.json").exists()
-        if (self.run / VALIDATION).exists() and not ours:
-            raise InputError(f"{self.run / VALIDATION} is no run's: choose another --run")
+        for name in (VALIDATION, BEST):
+            if (self.run / name).exists() and not ours:
+                raise InputError(f"{self.run / name} is no run's: choose another --run")
         for name in MOMENTS:
             check_evaluation(self.run / name, flag="--run", replaceable=ours)
         if self.resume and not self.started:

@@ -39,7 +39,9 @@ class Automaton(ByteDfa):
         return _within(self, opening.encode(), closing.encode())
 
     def bind(self, tokenizer: Tokenizer, *, span: tuple[str, str] | None = None) -> Matcher:
-        """A jit-able `Matcher` over ids of a fast Hugging Face tokenizer, or those in a span.
+        """A jit-able `Matcher` over ids of a fast Hugging Face tokenizer (see `token_bytes`).
+
+        With a span, an opening and a closing tag, it looks between them: see `within`.
 
         Raises:
           ValueError: the tokenizer decodes in a way that is not supported, or as `within`.
@@ -49,7 +51,7 @@ class Automaton(ByteDfa):
 
 
 def compile_phrases(phrases: Iterable[str], *, ignore_case: bool = False) -> Automaton:
-    """The automaton that equals `any(phrase in text for phrase in phrases)`.
+    """The automaton that equals `any(phrase in text for phrase in phrases)`; of none, never.
 
     To ignore case is to match as `re.search(re.escape(phrase), text, re.IGNORECASE)` does, for all
     of Unicode: the Kelvin sign is a k.

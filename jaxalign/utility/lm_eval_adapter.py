@@ -129,9 +129,9 @@ class JaxalignLM(TemplateLM):
     ) -> list[int]:
         """Token ids of a text, in which the names of added tokens are letters.
 
-        In a chat the template's own are tokens. Where a text names none the ids are HFLM's. None
-        adds the tokenizer's own, such as one that begins texts, if it does so by default and the
-        text does not start with it already.
+        In a chat the template's own are tokens. Where a text names none the ids are HFLM's.
+        With `add_special_tokens` None the tokenizer adds its own, such as one that begins texts, if
+        it does so by default and the text does not start with it already.
         """
         if add_special_tokens is None:
             begin = self.tokenizer.decode([self.prefix_token_id])
@@ -162,6 +162,16 @@ class JaxalignLM(TemplateLM):
         text, own = chat_text(self.tokenizer, chat_history, unfinished=unfinished)
         self._own[text.rstrip()] = own
         return text
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Of each pair log π(continuation | context), and whether greedy would say it.
+
+        It is theirs, but for the bar, which lm-eval would draw into ours.
+        """
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return scores
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True

@@ -1,6 +1,7 @@
 """Flags that choose an objective and its parts: the settings that result, and what is refused."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -400,6 +401,17 @@ def bounded(logps, old_logps, advantages, *, mask=None):
     """A surrogate of one's own: only a name, whatever process says it."""
 
 
+class Bounded:
+    """The same as an object, which says nothing of itself."""
+
+    __call__ = staticmethod(bounded)
+
+
 def test_a_function_in_the_settings_goes_by_its_name():
-    run = change(PRESETS["demo"], objective=GRPO(surrogate=bounded))
-    assert to_json(run)["objective"]["surrogate"] == f"{__name__}.bounded"
+    for given, name in [
+        (bounded, f"{__name__}.bounded"),
+        (functools.partial(bounded, mask=None), [f"{__name__}.bounded", {"mask": None}]),
+        (Bounded(), f"{__name__}.Bounded"),
+    ]:
+        run = change(PRESETS["demo"], objective=GRPO(surrogate=given))
+        assert to_json(run)["objective"]["surrogate"] == name

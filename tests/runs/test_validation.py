@@ -115,12 +115,26 @@ def test_a_run_that_ends_in_a_validation_goes_on_with_it(
     assert ours["best_step"] == theirs["best_step"] and ours["after"] == theirs["after"]
 
 
+def test_a_finished_run_finishes_once_more(arguments, whole, capsys):
+    """Its best parameters are its model; another model in their place is noticed."""
+    summary = json.loads((whole / "summary.json").read_text())
+    assert main([*arguments, f"--run={whole}", "--resume"]) == 0
+    again = json.loads((whole / "summary.json").read_text())
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0} and not (whole / "best").exists()
+    best = whole / "validation" / str(summary["best_step"]) / "results.json"
+    kept = best.read_text()
+    best.write_text(kept.replace(json.loads(kept)["weights"], "others"))
+    assert main([*arguments, f"--run={whole}", "--resume"]) == 2
+    assert "not what" in capsys.readouterr().err
+    best.write_text(kept)
+
+
 def test_the_score_is_a_mean_of_the_shares_there_are():
     """(2 × .5 + 1 × (1 − .25) + 0 × .9) / 3, without look-alikes."""
     rates = {"harmful_refused": 0.5, "benign_refused": 0.25, "well_formed": 0.9}
     assert Best(harmful=2, well_formed=0).score(rates) == pytest.approx((1 + 0.75) / 3)
-    with pytest.raises(InputError, match="validation prompts have nothing that its weights count"):
-        Best(harmful=0, benign=0, well_formed=0).score(rates)
+    with pytest.raises(InputError, match="benign, lookalike and well_formed are all 0: raise one"):
+        Best(harmful=0, benign=0, lookalike=0, well_formed=0)
 
 
 @pytest.fixture
@@ -148,13 +162,21 @@ def test_prompts_of_a_file_of_their_own_are_taken_out_of_training_too(settings, 
 
 def test_what_is_wrong_is_said_in_a_line(arguments, settings, tmp_path, capsys):
     heldout = [Prompt("mine-3", HARMFUL[0], "harmful", "general")]
-    with pytest.raises(InputError, match="is held out too.*leave it out of --validation or"):
+    with pytest.raises(InputError, match="is held out too.*leave it out of --prompts or"):
         settings().part_prompts(heldout)
+    with pytest.raises(InputError, match="validation_prompts=3 leaves no harmful prompts to train"):
+        settings(validation_prompts=3).part_prompts([])
+    with pytest.raises(InputError, match="prompts: keep counts nothing of harmful: give prompts"):
+        settings(keep=Best(harmful=0, well_formed=0)).part_prompts([])
+    given = [word for word in arguments if not word.startswith(("--evaluate-every", "--keep"))]
+    assert main([*given, f"--run={tmp_path / 'run'}", "--validation=mine.jsonl"]) == 2
+    assert "nothing asks these prompts: add --evaluate-every" in capsys.readouterr().err
     flags = [word for word in arguments if not word.startswith("--evaluate-every")]
     assert main([*flags, f"--run={tmp_path / 'run'}"]) == 2
     assert (
         "keep: the best is chosen by evaluations: add --evaluate-every" in capsys.readouterr().err
     )
-    (tmp_path / "mine" / "validation").mkdir(parents=True)
-    assert main([*arguments, f"--run={tmp_path / 'mine'}"]) == 2
-    assert "validation is no run's: choose another --run" in capsys.readouterr().err
+    for name in ("validation", "best"):
+        (tmp_path / name / name).mkdir(parents=True)
+        assert main([*arguments, f"--run={tmp_path / name}"]) == 2
+        assert f"{name} is no run's: choose another --run" in capsys.readouterr().err
