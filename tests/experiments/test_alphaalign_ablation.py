@@ -213,7 +213,6 @@ def test_a_comparison_without_a_point_that_began_may_become_another(tmp_path):
         ({"prefill_suite": "none"}, [], "none is no suite with harmful prompts; name one of ours"),
         ({"sft_learning_rates": ()}, [], "sft_learning_rates=() must be numbers above 0"),
         ({"learning_rate": -1.0}, [], "learning_rate=-1.0 must be a number above 0"),
-        ({"dtype": "float8"}, [], "dtype: unknown value 'float8'; use auto, bfloat16 or float32"),
         (
             {"suites": ("prefill-5=builtin:heldout",), "prefill_suite": "prefill-5"},
             [],
