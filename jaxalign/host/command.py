@@ -26,7 +26,7 @@ def run_command(
     `passes_on` says whether flags behind `--` are for other scripts; `main` gets them in a list.
 
     Raises:
-      SystemExit: 2 after an `InputError`, which is printed on one line.
+      SystemExit: 2 after an `InputError`, or a file that can't be used, printed on one line.
     """
     skip_absent_tpu()
     own, others = heed_no_color(sys.argv[1:]), []
@@ -39,6 +39,6 @@ def run_command(
         if isinstance(parsed, Checked):
             parsed.check_fields("")
         main(parsed, *([others] if passes_on else []))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

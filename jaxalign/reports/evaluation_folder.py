@@ -138,6 +138,7 @@ def _check(results: Mapping[str, Any]) -> None:
         for item in items:
             itemgetter(*names.split())(item)
     itemgetter("model", "weights", "date", "hardware")(results)
+    results["answers"][0]
     for rate in results["rates"]:
         for name in ("rate", "low", "high"):
             percent(rate[name])

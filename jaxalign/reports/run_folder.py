@@ -1,5 +1,6 @@
 """Reads what a run left behind into one value, complete or not."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ VALIDATION = "validation"
 def validation_folders(run: Path) -> dict[int, Path]:
     """The finished evaluations by validation prompts in a run folder, by step, in their order."""
     folders = [x.parent for x in (run / VALIDATION).glob(f"*/{RESULTS}")]
-    found = {int(x.name): x for x in folders if x.name.isdecimal()}
+    found = {int(x.name): x for x in folders if re.fullmatch("0|[1-9][0-9]*", x.name)}
     return dict(sorted(found.items()))
 
 

@@ -43,6 +43,8 @@ def write_report(folder: str | Path) -> Path:
         blocks += _before_and_after(run)
     if run.metrics:
         blocks += _training(run)
+    if run.validation:
+        blocks += _validation(run)
     if run.evaluations:
         blocks += _answers(run)
     if run.samples:
@@ -122,25 +124,26 @@ def _training(run: Run) -> list[Block]:
         for key, value in run.metrics[-1].items()
         if value is not None and key != "nonfinite"
     ]
-    watched: list[Block] = []
-    if run.validation:
-        picture_of_validation = run.folder / "validation.png"
-        plots.plot_validation(run.validation, picture_of_validation)
-        watched = [
-            {"picture": picture_of_validation, "alt": "Rates of validation prompts by step"},
-            {
-                "quiet": f"Each time {run.validation[0]['prompts']} validation prompts, which are "
-                "neither trained on nor held out, answered greedily."
-            },
-        ]
-        if run.summary.get("best_step") is not None:
-            best = f"The result is the policy after step {run.summary['best_step']}, the best here."
-            watched.append({"quiet": best})
     return [
         {"h2": "Training"},
         {"picture": picture, "alt": "Reward or loss, and more, by training step"},
-        *watched,
         details("All metrics of the last step", table((), rows)),
+    ]
+
+
+def _validation(run: Run) -> list[Block]:
+    picture = run.folder / "validation.png"
+    plots.plot_validation(run.validation, picture)
+    said = (
+        f"Each time {run.validation[0]['prompts']} prompts, which are neither trained on nor held "
+    )
+    said += "out, answered greedily."
+    if run.summary.get("best_step") is not None:
+        said += f" The result is the policy after step {run.summary['best_step']}, the best here."
+    return [
+        {"h2": "Validation while it trains"},
+        {"picture": picture, "alt": "Rates of validation prompts by step"},
+        {"quiet": said},
     ]
 
 

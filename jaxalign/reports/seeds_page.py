@@ -1,5 +1,6 @@
 """Runs of one experiment with several seeds: each, their mean and their spread."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from jaxalign.reports.run_folder import MOMENTS
 
 def seed_folders(folder: Path) -> dict[int, Path]:
     """The folders of the runs in it, by their seeds."""
-    found = {path.name.removeprefix("seed-"): path for path in folder.glob("seed-*")}
-    return {seed: found[str(seed)] for seed in sorted(int(x) for x in found if x.isdecimal())}
+    runs = [
+        (re.fullmatch("seed-(0|[1-9][0-9]*)", path.name), path) for path in folder.glob("seed-*")
+    ]
+    return dict(sorted((int(seed[1]), path) for seed, path in runs if seed))
 
 
 def write_seeds_report(folder: Path) -> Path:

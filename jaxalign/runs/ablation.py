@@ -82,7 +82,7 @@ def check(
         if arm not in arms:
             raise InputError(f"unknown arm {arm!r}: choose from {', '.join(arms)}")
     own = [word for arm in settings.arms for word in arms[arm].flags if word.startswith("--")]
-    ours = (*ours, *dict.fromkeys(re.split("[=.]", word)[0] for word in own))
+    ours = (*ours, "--settings", *dict.fromkeys(re.split("[=.]", word)[0] for word in own))
     for given in flags:
         name = given.partition("=")[0].replace("_", "-").replace("--no-", "--")
         for flag in (x.replace("--no-", "--") for x in ours):

@@ -384,6 +384,8 @@ class Experiment:
         best = False
         if is_first():
             print(f"validation {label}: {_shown(summary(results))}")
+            if skipped := summary(results)["skipped"]:
+                print(f"{skipped} validation prompts were too long and not asked")
             best = isinstance(keep, Best) and best_step(self._folder, keep)[0] == step
         if any_of(best):
             save_pretrained(self._folder / BEST, self.model, params, self.tokenizer)
@@ -419,7 +421,15 @@ class Experiment:
         return self.recipe.tune(self, params)
 
     def train(self, training: Training, state: TrainState) -> tuple[TrainState, bool]:
-        """`jaxalign.runs.loop.train`, from the newest checkpoint where the run is resumed."""
+        """`jaxalign.runs.loop.train`, from the newest checkpoint where the run is resumed.
+
+        Raises:
+          InputError: as there, or the best parameters so far are gone.
+        """
+        best, done = self._folder / BEST, (self._folder / "summary.json").exists()
+        keeps = isinstance(self.settings.loop.keep, Best) and validation_folders(self._folder)
+        if keeps and not best.exists() and not done:
+            raise InputError(f"{best} is gone, the best so far: start the run again elsewhere")
         return train(
             training,
             state,

@@ -112,7 +112,10 @@ def _words_of(settings: Any, given: Any) -> list[str]:
     present, named = to_json(settings), [key.replace("-", "_") for key in given]
     classes = [one for choice in choosable(settings) for one in choice.classes]
     known = present.keys() | {name for one in classes for name in _names(one)}
+    flat = {name for name, _, flat in fields_of(type(settings)) if flat}
     for name in named:
+        if name in flat - known:
+            raise InputError(f"{name}: leave the name out, and write what is in it by itself")
         if name not in known:
             nested = "; write what is behind a dot nested, as in objective: {discount: 0.9}"
             raise InputError(f"{name} is no setting; --help lists them{nested * ('.' in name)}")

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from jaxalign.data import load_all
 from jaxalign.data.prompts import Prompt, of_each_kind
@@ -13,7 +13,7 @@ from jaxalign.engine.optimizer import AdamW, Decay, Linear
 from jaxalign.engine.ppo import PPO
 from jaxalign.engine.step import Updates
 from jaxalign.host.errors import InputError
-from jaxalign.host.fields import Checked, Count, Natural, Positive, Weight, at_least
+from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight, at_least
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS, VALIDATION
@@ -155,7 +155,10 @@ class Settings(Checked):
     """Go on from the newest checkpoint in the run folder."""
     seed: Natural = 0
     """Seed of sampling and data order."""
-    seeds: tuple[int, ...] = ()
+    seeds: Annotated[
+        tuple[int, ...],
+        Rule(lambda x: min(x, default=0) >= 0, "must be whole numbers, each at least 0"),
+    ] = ()
     """Several seeds, each a run in RUN/seed-N, one after the other; RUN/report.html has their mean
     and spread. --resume leaves out those that are done."""
     start: Annotated[Start, FLAT] = Start()
@@ -204,9 +207,9 @@ class Settings(Checked):
         source = "validation" if data.validation else "prompts"
         asked = data.load(data.validation or data.prompts)
         validation = of_each_kind(asked, data.validation_prompts)
-        judged_by = {prompt.asked for prompt in heldout}
+        judged_by = {_wording(prompt) for prompt in heldout}
         for prompt in validation:
-            if prompt.asked in judged_by:
+            if _wording(prompt) in judged_by:
                 raise InputError(
                     f"validation: {prompt.id} is held out too, and training may not be watched by "
                     f"what it is judged by: leave it out of --{source} or --heldout"
@@ -217,8 +220,8 @@ class Settings(Checked):
                 f"{source}: keep counts nothing of {' or '.join(sorted(kinds)) or 'no prompts'}: "
                 "give prompts of other kinds, or other weights"
             )
-        taken = {prompt.asked for prompt in validation}
-        rest = [prompt for prompt in prompts if prompt.asked not in taken]
+        taken = {_wording(prompt) for prompt in validation}
+        rest = [prompt for prompt in prompts if _wording(prompt) not in taken]
         for kind in {prompt.kind: None for prompt in prompts}:
             if all(prompt.kind != kind for prompt in rest):
                 raise InputError(
@@ -411,6 +414,11 @@ def parse(
         raise InputError(f"unknown preset {arguments[0]!r}: choose one of {names}")
     preset = presets[arguments[0]]
     return parse_flags(preset, arguments[1:], prog=f"{script} {arguments[0]}")
+
+
+def _wording(prompt: Prompt) -> tuple[Any, str]:
+    """What is alike in prompts that differ by capitals and spaces alone."""
+    return prompt.conversation, " ".join(prompt.text.split()).casefold()
 
 
 def has_checkpoint(run: Path) -> bool:

@@ -219,6 +219,7 @@ def test_a_comparison_without_a_point_that_began_may_become_another(tmp_path):
             "suites: prefill-5 is what attacks are called: give it another name",
         ),
         ({}, ["--objective=ppo"], "--objective is the comparison's to set"),
+        ({}, ["--settings=ppo.yaml"], "--settings is the comparison's to set"),
         ({}, ["--objective", "ppo"], "--objective is the comparison's to set"),
         (
             {},

@@ -427,7 +427,8 @@ def test_seeds_have_a_mean_and_a_spread(tmp_path):
         folder.mkdir()
         content = {"before": None, "after": after, "hardware": "<2 cores>"}
         (folder / "summary.json").write_text(json.dumps(content))
-    (tmp_path / "seed-3").mkdir()  # under way
+    for name in ("seed-3", "seed-07", "seed-old"):  # under way, and no runs of seeds
+        (tmp_path / name).mkdir()
     page = write_seeds_report(tmp_path).read_text()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary) == ["after"] and list(summary["after"]["seeds"]) == ["0", "2", "10"]

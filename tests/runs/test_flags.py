@@ -397,6 +397,17 @@ def test_values_that_belong_together_change_together():
         change(halves, minibatch=3)
 
 
+def test_parts_of_the_settings_are_not_named_in_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("loop: {steps: 3}\n")
+    with pytest.raises(InputError, match="mine.yaml: loop: leave the name out, and write what is"):
+        settings(f"demo --settings {tmp_path / 'mine.yaml'}")
+
+
+def test_seeds_are_not_negative():
+    with pytest.raises(InputError, match=r"seeds=\(-1, 0\) must be whole numbers, each at least 0"):
+        settings("demo --seeds -1 0")
+
+
 def bounded(logps, old_logps, advantages, *, mask=None):
     """A surrogate of one's own: only a name, whatever process says it."""
 

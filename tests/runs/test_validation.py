@@ -9,6 +9,7 @@ from experiments.direct_refusal import PRESETS, main
 from jaxalign.data.prompts import Prompt
 from jaxalign.host.errors import InputError
 from jaxalign.reports.evaluation_folder import read_evaluation
+from jaxalign.reports.run_folder import validation_folders
 from jaxalign.reports.run_page import write_report
 from jaxalign.runs.choices import change
 from jaxalign.runs.keep import Best
@@ -59,9 +60,9 @@ def whole(arguments, tmp_path_factory):
 def refusals(run):
     """Step -> share of harmful validation prompts that are refused."""
     found = {}
-    for folder in sorted((run / "validation").iterdir(), key=lambda path: int(path.name)):
+    for step, folder in validation_folders(run).items():
         (rate,) = read_evaluation(folder).results["rates"]
-        found[int(folder.name)] = rate["rate"]
+        found[step] = rate["rate"]
     return found
 
 
@@ -91,7 +92,10 @@ def test_the_validation_prompts_are_not_trained_on(whole):
 def test_the_report_has_their_curves(whole):
     page = (whole / "report.html").read_text()
     best = json.loads((whole / "summary.json").read_text())["best_step"]
-    assert f"The result is the policy after step {best}" in page and "validation prompts" in page
+    assert (
+        f"The result is the policy after step {best}" in page
+        and "Validation while it trains" in page
+    )
     assert (whole / "validation.png").read_bytes().startswith(b"\x89PNG")
     assert write_report(whole).read_text() == page
 
@@ -107,7 +111,12 @@ def test_a_run_that_ends_in_a_validation_goes_on_with_it(
         assert main([*arguments, f"--run={folder}"]) == 0
     assert "prompts of the evaluation after step 4" in capsys.readouterr().out
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["4"]
+    (folder / "best").rename(folder / "hidden")
+    assert main([*arguments, f"--run={folder}", "--resume"]) == 2
+    assert "best is gone, the best so far: start the run again" in capsys.readouterr().err
+    (folder / "hidden").rename(folder / "best")
     shutil.copytree(whole / "validation" / "8", folder / "validation" / "8")
+    shutil.copytree(whole / "validation" / "0", folder / "validation" / "0 of old")
     (folder / "validation" / "8" / "results.json").write_text("damaged")
     assert main([*arguments, f"--run={folder}", "--resume"]) == 0
     assert refusals(folder) == refusals(whole)
@@ -161,7 +170,7 @@ def test_prompts_of_a_file_of_their_own_are_taken_out_of_training_too(settings, 
 
 
 def test_what_is_wrong_is_said_in_a_line(arguments, settings, tmp_path, capsys):
-    heldout = [Prompt("mine-3", HARMFUL[0], "harmful", "general")]
+    heldout = [Prompt("mine-3", f" {HARMFUL[0].upper()}", "harmful", "general")]
     with pytest.raises(InputError, match="is held out too.*leave it out of --prompts or"):
         settings().part_prompts(heldout)
     with pytest.raises(InputError, match="validation_prompts=3 leaves no harmful prompts to train"):
