@@ -1,8 +1,15 @@
 """Rewards that add up, computed on the device from token ids or by a function of the user's."""
 
 from jaxalign.rewards.answer_scores import Likelihood, PromptFacts, RewardModel
+from jaxalign.rewards.english import reads_english
 from jaxalign.rewards.helpfulness import Helpfulness, helpfulness_reward
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS, Parts, split
+from jaxalign.rewards.refusal_judge import (
+    Refusal,
+    RefusalVerifier,
+    judge_refusal,
+    refusal_verifier,
+)
 from jaxalign.rewards.refusals import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -25,6 +32,7 @@ from jaxalign.rewards.verifiers import (
 )
 from jaxalign.text.automaton import Automaton, compile_pattern, compile_phrases
 from jaxalign.text.matcher import Matcher, token_bytes
+from jaxalign.text.spellings import SPELLINGS
 
 __all__ = [
     "Addable",
@@ -44,9 +52,12 @@ __all__ = [
     "FIRST_SENTENCE_REFUSAL_PATTERN",
     "FORMAT_PATTERN",
     "REASONING_TAGS",
+    "Refusal",
+    "RefusalVerifier",
     "REFUSAL_PATTERN",
     "REFUSAL_PHRASES",
     "REFUSAL_WORDINGS",
+    "SPELLINGS",
     "STRICT_FORMAT_PATTERN",
     "Span",
     "Automaton",
@@ -57,6 +68,9 @@ __all__ = [
     "compile_pattern",
     "compile_phrases",
     "helpfulness_reward",
+    "judge_refusal",
+    "reads_english",
+    "refusal_verifier",
     "safety_reward",
     "safety_verifiers",
     "split",

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxalign.text.matcher import Matcher, Reader, Tokenizer
 from jaxalign.text.regex import MAX_STATES, pattern_dfa, phrases_pattern
+from jaxalign.text.spellings import Spellings, spelled
 from jaxalign.text.utf8 import ByteDfa, byte_dfa
 
 
@@ -64,19 +65,25 @@ def compile_phrases(phrases: Iterable[str], *, ignore_case: bool = False) -> Aut
     return compile_pattern(phrases_pattern(phrases, ignore_case=ignore_case))
 
 
-def compile_pattern(regex: str) -> Automaton:
+def compile_pattern(regex: str, *, spellings: Spellings | None = None) -> Automaton:
     r"""The automaton that equals `re.search(regex, text, re.DOTALL) is not None`.
+
+    With spellings it equals that of `text.translate(spellings)`.
 
     Supported: literals and escapes, `.`, classes (ranges, negated), `\s \d \w \S \D \W` as Unicode
     has them, groups (named, capturing or not), alternation, `? * + {m,n}` greedy or lazy, and the
     anchors `\A ^ $ \Z` without MULTILINE. Not supported: lookaround, backreferences, `\b`,
     conditional and atomic groups, possessive quantifiers, inline flags.
 
+    The expression is in Python's syntax. Spellings say what other characters are read as, such as
+    `SPELLINGS`, for which the expression is written in small ASCII letters.
+
     Raises:
       ValueError: the expression is malformed, uses something that is not supported (the message
         names it), or needs more than 20,000 states.
     """
-    return _minimal(byte_dfa(pattern_dfa(regex)))
+    dfa = pattern_dfa(regex)
+    return _minimal(byte_dfa(dfa if spellings is None else spelled(dfa, spellings)))
 
 
 def _minimal(dfa: ByteDfa) -> Automaton:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -20,10 +20,10 @@ Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which importing here wo
 
 NEVER = np.iinfo(np.int32).max
 
-_CHUNK = 64  # bytes looked up at once; a compromise between overhead and waste in the last chunk
+CHUNK = 64  # bytes looked up at once; a compromise between overhead and waste in the last chunk
 _Pair = tuple[jax.Array, jax.Array]
 _Carry = tuple[jax.Array, jax.Array, jax.Array]
-_NO_BYTE = 256  # the column that leaves every state as it is
+NO_BYTE = 256  # the column that leaves every state as it is
 _WHOLE = 0  # the state of `well_formed` between characters
 _REPLACEMENT = np.frombuffer("\ufffd".encode(), np.uint8)
 
@@ -182,6 +182,24 @@ class Vocabulary:
             begin, length = begin + dropped, length - dropped
         return begin, length
 
+    def chunks(self, begin: jax.Array, length: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """From a place in texts, `begin` and `length` `[B, T]`, to the `CHUNK` bytes there.
+
+        They are `[B, CHUNK]` int32, with `NO_BYTE` behind the end.
+        """
+        ends = jnp.cumsum(length, axis=1)
+        total = jnp.sum(length, axis=1, keepdims=True)
+        offset = begin - (ends - length)  # from a place in the text to a place in the vocabulary
+        token_at = jax.vmap(functools.partial(jnp.searchsorted, side="right"), (0, None))
+
+        def chunk_at(position: jax.Array) -> jax.Array:
+            places = position + jnp.arange(CHUNK, dtype=jnp.int32)
+            index = jnp.minimum(token_at(ends, places), begin.shape[1] - 1)
+            data = self.data[places + jnp.take_along_axis(offset, index, axis=1)]
+            return jnp.where(places < total, data.astype(jnp.int32), NO_BYTE)
+
+        return chunk_at
+
 
 class Reading(NamedTuple):
     """What K automata found in B texts of T tokens.
@@ -275,7 +293,7 @@ class Reader:
         def byte(carry: _Pair) -> _Pair:
             place, states = carry
             data = self.vocabulary.data[begin + place].astype(jnp.int32)
-            data = jnp.where(place < length, data, _NO_BYTE)
+            data = jnp.where(place < length, data, NO_BYTE)
             return place + 1, self.transitions[states, data[..., None]]
 
         longest = jnp.max(length, initial=0)
@@ -287,7 +305,7 @@ class Reader:
     def _malformed(self, tokens: jax.Array, begin: jax.Array, length: jax.Array) -> jax.Array:
         """`[B, T]` bool, the byte tokens whose run is not UTF-8."""
         one_byte, ends_run = self.vocabulary.runs(tokens, length)
-        data = jnp.where(one_byte, self.vocabulary.data[begin].astype(jnp.int32), _NO_BYTE)
+        data = jnp.where(one_byte, self.vocabulary.data[begin].astype(jnp.int32), NO_BYTE)
 
         def step(state: jax.Array, column: _Pair) -> _Pair:
             byte, ends_run = column
@@ -300,6 +318,14 @@ class Reader:
         stop = jax.lax.cummin(jnp.where(ends_run, places, len(places)), axis=1, reverse=True)
         return one_byte & ~jnp.take_along_axis(whole.T, stop - 1, axis=1)
 
+    def laid_out(self, tokens: jax.Array, mask: jax.Array) -> _Pair:
+        """Where in `vocabulary.data` the bytes of each token of a text begin, and their number."""
+        begin, length = self.vocabulary.span(tokens, mask)
+        if self.vocabulary.byte_tokens is not None:
+            malformed = self._malformed(tokens, begin, length)
+            begin, length = self.vocabulary.replaced(malformed, begin, length)
+        return self.vocabulary.stripped(begin, length)
+
     def read(self, tokens: jax.Array, mask: jax.Array) -> Reading:
         """Runs the automata over the bytes of the masked-in tokens; both are `[B, T]`.
 
@@ -308,39 +334,29 @@ class Reader:
         """
         chex.assert_rank([tokens, mask], 2)
         chex.assert_equal_shape([tokens, mask])
-        begin, length = self.vocabulary.span(tokens, mask)
-        if self.vocabulary.byte_tokens is not None:
-            malformed = self._malformed(tokens, begin, length)
-            begin, length = self.vocabulary.replaced(malformed, begin, length)
-        begin, length = self.vocabulary.stripped(begin, length)
+        begin, length = self.laid_out(tokens, mask)
         ends = jnp.cumsum(length, axis=1)
-        total = jnp.sum(length, axis=1, keepdims=True)
-        offset = begin - (ends - length)  # from a place in the text to a place in the vocabulary
-        token_at = jax.vmap(functools.partial(jnp.searchsorted, side="right"), (0, None))
+        chunk_at = self.vocabulary.chunks(begin, length)
 
         def chunk(carry: _Carry) -> _Carry:
             position, states, first = carry
-            places = position + jnp.arange(_CHUNK, dtype=jnp.int32)
-            index = jnp.minimum(token_at(ends, places), tokens.shape[1] - 1)
-            data = self.vocabulary.data[places + jnp.take_along_axis(offset, index, axis=1)]
-            data = jnp.where(places < total, data.astype(jnp.int32), _NO_BYTE)
 
             def step(states: jax.Array, byte: jax.Array) -> _Pair:
                 states = self.transitions[states, byte[:, None]]
                 return states, states
 
-            states, path = jax.lax.scan(step, states, data.T)
+            states, path = jax.lax.scan(step, states, chunk_at(position).T)
             hit = self.accepting[path]
             here = position + 1 + jnp.argmax(hit, axis=0).astype(jnp.int32)
             return (
-                position + _CHUNK,
+                position + CHUNK,
                 states,
                 jnp.minimum(first, jnp.where(jnp.any(hit, axis=0), here, NEVER)),
             )
 
         states = jnp.broadcast_to(self.initial, (len(tokens), len(self.initial)))
         first = jnp.where(self.accepting[states], 0, NEVER).astype(jnp.int32)
-        longest = jnp.max(total, initial=0)
+        longest = jnp.max(ends, initial=0)
         _, states, first = jax.lax.while_loop(
             lambda carry: carry[0] < longest, chunk, (jnp.int32(0), states, first)
         )
