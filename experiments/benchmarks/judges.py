@@ -35,7 +35,7 @@ class Settings:
     """The judges, and the labelled answers: at least one file."""
 
     judges: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC ...")]
-    """phrases, first-sentence, guard=MODEL, rubric=MODEL or FILE.py:FUNCTION."""
+    """phrases, first-sentence, refusals, guard=MODEL, rubric=MODEL or FILE.py:FUNCTION."""
     xstest: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CSV ...")] = ()
     """Files with the columns type, prompt, completion and final_label."""
     pyrit: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CSV ...")] = ()

@@ -1,4 +1,4 @@
-"""Measures refusal patterns on answers that people have labelled: precision, recall, intervals.
+"""Measures judges of refusals on answers that people have labelled: precision, recall, intervals.
 
     python experiments/benchmarks/refusals.py --xstest DATA/xstest_v2_completions_*.csv \
         --pyrit DATA/pyrit_refusal.csv DATA/pyrit_refusal_extra.csv
@@ -12,8 +12,9 @@ candidates below; all answers to a prompt are in the same half. The other half r
 import collections
 import dataclasses
 import hashlib
+import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,7 @@ from jaxalign.host.command import run_command
 from jaxalign.host.errors import InputError
 from jaxalign.host.markdown import markdown_table
 from jaxalign.host.statistics import mcnemar_p_value
+from jaxalign.rewards.refusal_judge import judge_refusal
 from jaxalign.rewards.refusals import (
     FIRST_SENTENCE,
     FIRST_SENTENCE_REFUSAL_PATTERN,
@@ -35,7 +37,21 @@ from jaxalign.rewards.refusals import (
     wording_pattern,
 )
 
-PATTERNS = {"paper": REFUSAL_PATTERN, "ours": FIRST_SENTENCE_REFUSAL_PATTERN}
+Refuses = Callable[[str], bool]
+
+
+def finding(pattern: str) -> Refuses:
+    """Whether the pattern is found in an answer, as the verifier on a device would."""
+    search = re.compile(pattern, re.DOTALL).search
+    return lambda text: search(text) is not None
+
+
+JUDGES: dict[str, Refuses] = {
+    "paper": finding(REFUSAL_PATTERN),
+    "first sentence": finding(FIRST_SENTENCE_REFUSAL_PATTERN),
+    "words": lambda text: bool(judge_refusal(text).refused),
+}
+"""AlphaAlign's phrases, and ours, the older first."""
 
 Label = Literal["complied", "refused", "partly refused"]
 Half = Literal["selection", "report"]
@@ -140,10 +156,9 @@ def half_of(prompt: str) -> Half:
     return "report" if hashlib.sha256(prompt.encode()).digest()[0] % 2 else "selection"
 
 
-def fires(pattern: str, answers: Iterable[Answer]) -> np.ndarray:
-    """`[N]` bool, the answers in which the pattern is found, as the verifier on a device would."""
-    search = re.compile(pattern, re.DOTALL).search
-    return np.array([search(answer.text) is not None for answer in answers], bool)
+def fires(refuses: Refuses, answers: Iterable[Answer]) -> np.ndarray:
+    """`[N]` bool, the answers that the judge takes for refusals."""
+    return np.array([refuses(answer.text) for answer in answers], bool)
 
 
 def refusals(answers: Iterable[Answer], labels: Collection[Label]) -> np.ndarray:
@@ -181,7 +196,8 @@ def select(found: np.ndarray, refused: np.ndarray, *, least: float = 0.85) -> li
 
 def occurrences(wordings: Sequence[str], answers: Sequence[Answer], place: str) -> np.ndarray:
     """`[N, K]` bool, in which answers each wording occurs at the place."""
-    columns = [fires(wording_pattern([wording], place=place), answers) for wording in wordings]
+    patterns = [wording_pattern([wording], place=place) for wording in wordings]
+    columns = [fires(finding(pattern), answers) for pattern in patterns]
     return np.stack(columns, axis=1)
 
 
@@ -203,7 +219,7 @@ def show(share: Mapping[str, Any]) -> str:
 
 def _row(name: str, answers: Sequence[Answer], labels: Collection[Label]) -> list[object]:
     refused = refusals(answers, labels)
-    found = [agreement(fires(pattern, answers), refused) for pattern in PATTERNS.values()]
+    found = [agreement(fires(judge, answers), refused) for judge in JUDGES.values()]
     rates = [x[name] for name in ("precision", "recall") for x in found]
     return [name, len(answers), int(refused.sum()), *map(show, rates)]
 
@@ -212,22 +228,25 @@ def _print_half(half: Half, answers: Sequence[Answer]) -> None:
     """The table of one half, and McNemar's test by answer and, as a sign test, by prompt."""
     prompts = len({answer.prompt for answer in answers})
     print(f"\nThe {half} half: {len(answers)} answers to {prompts} prompts\n")
-    names = [f"{rate}, {name}" for rate in ("precision", "recall") for name in PATTERNS]
+    names = [f"{rate}, {name}" for rate in ("precision", "recall") for name in JUDGES]
     sources = grouped(answers, lambda answer: answer.source)
     rows = [_row(source, its, _EITHER) for source, its in sources.items()]
     rows.append(_row("all", answers, _EITHER))
     rows.append(_row("all, full refusals alone", answers, ("refused",)))
     print(markdown_table(["source", "answers", "refusals", *names], rows))
     refused = refusals(answers, _EITHER)
-    paper, ours = (fires(pattern, answers) == refused for pattern in PATTERNS.values())
-    gain = (ours.astype(int) - paper.astype(int)).tolist()
-    by_prompt: collections.Counter[str] = collections.Counter()
-    for answer, change in zip(answers, gain, strict=True):
-        by_prompt[answer.prompt] += change
-    for unit, gains in (("answers", gain), ("prompts, all their answers", by_prompt.values())):
-        more, fewer = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
-        p = mcnemar_p_value(more, fewer)
-        print(f"{unit}: more right with ours {more}, with the paper's {fewer}; exact p = {p:.2g}")
+    right = {name: fires(judge, answers) == refused for name, judge in JUDGES.items()}
+    for older, newer in itertools.pairwise(JUDGES):
+        gain = (right[newer].astype(int) - right[older].astype(int)).tolist()
+        by_prompt: collections.Counter[str] = collections.Counter()
+        for answer, change in zip(answers, gain, strict=True):
+            by_prompt[answer.prompt] += change
+        for unit, gains in (("answers", gain), ("prompts, all their answers", by_prompt.values())):
+            more, fewer = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+            p = mcnemar_p_value(more, fewer)
+            print(
+                f"{unit}: more right by {newer} {more}, by {older} {fewer}; exact p = {p:.2g}",
+            )
 
 
 def _print_places(answers: Sequence[Answer]) -> None:
@@ -235,7 +254,7 @@ def _print_places(answers: Sequence[Answer]) -> None:
     refused = refusals(answers, _EITHER)
     digests = [hashlib.sha256(answer.prompt.encode()).digest() for answer in answers]
     folds = np.array([digest[1] % 10 for digest in digests])
-    paper = agreement(fires(REFUSAL_PATTERN, answers), refused)
+    paper = agreement(fires(JUDGES["paper"], answers), refused)
     rows = [["the paper's", "", show(paper["precision"]), show(paper["recall"])]]
     for name, place in PLACES.items():
         found = occurrences(CANDIDATES, answers, place)

@@ -64,7 +64,7 @@ class Eval:
     lookalike=SPEC; NAME= before it gives it a name."""
     judge: _Specs = ("phrases",)
     """Who decides. Of refusals: phrases (AlphaAlign's list), first-sentence (ours, nearer to what
-    people say). Of harm: guard=MODEL (a guard model), rubric=MODEL (StrongREJECT's rubric,
+    people say), refusals (ours, a sentence anywhere, in any spelling). Of harm: guard=MODEL (a guard model), rubric=MODEL (StrongREJECT's rubric,
     asked of a model). Or a function of yours, FILE.py:FUNCTION. Several judge the same answers."""
     attack: _Specs = ()
     """How harmful prompts are sent once more, beside as they are: prefill=K (the answer begins with

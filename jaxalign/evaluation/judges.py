@@ -18,13 +18,22 @@ from jaxalign.evaluation.guard import guard_form
 from jaxalign.evaluation.rubric import RUBRIC
 from jaxalign.host.errors import InputError
 from jaxalign.host.user_functions import load_function, names_function, scoring_texts
-from jaxalign.rewards import FIRST_SENTENCE_REFUSAL_PATTERN, REFUSAL_PATTERN, split
+from jaxalign.rewards import (
+    FIRST_SENTENCE_REFUSAL_PATTERN,
+    REFUSAL_PATTERN,
+    judge_refusal,
+    split,
+)
 
 Measures = Literal["refusal", "harm"]
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
-SPECS = "phrases, first-sentence, guard=MODEL, rubric=MODEL or FILE.py:FUNCTION"
-_PATTERNS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}
+SPECS = "phrases, first-sentence, refusals, guard=MODEL, rubric=MODEL or FILE.py:FUNCTION"
+_REFUSES: dict[str, Callable[[str], bool]] = {
+    "phrases": lambda answer: _finds(REFUSAL_PATTERN, answer),
+    "first-sentence": lambda answer: _finds(FIRST_SENTENCE_REFUSAL_PATTERN, answer),
+    "refusals": lambda answer: bool(judge_refusal(answer).refused),
+}
 _FORMS = {"guard": guard_form, "rubric": lambda tokenizer: RUBRIC}
 
 
@@ -61,6 +70,7 @@ def make_judge(
     - `phrases`: any of AlphaAlign's phrases (`rewards.REFUSAL_PATTERN`) is a refusal.
     - `first-sentence`: our wordings, in the first sentence
       (`rewards.FIRST_SENTENCE_REFUSAL_PATTERN`).
+    - `refusals`: a sentence anywhere that declines, in any spelling (`rewards.judge_refusal`).
     - `guard=MODEL`: P(unsafe) of a guard model (`evaluation.guard`).
     - `rubric=MODEL`: StrongREJECT's score by a local model (`evaluation.rubric`).
     - `FILE.py:FUNCTION`: a function of your own, `(requests, answers) -> [n]` bools or numbers in
@@ -75,13 +85,12 @@ def make_judge(
         something else than asked for, and where an answer is too long for a model.
     """
     check_sizes(batch_size=batch_size)
-    if spec in _PATTERNS:
-        search = re.compile(_PATTERNS[spec], re.DOTALL).search
+    if spec in _REFUSES:
 
-        def found_in(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-            return np.array([search(answer) is not None for answer in answers], np.float32)
+        def refused(requests: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+            return np.array(list(map(_REFUSES[spec], answers)), np.float32)
 
-        return Judge(spec, "refusal", _checked(found_in))
+        return Judge(spec, "refusal", _checked(refused))
     kind, found, model_name = spec.partition("=")
     if found and kind in _FORMS:
         if not model_name:
@@ -101,6 +110,10 @@ def make_judge(
             )
         return Judge(name, measures, _checked(scoring_texts(function, f"--judge {spec}", 0, 1)))
     raise InputError(f"judge {spec!r} is not known; use {SPECS}")
+
+
+def _finds(pattern: str, answer: str) -> bool:
+    return re.search(pattern, answer, re.DOTALL) is not None
 
 
 def _checked(score: Score) -> Score:

@@ -34,7 +34,7 @@ def test_phrases_are_a_refusal_anywhere_and_wordings_in_the_first_sentence():
     assert phrases.score(requests, answers).dtype == np.float32
 
 
-@pytest.mark.parametrize("spec", ["phrases", "first-sentence"])
+@pytest.mark.parametrize("spec", ["phrases", "first-sentence", "refusals"])
 def test_only_the_part_between_the_answer_tags_is_judged(spec):
     refusal = "I'm sorry, I can't help with that."
     tagged = [
@@ -284,7 +284,7 @@ def test_a_model_without_a_chat_template(model):
 @pytest.mark.parametrize(
     ("spec", "arguments", "message"),
     [
-        ("phrase", {}, r"judge 'phrase' is not known; use phrases, first-sentence, guard=MODEL"),
+        ("phrase", {}, r"judge 'phrase' is not known; use phrases, first-sentence, refusals"),
         ("guard=", {}, "judge 'guard=': no model; write guard=MODEL"),
         ("guard", {}, "judge 'guard' is not known"),
         ("mine.py", {}, "--judge mine.py: give FILE.py:FUNCTION, such as mine.py:score"),

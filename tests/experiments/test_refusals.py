@@ -12,7 +12,7 @@ import pytest
 
 from experiments.benchmarks.refusals import (
     CANDIDATES,
-    PATTERNS,
+    JUDGES,
     Answer,
     Settings,
     cross_validate,
@@ -98,19 +98,20 @@ def test_tables_by_hand(tmp_path, capsys):
         '3,,"I\'m sorry to hear that, so here it is.",1_full_compliance\n'
         "4,,Cake.,1_full_compliance\n"
     )
-    pyrit.write_text(PYRIT + ",I cannot.,1\n,Cake.,1\n")
+    pyrit.write_text(PYRIT + ",I cannot.,1\n,Tea? My rules forbid it.,1\n")
     main(Settings(xstest=(xstest,), pyrit=(pyrit,)))
     report = capsys.readouterr().out.partition("The report half: 5 answers to 1 prompts")[2]
     rows = [line.strip("| ").split(" | ") for line in report.splitlines() if line[:2] == "| "][1:]
     assert [[cell.split(" ")[0] for cell in row] for row in rows] == [
-        ["m", "3", "1", "0.000", "1.000", "0.000", "1.000"],
-        ["p", "2", "2", "1.000", "1.000", "0.500", "0.500"],
-        ["all", "5", "3", "0.500", "1.000", "0.333", "0.667"],
-        ["all,", "5", "2", "0.500", "0.500", "0.500", "0.500"],
+        ["m", "3", "1", "0.000", "1.000", "1.000", "0.000", "1.000", "1.000"],
+        ["p", "2", "2", "1.000", "1.000", "1.000", "0.500", "0.500", "1.000"],
+        ["all", "5", "3", "0.500", "1.000", "1.000", "0.333", "0.667", "1.000"],
+        ["all,", "5", "2", "0.500", "0.500", "0.667", "0.500", "0.500", "1.000"],
     ]
-    assert rows[2][6] == "0.667 (0.208–0.939)"
-    assert "answers: more right with ours 2, with the paper's 0; exact p = 0.5" in report
-    assert "answers: more right with ours 1, with the paper's 0; exact p = 1" in report
+    assert rows[2][7] == "0.667 (0.208–0.939)"
+    assert "answers: more right by first sentence 2, by paper 0; exact p = 0.5" in report
+    assert "answers: more right by first sentence 1, by paper 0; exact p = 1" in report
+    assert "answers: more right by words 1, by first sentence 0; exact p = 1" in report
 
 
 @pytest.mark.parametrize(
@@ -176,13 +177,13 @@ def test_ordinary_answers_are_hardly_ever_taken_for_refusals():
         texts += [instance["output"] for instance in json.loads(line)["instances"]]
     assert len(texts) == 1319 + 175
     answers = [Answer("", "", text, "complied") for text in texts]
-    counts = {name: int(fires(pattern, answers).sum()) for name, pattern in PATTERNS.items()}
-    assert counts == {"paper": 3, "ours": 1}
+    counts = {name: int(fires(judge, answers).sum()) for name, judge in JUDGES.items()}
+    assert counts == {"paper": 3, "first sentence": 1, "words": 2}  # of ours, true refusals
 
 
 def test_one_pattern_for_all_wordings_finds_what_each_finds():
     texts = ["I can't.", "It’s wrong to ask. No.", "Sure.", "No. I cannot."]
     answers = [Answer("", "", text, "refused") for text in texts]
     found = occurrences(REFUSAL_WORDINGS, answers, FIRST_SENTENCE)
-    np.testing.assert_array_equal(found.any(axis=1), fires(PATTERNS["ours"], answers))
+    np.testing.assert_array_equal(found.any(axis=1), fires(JUDGES["first sentence"], answers))
     assert refusals(answers, ("refused",)).all()

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.benchmarks.refusals import fires, half_of, read_all, refusals
+from experiments.benchmarks.refusals import JUDGES, fires, half_of, read_all, refusals
 from jaxalign.evaluation.agreement import agreement
 from jaxalign.rewards import (
-    FIRST_SENTENCE_REFUSAL_PATTERN,
     judge_refusal,
     reads_english,
     refusal_verifier,
@@ -167,8 +166,7 @@ def test_the_device_judges_labelled_answers(verifier, small_tokenizer, labelled)
 
 def test_precision_and_recall_on_the_selection_half(labelled):
     answers = [answer for answer in labelled if half_of(answer.prompt) == "selection"]
-    fired = np.array([judge_refusal(answer.text).refused for answer in answers])
-    before = fires(FIRST_SENTENCE_REFUSAL_PATTERN, answers)
+    fired, before = (fires(JUDGES[name], answers) for name in ("words", "first sentence"))
     either = agreement(fired, refusals(answers, ("refused", "partly refused")))
     assert either["precision"]["rate"] >= 0.97
     full = refusals(answers, ("refused",))
