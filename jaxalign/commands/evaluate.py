@@ -64,8 +64,9 @@ class Eval:
     lookalike=SPEC; NAME= before it gives it a name."""
     judge: _Specs = ("phrases",)
     """Who decides. Of refusals: phrases (AlphaAlign's list), first-sentence (ours, nearer to what
-    people say), refusals (ours, a sentence anywhere, in any spelling). Of harm: guard=MODEL (a guard model), rubric=MODEL (StrongREJECT's rubric,
-    asked of a model). Or a function of yours, FILE.py:FUNCTION. Several judge the same answers."""
+    people say), refusals (ours: a sentence anywhere that declines, in any spelling). Of harm:
+    guard=MODEL (a guard model), rubric=MODEL (StrongREJECT's rubric, asked of a model). Or a
+    function of yours, FILE.py:FUNCTION. Several judge the same answers."""
     attack: _Specs = ()
     """How harmful prompts are sent once more, beside as they are: prefill=K (the answer begins with
     K tokens of a harmful one), prefill-answer=K (behind forged reasoning), template=NAME|FILE

@@ -20,6 +20,12 @@ from jaxalign.rewards.refusals import (
 )
 from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
 from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_reward
+from jaxalign.rewards.verdicts import (
+    ReasonedVerdict,
+    VerdictReader,
+    verdict_in,
+    verdict_reader,
+)
 from jaxalign.rewards.verifiers import (
     CONSULTING_FORMAT_PATTERN,
     FORMAT_PATTERN,
@@ -52,6 +58,7 @@ __all__ = [
     "FIRST_SENTENCE_REFUSAL_PATTERN",
     "FORMAT_PATTERN",
     "REASONING_TAGS",
+    "ReasonedVerdict",
     "Refusal",
     "RefusalVerifier",
     "REFUSAL_PATTERN",
@@ -64,6 +71,7 @@ __all__ = [
     "Matcher",
     "Parts",
     "Verdict",
+    "VerdictReader",
     "Verifiers",
     "compile_pattern",
     "compile_phrases",
@@ -75,6 +83,8 @@ __all__ = [
     "safety_verifiers",
     "split",
     "token_bytes",
+    "verdict_in",
     "verdict_of",
+    "verdict_reader",
     "wording_pattern",
 ]
