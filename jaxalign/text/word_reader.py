@@ -24,7 +24,7 @@ from jaxalign.text.utf8 import byte_dfa
 from jaxalign.text.words import ASKED, QUOTED, STOP, Lexicon
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-_PLAIN = f"{_LETTERS}'\".?\n "  # each stands for a class; `!` for `.`, any other for a space
+PLAIN = f"{_LETTERS}'\".?\n "  # each stands for a class; `!` for `.`, any other for a space
 _OUTSIDE, _LINE, _IN_DOUBLE, _IN_SINGLE, _TICKED, _BEHIND_TICK, _IN_WORD = range(7)
 _NOTHING = ""
 _MARKS = (_NOTHING, STOP, QUOTED)
@@ -36,7 +36,7 @@ class _Lexer:
     """From plain characters to words.
 
     Attributes:
-      transitions: `[S, C]` int, C the characters of `_PLAIN` and ligatures; the last leaves the
+      transitions: `[S, C]` int, C the characters of `PLAIN` and ligatures; the last leaves the
         state, but tells nothing again.
       word: the characters of the word that ends on entering each state, S strings.
       mark: which of `_MARKS` follows it, S numbers.
@@ -94,7 +94,7 @@ def _lexer(lexicon: Lexicon, texts: Sequence[str]) -> _Lexer:
     index(_Place(_OUTSIDE))
     rows = []
     for place in states:  # grows while it is read
-        after = [functools.reduce(enter, text, place) for text in (*_PLAIN, *texts)]
+        after = [functools.reduce(enter, text, place) for text in (*PLAIN, *texts)]
         rows.append([*map(index, after), index(_Place(place.mode, place.begun))])
     marks = [_MARKS.index(place.mark) for place in states]
     return _Lexer(np.array(rows), [place.word for place in states], marks)
@@ -112,17 +112,17 @@ class _Place(NamedTuple):
 def _characters() -> tuple[CodePointDfa, list[str]]:
     """An automaton whose state is the class of the character read last; and the longer classes."""
     texts = sorted({text for text in SPELLINGS.values() if text and len(text) > 1})
-    left_out = len(_PLAIN) + len(texts)
-    class_of = np.full(0x110000, _PLAIN.index(" "), np.int32)
-    for number, character in enumerate(_PLAIN):
+    left_out = len(PLAIN) + len(texts)
+    class_of = np.full(0x110000, PLAIN.index(" "), np.int32)
+    for number, character in enumerate(PLAIN):
         class_of[ord(character)] = number
-    class_of[ord("!")] = _PLAIN.index(".")
+    class_of[ord("!")] = PLAIN.index(".")
     plain = class_of.copy()
     for point, text in SPELLINGS.items():
         if not text:
             class_of[point] = left_out
         elif len(text) > 1:
-            class_of[point] = len(_PLAIN) + texts.index(text)
+            class_of[point] = len(PLAIN) + texts.index(text)
         else:
             class_of[point] = plain[ord(text)]
     count = left_out + 1
@@ -145,12 +145,84 @@ class Reading(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
+class CharacterReader:
+    """Reads tokens as plain characters, one byte at a time; a pytree.
+
+    Attributes:
+      reader: of one automaton, over bytes; its state tells the character that has been read.
+      character: `[Q]` int32, which one: an index into `PLAIN`, beyond it a ligature, the last of
+        all for none.
+    """
+
+    reader: Reader
+    character: jax.Array
+
+    @classmethod
+    def build(cls, tokenizer: Tokenizer) -> CharacterReader:
+        """Of a tokenizer's vocabulary; raises what `token_bytes` raises."""
+        dfa, texts = _characters()
+        reader = Reader.build([byte_dfa(dfa)], tokenizer)
+        none = len(PLAIN) + len(texts)
+        character = np.full(len(reader.transitions), none)
+        first = int(reader.initial[0]) + 1
+        character[first : first + none + 1] = np.arange(none + 1)
+        return cls(reader, jnp.asarray(character, jnp.int32))
+
+    def scan(
+        self,
+        read: Callable[[_States, jax.Array], _States],
+        states: _States,
+        tokens: jax.Array,
+        mask: jax.Array,
+        start: jax.Array | int,
+        stop: jax.Array | int,
+    ) -> _States:
+        """Reads each row's masked-in tokens, and last a space, which ends a word.
+
+        Args:
+          read: from states and a character of each row, `[B]`, to the next states.
+          states: the first ones, a tuple of arrays.
+          tokens: `[B, T]` int.
+          mask: `[B, T]` bool; it may have holes.
+          start: `[B]` int, the byte of the text at which to begin, as `matcher.Reading` counts.
+          stop: `[B]` int, the byte before which to end.
+        """
+        chex.assert_rank([tokens, mask], 2)
+        chex.assert_equal_shape([tokens, mask])
+        begin, length = self.reader.laid_out(tokens, mask)
+        chunk_at = self.reader.vocabulary.chunks(begin, length)
+        bounds = [jnp.broadcast_to(jnp.asarray(x), len(tokens))[:, None] for x in (start, stop)]
+        none = jnp.max(self.character)
+
+        def step(carry: _States, byte: jax.Array) -> tuple[_States, None]:
+            at, *states = carry
+            at = self.reader.transitions[at, byte]
+            character = jnp.where(byte == NO_BYTE, none, self.character[at])
+            return (at, *read(tuple(states), character)), None
+
+        def chunk(carry: tuple[jax.Array, _States]) -> tuple[jax.Array, _States]:
+            position, states = carry
+            places = position + jnp.arange(CHUNK, dtype=jnp.int32)
+            inside = (places >= bounds[0]) & (places < bounds[1])
+            data = jnp.where(inside, chunk_at(position), NO_BYTE)
+            return position + CHUNK, jax.lax.scan(step, states, data.T)[0]
+
+        batch = len(tokens)
+        first = (jnp.broadcast_to(self.reader.initial, batch), *states)
+        longest = jnp.max(jnp.sum(length, axis=1), initial=0)
+        _, (_, *states) = jax.lax.while_loop(
+            lambda carry: carry[0] < longest, chunk, (jnp.int32(0), first)
+        )
+        return read(tuple(states), jnp.full(batch, PLAIN.index(" ")))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class WordReader:
     """K grammars over words that read the same tokens; a pytree.
 
     Attributes:
-      reader: of one automaton, over bytes; its state tells the character that has been read.
-      character: `[Q]` int32, which one; the last column of `words` for none.
+      characters: reads the tokens.
       words: `[S, C]` int32, the next state for a state and a character.
       word: `[S]` int32, the word that is told on entering a state; 0 is none.
       mark: `[S]` int32, the mark behind it: 0 is none.
@@ -162,8 +234,7 @@ class WordReader:
       verdicts: from what K grammars accept, `[B, K]` bool, to J verdicts on a sentence, `[B, J]`.
     """
 
-    reader: Reader
-    character: jax.Array
+    characters: CharacterReader
     words: jax.Array
     word: jax.Array
     mark: jax.Array
@@ -198,13 +269,7 @@ class WordReader:
           ValueError: the tokenizer decodes in a way that is not supported, or a pattern needs more
             than 20,000 states.
         """
-        characters, texts = _characters()
-        reader = Reader.build([byte_dfa(characters)], tokenizer)
-        none = len(_PLAIN) + len(texts)
-        character = np.full(len(reader.transitions), none)
-        first = int(reader.initial[0]) + 1
-        character[first : first + none + 1] = np.arange(none + 1)
-        lexer = _lexer(lexicon, texts)
+        lexer = _lexer(lexicon, _characters()[1])
         told = sorted({_NOTHING, STOP, QUOTED, *lexer.word})
         number = {text: index for index, text in enumerate(told)}
         dfas = [pattern_dfa(pattern) for pattern in (*of_sentences, *of_texts)]
@@ -215,8 +280,7 @@ class WordReader:
         kept, column = np.unique(table, axis=1, return_inverse=True)
         column = column.reshape(-1)
         return cls(
-            reader=reader,
-            character=jnp.asarray(character, jnp.int32),
+            characters=CharacterReader.build(tokenizer),
             words=jnp.asarray(lexer.transitions, jnp.int32),
             word=jnp.asarray(column[[number[text] for text in lexer.word]], jnp.int32),
             mark=jnp.asarray(lexer.mark, jnp.int32),
@@ -243,48 +307,22 @@ class WordReader:
           start: `[B]` int, the byte of the text at which to begin, as `matcher.Reading` counts.
           stop: `[B]` int, the byte before which to end.
         """
-        chex.assert_rank([tokens, mask], 2)
-        chex.assert_equal_shape([tokens, mask])
-        begin, length = self.reader.laid_out(tokens, mask)
-        chunk_at = self.reader.vocabulary.chunks(begin, length)
-        bounds = [jnp.broadcast_to(jnp.asarray(x), len(tokens))[:, None] for x in (start, stop)]
 
         def read(states: _States, character: jax.Array) -> _States:
-            at, word, grammars, found = states
+            word, grammars, found = states
             word = self.words[word, character]
             grammars = self.grammar[grammars, self.word[word][:, None]]
             mark = self.mark[word][:, None]
             ended = mark == _MARKS.index(STOP)
             found |= ended & self.verdicts(self.accepting[grammars])
             marked = self.grammar[grammars, self.marks[mark]]
-            return at, word, jnp.where(ended & self.over_sentences, self.initial, marked), found
-
-        def step(states: _States, byte: jax.Array) -> tuple[_States, None]:
-            at, *others = states
-            at = self.reader.transitions[at, byte]
-            character = jnp.where(byte == NO_BYTE, self.words.shape[1] - 1, self.character[at])
-            return read((at, *others), character), None
-
-        def chunk(carry: tuple[jax.Array, _States]) -> tuple[jax.Array, _States]:
-            position, states = carry
-            places = position + jnp.arange(CHUNK, dtype=jnp.int32)
-            inside = (places >= bounds[0]) & (places < bounds[1])
-            data = jnp.where(inside, chunk_at(position), NO_BYTE)
-            return position + CHUNK, jax.lax.scan(step, states, data.T)[0]
+            return word, jnp.where(ended & self.over_sentences, self.initial, marked), found
 
         batch = len(tokens)
         grammars = jnp.broadcast_to(self.initial, (batch, len(self.initial)))
-        states = (
-            jnp.broadcast_to(self.reader.initial, batch),
-            jnp.zeros(batch, jnp.int32),
-            grammars,
-            jnp.zeros_like(self.verdicts(self.accepting[grammars])),
-        )
-        longest = jnp.max(jnp.sum(length, axis=1), initial=0)
-        _, states = jax.lax.while_loop(
-            lambda carry: carry[0] < longest, chunk, (jnp.int32(0), states)
-        )
-        *_, grammars, found = read(states, jnp.full(batch, _PLAIN.index(" ")))  # ends a last word
+        found = jnp.zeros_like(self.verdicts(self.accepting[grammars]))
+        states = (jnp.zeros(batch, jnp.int32), grammars, found)
+        _, grammars, found = self.characters.scan(read, states, tokens, mask, start, stop)
         accepted = self.accepting[grammars]
         return Reading(found | self.verdicts(accepted), accepted)
 
