@@ -19,6 +19,7 @@ from jaxalign.rewards.refusals import (
     wording_pattern,
 )
 from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
+from jaxalign.rewards.subjects import SubjectReader, Subjects, names_subject, subject_stems
 from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_reward
 from jaxalign.rewards.verdicts import (
     ReasonedVerdict,
@@ -67,6 +68,8 @@ __all__ = [
     "SPELLINGS",
     "STRICT_FORMAT_PATTERN",
     "Span",
+    "SubjectReader",
+    "Subjects",
     "Automaton",
     "Matcher",
     "Parts",
@@ -77,11 +80,13 @@ __all__ = [
     "compile_phrases",
     "helpfulness_reward",
     "judge_refusal",
+    "names_subject",
     "reads_english",
     "refusal_verifier",
     "safety_reward",
     "safety_verifiers",
     "split",
+    "subject_stems",
     "token_bytes",
     "verdict_in",
     "verdict_of",

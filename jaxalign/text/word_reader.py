@@ -24,7 +24,8 @@ from jaxalign.text.utf8 import byte_dfa
 from jaxalign.text.words import ASKED, QUOTED, STOP, Lexicon
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-PLAIN = f"{_LETTERS}'\".?\n "  # each stands for a class; `!` for `.`, any other for a space
+PLAIN = f"{_LETTERS}'\".?\n "
+"""What is told apart of plain text: `!` is read as `.`, and any other character as a space."""
 _OUTSIDE, _LINE, _IN_DOUBLE, _IN_SINGLE, _TICKED, _BEHIND_TICK, _IN_WORD = range(7)
 _NOTHING = ""
 _MARKS = (_NOTHING, STOP, QUOTED)
@@ -152,10 +153,12 @@ class CharacterReader:
       reader: of one automaton, over bytes; its state tells the character that has been read.
       character: `[Q]` int32, which one: an index into `PLAIN`, beyond it a ligature, the last of
         all for none.
+      spelled: `[C, 3]` int32, the characters of `PLAIN` that each stands for; -1 behind them.
     """
 
     reader: Reader
     character: jax.Array
+    spelled: jax.Array
 
     @classmethod
     def build(cls, tokenizer: Tokenizer) -> CharacterReader:
@@ -166,7 +169,10 @@ class CharacterReader:
         character = np.full(len(reader.transitions), none)
         first = int(reader.initial[0]) + 1
         character[first : first + none + 1] = np.arange(none + 1)
-        return cls(reader, jnp.asarray(character, jnp.int32))
+        spelled = np.full((none + 1, 3), -1)
+        for row, text in enumerate((*PLAIN, *texts)):
+            spelled[row, : len(text)] = [PLAIN.index(letter) for letter in text]
+        return cls(reader, jnp.asarray(character, jnp.int32), jnp.asarray(spelled, jnp.int32))
 
     def scan(
         self,

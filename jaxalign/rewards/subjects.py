@@ -1,0 +1,176 @@
+"""Does a reasoning name what was asked for? On the host as text, on the device as tokens. Ours.
+
+    subjects = Subjects.of(requests)  # of N prompts, on the host
+    reads = SubjectReader.build(tokenizer)
+    named = reads(subjects.take(prompt_of_row), tokens, mask)  # [B] bool
+
+A request's subject is its content words, as stems; a reasoning names it if one of its words begins
+with such a stem, and goes on for few letters. Whatever the tokenizer: letters are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.rewards.english import FUNCTION_WORDS
+from jaxalign.text.matcher import NEVER, Tokenizer
+from jaxalign.text.spellings import SPELLINGS
+from jaxalign.text.word_reader import PLAIN, CharacterReader
+
+MOST_STEMS = 16
+LONGEST_STEM = 16
+LONGEST_ENDING = 4
+"""Letters that may follow a stem: "poison" is named by "poisoning", "car" not by "carpenter"."""
+
+STOP_WORDS = FUNCTION_WORDS | frozenset(
+    """me a an in is he us no not who whom whose why where while again also after before over under
+    more most other another much many very just only even still ever never own same each every both
+    give tell show write make get got let want need know explain describe list create find use using
+    way ways good best better thing things something anything someone anyone somebody people person
+    user asks ask asked asking request question answer step steps guide instructions example one two
+    three short long new old simple easy quick quickly did done doing being am may might must shall
+    up down out off into onto upon against between without within across through during yes okay hi
+    hello thanks thank kindly say says said mean means called think really possible detailed
+    safety reasoning harmful harmless safe dangerous""".split()
+)
+"""Words that name no subject: of grammar, of asking, and of the verdict."""
+
+_ENDINGS = ("ations", "ation", "ings", "ing", "ies", "ers", "ed", "es", "er", "ly", "s", "e", "y")
+_WORD = re.compile(r"[a-z0-9]+")
+
+
+def stem(word: str) -> str:
+    """A plain word without its ending: the first of a short list that leaves three letters.
+
+    A doubled last consonant before -ing, -ed or -er becomes one: "stopping" and "stops" are "stop".
+    """
+    for ending in _ENDINGS:
+        left = word.removesuffix(ending)
+        if left != word and len(left) >= 3:
+            doubled = ending in ("ing", "ings", "ed", "er", "ers") and left[-1] == left[-2]
+            return left[:-1] if doubled and left[-1] not in "lsz" and len(left) > 3 else left
+    return word
+
+
+def subject_stems(request: str) -> tuple[str, ...]:
+    """The stems of a request's content words, in order, each once; `MOST_STEMS` at most.
+
+    Words of one or two letters, numbers and `STOP_WORDS` are left out.
+    """
+    words = _WORD.findall(request.translate(SPELLINGS).replace("'", ""))
+    plain_stops = {word.replace("'", "") for word in STOP_WORDS}
+    content = [w for w in words if len(w) > 2 and w not in plain_stops and not w.isdigit()]
+    return tuple(dict.fromkeys(stem(word)[:LONGEST_STEM] for word in content))[:MOST_STEMS]
+
+
+def names_subject(reasoning: str, request: str, *, least: int = 1) -> bool:
+    """Whether a reasoning has at least `least` of the request's stems, or all if they are fewer.
+
+    A request without content words is named by anything.
+    """
+    stems = subject_stems(request)
+    words = set(_WORD.findall(reasoning.translate(SPELLINGS)))
+    found = sum(any(_named(stem, word) for word in words) for stem in stems)
+    return found >= min(least, len(stems))
+
+
+def _named(stem: str, word: str) -> bool:
+    return word.startswith(stem) and len(word) <= len(stem) + LONGEST_ENDING
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subjects:
+    """What N requests are about; a pytree, an argument of a compiled program.
+
+    Attributes:
+      letters: `[N, S, L]` int32, the letters of up to S stems, as indices into `PLAIN`; -1 behind.
+      length: `[N, S]` int32, how many letters; 0 where there is no stem.
+    """
+
+    letters: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def of(cls, requests: Sequence[str]) -> Subjects:
+        """Of requests, on the host; of one shape, however many stems they have."""
+        letters = np.full((len(requests), MOST_STEMS, LONGEST_STEM), -1, np.int32)
+        length = np.zeros(letters.shape[:2], np.int32)
+        for row, request in enumerate(requests):
+            for place, found in enumerate(subject_stems(request)):
+                letters[row, place, : len(found)] = [PLAIN.index(letter) for letter in found]
+                length[row, place] = len(found)
+        return cls(jnp.asarray(letters), jnp.asarray(length))
+
+    def take(self, rows: jax.Array) -> Subjects:
+        """Those of rows `[B]`: of each, which request it belongs to."""
+        return Subjects(self.letters[rows], self.length[rows])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SubjectReader:
+    """`names_subject` of token ids; a pytree."""
+
+    characters: CharacterReader
+
+    @classmethod
+    def build(cls, tokenizer: Tokenizer) -> SubjectReader:
+        """Of a tokenizer's vocabulary; raises what `token_bytes` raises."""
+        return cls(CharacterReader.build(tokenizer))
+
+    def __call__(
+        self,
+        subjects: Subjects,
+        tokens: jax.Array,
+        mask: jax.Array,
+        start: jax.Array | int = 0,
+        stop: jax.Array | int = NEVER,
+        *,
+        least: int = 1,
+    ) -> jax.Array:
+        """Whether each row names its subject: `[B]` bool, under jit or not.
+
+        Args:
+          subjects: of B requests, one a row.
+          tokens: `[B, T]` int.
+          mask: `[B, T]` bool, such as that of the reasoning.
+          start: `[B]` int, see `CharacterReader.scan`.
+          stop: `[B]` int.
+          least: how many stems, or all if they are fewer.
+        """
+        there = subjects.length > 0
+        letters = jnp.asarray([letter.isalnum() for letter in PLAIN])
+
+        def read_one(states: _Words, character: jax.Array, none: jax.Array) -> _Words:
+            """`at` counts the letters of a word while it goes along with a stem; -1 is astray."""
+            at, found = states
+            letter = letters[character]
+            place = jnp.clip(at, 0, LONGEST_STEM - 1)
+            expected = jnp.take_along_axis(subjects.letters, place[..., None], axis=2)[..., 0]
+            behind = at >= subjects.length
+            along = (at >= 0) & (behind | (expected == character[:, None]))
+            along &= at < subjects.length + LONGEST_ENDING
+            ended = there & behind & (at >= 0)
+            after = jnp.where(letter[:, None], jnp.where(along, at + 1, -1), 0)
+            found = found | (ended & ~letter[:, None] & ~none[:, None])
+            return jnp.where(none[:, None], at, after), found
+
+        def read(states: _Words, character: jax.Array) -> _Words:
+            for part in self.characters.spelled[character].T:
+                states = read_one(states, part, part < 0)
+            return states
+
+        first = (jnp.zeros_like(subjects.length), jnp.zeros_like(there))
+        _, found = self.characters.scan(read, first, tokens, mask, start, stop)
+        enough = jnp.minimum(least, jnp.sum(there, axis=1))
+        return jnp.sum(found, axis=1) >= enough
+
+
+_Words = tuple[jax.Array, ...]
