@@ -19,6 +19,7 @@ from jaxalign.rewards.refusals import (
     wording_pattern,
 )
 from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
+from jaxalign.rewards.stubs import StubReader, echoes, is_stub, stub_reader
 from jaxalign.rewards.subjects import SubjectReader, Subjects, names_subject, subject_stems
 from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_reward
 from jaxalign.rewards.verdicts import (
@@ -68,6 +69,7 @@ __all__ = [
     "SPELLINGS",
     "STRICT_FORMAT_PATTERN",
     "Span",
+    "StubReader",
     "SubjectReader",
     "Subjects",
     "Automaton",
@@ -78,7 +80,9 @@ __all__ = [
     "Verifiers",
     "compile_pattern",
     "compile_phrases",
+    "echoes",
     "helpfulness_reward",
+    "is_stub",
     "judge_refusal",
     "names_subject",
     "reads_english",
@@ -86,6 +90,7 @@ __all__ = [
     "safety_reward",
     "safety_verifiers",
     "split",
+    "stub_reader",
     "subject_stems",
     "token_bytes",
     "verdict_in",

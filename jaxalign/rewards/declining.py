@@ -86,7 +86,7 @@ CAN = """((can|could|will|would|should|want to|wish to|feel able to|do|ever) | (
 SORRY = """((i am|we are|truly)? (so|very|really|terribly|truly|deeply|genuinely|extremely)*
       sorry | (my|our)? (sincere|sincerest|deepest)? (apologies|apology) | (i|we) (do|must|
       sincerely)* (apologize|apologise) | i regret to (say|inform you|tell you)| i regret)"""
-LEAD = f"""({SORRY} | no|nope|unfortunately|regrettably|sadly|i am afraid|but|and|so|that|
+LEAD = f"""({SORRY} | no|nope|unfortunately|regrettably|sadly|i am afraid|but|and|that|
       however|well|hi|hello|hey|thanks|thank you|again|please note|as an ai|hm|hmm|um|okay|ok|
       for asking|yeah|dear user|user|for any inconvenience|for the inconvenience|for that|about
       that)*"""

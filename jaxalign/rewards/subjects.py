@@ -168,7 +168,7 @@ class SubjectReader:
             return states
 
         first = (jnp.zeros_like(subjects.length), jnp.zeros_like(there))
-        _, found = self.characters.scan(read, first, tokens, mask, start, stop)
+        _, found = self.characters.scan(read, first, tokens, mask, start=start, stop=stop)
         enough = jnp.minimum(least, jnp.sum(there, axis=1))
         return jnp.sum(found, axis=1) >= enough
 

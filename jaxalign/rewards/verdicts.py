@@ -47,7 +47,7 @@ HARMFUL = VERDICTS.pattern(f"""
 """A sentence calls something harmful."""
 HARMLESS = VERDICTS.pattern(f"""
     {_AFFIRMED} ({_IS} {_DEGREE})+ {_GOOD} | ^ {_DEGREE} {_GOOD} (request)? $
-    | {_NO} ({_IS}? {_DEGREE})* {_BAD}
+    | {_NO} ({_IS}|{_DEGREE[:-1]})* {_BAD}
     | (no|not|without|nothing) (a|any|real|serious|obvious)* (harm|danger|risk|threat|crime|problem)
     | (will|would|can|could|do|does) not {_DEGREE} (harm|hurt|(cause|do|pose) {_DEGREE} (harm|risk))
 """)

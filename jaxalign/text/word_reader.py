@@ -180,6 +180,7 @@ class CharacterReader:
         states: _States,
         tokens: jax.Array,
         mask: jax.Array,
+        *,
         start: jax.Array | int,
         stop: jax.Array | int,
     ) -> _States:
@@ -328,7 +329,9 @@ class WordReader:
         grammars = jnp.broadcast_to(self.initial, (batch, len(self.initial)))
         found = jnp.zeros_like(self.verdicts(self.accepting[grammars]))
         states = (jnp.zeros(batch, jnp.int32), grammars, found)
-        _, grammars, found = self.characters.scan(read, states, tokens, mask, start, stop)
+        _, grammars, found = self.characters.scan(
+            read, states, tokens, mask, start=start, stop=stop
+        )
         accepted = self.accepting[grammars]
         return Reading(found | self.verdicts(accepted), accepted)
 

@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 
 from experiments.benchmarks.refusals import JUDGES, fires, half_of, read_all, refusals
 from jaxalign.evaluation.agreement import agreement
-from jaxalign.rewards import (
-    judge_refusal,
-    reads_english,
-    refusal_verifier,
-)
+from jaxalign.rewards import is_stub, judge_refusal, reads_english, refusal_verifier, verdict_in
 from jaxalign.rewards.declining import LEXICON
 from jaxalign.text.words import SHORT_FORMS
 
@@ -86,6 +82,16 @@ def test_what_the_judge_can_read(text, english):
 def test_our_cases_are_english():
     unread = [text for text, _ in CASES if not reads_english(text)]
     assert len(unread) <= 0.02 * len(CASES), unread
+
+
+@pytest.mark.parametrize(
+    "again", ["so sorry ", "I'm so sorry, ", "my own rules ", "I really ", "not "]
+)
+def test_no_text_takes_the_host_long(again):
+    """An expression that can read a text in many ways would try them all."""
+    assert not judge_refusal(again * 60 + "x").whole
+    verdict_in(again * 60 + "x")
+    is_stub(again * 60 + "x")
 
 
 # ---- on the device
