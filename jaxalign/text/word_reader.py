@@ -217,10 +217,10 @@ class CharacterReader:
         batch = len(tokens)
         first = (jnp.broadcast_to(self.reader.initial, batch), *states)
         longest = jnp.max(jnp.sum(length, axis=1), initial=0)
-        _, (_, *states) = jax.lax.while_loop(
+        _, (_, *last) = jax.lax.while_loop(
             lambda carry: carry[0] < longest, chunk, (jnp.int32(0), first)
         )
-        return read(tuple(states), jnp.full(batch, PLAIN.index(" ")))
+        return read(tuple(last), jnp.full(batch, PLAIN.index(" ")))
 
 
 @jax.tree_util.register_dataclass
@@ -284,8 +284,10 @@ class WordReader:
         table = np.concatenate(
             [_columns(dfa, told) + start for dfa, start in zip(dfas, starts, strict=False)]
         )
-        kept, column = np.unique(table, axis=1, return_inverse=True)
-        column = column.reshape(-1)
+        distinct: dict[bytes, int] = {}  # most words are read alike
+        columns = np.ascontiguousarray(table.T)
+        column = np.array([distinct.setdefault(x.tobytes(), len(distinct)) for x in columns])
+        kept = table[:, np.unique(column, return_index=True)[1]]
         return cls(
             characters=CharacterReader.build(tokenizer),
             words=jnp.asarray(lexer.transitions, jnp.int32),
