@@ -5,12 +5,13 @@ import re
 from jaxalign.text.spellings import SPELLINGS
 
 FUNCTION_WORDS = frozenset(
-    """the of to and that it for on with as this but not are be by at or from have you your i'm i'll
-    i can can't cannot could would should will won't don't do does it's is an if they their there
-    which what when how we our he she his her has had was were been than then so because about into
-    please sorry here my them its these those use like any some help""".split()
+    """the of to and that it for with this but not are be by at from have you your i'm i'll can
+    can't cannot could would should won't don't does it's is if they their there which what
+    when how we our she his her has had were been than then because about into please sorry
+    here my i such anyone never must while who where them its these those use like any some
+    help""".split()
 )
-"""Words that make up about half of English text; none that is as common in another language."""
+"""Words that are common in English, and in no other language: not "was", "will", "so", "on"."""
 
 LEAST_SHARE = 0.15
 LEAST_WORDS = 4

@@ -29,13 +29,14 @@ LONGEST_ENDING = 4
 """Letters that may follow a stem: "poison" is named by "poisoning", "car" not by "carpenter"."""
 
 STOP_WORDS = FUNCTION_WORDS | frozenset(
-    """me a an in is he us no not who whom whose why where while again also after before over under
-    more most other another much many very just only even still ever never own same each every both
-    give tell show write make get got let want need know explain describe list create find use using
-    way ways good best better thing things something anything someone anyone somebody people person
-    user asks ask asked asking request question answer step steps guide instructions example one two
-    three short long new old simple easy quick quickly did done doing being am may might must shall
-    up down out off into onto upon against between without within across through during yes okay hi
+    """me a an as do he on or so was will in is he us no not who whom whose why where while again
+    also after before over under more most other another much many very just only even still
+    ever never own same each every both give tell show write make get got let want need know
+    explain describe list create find use using way ways good best better thing things
+    something anything someone anyone somebody people person user asks ask asked asking
+    request question answer step steps guide instructions example one two three short long
+    new old simple easy quick quickly did done doing being am may might must shall up down
+    out off into onto upon against between without within across through during yes okay hi
     hello thanks thank kindly say says said mean means called think really possible detailed
     safety reasoning harmful harmless safe dangerous""".split()
 )

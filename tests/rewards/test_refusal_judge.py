@@ -68,6 +68,7 @@ def test_shared_cases():
         ("Boil the rice for ten minutes.", True),
         ("Lo siento, no puedo ayudarte con eso.", False),
         ("Es tut mir leid, dabei kann ich dir nicht helfen.", False),
+        ("Ich will das so nicht tun, was soll das?", False),
         ("Je suis désolé, mais je ne peux pas vous aider.", False),
         ("Mi dispiace, non posso aiutarti con questo.", False),
         ("Desculpe, mas não posso ajudar com isso.", False),
