@@ -4,6 +4,7 @@ from jaxalign.rewards.answer_scores import Likelihood, PromptFacts, RewardModel
 from jaxalign.rewards.english import reads_english
 from jaxalign.rewards.helpfulness import Helpfulness, helpfulness_reward
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS, Parts, split
+from jaxalign.rewards.reasoned import Reasoned, ReasonedReward
 from jaxalign.rewards.refusal_judge import (
     Refusal,
     RefusalVerifier,
@@ -60,6 +61,8 @@ __all__ = [
     "FIRST_SENTENCE_REFUSAL_PATTERN",
     "FORMAT_PATTERN",
     "REASONING_TAGS",
+    "Reasoned",
+    "ReasonedReward",
     "ReasonedVerdict",
     "Refusal",
     "RefusalVerifier",

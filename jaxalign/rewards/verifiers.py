@@ -125,6 +125,11 @@ class Span:
         """`[B, T]` bool of tokens and a mask of this shape, under jit or not."""
         return _inside(self.reader.read(tokens, mask), self.closing_bytes)
 
+    def bounds(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The bytes at which each row's span begins, and before which it ends: `[B]` each."""
+        start, stop = _bounds(self.reader.read(tokens, mask), self.closing_bytes)
+        return start[:, 0], stop[:, 0]
+
 
 def _span_automata(tags: tuple[str, str]) -> list[Automaton]:
     """They first accept where the opening tag ends, and where the closing one does."""
@@ -135,10 +140,14 @@ def _span_automata(tags: tuple[str, str]) -> list[Automaton]:
     ]
 
 
-def _inside(reading: Reading, closing_bytes: int) -> jax.Array:
-    """`[B, T]` bool, the tokens in the span whose automata are the last two of the reading."""
+def _bounds(reading: Reading, closing_bytes: int) -> tuple[jax.Array, jax.Array]:
     opened, closed = reading.first[:, -2:-1], reading.first[:, -1:]
     start = jnp.where(opened == NEVER, 0, opened)
-    stop = jnp.where(closed == NEVER, NEVER, closed - closing_bytes)
+    return start, jnp.where(closed == NEVER, NEVER, closed - closing_bytes)
+
+
+def _inside(reading: Reading, closing_bytes: int) -> jax.Array:
+    """`[B, T]` bool, the tokens in the span whose automata are the last two of the reading."""
+    start, stop = _bounds(reading, closing_bytes)
     has_bytes = reading.end > reading.begin
     return has_bytes & (reading.begin >= start) & (reading.end <= stop)

@@ -90,6 +90,20 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen, step: int = 2) 
         time.sleep(0.02)
 
 
+@pytest.mark.slow
+def test_judgements_in_words_are_rewarded_part_by_part(arguments, tmp_path):
+    """Each part is a term in the metrics, and what they are made of stands by the transcripts."""
+    flags = ["--reward=reasoned", "--steps=1", "--reward.quality=0.25"]
+    assert main([*arguments, *flags, f"--run={tmp_path}"]) == 0
+    metrics = json.loads((tmp_path / "metrics.jsonl").open().readline())
+    parts = ("form", "named", "act", "verdict", "agreement", "quality", "helpfulness")
+    assert all(f"terms/{part}" in metrics for part in parts)
+    assert metrics["subject_named"] == 0 and metrics["stubs"] is not None
+    row = json.loads((tmp_path / "samples.jsonl").open().readline())
+    assert {"refused", "whole", "named", "agreement"} <= row.keys()
+    assert json.loads((tmp_path / "config.json").read_text())["reward"]["quality"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("steps", "warmup", "decay", "rates"),
     [

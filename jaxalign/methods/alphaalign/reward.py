@@ -27,6 +27,8 @@ from jaxalign.rewards import (
     REFUSAL_PATTERN,
     STRICT_FORMAT_PATTERN,
     Helpfulness,
+    Reasoned,
+    ReasonedReward,
     Safety,
     Verifiers,
     safety_verifiers,
@@ -43,6 +45,7 @@ def alphaalign_reward(
     verifiers: Verifiers,
     scorer: Any = None,
     *,
+    judgement: ReasonedReward | None = None,
     format_weight: float = 1.0,
     refusal_weight: float = 1.0,
     balance: bool = False,
@@ -51,18 +54,26 @@ def alphaalign_reward(
 ) -> Reward:
     """The reward of AlphaAlign: `Safety`, and `helpfulness_weight` times `Helpfulness`.
 
-    The other arguments are theirs; a scorer of None leaves helpfulness out.
+    The other arguments are theirs; a scorer of None leaves helpfulness out, and a judgement takes
+    the place of `Safety`.
     """
-    safety = Safety(verifiers, format_weight, refusal_weight, balance)
+    first = judgement or Safety(verifiers, format_weight, refusal_weight, balance)
     if scorer is None:
-        return safety
-    return safety + helpfulness_weight * Helpfulness(verifiers, scorer, normalise)
+        return first
+    return first + helpfulness_weight * Helpfulness(verifiers, scorer, normalise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """R_s, AlphaAlign's safety reward: the form, and a refusal where it is right."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rewarded(Checked):
     """Settings of AlphaAlign's reward, beside those of all RL."""
 
+    reward: Paper | Reasoned = Paper()
+    """What judgements earn: paper, R_s; reasoned (ours), the parts of a judgement in words."""
     format: Literal["strict", "loose"] = "strict"
     """What is well-formed: strict, nothing but reasoning and answer; loose, the paper's pattern."""
     refusal: Literal["phrases", "first-sentence"] = "phrases"
@@ -118,10 +129,21 @@ class Rewarded(Checked):
                 max_new_tokens=settings.completions.max_new_tokens,
             )
 
+        judgement = None
+        if isinstance(self.reward, Reasoned):
+            judgement = self.reward.reward(
+                tokenizer,
+                verifiers,
+                [prompt.text for prompt in prompts],
+                format_weight=rl.format_weight,
+                balance=rl.balance,
+            )
+
         def reward(start: Params) -> Reward:
             return alphaalign_reward(
                 verifiers,
                 None if scoring is None else scoring.scorer(start),
+                judgement=judgement,
                 format_weight=rl.format_weight,
                 refusal_weight=rl.refusal_weight,
                 balance=rl.balance,
