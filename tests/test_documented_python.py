@@ -53,10 +53,13 @@ def test_judges(run: Callable[..., dict[str, Any]], tiny_model_folder: Path) -> 
 
 
 def test_refusals(run: Callable[..., dict[str, Any]], smollm2_tokenizer: Any) -> None:
-    """Each `verify` is one of verifiers, the last of the pattern of one's own."""
+    """Each `verify` is one of verifiers, the last of one's own pattern; `refusals` is in words."""
     names = run("refusals.md", here={}, tokenizer=smollm2_tokenizer)
     assert re.search(names["mine"], "That is not appropriate.")
     text = "<safety_reasoning>It is.</safety_reasoning><answer>That is not appropriate.</answer>"
     row = smollm2_tokenizer([text], return_tensors="np")
     verdict = names["verify"](row.input_ids, row.attention_mask.astype(bool))
     assert verdict.refused.tolist() == [True] and verdict.well_formed.tolist() == [True]
+    row = smollm2_tokenizer(["I can't help with that."], return_tensors="np")
+    said = names["refusals"](row.input_ids, row.attention_mask.astype(bool))
+    assert said.refused.tolist() == said.whole.tolist() == [True]

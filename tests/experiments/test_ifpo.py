@@ -107,7 +107,8 @@ def test_the_arms_train_what_their_names_say():
     """From the flags that every run has, `--objective.advantages=group`, and the arm's own."""
 
     def objective(arm):
-        flags = ["smollm2", "--objective.advantages=group", *ARMS[arm].flags]
+        preset, *own = ARMS[arm].flags
+        flags = [preset, "--objective.advantages=group", *own]
         return parse(flags, PRESETS, script="ascl.py", doc="").rl.objective
 
     assert objective("grpo") == GRPO(Group(), adjust=None)

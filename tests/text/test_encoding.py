@@ -139,7 +139,7 @@ def check_letters(tokenizer, text, ids):
     assert set(tokenizer.get_added_vocab().values()).isdisjoint(ids), text
     normalizer = tokenizer.backend_tokenizer.normalizer
     letters = normalizer.normalize_str(text) if normalizer else text
-    said, letters = tokenizer.decode(ids), letters.replace("▁", " ")
+    said, letters = (x.replace("▁", " ") for x in (tokenizer.decode(ids), letters))
     assert said in (letters, f" {letters}"), "sentencepiece begins a text with a space"
 
 
