@@ -383,7 +383,8 @@ class Experiment:
         results = self._ask(folder, params, suites, specs, label=label, model=named)
         best = False
         if is_first():
-            print(f"validation {label}: {_shown(summary(results))}")
+            score = f", score {keep.score(summary(results)):.3f}" if isinstance(keep, Best) else ""
+            print(f"validation {label}: {_shown(summary(results))}{score}")
             if skipped := summary(results)["skipped"]:
                 print(f"{skipped} validation prompts were too long and not asked")
             best = isinstance(keep, Best) and best_step(self._folder, keep)[0] == step
@@ -406,7 +407,8 @@ class Experiment:
         if is_first():
             self._best, score = best_step(self._folder, keep)
             asked = self._folder / VALIDATION / str(self._best) / RESULTS
-            print(f"the result is the policy after step {self._best}: the best score, {score:.3f}")
+            start = " (the start: no later step was better)" if self._best == 0 else ""
+            print(f"the result is the policy after step {self._best}{start}: score {score:.3f}")
             if read_json(asked)["weights"] != digest:
                 problem = f"{folder}: not what {asked} measured: start the run again elsewhere"
         if any_of(problem is not None):

@@ -149,7 +149,8 @@ def train(
     with Checkpoints(settings.run) as checkpoints:
         if resume:
             state, root_key = checkpoints.restore(state, config=saved)
-            print(f"resumed after step {int(state.step)}")
+            done = ", the last" if int(state.step) == settings.loop.steps else ""
+            print(f"resumed after step {int(state.step)}{done}")
         start = int(state.step)
         if settings.loop.evaluates(start):
             watch(start, state.policy)
