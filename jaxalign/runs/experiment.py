@@ -383,10 +383,11 @@ class Experiment:
         results = self._ask(folder, params, suites, specs, label=label, model=named)
         best = False
         if is_first():
-            score = f", score {keep.score(summary(results)):.3f}" if isinstance(keep, Best) else ""
-            print(f"validation {label}: {_shown(summary(results))}{score}")
-            if skipped := summary(results)["skipped"]:
-                print(f"{skipped} validation prompts were too long and not asked")
+            rates = summary(results)
+            score = f", score {keep.score(rates):.3f}" if isinstance(keep, Best) else ""
+            print(f"validation {label}: {_shown(rates)}{score}")
+            if rates["skipped"]:
+                print(f"{rates['skipped']} validation prompts were too long and not asked")
             best = isinstance(keep, Best) and best_step(self._folder, keep)[0] == step
         if any_of(best):
             save_pretrained(self._folder / BEST, self.model, params, self.tokenizer)
@@ -430,7 +431,7 @@ class Experiment:
         """
         best, done = self._folder / BEST, (self._folder / "summary.json").exists()
         keeps = isinstance(self.settings.loop.keep, Best) and validation_folders(self._folder)
-        if keeps and not best.exists() and not done:
+        if any_of(bool(keeps) and not best.exists() and not done):  # or the others would wait
             raise InputError(f"{best} is gone, the best so far: start the run again elsewhere")
         return train(
             training,
