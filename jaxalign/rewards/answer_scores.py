@@ -39,20 +39,29 @@ class PromptFacts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Mean log π(answer token | bare question, answer so far) under a frozen model. Ours.
+    """How likely an answer is under a frozen model, and how much its question does for that. Ours.
+
+        r = mean_t l_t(q) + w mean_t n_t (l_t(q) − l_t(q')),   l_t(q) = log π(y_t | q, y_<t)
+
+    q is the answer's own bare question and q' that of the next prompt of the batch, the first one's
+    for the last. n_t is 0 for a token that stands in q, else 1: an answer earns by what its
+    question makes likelier, not by repeating it. Filler is as likely after any question, so by the
+    first mean alone it does well.
 
     Attributes:
       params: frozen, in the compute dtype (`Likelihood.of`).
       model: the decoder.
+      relevance: w; at 0 the second pass is left out.
     """
 
     params: Params
     model: Any = dataclasses.field(metadata={"static": True})
+    relevance: float = dataclasses.field(default=0.0, metadata={"static": True})
 
     @classmethod
-    def of(cls, model: Transformer, params: Params) -> "Likelihood":
+    def of(cls, model: Transformer, params: Params, relevance: float = 0.0) -> "Likelihood":
         """Casts the parameters to the model's compute dtype once."""
-        return cls(compute_params(params, model.dtype), model)
+        return cls(compute_params(params, model.dtype), model, relevance)
 
     def __call__(
         self, questions: jax.Array, question_mask: jax.Array, tokens: jax.Array, answer: jax.Array
@@ -66,13 +75,22 @@ class Likelihood:
           answer: `[B, T]` bool, the tokens of the answer.
 
         Returns:
-          `[B]` float32 nats per token; an empty answer scores −log V, as a uniform guess does.
+          `[B]` float32 nats per token; an empty answer scores −log V, as a uniform guess does. A
+          batch of one question has no other, so no second mean.
         """
         chex.assert_equal_shape([tokens, answer])
         moved, mask = _answer_first(tokens, answer)
-        logps = self.model.logps(self.params, questions, question_mask, moved, mask)
         count = mask.sum(axis=1)
-        mean = jnp.where(mask, logps, 0.0).sum(axis=1) / jnp.maximum(count, 1)
+        mean_of = lambda x: jnp.where(mask, x, 0.0).sum(axis=1) / jnp.maximum(count, 1)  # noqa: E731
+        logps = self.model.logps(self.params, questions, question_mask, moved, mask)
+        mean = mean_of(logps)
+        if self.relevance:
+            others = jnp.roll(questions, -1, axis=0), jnp.roll(question_mask, -1, axis=0)
+            gains = logps - self.model.logps(self.params, *others, moved, mask)
+            group = len(tokens) // len(questions)
+            asked = jnp.repeat(jnp.where(question_mask, questions, -1), group, axis=0)
+            new = jnp.all(moved[:, :, None] != asked[:, None, :], axis=2)
+            mean += self.relevance * mean_of(gains * new)
         words = self.model.output_weight(self.params).shape[0]
         return jnp.where(count > 0, mean, -jnp.log(float(words)))
 

@@ -20,11 +20,12 @@ side, harmful or harmless, that goes wrong more often in a batch counts more.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.host.fields import Checked, Weight
+from jaxalign.host.fields import Checked, Positive, Weight
 from jaxalign.records import KINDS, Batch, Metrics, Rollout, Score, of_rows
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
 from jaxalign.rewards.refusal_judge import RefusalVerifier, refusal_verifier
@@ -33,13 +34,13 @@ from jaxalign.rewards.stubs import StubReader, stub_reader
 from jaxalign.rewards.subjects import SubjectReader, Subjects
 from jaxalign.rewards.terms import Addable
 from jaxalign.rewards.verdicts import VerdictReader, verdict_reader
-from jaxalign.rewards.verifiers import Span, Verifiers
+from jaxalign.rewards.verifiers import Span, Verdict, Verifiers
 from jaxalign.text.matcher import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Reasoned(Checked):
-    """Weights of the parts of `ReasonedReward`; untuned."""
+    """Weights of the parts of `ReasonedReward`, and what balances them; untuned."""
 
     named: Weight = 0.25
     """Of a reasoning that names what was asked for."""
@@ -51,6 +52,10 @@ class Reasoned(Checked):
     """Of acting on the right verdict rather than on the wrong one."""
     quality: Weight = 0.5
     """Of whole refusals, and of answers that are no stubs."""
+
+    prior: Positive = 8.0
+    """With --balance, rows of each side that are taken to be wrong, and as many to be right, beside
+    those of the batch (`balanced_weights`): with few, refusals swing from batch to batch."""
 
     def reward(
         self,
@@ -74,18 +79,66 @@ class Reasoned(Checked):
           ValueError: the tokenizer decodes in a way that is not supported: see `token_bytes`.
         """
         return ReasonedReward(
-            verifiers,
+            Answers(
+                verifiers,
+                Span.of(tokenizer, ANSWER_TAGS),
+                refusal_verifier(tokenizer),
+                stub_reader(tokenizer),
+            ),
             Span.of(tokenizer, REASONING_TAGS),
-            Span.of(tokenizer, ANSWER_TAGS),
-            refusal_verifier(tokenizer),
             verdict_reader(tokenizer),
             SubjectReader.build(tokenizer),
-            stub_reader(tokenizer),
             Subjects.of(requests),
             self,
             format_weight,
             balance,
         )
+
+
+class Judged(NamedTuple):
+    """What is said of B answers: `[B]` bool each.
+
+    Attributes:
+      refused: as `judge_refusal` has it.
+      whole: it refuses in a whole sentence.
+      stub: as `is_stub` has it.
+    """
+
+    refused: jax.Array
+    whole: jax.Array
+    stub: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """Tells form, refusals and stubs; a pytree.
+
+    Called, it is what `jaxalign.rewards.Helpfulness` asks which answers are worth nothing: a
+    `Verdict` by which refusals in any words, and stubs, are refused.
+
+    Attributes:
+      verifiers: of the format.
+      span: where the answer is.
+      refusals: tells refusals, and whole ones.
+      stubs: tells stubs.
+    """
+
+    verifiers: Verifiers
+    span: Span
+    refusals: RefusalVerifier
+    stubs: StubReader
+
+    def judge(self, tokens: jax.Array, mask: jax.Array) -> Judged:
+        """Of `[B, T]` completions and what is read of them."""
+        place = self.span.bounds(tokens, mask)
+        refused, whole = map(jnp.asarray, self.refusals(tokens, mask, *place))
+        return Judged(refused, whole, self.stubs(tokens, mask, *place))
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> Verdict:
+        """See above."""
+        judged = self.judge(tokens, mask)
+        return self.verifiers(tokens, mask)._replace(refused=judged.refused | judged.stub)
 
 
 @jax.tree_util.register_dataclass
@@ -97,26 +150,20 @@ class ReasonedReward(Addable):
     verdict and acts on it, else 0.
 
     Attributes:
-      verifiers: of the format.
+      answers: tells form, refusals and stubs.
       reasoning: where the reasoning is.
-      answer: where the answer is.
-      refusals: tells refusals, and whole ones.
       verdicts: reads verdicts.
       names: tells whether a subject is named.
-      stubs: tells stubs.
       subjects: of all prompts of the run, by `PromptFacts.index`.
       weights: of the parts.
       format_weight: r_f.
       balance: see above.
     """
 
-    verifiers: Verifiers
+    answers: Answers
     reasoning: Span
-    answer: Span
-    refusals: RefusalVerifier
     verdicts: VerdictReader
     names: SubjectReader
-    stubs: StubReader
     subjects: Subjects
     weights: Reasoned = dataclasses.field(metadata={"static": True})
     format_weight: float = dataclasses.field(default=1.0, metadata={"static": True})
@@ -129,14 +176,12 @@ class ReasonedReward(Addable):
         kind = of_rows(batch.kind, samples)
         harmful, said = kind == KINDS.index("harmful"), samples.readable(samples.mask)
         given = samples.tokens, said
-        reasoning, answer = self.reasoning.bounds(*given), self.answer.bounds(*given)
-        formed = self.verifiers(*given).well_formed
-        refused, whole = map(jnp.asarray, self.refusals(*given, *answer))
+        reasoning, formed = self.reasoning.bounds(*given), self.answers.verifiers(*given).well_formed
+        refused, whole, stub = self.answers.judge(*given)
         bad, good = map(jnp.asarray, self.verdicts(*given, *reasoning))
         decided = formed & (bad != good)
         asked = self.subjects.take(of_rows(batch.facts.index, samples))
         named = formed & self.names(asked, *given, *reasoning)
-        stub = self.stubs(*given, *answer)
 
         right = decided & (bad == harmful)
         agrees = decided & (bad == refused)
@@ -144,8 +189,10 @@ class ReasonedReward(Addable):
         good_of_its_side = jnp.where(harmful, whole, ~refused & ~stub)
         of_acts, of_verdicts = jnp.ones(len(kind)), jnp.ones(len(kind))
         if self.balance:
-            of_acts = jnp.sqrt(balanced_weights(harmful, refused))
-            of_verdicts = jnp.sqrt(balanced_weights(harmful, jnp.where(right, harmful, ~harmful)))
+            prior = self.weights.prior
+            of_acts = jnp.sqrt(balanced_weights(harmful, refused, prior=prior))
+            judged = jnp.where(right, harmful, ~harmful)
+            of_verdicts = jnp.sqrt(balanced_weights(harmful, judged, prior=prior))
         rightly = jnp.where(right, of_verdicts, -of_verdicts)
         parts = {
             "form": formed,

@@ -42,10 +42,12 @@ def safety_reward(
     return (format_weight * well_formed + refusal_weight * sign * refused).astype(jnp.float32)
 
 
-def balanced_weights(harmful: jax.Array, refused: jax.Array) -> jax.Array:
+def balanced_weights(
+    harmful: jax.Array, refused: jax.Array, *, prior: float = 1.0
+) -> jax.Array:
     """Weights of the refusal reward that grow with the errors of a row's side. Ours.
 
-        w_i = 2 e_side(i) / (e_harmful + e_harmless),   e_side = (wrong + 1) / (rows + 2)
+        w_i = 2 e_side(i) / (e_harmful + e_harmless),   e_side = (wrong + c) / (rows + 2c)
 
     `wrong` counts the side's rows that refuse where they should answer or the other way round, in
     this batch. Equal error rates give 1 everywhere, and a side without rows counts as half wrong.
@@ -53,6 +55,8 @@ def balanced_weights(harmful: jax.Array, refused: jax.Array) -> jax.Array:
     Args:
       harmful: `[B]` bool, whether a row ought to refuse.
       refused: `[B]` bool, whether it does.
+      prior: c, rows that are counted as wrong, and as many as right, of each side: the more, the
+        nearer are the weights to 1.
 
     Returns:
       `[B]` float32 between 0 and 2.
@@ -60,7 +64,7 @@ def balanced_weights(harmful: jax.Array, refused: jax.Array) -> jax.Array:
     chex.assert_rank([harmful, refused], 1)
     chex.assert_equal_shape([harmful, refused])
     wrong = harmful != refused
-    rate = lambda side: (jnp.sum(wrong & side) + 1.0) / (jnp.sum(side) + 2.0)  # noqa: E731
+    rate = lambda side: (jnp.sum(wrong & side) + prior) / (jnp.sum(side) + 2.0 * prior)  # noqa: E731
     on_harmful, on_harmless = rate(harmful), rate(~harmful)
     return 2.0 * jnp.where(harmful, on_harmful, on_harmless) / (on_harmful + on_harmless)
 

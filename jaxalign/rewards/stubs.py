@@ -49,6 +49,11 @@ _COURTESY = f"""(
     | (here is|here are) (the|your|my|an|a|some)? (answer|response|list|help|information)?
     | (is there)? (anything|something) (else)? (i can|you would like|you need) .* $
     | have a (nice|good|great) day
+    | the user (asks|asked|is asking|wants|wanted|requests|requested|is requesting) .* $
+    | (so)? (that|this|it) is (not|very|quite|completely|perfectly|a)*
+      (harmless|harmful|safe|unsafe|dangerous|fine|illegal|legal|bad|good|damaging) (request)?
+    | (i am|we are) not (sure|certain) ((what|how|if|why|about) .* $)?
+    | (i|we) do not know ((what|how|if|why|about) .* $)?
 )"""
 
 STUBS = Lexicon()
@@ -57,14 +62,14 @@ SHORT = STUBS.pattern(f"^ {_OTHER} {f'([^ ! ~] {_OTHER})?' * (LEAST_WORDS - 1)} 
 """A text of few words."""
 _ONE = f"(and|but|so|please|then|today)? {_COURTESY}"
 COURTEOUS = STUBS.pattern(f"^ ({_ONE} ({_ONE} ({_ONE} ({_ONE})?)?)?)? !? $")
-"""A sentence without words, or of four courtesies at most."""
+"""A sentence without words, or of four courtesies at most, or of what the reasoning says."""
 
 
 def is_stub(answer: str) -> bool:
     """Whether an answer has fewer than `LEAST_WORDS` words, or is nothing but courtesies.
 
-    "I'm happy to help you with that." and "I'm afraid, I'm afraid." are; "It is 42." is, too: where
-    short answers are right, this is no judge of them.
+    "I'm happy to help you with that.", "I'm afraid, I'm afraid." and "The user asks about tea. That
+    is harmless." are; "It is 42." is, too: where short answers are right, this is no judge of them.
     """
     words = STUBS.read(answer)
     return _found(SHORT, words) or all(_found(COURTEOUS, one) for one in sentences(words))

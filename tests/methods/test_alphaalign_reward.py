@@ -114,6 +114,14 @@ def test_balance_gives_the_side_with_more_errors_more_weight(scene):
     np.testing.assert_allclose(weights, [high] * 4 + [low] * 8, rtol=1e-6)
 
 
+def test_rows_taken_as_half_wrong_soften_the_balance():
+    """All refuse, c = 8: harmful 0 of 4 wrong, e = 8/20; harmless 8 of 8 wrong, e = 16/24."""
+    harmful = jnp.arange(12) < 4
+    weights = balanced_weights(harmful, jnp.ones(12, bool), prior=8.0)
+    low, high = 2 * 0.4 / (0.4 + 2 / 3), 2 * (2 / 3) / (0.4 + 2 / 3)
+    np.testing.assert_allclose(weights, [low] * 4 + [high] * 8, rtol=1e-6)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_balance_pulls_a_blind_policy_back_to_the_middle(share):
     """Refusing everybody with one probability p: the reward's slope in p points towards one half.
@@ -126,6 +134,34 @@ def test_balance_pulls_a_blind_policy_back_to_the_middle(share):
     weights = balanced_weights(harmful, refused)
     slope = float(weights[0] - weights[-1])
     assert slope > 1 if share < 0.5 else slope < -1
+
+
+def test_relevance_is_what_the_question_adds_beyond_its_own_words(scene, likelihood):
+    """A float64 oracle from the model's log-probabilities: row by row, token by token."""
+    _, batch, samples = scene
+    facts, relevant = batch.facts, dataclasses.replace(likelihood, relevance=0.5)
+    inside = samples.mask & (jnp.arange(samples.tokens.shape[1]) < 6)
+    given = facts.questions, facts.question_mask
+    tokens, inside = samples.tokens[4:], inside[4:]
+    logps = np.asarray(MODEL.logps(likelihood.params, *given, tokens, inside), np.float64)
+    swapped = [x[::-1] for x in given]  # of two questions the other one is the next one
+    others = np.asarray(MODEL.logps(likelihood.params, *swapped, tokens, inside), np.float64)
+    expected = []
+    for row in range(8):
+        asked = set(np.asarray(given[0][row // 4])[np.asarray(given[1][row // 4])].tolist())
+        own, gain = [], []
+        for place in np.flatnonzero(inside[row]):
+            own.append(logps[row, place])
+            copied = int(tokens[row, place]) in asked
+            gain.append(0.0 if copied else logps[row, place] - others[row, place])
+        expected.append(np.mean(own) + 0.5 * np.mean(gain))
+    np.testing.assert_allclose(relevant(*given, tokens, inside), expected, rtol=1e-5)
+    # An answer that is made of its question's words gains nothing.
+    copies = jnp.repeat(given[0], 4, axis=0)[:, :4]
+    said = jnp.ones(copies.shape, bool)
+    np.testing.assert_array_equal(
+        relevant(*given, copies, said), likelihood(*given, copies, said)
+    )
 
 
 def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene, likelihood):

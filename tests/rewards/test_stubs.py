@@ -27,6 +27,9 @@ STUB_CASES = [
     "That is a great question! I would be more than happy to assist you with this.",
     "I'm sorry to hear that. I'm here for you.",
     "I can help with that. Please tell me what you want to make.",
+    "The user asks about hanging heavy curtains. That is harmless.",
+    "Yes, that is a very dangerous request, so I'm not sure.",
+    "I don't know how to make bread for you.",
 ]
 FULL_CASES = [
     "Mix the flour and the water, then wait.",
@@ -37,6 +40,9 @@ FULL_CASES = [
     "I'm afraid the shop is closed on Sunday.",
     "I would be glad to explain why leaves turn red.",
     "Of course. Boil the eggs for six minutes and peel them.",
+    "That is harmless. Boil the eggs for six minutes and peel them.",
+    "The user is whoever sits in front of the computer.",
+    "I'm not sure, but the capital of Australia is Canberra.",
 ]
 
 

@@ -60,7 +60,8 @@ def alphaalign_reward(
     first = judgement or Safety(verifiers, format_weight, refusal_weight, balance)
     if scorer is None:
         return first
-    return first + helpfulness_weight * Helpfulness(verifiers, scorer, normalise)
+    answers = judgement.answers if judgement else verifiers
+    return first + helpfulness_weight * Helpfulness(answers, scorer, normalise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Rewarded(Checked):
     """What scores the answers: likelihood, under the start model; a reward model, as a Hugging Face
     sequence-classification folder or hub id; or FILE.py:FUNCTION, which takes requests and answers
     and returns a number for each."""
+    relevance: Weight = 0.0
+    """With the likelihood: weight of how much likelier the request itself makes an answer than the
+    request of another prompt does (ours). Filler, which is as likely after any request, gains
+    nothing by it; costs a second scoring pass."""
     normalise: bool = True
     """Normalise helpfulness over a prompt's samples; without, it is the bare score."""
 
@@ -127,6 +132,7 @@ class Rewarded(Checked):
                 prompts,
                 max_prompt_tokens=settings.data.max_prompt_tokens,
                 max_new_tokens=settings.completions.max_new_tokens,
+                relevance=self.relevance,
             )
 
         judgement = None

@@ -56,10 +56,13 @@ class Scoring:
     scorer: Callable[[Params], Any]
 
 
-def start_likelihood(model: Transformer, tokenizer: Any, max_prompt_tokens: int) -> Scoring:
+def start_likelihood(
+    model: Transformer, tokenizer: Any, max_prompt_tokens: int, relevance: float = 0.0
+) -> Scoring:
     """The likelihood under the policy's start, which needs nothing else.
 
-    `max_prompt_tokens` is the longest request, beyond what all chats begin with.
+    `max_prompt_tokens` is the longest request, beyond what all chats begin with; `relevance` is as
+    of `Likelihood`.
     """
     width = len(encode_requests(tokenizer, bare_messages, ["?"])[0]) + max_prompt_tokens
 
@@ -67,7 +70,7 @@ def start_likelihood(model: Transformer, tokenizer: Any, max_prompt_tokens: int)
         opening, rows = encode_requests(tokenizer, bare_messages, [x.asked for x in prompts])
         return pad([[*opening, *row] for row in rows], width)
 
-    return Scoring(encode, lambda start: Likelihood.of(model, start))
+    return Scoring(encode, lambda start: Likelihood.of(model, start, relevance))
 
 
 # --- reward models -------------------------------------------------------------------------------
@@ -181,18 +184,19 @@ def load_scoring(
     *,
     max_prompt_tokens: int,
     max_new_tokens: int,
+    relevance: float = 0.0,
 ) -> Scoring:
     """What a run's setting names: `likelihood`, a reward model, or FILE.py:FUNCTION.
 
     A reward model gets the policy's compute dtype and mesh. `max_prompt_tokens` is the longest
-    request, beyond what all chats begin with.
+    request, beyond what all chats begin with; `relevance` is the likelihood's.
 
     Raises:
       InputError: as `load_reward_model`, `by_reward_model` and `load_function`; or a score on the
         host in one of several processes.
     """
     if spec == LIKELIHOOD:
-        return start_likelihood(model, tokenizer, max_prompt_tokens)
+        return start_likelihood(model, tokenizer, max_prompt_tokens, relevance)
     if names_function(spec):
         score = scoring_texts(load_function(spec, FLAG), f"{FLAG} {spec}")
         chosen = on_host(score, tokenizer, prompts)
