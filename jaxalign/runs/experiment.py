@@ -3,30 +3,21 @@
 import contextlib
 import dataclasses
 import datetime
-import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.completing import find_stops
-from jaxalign.data.documents import answer_documents
-from jaxalign.data.prompts import KINDS, Asked, Prompt, prompts_digest
+from jaxalign.data.prompts import KINDS, Prompt, prompts_digest
 from jaxalign.data.templates import Template
-from jaxalign.engine.optimizer import (
-    learning_rates,
-    skip_nonfinite,
-    with_critic_optimizer,
-)
 from jaxalign.engine.ppo import with_critic
-from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
 from jaxalign.evaluation.measure import RESULTS, evaluate, pace_path, summary
@@ -36,8 +27,6 @@ from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
 from jaxalign.host.processes import all_of, any_of, is_first, wait_for_all
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
-from jaxalign.models.precision import fastest_dtype
-from jaxalign.models.sharding import make_mesh
 from jaxalign.records import Params
 from jaxalign.reports.evaluation_page import cut_off_notes
 from jaxalign.reports.run_folder import MOMENTS, VALIDATION, validation_folders
@@ -50,7 +39,8 @@ from jaxalign.runs.choices import to_json
 from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.keep import BEST, Best, Last, best_step
 from jaxalign.runs.loop import Interruption, Training, train
-from jaxalign.runs.settings import LOOP_ONLY, Packed, Settings, has_checkpoint
+from jaxalign.runs.schedule import make_run_optimizer
+from jaxalign.runs.settings import LOOP_ONLY, Settings, has_checkpoint
 from jaxalign.sampling import Endings, Stage, Temperature, Tool, stage_key
 from jaxalign.text.chat_template import run_date
 
@@ -482,106 +472,3 @@ class Experiment:
 def _shown(rates: Mapping[str, Any]) -> str:
     """The numbers of a `summary`, for a line."""
     return json.dumps({k: round(v, 3) for k, v in rates.items() if isinstance(v, int | float)})
-
-
-def supervised(
-    run: Experiment, answers: Sequence[tuple[Asked, Sequence[int]]], rows: Packed
-) -> Training:
-    """Cross-entropy of answers to the run's prompts, on packed rows.
-
-    Args:
-      run: whose model learns.
-      answers: a request and its answer's token ids, each.
-      rows: how they are packed.
-    """
-    settings, model = run.settings, run.model
-    documents, prefix = answer_documents(run.tokenizer, run.recipe.template, answers)
-    batches = PackedBatches(
-        documents,
-        batch_size=rows.examples_per_step,
-        length=rows.row_length,
-        steps=settings.loop.steps,
-        seed=settings.seed,
-        prefix=prefix,
-        micro_batches=rows.micro_batches,
-        mesh=model.mesh,
-    )
-    optimizer = make_run_optimizer(settings)
-    step = make_supervised_step(model, optimizer, micro_batches=rows.micro_batches)
-    return tuning(step, optimizer, batches)
-
-
-def tuning(
-    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
-    optimizer: optax.GradientTransformation,
-    batch_at: Callable[[int], Any],
-) -> Training:
-    """What a run trains with whose steps draw nothing and need no key."""
-    start = functools.partial(init_state, optimizer=optimizer)
-    return Training(lambda state, batch, key: step(state, batch), start, batch_at)
-
-
-def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
-    """The start model in the compute dtype, on the mesh, its parameters and its tokenizer.
-
-    The dtype is the one asked for; of a resumed run, the one it had; else the faster in a probe.
-    The date of the chat template is the one asked for, the run's, or today's.
-
-    Raises:
-      InputError: as `load_pretrained`, or a mesh of another number of devices than there are.
-    """
-    mesh = None if settings.start.mesh is None else make_mesh(*settings.start.mesh)
-    dtype: Any = settings.start.dtype
-    config = settings.run / "config.json"
-    resumed = all_of(settings.resume and config.exists())
-    theirs = read_json(config) if resumed else {}
-    if dtype != "auto":
-        reason = f"{dtype}, as asked for"
-    elif resumed:
-        dtype = theirs["facts"]["compute_dtype"]
-        reason = f"{dtype}, as before"
-    else:
-        dtype, reason = fastest_dtype()
-        if any_of(dtype == jnp.float32) and dtype != jnp.float32:
-            dtype, reason = jnp.float32, "float32: another process chose it"
-    print(f"compute dtype: {reason}")
-    return load_pretrained(
-        settings.start.model,
-        dtype=jnp.dtype(dtype),
-        remat=settings.start.remat,
-        mesh=mesh,
-        chat_template=settings.start.chat_template,
-        template_date=settings.start.template_date or theirs.get("template_date"),
-    )
-
-
-@contextlib.contextmanager
-def tokenizer_of(model: str) -> Iterator[None]:
-    """Within it what a tokenizer can't do is an `InputError` that names the model."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(f"{model}: {error}") from error
-
-
-def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """The optimizer with the run's schedule of learning rates; PPO's critic has a rate of its own.
-
-    What is not finite is skipped.
-    """
-    updates = settings.updates_per_step  # which schedules count
-
-    def scheduled(peak: float) -> optax.GradientTransformation:
-        rates = learning_rates(
-            peak,
-            steps=updates * settings.loop.steps,
-            warmup_steps=updates * settings.learning.warmup_steps,
-            decay_steps=updates * settings.learning.decay_steps,
-            decay=settings.learning.decay,
-        )
-        return settings.learning.optimizer(rates, max_grad_norm=settings.learning.max_grad_norm)
-
-    optimizer = scheduled(settings.learning.learning_rate)
-    if settings.rl is not None and settings.rl.has_critic:
-        optimizer = with_critic_optimizer(optimizer, scheduled(settings.rl.critic_learning_rate))
-    return skip_nonfinite(optimizer)

@@ -24,9 +24,10 @@ from jaxalign.models import Transformer
 from jaxalign.reports.seeds_page import seed_folders, write_seeds_report
 from jaxalign.runs.checkpoint import format_problem
 from jaxalign.runs.choices import change, to_json
-from jaxalign.runs.experiment import Experiment, Recipe, load_start
+from jaxalign.runs.experiment import Experiment, Recipe
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
 from jaxalign.runs.settings import LOOP_ONLY, Settings, parse
+from jaxalign.runs.start_model import load_start
 from jaxalign.text.chat_template import day_of
 
 Build = Callable[[Any, Transformer, Any, list[Prompt]], Recipe]
