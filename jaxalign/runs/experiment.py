@@ -1,9 +1,7 @@
 """What surrounds the training of every experiment: errors, evaluations, the run folder."""
 
-import contextlib
 import dataclasses
 import datetime
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,27 +18,29 @@ from jaxalign.data.templates import Template
 from jaxalign.engine.ppo import with_critic
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
-from jaxalign.evaluation.measure import RESULTS, evaluate, pace_path, summary
+from jaxalign.evaluation.measure import evaluate, pace_path, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
 from jaxalign.host.processes import all_of, any_of, is_first, wait_for_all
-from jaxalign.models import Transformer, load_pretrained, save_pretrained
+from jaxalign.models import Transformer, save_pretrained
 from jaxalign.records import Params
 from jaxalign.reports.evaluation_page import cut_off_notes
-from jaxalign.reports.run_folder import MOMENTS, VALIDATION, validation_folders
+from jaxalign.reports.run_folder import MOMENTS, VALIDATION
 from jaxalign.reports.run_page import write_report
 from jaxalign.rewards.terms import Reward
 from jaxalign.runs.added_rewards import load_added_rewards
 from jaxalign.runs.batches import Batches
-from jaxalign.runs.checkpoint import FORMAT, format_problem
+from jaxalign.runs.checkpoint import FORMAT
 from jaxalign.runs.choices import to_json
 from jaxalign.runs.facts import prompt_facts
-from jaxalign.runs.keep import BEST, Best, Last, best_step
+from jaxalign.runs.keep import BEST
 from jaxalign.runs.loop import Interruption, Training, train
+from jaxalign.runs.run_config import begin_run, other_run
 from jaxalign.runs.schedule import make_run_optimizer
 from jaxalign.runs.settings import LOOP_ONLY, Settings, has_checkpoint
+from jaxalign.runs.validation import Validation, rates_line
 from jaxalign.sampling import Endings, Stage, Temperature, Tool, stage_key
 from jaxalign.text.chat_template import run_date
 
@@ -214,59 +214,18 @@ class Experiment:
         date = {"template_date": run_date(self.tokenizer)}
         self._saved = to_json(self.settings) | date | {"run_format": FORMAT, "facts": facts}
         if not self.settings.resume and is_first():
-            self._begin(folder / "config.json")
+            begin_run(folder / "config.json", self._saved)
         wait_for_all()
-        problem = self._other_run()
+        problem = other_run(folder / "config.json", self._saved, resume=self.settings.resume)
         if any_of(problem is not None):
             raise InputError(problem or f"{folder}: another process of the run refuses it")
         self._earlier = 0.0  # seconds of the processes before this one
         if self.settings.resume and (folder / METRICS_FILE).exists():
             steps = read_metrics(folder)
             self._earlier = steps[-1]["time"] if steps else 0.0
-
-    def _begin(self, config: Path) -> None:
-        """Takes out what an earlier start left, but for a first evaluation of the same settings."""
-        saved, theirs = json.dumps(self._saved), ""
-        with contextlib.suppress(OSError, ValueError):
-            theirs = json.dumps(json.loads(config.read_bytes()))
-        for name in (*MOMENTS, VALIDATION, BEST):
-            if (config.parent / name).exists() and (name, theirs) != ("before", saved):
-                shutil.rmtree(config.parent / name)
-        (config.parent / "summary.json").unlink(missing_ok=True)
-        config.parent.mkdir(parents=True, exist_ok=True)
-        write_json(config, self._saved)
-
-    def _other_run(self) -> str | None:
-        """Why the folder is not this run's; None where it is."""
-        path, resume = self._folder / "config.json", self.settings.resume
-        for _ in range(60):  # a shared folder may show a new file late
-            if resume or path.exists():
-                break
-            time.sleep(1)
-        else:
-            return (
-                f"{path}: not every process sees it: choose a --run folder that all of them share"
-            )
-        theirs = read_json(path) if path.exists() else {}
-        problem = format_problem(theirs.get("run_format"), path) if theirs else None
-        if problem:
-            return problem
-        may_differ = LOOP_ONLY if resume else ("run", "processes")
-        theirs = theirs | theirs.get("facts", {})
-        for name, value in {**self._saved, **self._saved["facts"]}.items():
-            if name == "facts":
-                continue
-            if name in theirs and name not in may_differ and theirs[name] != value:
-                if not resume:
-                    return (
-                        f"{name} is {theirs[name]!r} in the first process and {value!r} in "
-                        "another: give all of them the same"
-                    )
-                return (
-                    f"{path}: {name} was {theirs[name]!r} and is now {value!r}: resume with the "
-                    "settings of the run, or start another one"
-                )
-        return None
+        self._validation = Validation(
+            folder, self.settings.loop.keep, self.lm, self._ask_validation
+        )
 
     def check_shared(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Refuses to go with the run whose config.json has other facts.
@@ -322,11 +281,11 @@ class Experiment:
         print(f"asking {len(self.heldout)} held-out prompts {label}")
         named = settings.start.model if name == "before" else f"{self._folder}, {label}"
         suites, specs = {"heldout": self.heldout}, settings.data.heldout
-        results = self._ask(folder, params, suites, specs, label=label, model=named)
+        results = self._ask(folder, self.lm(params), suites, specs, label=label, model=named)
         if not is_first():
             return None
         rates = summary(results)
-        print(f"{label}: {_shown(rates)}")
+        print(f"{label}: {rates_line(rates)}")
         for line in cut_off_notes(results):
             print(line)
         if rates["skipped"]:
@@ -336,7 +295,7 @@ class Experiment:
     def _ask(
         self,
         folder: Path,
-        params: Params,
+        lm: LanguageModel,
         suites: Mapping[str, Sequence[Prompt]],
         specs: Sequence[str],
         *,
@@ -347,7 +306,7 @@ class Experiment:
         total = sum(map(len, suites.values()))
         with self.interruption.heeded(label, total, f"prompts of the evaluation {label}") as heed:
             return evaluate(
-                self.lm(params),
+                lm,
                 suites,
                 self.asking(template=self.recipe.template, tool=self.recipe.tool),
                 folder,
@@ -357,54 +316,19 @@ class Experiment:
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )
 
-    def watch(self, step: int, params: Params) -> None:
-        """Asks the validation prompts after a step; keeps parameters that are the best so far.
-
-        Raises:
-          Interrupted: SIGTERM or Ctrl-C.
-        """
-        data, keep = self.settings.data, self.settings.loop.keep
-        if is_first():
-            for later in (x for at, x in validation_folders(self._folder).items() if at > step):
-                shutil.rmtree(later)  # of a process that went further than its last checkpoint
-        label, specs = f"after step {step}", data.validation or data.prompts
-        folder, named = self._folder / VALIDATION / str(step), f"{self._folder}, {label}"
-        suites = {VALIDATION: self.validation}
-        results = self._ask(folder, params, suites, specs, label=label, model=named)
-        best = False
-        if is_first():
-            rates = summary(results)
-            score = f", score {keep.score(rates):.3f}" if isinstance(keep, Best) else ""
-            print(f"validation {label}: {_shown(rates)}{score}")
-            if rates["skipped"]:
-                print(f"{rates['skipped']} validation prompts were too long and not asked")
-            best = isinstance(keep, Best) and best_step(self._folder, keep)[0] == step
-        if any_of(best):
-            save_pretrained(self._folder / BEST, self.model, params, self.tokenizer)
+    def _ask_validation(self, folder: Path, lm: LanguageModel, label: str) -> dict[str, Any]:
+        data, suites = self.settings.data, {VALIDATION: self.validation}
+        specs, model = data.validation or data.prompts, f"{self._folder}, {label}"
+        return self._ask(folder, lm, suites, specs, label=label, model=model)
 
     def result(self, last: Params) -> Params:
         """The parameters that the settings keep, of a run that has come to its end.
 
         Raises:
-          InputError: the folder does not have those of the best step any more.
+          InputError: as `jaxalign.runs.validation.Validation.result`.
         """
-        keep = self.settings.loop.keep
-        if isinstance(keep, Last):
-            return last
-        done = all_of((self._folder / "summary.json").exists())  # a run that is finished once more
-        folder = self._folder / ("model" if done else BEST)
-        best = load_pretrained(folder, mesh=self.model.mesh)[1]
-        digest, problem = self.lm(best).digest, None
-        if is_first():
-            self._best, score = best_step(self._folder, keep)
-            asked = self._folder / VALIDATION / str(self._best) / RESULTS
-            start = " (the start: no later step was better)" if self._best == 0 else ""
-            print(f"the result is the policy after step {self._best}{start}: score {score:.3f}")
-            if read_json(asked)["weights"] != digest:
-                problem = f"{folder}: not what {asked} measured: start the run again elsewhere"
-        if any_of(problem is not None):
-            raise InputError(problem or f"{folder}: not what was measured")
-        return best
+        result, self._best = self._validation.result(last)
+        return result
 
     def training(self, params: Params) -> Training:
         """What it trains with, from these parameters on."""
@@ -419,17 +343,14 @@ class Experiment:
         Raises:
           InputError: as there, or the best parameters so far are gone.
         """
-        best, done = self._folder / BEST, (self._folder / "summary.json").exists()
-        keeps = isinstance(self.settings.loop.keep, Best) and validation_folders(self._folder)
-        if any_of(bool(keeps) and not best.exists() and not done):  # or the others would wait
-            raise InputError(f"{best} is gone, the best so far: start the run again elsewhere")
+        self._validation.check()
         return train(
             training,
             state,
             self.settings,
             saved={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
             interruption=self.interruption,
-            watch=self.watch,
+            watch=self._validation.watch,
             resume=all_of(self.settings.resume and has_checkpoint(self._folder)),
         )
 
@@ -467,8 +388,3 @@ class Experiment:
             if self._best is not None:
                 shutil.rmtree(self._folder / BEST, ignore_errors=True)  # model/ has it
         wait_for_all()
-
-
-def _shown(rates: Mapping[str, Any]) -> str:
-    """The numbers of a `summary`, for a line."""
-    return json.dumps({k: round(v, 3) for k, v in rates.items() if isinstance(v, int | float)})
