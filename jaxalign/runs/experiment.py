@@ -4,20 +4,16 @@ import dataclasses
 import datetime
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.completing import find_stops
-from jaxalign.data.prompts import KINDS, Prompt, prompts_digest
-from jaxalign.data.templates import Template
-from jaxalign.engine.ppo import with_critic
-from jaxalign.engine.state import TrainState, init_state
-from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
+from jaxalign.data.prompts import Prompt, prompts_digest
+from jaxalign.engine.state import TrainState
 from jaxalign.evaluation.measure import evaluate, pace_path, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
@@ -29,138 +25,16 @@ from jaxalign.records import Params
 from jaxalign.reports.evaluation_page import cut_off_notes
 from jaxalign.reports.run_folder import MOMENTS, VALIDATION
 from jaxalign.reports.run_page import write_report
-from jaxalign.rewards.terms import Reward
-from jaxalign.runs.added_rewards import load_added_rewards
-from jaxalign.runs.batches import Batches
 from jaxalign.runs.checkpoint import FORMAT
 from jaxalign.runs.choices import to_json
-from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.keep import BEST
 from jaxalign.runs.loop import Interruption, Training, train
+from jaxalign.runs.recipe import Recipe
+from jaxalign.runs.reinforcement import Reinforcement, make_reinforcement
 from jaxalign.runs.run_config import begin_run, other_run
-from jaxalign.runs.schedule import make_run_optimizer
-from jaxalign.runs.settings import LOOP_ONLY, Settings, has_checkpoint
+from jaxalign.runs.settings import LOOP_ONLY, has_checkpoint
 from jaxalign.runs.validation import Validation, rates_line
-from jaxalign.sampling import Endings, Stage, Temperature, Tool, stage_key
 from jaxalign.text.chat_template import run_date
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What is an experiment's own in a run: a reward to learn from, or something to tune on.
-
-    Attributes:
-      template: how prompts are asked, in training and evaluation.
-      reward: the start parameters to what completions are worth; flags may add to it.
-      tune: what the run trains with instead, of the start parameters, which it must not keep.
-      cold_start: what is done to the start parameters first; None for nothing.
-      tool: what completions may call.
-      encode: as for `jaxalign.runs.facts.prompt_facts`.
-      facts: what else config.json should say and a resumed run must share, as JSON.
-    """
-
-    template: Template
-    reward: Callable[[Params], Reward] | None = None
-    _: dataclasses.KW_ONLY
-    tune: Callable[["Experiment", Params], Training] | None = None
-    cold_start: Callable[["Experiment", Params], Params] | None = None
-    tool: Tool | None = None
-    encode: Callable[[Sequence[Prompt]], Any] | None = None
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reinforcement:
-    """A run's reinforcement learning: its compiled step, and what the step takes.
-
-    Attributes:
-      step: from `make_step`.
-      sampling: how its completions are drawn.
-      batches: the batch of each step.
-      start: the start parameters to the state before the first step.
-      frozen: the start parameters to what stays as it is.
-    """
-
-    step: Step
-    sampling: Sampling
-    batches: Batches
-    start: Callable[[Params], TrainState]
-    frozen: Callable[[Params], Frozen]
-
-    def training(self, model: Transformer, params: Params) -> Training:
-        """What a run that starts from these parameters trains with."""
-        frozen = self.frozen(params)
-
-        def tokens_per_second(policy: Params) -> float:
-            """Of one rollout, compilation left out."""
-            batch, key = self.batches(0), stage_key(0, Stage.SPEED)
-            jax.block_until_ready(draw(model, self.sampling, policy, batch, key))
-            begun = time.perf_counter()
-            samples = jax.block_until_ready(draw(model, self.sampling, policy, batch, key))
-            return float(samples.mask.sum()) / (time.perf_counter() - begun)
-
-        return Training(
-            lambda state, batch, key: self.step(state, batch, key, frozen),
-            self.start,
-            self.batches,
-            self.batches.transcripts,
-            tokens_per_second,
-        )
-
-
-def make_reinforcement(
-    settings: Settings, model: Transformer, tokenizer: Any, prompts: list[Prompt], recipe: Recipe
-) -> Reinforcement:
-    """Composes a run's step with the objective, the optimizer and the batches of its settings.
-
-    Args:
-      settings: the run's.
-      model: the policy.
-      tokenizer: the policy's.
-      prompts: for training.
-      recipe: has a reward.
-
-    Raises:
-      InputError: prompts, lengths or added rewards that cannot work.
-    """
-    reward, rl = recipe.reward, settings.rl
-    assert reward is not None and rl is not None
-    stops = find_stops(model, tokenizer, settings.completions.stop)
-    batches = Batches(
-        prompts,
-        tokenizer,
-        recipe.template,
-        counts={kind: getattr(rl, kind) for kind in KINDS},
-        max_prompt_tokens=settings.data.max_prompt_tokens,
-        seed=settings.seed,
-        make_facts=prompt_facts(prompts, recipe.encode),
-        tool=recipe.tool,
-        endings=Endings.build(stops.texts, tokenizer),
-        mesh=model.mesh,
-    )
-    batches.check(
-        max_positions=model.max_positions, max_new_tokens=settings.completions.max_new_tokens
-    )
-    optimizer = make_run_optimizer(settings)
-    sampling = Sampling(
-        rl.samples_per_prompt,
-        settings.completions.max_new_tokens,
-        stops.tokens,
-        Temperature(settings.completions.temperature),
-    )
-    step = make_step(
-        model, optimizer, sampling=sampling, objective=rl.objective, updates=rl.updates
-    )
-    add = load_added_rewards(rl.add_reward, tokenizer, prompts)
-
-    def start(params: Params) -> TrainState:
-        trained = with_critic(model, params) if rl.has_critic else params
-        return init_state(trained, optimizer)
-
-    def frozen(params: Params) -> Frozen:
-        return Frozen(add(reward(params)), params if rl.has_reference else None)
-
-    return Reinforcement(step, sampling, batches, start, frozen)
 
 
 @dataclasses.dataclass(eq=False)

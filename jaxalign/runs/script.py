@@ -24,8 +24,9 @@ from jaxalign.models import Transformer
 from jaxalign.reports.seeds_page import seed_folders, write_seeds_report
 from jaxalign.runs.checkpoint import format_problem
 from jaxalign.runs.choices import change, to_json
-from jaxalign.runs.experiment import Experiment, Recipe
+from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.settings import LOOP_ONLY, Settings, parse
 from jaxalign.runs.start_model import load_start
 from jaxalign.text.chat_template import day_of

@@ -34,7 +34,7 @@ from jaxalign.rewards import (
     safety_verifiers,
 )
 from jaxalign.rewards.terms import Reward
-from jaxalign.runs.experiment import Recipe
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.settings import Settings
 from jaxalign.runs.start_model import tokenizer_of
 
