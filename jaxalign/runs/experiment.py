@@ -33,7 +33,7 @@ from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.reinforcement import Reinforcement, make_reinforcement
 from jaxalign.runs.run_config import begin_run, other_run
 from jaxalign.runs.settings import LOOP_ONLY, has_checkpoint
-from jaxalign.runs.validation import Validation, rates_line
+from jaxalign.runs.validation import Result, Validation, rates_line
 from jaxalign.text.chat_template import run_date
 
 
@@ -76,7 +76,6 @@ class Experiment:
             given = (self.settings, self.model, self.tokenizer, self.prompts)
             self.work = make_reinforcement(*given, self.recipe)
         self._folder = folder = self.settings.run
-        self._best: int | None = None  # step, where the best is the result
         self._dtype = jnp.dtype(self.model.dtype).name
         facts = {
             "compute_dtype": self._dtype,
@@ -97,9 +96,7 @@ class Experiment:
         if self.settings.resume and (folder / METRICS_FILE).exists():
             steps = read_metrics(folder)
             self._earlier = steps[-1]["time"] if steps else 0.0
-        self._validation = Validation(
-            folder, self.settings.loop.keep, self.lm, self._ask_validation
-        )
+        self._validation = Validation(folder, self.settings.loop, self.lm, self._ask_validation)
 
     def check_shared(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Refuses to go with the run whose config.json has other facts.
@@ -195,14 +192,9 @@ class Experiment:
         specs, model = data.validation or data.prompts, f"{self._folder}, {label}"
         return self._ask(folder, lm, suites, specs, label=label, model=model)
 
-    def result(self, last: Params) -> Params:
-        """The parameters that the settings keep, of a run that has come to its end.
-
-        Raises:
-          InputError: as `jaxalign.runs.validation.Validation.result`.
-        """
-        result, self._best = self._validation.result(last)
-        return result
+    def result(self, last: Params) -> Result:
+        """`jaxalign.runs.validation.Validation.result`."""
+        return self._validation.result(last)
 
     def training(self, params: Params) -> Training:
         """What it trains with, from these parameters on."""
@@ -230,7 +222,7 @@ class Experiment:
 
     def finish(
         self,
-        policy: Params,
+        result: Result,
         evaluations: Mapping[str, dict[str, Any] | None],
         skipped: int,
         rollout_tokens_per_second: float | None = None,
@@ -238,14 +230,15 @@ class Experiment:
         """Writes the model, summary.json, the plots and report.html.
 
         Args:
-          policy: as `result` gives it.
+          result: of the run.
           evaluations: what `assess` returned, by name.
           skipped: how many updates were, as they were not finite.
           rollout_tokens_per_second: of one rollout, of a run that samples.
         """
         content = dict(evaluations) | {
-            "steps": self.settings.loop.steps,
-            "best_step": self._best,
+            "steps": (result.stopped or {}).get("step", self.settings.loop.steps),
+            "best_step": result.best_step,
+            "stopped": result.stopped,
             "seconds": self._earlier + time.perf_counter() - self.begun,
             "skipped_updates": skipped,
             "compute_dtype": self._dtype,
@@ -255,10 +248,9 @@ class Experiment:
         if rollout_tokens_per_second is not None:
             content["rollout_tokens_per_second"] = rollout_tokens_per_second
         folder = self._folder / "model"
-        save_pretrained(folder, self.model, policy, self.tokenizer, stop=self._stop)
+        save_pretrained(folder, self.model, result.policy, self.tokenizer, stop=self._stop)
         if is_first():
             write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")
-            if self._best is not None:
-                shutil.rmtree(self._folder / BEST, ignore_errors=True)  # model/ has it
+            shutil.rmtree(self._folder / BEST, ignore_errors=True)  # model/ has it, or need not
         wait_for_all()

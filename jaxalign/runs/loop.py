@@ -121,12 +121,12 @@ def train(
     saved: Any,
     interruption: Interruption,
     resume: bool,
-    watch: Callable[[int, Params], None] = lambda step, policy: None,
+    watch: Callable[[int, Params], bool] = lambda step, policy: False,
 ) -> tuple[TrainState, bool]:
-    """Trains until `settings.loop.steps`, or until SIGTERM or Ctrl-C, which save first.
+    """Trains until `settings.loop.steps`, until `watch` ends it, or until SIGTERM or Ctrl-C.
 
-    The run folder, which all processes share, gets metrics.jsonl, samples.jsonl and tensorboard/
-    from the first one, and checkpoints/ from all.
+    The latter save first. The run folder, which all processes share, gets metrics.jsonl,
+    samples.jsonl and tensorboard/ from the first one, and checkpoints/ from all.
 
     Args:
       training: the step and its batches.
@@ -135,8 +135,9 @@ def train(
       saved: JSON-able, saved with each checkpoint and compared on resume.
       interruption: asked after every step, of all processes.
       resume: go on from the newest checkpoint in the run folder.
-      watch: called with the policy after as many steps as `settings.loop.evaluates` says. A
-        checkpoint is written before, so that a run that ends in it goes on with it.
+      watch: called with the policy after as many steps as `settings.loop.evaluates` says; where it
+        is true training ends. A checkpoint is written before, so that a run that is interrupted in
+        it goes on with it.
 
     Returns:
       the last state, and whether the run was interrupted before its last step.
@@ -152,8 +153,8 @@ def train(
             done = ", the last" if int(state.step) == settings.loop.steps else ""
             print(f"resumed after step {int(state.step)}{done}")
         start = int(state.step)
-        if settings.loop.evaluates(start):
-            watch(start, state.policy)
+        if settings.loop.evaluates(start) and watch(start, state.policy):
+            return state, False
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(progress_bar())
             metrics = transcripts = None
@@ -191,7 +192,8 @@ def train(
                     return state, True
                 if watched:
                     progress.stop()  # it has a bar of its own
-                    watch(step + 1, state.policy)
+                    if watch(step + 1, state.policy):
+                        break
                     progress.start()
     return state, False
 

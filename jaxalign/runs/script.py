@@ -197,11 +197,11 @@ def _run(
         state, interrupted = experiment.train(training, state)
         if not interrupted:
             skipped = int(skipped_updates(state.opt_state))
-            policy = experiment.result(state.policy)
+            result = experiment.result(state.policy)
             del state  # its moments, and where another policy is the result its parameters
-            evaluations["after"] = experiment.assess("after", policy)
-            speed = None if training.speed is None else training.speed(policy)
-            experiment.finish(policy, evaluations, skipped, speed)
+            evaluations["after"] = experiment.assess("after", result.policy)
+            speed = None if training.speed is None else training.speed(result.policy)
+            experiment.finish(result, evaluations, skipped, speed)
         return interrupted
 
 
