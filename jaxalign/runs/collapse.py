@@ -47,7 +47,8 @@ def watched(run: Path) -> list[Watched]:
 class Collapse(Checked):
     """Stops a run whose language wears out; the best policy before that is the result (ours).
 
-    Worn is an evaluation below one of the two bounds; the start never is, whatever it says.
+    An evaluation, of which --evaluate-every N makes one every N steps, is worn when it is below one
+    of the two bounds. That of the start never is.
     """
 
     distinct: Share = 0.5
