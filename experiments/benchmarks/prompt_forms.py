@@ -21,9 +21,10 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks.judges import auc
-from jaxalign.data import Prompt
+from jaxalign.data import KINDS, Prompt
 from jaxalign.data.sources import load_all
 from jaxalign.host.command import run_command
+from jaxalign.host.errors import InputError
 from jaxalign.host.markdown import markdown_table
 
 FOLDS = 10
@@ -50,6 +51,19 @@ FORM_WORDS = frozenset(
     """.split()
 )
 """Words that frame a request rather than say what it is about, asking verbs among them."""
+
+FORMS = {
+    "question": r".*\?",
+    "order": r"(?!.*\?).*\.$",
+    "plea": r"(?i).*\b(?:please|pls|beg|begging|desperate|desperately|promise)\b",
+    "role-play": r"(?:You're|You are|Pretend|Imagine|Act|Speak|As (?:a|an|the|my)|Suppose) ",
+    "quotation": r".*[\"“]",
+    "need": r"(?i).*\b(?:i|we)(?:'d| would)? (?:\w+ly )?(?:need|want|wish|like|love)\b",
+    "chatty lower case": r"[a-z]",
+    "5 words or fewer": r"(?:\S+\s*){1,5}$",
+    "18 words or more": r"(?:\S+\s+){17}\S",
+}
+"""Coarse patterns, matched from a prompt's start; a prompt may be of several forms."""
 
 Features = collections.Counter[str]
 
@@ -133,8 +147,8 @@ def fit(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def score(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`[N]`, the log odds of "harmful"."""
-    return x @ weights[:-1] + weights[-1]
+    """`[N]`, the log odds of "harmful", rounded so that prompts of one form are level."""
+    return np.round(x @ weights[:-1] + weights[-1], 6)
 
 
 def folds(prompts: Sequence[Prompt], *, seed: int) -> np.ndarray:
@@ -183,9 +197,24 @@ def new_openings(train: Iterable[Prompt], heldout: Sequence[Prompt]) -> float:
     return float(np.mean([opening(prompt.text) not in seen for prompt in heldout]))
 
 
+def form_shares(prompts: Iterable[Prompt], kind: str) -> list[float]:
+    """The share of one kind's prompts that is of each of the `FORMS`."""
+    texts = [prompt.text for prompt in prompts if prompt.kind == kind]
+    return [
+        sum(bool(re.match(form, text)) for text in texts) / len(texts) for form in FORMS.values()
+    ]
+
+
 def main(settings: Settings) -> None:
-    """Prints the table."""
+    """Prints the tables."""
     train, heldout = load_all(settings.train), load_all(settings.heldout)
+    for specs, prompts in ((settings.train, train), (settings.heldout, heldout)):
+        for kind in KINDS:
+            if sum(prompt.kind == kind for prompt in prompts) < FOLDS:
+                raise InputError(
+                    f"{' '.join(specs)}: fewer than {FOLDS} {kind} prompts; form is compared by "
+                    "kind, so give more of each"
+                )
     measured = [
         ("train, cross-validated", train, out_of_fold(train)),
         ("held-out, cross-validated", heldout, out_of_fold(heldout)),
@@ -198,6 +227,12 @@ def main(settings: Settings) -> None:
     sides = ["against harmless", "against look-alike", "against benign"]
     print("AUC of harmful prompts by form alone (.5: form tells nothing)\n")
     print(markdown_table(["prompts", "n", *sides], rows))
+    splits = {"train": train, "held-out": heldout}
+    columns = [(name, kind) for name in splits for kind in KINDS]
+    shares = zip(*(form_shares(splits[name], kind) for name, kind in columns), strict=True)
+    print("\nForms: the share of a kind's prompts\n")
+    body = [[form, *(f"{x:.2f}" for x in row)] for form, row in zip(FORMS, shares, strict=True)]
+    print(markdown_table(["form", *(f"{name}, {kind}" for name, kind in columns)], body))
     print(f"Held-out prompts that open as none of training: {new_openings(train, heldout):.0%}")
 
 
