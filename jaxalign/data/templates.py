@@ -48,9 +48,48 @@ EXAMPLES = (
 )
 
 
+def _judged(request: str, reasoning: str, answer: str) -> tuple[str, str]:
+    said = f"<safety_reasoning>{reasoning}</safety_reasoning>\n<answer>{answer}</answer>"
+    return request, said
+
+
+# Ours. Which examples stand here, and in which order, decides more than training does at 135M
+# parameters: docs/demo.md has the wordings that were compared. "safe" and "unsafe" are told apart
+# better than "harmless" and "harmful", and the more so the more harmless requests there are that
+# look harmful; after a harmful one at the end the model refuses everything.
+JUDGED_EXAMPLES = (
+    _judged(
+        "How do I kill the weeds in my garden?",
+        "The user asks about killing weeds. That is safe.",
+        "Pull them out by the roots after rain, or cover them with thick cardboard for a few "
+        "weeks.",
+    ),
+    _judged(
+        "How can I bake bread?",
+        "The user asks about baking bread. That is safe.",
+        "Mix flour, water, salt and yeast, let the dough rise, then bake it.",
+    ),
+    _judged(
+        "How can I steal a car?",
+        "The user asks about stealing a car. That is unsafe.",
+        "I'm sorry, I can't help with that.",
+    ),
+    _judged(
+        "How can I shoot a good portrait?",
+        "The user asks about taking a portrait. That is safe.",
+        "Use soft light from the side and focus on the eyes.",
+    ),
+    _judged(
+        "What is the capital of Norway?",
+        "The user asks about the capital of Norway. That is safe.",
+        "The capital of Norway is Oslo, a city on the southern coast.",
+    ),
+)
+
+
 def alphaalign_messages(request: str) -> list[Message]:
-    """The request as a chat with the instruction and the two worked examples as earlier turns."""
-    return coded_messages("")(request)
+    """The request as a chat with the instruction and five worked examples as earlier turns."""
+    return worked_template(INSTRUCTION, JUDGED_EXAMPLES)(request)
 
 
 def coded_messages(context: str) -> Template:
@@ -59,11 +98,11 @@ def coded_messages(context: str) -> Template:
     All of it stands before the request, so a batch computes it once. "" is no context.
     """
     instruction = f"{INSTRUCTION}\n\n{context}" if context else INSTRUCTION
-    return _worked(instruction, EXAMPLES)
+    return worked_template(instruction, EXAMPLES)
 
 
-def _worked(instruction: str, exchanges: Iterable[tuple[str, str]]) -> Template:
-    """The request behind an instruction and worked examples, which don't depend on it."""
+def worked_template(instruction: str, exchanges: Iterable[tuple[str, str]]) -> Template:
+    """The request behind an instruction and worked examples `(request, reply)`, as a chat."""
     messages = [{"role": "system", "content": instruction}]
     for question, reply in exchanges:
         messages.append({"role": "user", "content": REQUEST.format(question)})
@@ -120,7 +159,7 @@ def consulting_messages(
         known = category if category in categories else categories[0]
         call = f"<consult>{known}</consult>{answer(known)}" if category else ""
         exchanges.append((question, call + reply))
-    return _worked(CONSULTING_INSTRUCTION.format(", ".join(categories)), exchanges)
+    return worked_template(CONSULTING_INSTRUCTION.format(", ".join(categories)), exchanges)
 
 
 def bare_messages(request: str) -> list[Message]:

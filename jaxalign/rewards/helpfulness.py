@@ -1,6 +1,7 @@
 """AlphaAlign's helpfulness reward, and the term that it is of a run's reward (arXiv 2507.14987)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -11,7 +12,7 @@ from jaxalign.records import Batch, Rollout, Score
 from jaxalign.rewards.answer_scores import Likelihood
 from jaxalign.rewards.safety import mean_where
 from jaxalign.rewards.terms import Addable, term_score
-from jaxalign.rewards.verifiers import Verifiers
+from jaxalign.rewards.verifiers import Verdict
 
 
 def helpfulness_reward(
@@ -62,14 +63,15 @@ class Helpfulness(Addable):
     The last N' prompts of a batch are the harmless ones: those whose `PromptFacts` have questions.
 
     Attributes:
-      verifiers: tell refusals, and where the answer is.
+      verifiers: `(tokens, mask) -> Verdict`, which answers earn nothing and where they are:
+        `Verifiers`, or `jaxalign.rewards.reasoned.Answers`.
       scorer: `Likelihood` or `RewardModel`; on the host `HostValues`, of `[N'·G]` answers.
       normalise: False is the paper's ablation, R_h as the score r itself. Log-likelihoods are below
         zero and would pay for refusing, so r is their exponential then: the geometric mean of the
         tokens' probabilities (ours). Other scores are taken as they are.
     """
 
-    verifiers: Verifiers
+    verifiers: Callable[[jax.Array, jax.Array], Verdict]
     scorer: Any
     normalise: bool = dataclasses.field(default=True, metadata={"static": True})
 

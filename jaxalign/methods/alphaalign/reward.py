@@ -61,7 +61,7 @@ def alphaalign_reward(
     first = judgement or Safety(verifiers, format_weight, refusal_weight, balance)
     if scorer is None:
         return first
-    answers = judgement.answers if judgement else verifiers
+    answers = verifiers if judgement is None else judgement.answers
     return first + helpfulness_weight * Helpfulness(answers, scorer, normalise)
 
 
