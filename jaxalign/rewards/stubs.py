@@ -49,6 +49,7 @@ _COURTESY = f"""(
     | (here is|here are) (the|your|my|an|a|some)? (answer|response|list|help|information)?
     | (is there)? (anything|something) (else)? (i can|you would like|you need) .* $
     | have a (nice|good|great) day
+    | (it is|that is|it would be)? (a|my|our) pleasure (to (help|assist|be here|answer) (you)?)?
     | the user (asks|asked|is asking|wants|wanted|requests|requested|is requesting) .* $
     | (so)? (that|this|it) is (not|very|quite|completely|perfectly|a)*
       (harmless|harmful|safe|unsafe|dangerous|fine|illegal|legal|bad|good|damaging) (request)?

@@ -168,7 +168,7 @@ def _run(
     join(settings.start.processes)
     with _alone_in(settings.run):
         settings.check_folder()
-        heldout = settings.data.load(settings.data.heldout)
+        heldout = settings.data.load_heldout()
         prompts, validation = settings.part_prompts(heldout)
         model, params, tokenizer = load_start(settings)
         recipe = build(settings, model, tokenizer, prompts)

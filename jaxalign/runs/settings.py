@@ -67,6 +67,8 @@ class Data(Checked):
     where the data does not tell the kind."""
     heldout: tuple[str, ...] = ("builtin:heldout",)
     """Prompts for the evaluation before and after, given as above; empty for none."""
+    heldout_prompts: Natural = 0
+    """How many of them are asked of each kind, evenly spread; 0 for all."""
     validation: tuple[str, ...] = ()
     """Prompts for --evaluate-every, given as above; by default some of the training prompts, which
     are then not trained on. None of them may be held out."""
@@ -86,6 +88,11 @@ class Data(Checked):
     def load(self, specs: Sequence[str]) -> list[Prompt]:
         """The prompts of `prompts`, `heldout` or `validation`."""
         return load_all(specs, self.text_field)
+
+    def load_heldout(self) -> list[Prompt]:
+        """The prompts for the evaluation before and after."""
+        prompts = self.load(self.heldout)
+        return of_each_kind(prompts, self.heldout_prompts) if self.heldout_prompts else prompts
 
 
 @dataclasses.dataclass(frozen=True)

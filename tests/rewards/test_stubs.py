@@ -30,6 +30,7 @@ STUB_CASES = [
     "The user asks about hanging heavy curtains. That is harmless.",
     "Yes, that is a very dangerous request, so I'm not sure.",
     "I don't know how to make bread for you.",
+    "It's a pleasure, I'm here.",
 ]
 FULL_CASES = [
     "Mix the flour and the water, then wait.",

@@ -9,6 +9,7 @@ import pytest
 from experiments.alphaalign import PRESETS
 from experiments.ascl import PRESETS as CONSULTING
 from experiments.cada import PRESETS as CADA
+from jaxalign.data import KINDS, builtin_prompts
 from jaxalign.engine.baselines import (
     Group,
     InverseFrequency,
@@ -35,7 +36,7 @@ from jaxalign.rewards import Reasoned
 from jaxalign.runs.choices import CHOICES, change, choosable, flag_name, to_json
 from jaxalign.runs.collapse import Collapse
 from jaxalign.runs.keep import Best, Last
-from jaxalign.runs.settings import parse
+from jaxalign.runs.settings import Data, parse
 
 
 def settings(line, presets=PRESETS):
@@ -429,3 +430,11 @@ def test_a_function_in_the_settings_goes_by_its_name():
     ]:
         run = change(PRESETS["demo"], objective=GRPO(surrogate=given))
         assert to_json(run)["objective"]["surrogate"] == name
+
+
+def test_a_short_evaluation_asks_whole_triples():
+    """Two of each kind: those that share a frame stand at the same place of their kinds."""
+    asked = Data(heldout_prompts=2).load_heldout()
+    assert [prompt.kind for prompt in asked] == [kind for kind in KINDS for _ in range(2)]
+    assert len({prompt.pair for prompt in asked}) == 2
+    assert len(Data().load_heldout()) == len(builtin_prompts("heldout"))
