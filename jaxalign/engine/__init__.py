@@ -18,6 +18,7 @@ from jaxalign.engine.baselines import (
     LeaveOneOut,
     PerTerm,
     Shrinkage,
+    Unshared,
     WholeBatch,
 )
 from jaxalign.engine.checks import check_decoder, check_objective, check_reward
@@ -81,6 +82,7 @@ __all__ = [
     "Objective",
     "Penalty",
     "PerTerm",
+    "Unshared",
     "Prompts",
     "KL",
     "Reward",

@@ -23,6 +23,7 @@ from jaxalign.losses import (
     mode_weights,
     multi_reward_advantages,
     shrinkage_advantages,
+    unshared_advantages,
 )
 from jaxalign.records import Rollout, Score
 
@@ -150,6 +151,38 @@ class InverseFrequency(Checked):
         )
         shared = advantages.mean(axis=1, keepdims=True)
         return advantages + (weights - 1.0) * (advantages - shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unshared(Checked):
+    """Takes off what all prompts have in common to say of refusing and the like. Ours.
+
+    What is left tells prompts apart (`unshared_advantages`).
+    """
+
+    of: tuple[str, ...] = ("refused", "called_harmful")
+    """Columns of samples.jsonl, of a reward's `Score.details`, that are 0 or 1: with the reasoned
+    reward refused, called_harmful, whole, well_formed; with the paper's refused, well_formed."""
+    kept: Weight = 0.2
+    """Share of the common push that stays, so that the whole does not wander off; untuned."""
+
+    def __call__(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
+        """`[N, G]`.
+
+        Raises:
+          InputError: the reward has no such details.
+        """
+        del samples
+        if missing := [name for name in self.of if name not in score.details]:
+            raise InputError(
+                f"adjust: the reward has no details {', '.join(missing)}; it has "
+                f"{', '.join(score.details) or 'none'}"
+            )
+        columns = [score.details[name].reshape(advantages.shape) for name in self.of]
+        if not columns:
+            return advantages
+        features = jnp.stack([x.astype(jnp.float32) for x in columns], axis=-1)
+        return unshared_advantages(advantages, features, kept=self.kept)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -220,6 +220,7 @@ class ReasonedReward(Addable):
         for index, name in enumerate(KINDS):
             metrics[f"{name}_refused"] = mean_where(refused, kind == index)
         details = {"well_formed": formed, "refused": refused, "whole": whole}
+        details["called_harmful"] = decided & bad
         details |= {name: term.reshape(-1) for name, term in terms.items()}
         outcome = (right & agrees).astype(jnp.float32).reshape(prompts, -1)
         return Score(jnp.asarray(total), outcome, terms, details, metrics)
