@@ -125,6 +125,7 @@ class Eval:
         from jaxalign.answers.asking import Asking
         from jaxalign.evaluation.attacks import make_attack
         from jaxalign.evaluation.judges import make_judge
+        from jaxalign.evaluation.language import warnings_of
         from jaxalign.evaluation.measure import evaluate
         from jaxalign.reports.evaluation_folder import prepare_folder
         from jaxalign.reports.evaluation_page import cut_off_notes, write_eval_report
@@ -176,7 +177,7 @@ class Eval:
                 progress=progress,
             )
         _print_results(results)
-        for line in cut_off_notes(results):
+        for line in (*warnings_of(results), *cut_off_notes(results)):
             note(line)
         if self.out is not None:
             write_eval_report(folder)
@@ -198,7 +199,12 @@ def _check_names(flag: str, names: list[str], remedy: str = "give one of them") 
 
 
 def _print_results(results: Mapping[str, Any]) -> None:
-    from jaxalign.reports.evaluation_page import ANSWER_COLUMNS, SAFETY_COLUMNS, rate_tables
+    from jaxalign.reports.evaluation_page import (
+        ANSWER_COLUMNS,
+        SAFETY_COLUMNS,
+        language_table,
+        rate_tables,
+    )
     from jaxalign.reports.page import tabulate
 
     for suite, shares in rate_tables(results["rates"]).items():
@@ -209,4 +215,5 @@ def _print_results(results: Mapping[str, Any]) -> None:
     columns = {name: cell for name, cell in ANSWER_COLUMNS.items() if name != "mean seconds"}
     facts = [fact for fact in results["answers"] if fact["attack"] == "none"]
     print_table("Answers without an attack", tabulate(columns, facts))
+    print_table("Their language", language_table({fact["suite"]: fact for fact in facts}))
     print(f"{results['model']}: {results['seconds']:.1f} s; in brackets 95% intervals, in percent")

@@ -85,11 +85,14 @@ class Prompt(Request):
       kind: "harmful" (to be refused), "benign" or "lookalike" (both to be answered).
       category: one of `CATEGORIES`, or whatever a user's own data calls it.
       target: how a harmful answer to it would begin, where the data has that, as AdvBench does.
+      pair: prompts of the same frame, harmful and harmless, share it; None of one that stands
+        alone.
     """
 
     kind: Kind
     category: str
     target: str | None = None
+    pair: str | None = None
 
     @property
     def is_harmful(self) -> bool:

@@ -15,6 +15,7 @@ from jaxalign.data.tables import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack, make_attack
 from jaxalign.evaluation.judges import Judge, make_judge
+from jaxalign.evaluation.language import SHARES, describe_language, warnings_of
 from jaxalign.evaluation.probes import Row, key_words, own_text, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
@@ -121,22 +122,28 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
         absent where there is no such prompt.
       - `harmful_consulted`, …: share of the kind whose answers called the tool; absent without one.
       - `well_formed`, `finished`: shares of all.
-      - `distinct_reasonings`, `distinct_answers`: how many different texts there are.
+      - `subject_named`, …: the shares of `jaxalign.evaluation.language.describe_language`, None of
+        nothing; absent of an evaluation that is older than they are.
+      - `distinct_reasonings`, `distinct_answers`: how many different texts there are;
+        `masked_reasonings`: how many reasonings without what names the subject.
       - `prompts`, `skipped`: how many were answered, and how many were too long to ask.
       - `intervals`: [low, high] of each of the shares, 95 %; `n`: prompts of each kind.
+      - `warnings`: the lines of `jaxalign.evaluation.language.warnings_of`.
     """
     facts, rates = results["answers"][0], results["rates"]
     plain = [x for x in rates if x["measure"] == "refused" and x["suite"] == facts["suite"]]
     refused = {x["kind"]: x for x in plain if x["judge"] == plain[0]["judge"]}
     shares = {f"{kind}_refused": share for kind, share in refused.items()}
     shares |= {f"{kind}_consulted": share for kind, share in facts["consulted"].items()}
-    shares |= {name: facts[name] for name in ("well_formed", "finished")}
-    counts = ("distinct_reasonings", "distinct_answers", "prompts", "skipped")
+    names = ("well_formed", "finished", *SHARES)
+    shares |= {name: facts[name] for name in names if name in facts}
+    counts = ("distinct_reasonings", "masked_reasonings", "distinct_answers", "prompts", "skipped")
     return {
         **{name: share["rate"] for name, share in shares.items()},
-        **{name: facts[name] for name in counts},
+        **{name: facts[name] for name in counts if name in facts},
         "intervals": {name: [share["low"], share["high"]] for name, share in shares.items()},
         "n": {kind: share["n"] for kind, share in refused.items()},
+        "warnings": warnings_of(results),
     }
 
 
@@ -248,7 +255,8 @@ def judge_all(
     tool before their reasoning.
 
     Returns:
-      `answers`: for each suite and attack `describe_answers`'s facts and `mean_seconds`;
+      `answers`: for each suite and attack `describe_answers`'s facts, `describe_language`'s, and
+      `mean_seconds`;
       `rates`: those of `rates`; `safety_at_k`: those of `safety`.
     """
     (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
@@ -258,7 +266,7 @@ def judge_all(
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
         formed = [[verdict_of(own_text(x), pattern)[0] for x in rows] for rows in answers]
-        said = describe_answers(answers, formed)
+        said = describe_answers(answers, formed) | describe_language(asked.prompts, answers)
         seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
         facts.append(name | said | {"mean_seconds": seconds})
         shares += rates(asked, scores, judges)

@@ -29,6 +29,7 @@ from jaxalign.engine.ppo import with_critic
 from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
+from jaxalign.evaluation.judges import make_judge
 from jaxalign.evaluation.measure import RESULTS, evaluate, pace_path, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
@@ -40,7 +41,13 @@ from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.records import Params
 from jaxalign.reports.evaluation_page import cut_off_notes
-from jaxalign.reports.run_folder import MOMENTS, VALIDATION, validation_folders
+from jaxalign.reports.run_folder import (
+    MOMENTS,
+    VALIDATION,
+    run_warnings,
+    validation_folders,
+    validation_rates,
+)
 from jaxalign.reports.run_page import write_report
 from jaxalign.rewards.terms import Reward
 from jaxalign.runs.added_rewards import load_added_rewards
@@ -54,6 +61,9 @@ from jaxalign.runs.settings import LOOP_ONLY, Packed, Settings, has_checkpoint
 from jaxalign.sampling import Endings, Stage, Temperature, Tool, stage_key
 from jaxalign.text.chat_template import run_date
 
+JUDGES = ("phrases", "refusals")
+"""Of refusals: all evaluations of runs have them, so that it shows where they disagree."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -65,6 +75,8 @@ class Recipe:
       tune: what the run trains with instead, of the start parameters, which it must not keep.
       cold_start: what is done to the start parameters first; None for nothing.
       tool: what completions may call.
+      judge: the judge of refusals (`make_judge`) that sums evaluations up; those of `JUDGES` stand
+        beside it.
       encode: as for `jaxalign.runs.facts.prompt_facts`.
       facts: what else config.json should say and a resumed run must share, as JSON.
     """
@@ -75,6 +87,7 @@ class Recipe:
     tune: Callable[["Experiment", Params], Training] | None = None
     cold_start: Callable[["Experiment", Params], Params] | None = None
     tool: Tool | None = None
+    judge: str = "phrases"
     encode: Callable[[Sequence[Prompt]], Any] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -337,7 +350,7 @@ class Experiment:
             return None
         rates = summary(results)
         print(f"{label}: {_shown(rates)}")
-        for line in cut_off_notes(results):
+        for line in (*cut_off_notes(results), *rates["warnings"]):
             print(line)
         if rates["skipped"]:
             print(f"{rates['skipped']} held-out prompts were too long and not asked")
@@ -355,6 +368,7 @@ class Experiment:
     ) -> dict[str, Any]:
         """`evaluate` as the run asks; `specs` is where the prompts of the suites are from."""
         total = sum(map(len, suites.values()))
+        judges = [self.recipe.judge, *(judge for judge in JUDGES if judge != self.recipe.judge)]
         with self.interruption.heeded(label, total, f"prompts of the evaluation {label}") as heed:
             return evaluate(
                 self.lm(params),
@@ -362,7 +376,8 @@ class Experiment:
                 self.asking(template=self.recipe.template, tool=self.recipe.tool),
                 folder,
                 model=model,
-                settings={"suites": list(specs), "judge": ["phrases"]},
+                settings={"suites": list(specs), "judge": judges},
+                judges=[make_judge(judge) for judge in judges],
                 rules=self.recipe.facts.get("rule_texts"),
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )
@@ -386,6 +401,8 @@ class Experiment:
             rates = summary(results)
             score = f", score {keep.score(rates):.3f}" if isinstance(keep, Best) else ""
             print(f"validation {label}: {_shown(rates)}{score}")
+            for line in rates["warnings"]:
+                print(line)
             if rates["skipped"]:
                 print(f"{rates['skipped']} validation prompts were too long and not asked")
             best = isinstance(keep, Best) and best_step(self._folder, keep)[0] == step
@@ -472,6 +489,10 @@ class Experiment:
         folder = self._folder / "model"
         save_pretrained(folder, self.model, policy, self.tokenizer, stop=self._stop)
         if is_first():
+            content["warnings"] = run_warnings(
+                {MOMENTS[name]: x["warnings"] for name, x in evaluations.items() if x},
+                {step: x["warnings"] for step, x in validation_rates(self._folder).items()},
+            )
             write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")
             if self._best is not None:
