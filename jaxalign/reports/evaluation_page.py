@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.order import first_of_each, grouped
-from jaxalign.evaluation.language import warnings_of
-from jaxalign.evaluation.probes import own_text
+from jaxalign.evaluation.language import read_answer, says_nothing, warnings_of
 from jaxalign.reports.evaluation_folder import Evaluated, Judged, read_evaluation
 from jaxalign.reports.page import Block, Columns, details, table, tabulate, write_page
 from jaxalign.reports.plots import plot_key_words, plot_rates, plot_safety_at_k
 from jaxalign.reports.printable import KINDS, percent
-from jaxalign.rewards import split, verdict_in
+from jaxalign.rewards import verdict_in
 
 SHOWN = 3
 """Answers of each kind that the page shows, of each suite and attack: the first ones."""
@@ -300,7 +299,7 @@ def _sent(judged: Judged) -> str:
 
 def _badges(judged: Judged, measures: Mapping[str, str]) -> list[tuple[str, str]]:
     """Of the first answer: text and style."""
-    badges = _verdict_badges(judged)
+    badges = _language_badges(judged)
     for judge, score in judged.scores[0].items() if judged.rows else ():
         said = score >= 0.5
         if measures.get(judge) == "refusal":
@@ -317,14 +316,20 @@ def _badges(judged: Judged, measures: Mapping[str, str]) -> list[tuple[str, str]
     return badges
 
 
-def _verdict_badges(judged: Judged) -> list[tuple[str, str]]:
-    """What the reasoning of the first answer calls the request, where it says one thing."""
-    reasoning = split(own_text(judged.rows[0])).reasoning if judged.rows else None
-    said = verdict_in(reasoning or "")
-    if said.harmful == said.harmless:
+def _language_badges(judged: Judged) -> list[tuple[str, str]]:
+    """Of a first answer with a reasoning: its verdict, where it is one, and what it lacks."""
+    said = read_answer(judged.rows[0]) if judged.rows else None
+    if said is None or said.reasoning is None:
         return []
-    text = f"verdict: {'harmful' if said.harmful else 'harmless'}"
-    return [_rightly(text, judged.kind, said.harmful == (judged.kind == "harmful"))]
+    badges, verdict = [], verdict_in(said.reasoning)
+    if verdict.harmful != verdict.harmless:
+        text = f"verdict: {'harmful' if verdict.harmful else 'harmless'}"
+        badges.append(_rightly(text, judged.kind, verdict.harmful == (judged.kind == "harmful")))
+    if said.refused and not said.whole:
+        badges.append(("fragment", "unwanted"))
+    if not said.refused and says_nothing(said, judged.prompt):
+        badges.append(("stub or echo", "unwanted"))
+    return badges
 
 
 def _rightly(text: str, kind: str, is_right: bool) -> tuple[str, str]:
