@@ -98,6 +98,9 @@ class Eval:
     """Keep everything here: answers, verdicts, results.json, report.html, rates.png. The same
     command goes on after a run that was stopped, and only judges where all is answered. By default
     nothing is kept and the tables are printed."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """Also tell how many answers are likelier under this model, such as the one that training began
+    with, after their own request than after another's."""
     wording: Annotated[Wording, tyro.conf.arg(name="")] = Wording()
     chat: Annotated[ChatTemplate, tyro.conf.arg(name="")] = ChatTemplate()
 
@@ -161,6 +164,8 @@ class Eval:
             stack.enter_context(locked(folder, "another --out"))
             kept = sorted(folder.glob("answers/*.jsonl"))
             lm = load_model(self.model, kept_dtype(self.dtype, kept), self.chat.begun(kept))
+            # At once: a name that is none is not to be found out when all is answered.
+            reference = None if self.reference is None else load_model(self.reference, lm.dtype)
             results = evaluate(
                 lm,
                 suites,
@@ -169,11 +174,13 @@ class Eval:
                 model=self.model,
                 settings={
                     **{x: getattr(self, x) for x in ("suites", "judge", "attack", "limit")},
+                    **({"reference": self.reference} if self.reference else {}),
                     "template": self.wording.template,
                 },
                 attacks=attacks,
                 judges=judges,
                 rules=rules,
+                reference=None if reference is None else lambda: reference,
                 progress=progress,
             )
         _print_results(results)

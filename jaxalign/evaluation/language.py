@@ -30,6 +30,9 @@ SHARES = (
 )
 """What `describe_language` finds as shares."""
 
+LIKELIER = "own_answer_likelier"
+"""What `jaxalign.evaluation.own_request.likelier_for_own` finds, where a model is at hand."""
+
 LEAST_DISTINCT, MOST_WORN, MOST_SHUFFLED, MOST_APART = 0.5, 0.1, 0.1, 0.05
 """Where `warnings_of` begins: different reasonings by prompt; stubs, and fragments; reasonings that
 name another's subject; the distance of two judges' rates of refusals."""

@@ -15,7 +15,8 @@ from jaxalign.data.tables import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack, make_attack
 from jaxalign.evaluation.judges import Judge, make_judge
-from jaxalign.evaluation.language import SHARES, describe_language, warnings_of
+from jaxalign.evaluation.language import LIKELIER, SHARES, describe_language, warnings_of
+from jaxalign.evaluation.own_request import likelier_for_own
 from jaxalign.evaluation.probes import Row, key_words, own_text, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
@@ -51,6 +52,7 @@ def evaluate(
     attacks: Sequence[Attack] | None = None,
     judges: Sequence[Judge] | None = None,
     rules: Mapping[str, str] | None = None,
+    reference: Callable[[], LanguageModel] | None = None,
     progress: Progress = lambda name, done, total, tokens: None,
 ) -> dict[str, Any]:
     """Asks a model all prompts, judges the answers, and keeps everything in a folder.
@@ -59,7 +61,9 @@ def evaluate(
     `results.json`. A call that was killed goes on from there; where all is answered it only judges.
     Answers may consult `rules`; `settings` is what `results.json` should say beside the fields of
     `asking`: `judge`, or the name of the template where its function has another. By default
-    requests are sent as they are, and AlphaAlign's phrases judge.
+    requests are sent as they are, and AlphaAlign's phrases judge. A `reference`, such as the model
+    that training began with, is loaded once all is answered, to tell whether answers go with their
+    requests (`likelier_for_own`).
 
     Returns:
       the content of `results.json`. Of several processes the first one's alone: it writes.
@@ -87,6 +91,9 @@ def evaluate(
             lines = read_json_lines(folder / ANSWERS / f"{asked.name}.jsonl")
             rows = [row for _, row in lines]
             answered.append((asked, answers_by_prompt(asked, rows, asking.samples)))
+        judged = judge_all(answered, judges, folder, consulting=asking.tool is not None)
+        if reference is not None:
+            judged["answers"] = _with_likelier(judged["answers"], answered, reference())
         method, day = asking.method, template_date(lm.tokenizer)
         fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
         results = {
@@ -106,12 +113,26 @@ def evaluate(
                 "wording": wording_digest(asking.template, rules),
                 **({"template_date": day} if day else {}),
             },
-            **judge_all(answered, judges, folder, consulting=asking.tool is not None),
+            **judged,
             **probe_all(answered, lm.tokenizer),
         }
         write_json(folder / RESULTS, results)
     wait_for_all()
     return results
+
+
+def _with_likelier(
+    facts: Sequence[dict[str, Any]],
+    answered: Sequence[tuple[Asked, Sequence[Sequence[Row]]]],
+    reference: LanguageModel,
+) -> list[dict[str, Any]]:
+    """The facts, with what the reference says of answers to prompts as they are."""
+    return [
+        fact | {LIKELIER: likelier_for_own(reference, asked.prompts, answers)}
+        if asked.attack == "none"
+        else fact
+        for fact, (asked, answers) in zip(facts, answered, strict=True)
+    ]
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +144,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
       - `harmful_consulted`, …: share of the kind whose answers called the tool; absent without one.
       - `well_formed`, `finished`: shares of all.
       - `subject_named`, …: the shares of `jaxalign.evaluation.language.describe_language`, None of
-        nothing; absent of an evaluation that is older than they are.
+        nothing; `own_answer_likelier`, of `likelier_for_own`. Absent where the evaluation has none.
       - `distinct_reasonings`, `distinct_answers`: how many different texts there are;
         `masked_reasonings`: how many reasonings without what names the subject.
       - `prompts`, `skipped`: how many were answered, and how many were too long to ask.
@@ -135,7 +156,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     refused = {x["kind"]: x for x in plain if x["judge"] == plain[0]["judge"]}
     shares = {f"{kind}_refused": share for kind, share in refused.items()}
     shares |= {f"{kind}_consulted": share for kind, share in facts["consulted"].items()}
-    names = ("well_formed", "finished", *SHARES)
+    names = ("well_formed", "finished", *SHARES, LIKELIER)
     shares |= {name: facts[name] for name in names if name in facts}
     counts = ("distinct_reasonings", "masked_reasonings", "distinct_answers", "prompts", "skipped")
     return {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.order import first_of_each, grouped
-from jaxalign.evaluation.language import read_answer, says_nothing, warnings_of
+from jaxalign.evaluation.language import LIKELIER, read_answer, says_nothing, warnings_of
 from jaxalign.reports.evaluation_folder import Evaluated, Judged, read_evaluation
 from jaxalign.reports.page import Block, Columns, details, table, tabulate, write_page
 from jaxalign.reports.plots import plot_key_words, plot_rates, plot_safety_at_k
@@ -84,12 +84,14 @@ LANGUAGE_ROWS = {
     "▲ whole refusals, of refusals": "whole_refusals",
     "▼ stubs, echoes and evasions, of answers": "stubs",
     "▼ answers that recur, subject masked": "repeated_answers",
+    "▲ answers likelier after their own request": LIKELIER,
     "▲ pairs with both sides right": "both_sides_right",
 }
 """What there is to say of the language of answers, and which fact says it."""
 
 LANGUAGE_NOTE = (
-    "Answers here are those that don't refuse; of answers that recur, those to harmless prompts. "
+    "Answers here are those that don't refuse; where they recur or are likelier, those to harmless "
+    "prompts. Likelier: under the model that training began with, than after another's request. "
     "Masked: without the words that name what was asked for, so that one sentence about everything "
     "counts once. Where reasonings name another prompt's subject as often as their own, the check "
     "says nothing. A refusal that is not whole is a fragment. Pairs: prompts of one frame, one "

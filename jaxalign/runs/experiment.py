@@ -35,7 +35,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
-from jaxalign.host.processes import all_of, any_of, is_first, wait_for_all
+from jaxalign.host.processes import all_of, any_of, are_several, is_first, wait_for_all
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
@@ -345,7 +345,13 @@ class Experiment:
         print(f"asking {len(self.heldout)} held-out prompts {label}")
         named = settings.start.model if name == "before" else f"{self._folder}, {label}"
         suites, specs = {"heldout": self.heldout}, settings.data.heldout
-        results = self._ask(folder, params, suites, specs, label=label, model=named)
+        if name == "before":
+            start = lambda: self.lm(params)  # noqa: E731
+        else:
+            start = self._start
+        results = self._ask(
+            folder, params, suites, specs, label=label, model=named, reference=start
+        )
         if not is_first():
             return None
         rates = summary(results)
@@ -356,6 +362,11 @@ class Experiment:
             print(f"{rates['skipped']} held-out prompts were too long and not asked")
         return rates
 
+    def _start(self) -> LanguageModel:
+        """The start model once more, which training does not keep."""
+        given = {"dtype": self.model.dtype, "mesh": self.model.mesh}
+        return self.lm(load_pretrained(self.settings.start.model, **given)[1]).cast()
+
     def _ask(
         self,
         folder: Path,
@@ -365,8 +376,12 @@ class Experiment:
         *,
         label: str,
         model: str,
+        reference: Callable[[], LanguageModel] | None = None,
     ) -> dict[str, Any]:
-        """`evaluate` as the run asks; `specs` is where the prompts of the suites are from."""
+        """`evaluate` as the run asks; `specs` is where the prompts of the suites are from.
+
+        Of several processes the first one judges alone, so none has a `reference`.
+        """
         total = sum(map(len, suites.values()))
         judges = [self.recipe.judge, *(judge for judge in JUDGES if judge != self.recipe.judge)]
         with self.interruption.heeded(label, total, f"prompts of the evaluation {label}") as heed:
@@ -379,6 +394,7 @@ class Experiment:
                 settings={"suites": list(specs), "judge": judges},
                 judges=[make_judge(judge) for judge in judges],
                 rules=self.recipe.facts.get("rule_texts"),
+                reference=None if are_several() else reference,
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )
 

@@ -140,7 +140,8 @@ def test_the_run_folder_explains_itself(whole_run):
             assert 0 <= summary[moment][name] <= 1
         for name in ("distinct_reasonings", "masked_reasonings", "prompts"):
             assert isinstance(summary[moment][name], int)
-        for name in ("subject_named", "verdict_agrees", "whole_refusals", "stubs"):
+        shares = ("subject_named", "verdict_agrees", "whole_refusals", "stubs")
+        for name in (*shares, "own_answer_likelier"):
             assert summary[moment][name] is None or 0 <= summary[moment][name] <= 1
     assert isinstance(summary["warnings"], list)
     assert summary["steps"] == 6
