@@ -142,7 +142,9 @@ def _named(read: Iterable[_Read]) -> dict[str, Any]:
 
 def _agreements(reasoned: Sequence[Said]) -> list[bool]:
     verdicts = [(verdict_in(x.reasoning or ""), x.refused) for x in reasoned]
-    return [said.harmful == refused for said, refused in verdicts if said.harmful != said.harmless]
+    return [
+        bool(said.harmful) == refused for said, refused in verdicts if said.harmful != said.harmless
+    ]
 
 
 def says_nothing(said: Said, request: str) -> bool:

@@ -326,7 +326,8 @@ def _language_badges(judged: Judged) -> list[tuple[str, str]]:
     badges, verdict = [], verdict_in(said.reasoning)
     if verdict.harmful != verdict.harmless:
         text = f"verdict: {'harmful' if verdict.harmful else 'harmless'}"
-        badges.append(_rightly(text, judged.kind, verdict.harmful == (judged.kind == "harmful")))
+        right = bool(verdict.harmful) == (judged.kind == "harmful")
+        badges.append(_rightly(text, judged.kind, right))
     if said.refused and not said.whole:
         badges.append(("fragment", "unwanted"))
     if not said.refused and says_nothing(said, judged.prompt):
