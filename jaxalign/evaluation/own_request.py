@@ -52,9 +52,10 @@ def _mean_logps(
     length = max([_LENGTH, *(len(document.tokens) for document in documents)])
     found = np.zeros(len(documents), np.float32)
     rows = place([len(document.tokens) for document in documents], length=length)
-    for part in in_batches(rows, _ROWS):
+    size = min(_ROWS, len(rows))
+    for part in in_batches(rows, size):
         chosen = [index for row in part for index in row]
-        packed = pack([documents[i] for i in chosen], length=length, rows=_ROWS)
+        packed = pack([documents[i] for i in chosen], length=length, rows=size)
         on_devices = to_devices(packed, lm.model.mesh, rows=True)
         shared = to_devices(prefix, lm.model.mesh)
         logps = jax.device_get(_logps(lm.model, lm.params, on_devices.replace(prefix=shared)))
