@@ -32,8 +32,8 @@ from jaxalign.host.fields import Share
 from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.models import Transformer
 from jaxalign.runs.choices import FLAT, change
-from jaxalign.runs.experiment import Recipe
 from jaxalign.runs.presets import large
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import RL, Settings
 

@@ -31,10 +31,11 @@ from jaxalign.methods.ascl.first_stage import COLD_START_FOLDER, ColdStart, cold
 from jaxalign.models import Transformer
 from jaxalign.rewards import CONSULTING_FORMAT_PATTERN, Safety, safety_verifiers
 from jaxalign.runs.choices import FLAT
-from jaxalign.runs.experiment import Recipe, tokenizer_of
 from jaxalign.runs.presets import large
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import RL, Completions, Settings
+from jaxalign.runs.start_model import tokenizer_of
 from jaxalign.sampling import consultation, rule_answer
 
 

@@ -38,10 +38,11 @@ from jaxalign.methods.cada.arms import GENERATED, RL, Arm, Reasoning
 from jaxalign.models import Transformer
 from jaxalign.rewards import Safety, safety_verifiers
 from jaxalign.runs.choices import FLAT
-from jaxalign.runs.experiment import Recipe, tokenizer_of
 from jaxalign.runs.presets import large
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import Learning, Loop, Settings
+from jaxalign.runs.start_model import tokenizer_of
 
 
 @dataclasses.dataclass(frozen=True)

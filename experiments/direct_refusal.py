@@ -24,10 +24,12 @@ from jaxalign.methods.cada.selection import refusal_tokens
 from jaxalign.models import Transformer
 from jaxalign.records import Params
 from jaxalign.runs.choices import FLAT
-from jaxalign.runs.experiment import Experiment, Recipe, supervised
+from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import Training
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import Learning, Packed, Settings
+from jaxalign.runs.tuning import supervised
 
 OWN_ANSWERS = "own_answers.jsonl"
 

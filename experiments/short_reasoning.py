@@ -24,7 +24,7 @@ from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.records import KINDS, Batch, Rollout, of_rows
 from jaxalign.rewards import REASONING_TAGS, Span, Verifiers, device_reward
 from jaxalign.runs.choices import FLAT
-from jaxalign.runs.experiment import Recipe
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.script import main_of
 from jaxalign.runs.settings import RL, Settings
 

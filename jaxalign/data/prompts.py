@@ -85,14 +85,13 @@ class Prompt(Request):
       kind: "harmful" (to be refused), "benign" or "lookalike" (both to be answered).
       category: one of `CATEGORIES`, or whatever a user's own data calls it.
       target: how a harmful answer to it would begin, where the data has that, as AdvBench does.
-      pair: prompts of the same frame, harmful and harmless, share it; None of one that stands
-        alone.
+      pair: a name that it shares with prompts of other kinds in the same frame, if there are any.
     """
 
     kind: Kind
     category: str
     target: str | None = None
-    pair: str | None = None
+    pair: str | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def is_harmful(self) -> bool:
@@ -111,7 +110,7 @@ def builtin_prompts(split: Literal["train", "heldout"]) -> list[Prompt]:
     texts = [(OWN / f"{kind}.jsonl").read_text(encoding="utf-8") for kind in KINDS]
     rows = [json.loads(line) for text in texts for line in text.splitlines()]
     return [
-        Prompt(row["id"], row["prompt"], row["kind"], row["category"])
+        Prompt(row["id"], row["prompt"], row["kind"], row["category"], pair=row.get("pair"))
         for row in rows
         if row["split"] == split
     ]

@@ -62,7 +62,8 @@ def load_prompts(
     The split is "train" where none is named; `tfds:NAME@train[:100]` takes a slice.
 
     A row may also have the fields `id` (a string or integer; else the id is made from the source's
-    name and the row's number), `category` (else "general") and `target`, a text, as in AdvBench.
+    name and the row's number), `category` (else "general"), `target`, a text, as in AdvBench, and
+    `pair`, a text that prompts in the same frame share.
 
     Rows in which text, kind or category is none are left out: stderr says how many, and what is
     wrong with the first one.
@@ -99,11 +100,11 @@ def load_prompts(
                 f"benign; {_PASS_KIND}",
             )
         its_kind = kind or _kind(where, fields, kind_field)
-        target = get(fields, "target")
-        if not isinstance(target, str) or not target.strip():
-            target = None
+        target, pair = (_text_or_none(fields, name) for name in ("target", "pair"))
         category, before = _category(where, fields), asked.conversation
-        return Prompt(asked.id, asked.text, its_kind, category, target, conversation=before)
+        return Prompt(
+            asked.id, asked.text, its_kind, category, target, pair=pair, conversation=before
+        )
 
     return _load(spec, text_field, limit, prompt)
 
@@ -330,6 +331,11 @@ def _category(where: str, fields: Mapping[str, Any]) -> str:
     if not isinstance(category, str):
         raise UnusableRow(f"{where}: field 'category' is {shown(category)}; it must be a string")
     return category
+
+
+def _text_or_none(fields: Mapping[str, Any], name: str) -> str | None:
+    value = get(fields, name)
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _id(value: object, default: str) -> str:

@@ -37,7 +37,7 @@ from jaxalign.planning.chips import Chip
 from jaxalign.planning.collectives import Message, read_messages
 from jaxalign.planning.flops import count_flops
 from jaxalign.records import Batch
-from jaxalign.runs.experiment import Reinforcement
+from jaxalign.runs.reinforcement import Reinforcement
 
 SAMPLING = "_sample"
 """The jitted function in which a step samples; what runs in it is named so in the program."""

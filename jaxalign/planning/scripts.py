@@ -16,7 +16,7 @@ from jaxalign.planning.chips import chip_of, slice_devices
 from jaxalign.planning.compiled_step import DoesNotFit, Plan, plan_step
 from jaxalign.planning.stand_in import stand_in_tokenizer
 from jaxalign.runs.choices import change
-from jaxalign.runs.experiment import make_reinforcement
+from jaxalign.runs.reinforcement import make_reinforcement
 from jaxalign.runs.settings import Settings, parse
 
 

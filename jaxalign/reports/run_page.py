@@ -74,6 +74,12 @@ def _introduction(run: Run) -> list[Block]:
         notes += [f"Evaluation {when}: {line}" for line in cut_off_notes(evaluated.results)]
     if last.get("skipped_updates"):
         notes.insert(0, f"{last['skipped_updates']:g} updates skipped: gradients not finite.")
+    if stopped := summary.get("stopped"):
+        notes.insert(
+            0,
+            f"Stopped after step {stopped['step']}: {stopped['reason']}. The result is the policy "
+            f"after step {summary['best_step']}.",
+        )
     return [{"quiet": " · ".join(facts)}, *({"note": line} for line in notes)]
 
 

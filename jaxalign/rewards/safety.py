@@ -42,9 +42,7 @@ def safety_reward(
     return (format_weight * well_formed + refusal_weight * sign * refused).astype(jnp.float32)
 
 
-def balanced_weights(
-    harmful: jax.Array, refused: jax.Array, *, prior: float = 1.0
-) -> jax.Array:
+def balanced_weights(harmful: jax.Array, refused: jax.Array, *, prior: float = 1.0) -> jax.Array:
     """Weights of the refusal reward that grow with the errors of a row's side. Ours.
 
         w_i = 2 e_side(i) / (e_harmful + e_harmless),   e_side = (wrong + c) / (rows + 2c)

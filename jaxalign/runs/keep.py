@@ -1,15 +1,14 @@
 """Which parameters of a run are its result: the last, or the best by a score."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxalign.evaluation.measure import right_shares
 from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, Weight
 from jaxalign.records import KINDS
-from jaxalign.reports.run_folder import validation_rates
+from jaxalign.runs.collapse import Collapse, Watched
 
 BEST = "best"
 """Folder of the best parameters so far, in a run folder."""
@@ -56,8 +55,17 @@ class Best(Checked):
         return sum(getattr(self, name) * share for name, share in shares.items()) / total
 
 
-def best_step(run: Path, keep: Best) -> tuple[int, float]:
-    """The step with the highest score in a run folder, the first of several, and the score."""
-    scores = {step: keep.score(rates) for step, rates in validation_rates(run).items()}
+def best_step(
+    history: Sequence[Watched], keep: Best, guard: Collapse | None = None
+) -> tuple[int, float]:
+    """The step with the highest score, the first of several, and the score.
+
+    Args:
+      history: a run's evaluations, that of the start first.
+      keep: scores them.
+      guard: what it finds worn does not count.
+    """
+    alive = [x for x in history if guard is None or not guard.signs(x, history[0])]
+    scores = {seen.step: keep.score(seen.rates) for seen in alive}
     best = max(scores, key=lambda step: scores[step])
     return best, scores[best]

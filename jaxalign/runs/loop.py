@@ -15,10 +15,11 @@ import numpy as np
 from jaxalign.engine.state import TrainState
 from jaxalign.host.metrics import MetricsWriter, SamplesWriter
 from jaxalign.host.processes import any_of, is_first
-from jaxalign.host.progress import progress_bar
+from jaxalign.host.progress import Outlook, progress_bar, roughly
 from jaxalign.records import Params
 from jaxalign.runs.checkpoint import Checkpoints
 from jaxalign.runs.settings import Settings
+from jaxalign.runs.time_left import evaluation_seconds, time_left
 from jaxalign.sampling import Stage, stage_key
 
 MAX_SKIPPED = 5
@@ -50,6 +51,9 @@ class Interruption:
     ) -> Iterator[Callable[[int, int | None], None]]:
         """A progress bar whose updates also end the run after SIGTERM or Ctrl-C.
 
+        What will take a minute or more is said in a line, too, after the second of the updates that
+        follow the one at the start.
+
         Args:
           label: of the bar.
           total: how much there is to do; None where that is not known.
@@ -59,10 +63,13 @@ class Interruption:
           `(done, total) -> None`, which updates the bar or raises `Interrupted`.
         """
         with progress_bar() as bar:
-            line = bar.add_task(label, total=total)
+            line, outlook = bar.add_task(label, total=total), Outlook()
 
             def heed(done: int, total: int | None) -> None:
                 bar.update(line, completed=done, total=total)
+                left = outlook.seconds_left(done, total, time.monotonic())
+                if left is not None and left >= 60:
+                    print(f"{done} of {total} {things}: {roughly(left)} of it left")
                 if self.noticed():
                     count = done if total is None else f"{done} of {total}"
                     raise Interrupted(f"after {count} {things}")
@@ -121,12 +128,12 @@ def train(
     saved: Any,
     interruption: Interruption,
     resume: bool,
-    watch: Callable[[int, Params], None] = lambda step, policy: None,
+    watch: Callable[[int, Params], bool] = lambda step, policy: False,
 ) -> tuple[TrainState, bool]:
-    """Trains until `settings.loop.steps`, or until SIGTERM or Ctrl-C, which save first.
+    """Trains until `settings.loop.steps`, until `watch` ends it, or until SIGTERM or Ctrl-C.
 
-    The run folder, which all processes share, gets metrics.jsonl, samples.jsonl and tensorboard/
-    from the first one, and checkpoints/ from all.
+    The latter save first. The run folder, which all processes share, gets metrics.jsonl,
+    samples.jsonl and tensorboard/ from the first one, and checkpoints/ from all.
 
     Args:
       training: the step and its batches.
@@ -135,8 +142,9 @@ def train(
       saved: JSON-able, saved with each checkpoint and compared on resume.
       interruption: asked after every step, of all processes.
       resume: go on from the newest checkpoint in the run folder.
-      watch: called with the policy after as many steps as `settings.loop.evaluates` says. A
-        checkpoint is written before, so that a run that ends in it goes on with it.
+      watch: called with the policy after as many steps as `settings.loop.evaluates` says; where it
+        is true training ends. A checkpoint is written before, so that a run that is interrupted in
+        it goes on with it.
 
     Returns:
       the last state, and whether the run was interrupted before its last step.
@@ -152,8 +160,8 @@ def train(
             done = ", the last" if int(state.step) == settings.loop.steps else ""
             print(f"resumed after step {int(state.step)}{done}")
         start = int(state.step)
-        if settings.loop.evaluates(start):
-            watch(start, state.policy)
+        if settings.loop.evaluates(start) and watch(start, state.policy):
+            return state, False
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(progress_bar())
             metrics = transcripts = None
@@ -161,6 +169,7 @@ def train(
                 metrics = stack.enter_context(MetricsWriter(settings.run, resume_step=start))
                 transcripts = stack.enter_context(SamplesWriter(settings.run, resume_step=start))
             line = progress.add_task("training", total=settings.loop.steps, completed=start)
+            taken: list[float] = []
             for step in range(start, settings.loop.steps):
                 begun = time.perf_counter()
                 state, result = training.step(state, training.batch_at(step), root_key)
@@ -175,7 +184,11 @@ def train(
                     metrics.write(step, scalars)
                     transcripts.write(step, rows)
                 progress.update(line, completed=step + 1)
-                print(f"step {step + 1}/{settings.loop.steps}  {_status(scalars)}  {seconds:.1f} s")
+                taken.append(seconds)
+                evaluations = evaluation_seconds(settings.run, settings.loop, step + 1)
+                left = time_left(taken, settings.loop.steps - step - 1, evaluations)
+                parts = (f"step {step + 1}/{settings.loop.steps}", _status(scalars))
+                print("  ".join(filter(None, (*parts, f"{seconds:.1f} s", left))))
                 if scalars["skipped_updates"] > MAX_SKIPPED * settings.updates_per_step:
                     raise DivergedError(
                         f"{int(scalars['skipped_updates'])} updates were skipped because their "
@@ -191,7 +204,8 @@ def train(
                     return state, True
                 if watched:
                     progress.stop()  # it has a bar of its own
-                    watch(step + 1, state.policy)
+                    if watch(step + 1, state.policy):
+                        break
                     progress.start()
     return state, False
 

@@ -24,9 +24,11 @@ from jaxalign.models import Transformer
 from jaxalign.reports.seeds_page import seed_folders, write_seeds_report
 from jaxalign.runs.checkpoint import format_problem
 from jaxalign.runs.choices import change, to_json
-from jaxalign.runs.experiment import Experiment, Recipe, load_start
+from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import DivergedError, Interrupted, Interruption
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.settings import LOOP_ONLY, Settings, parse
+from jaxalign.runs.start_model import load_start
 from jaxalign.text.chat_template import day_of
 
 Build = Callable[[Any, Transformer, Any, list[Prompt]], Recipe]
@@ -195,11 +197,11 @@ def _run(
         state, interrupted = experiment.train(training, state)
         if not interrupted:
             skipped = int(skipped_updates(state.opt_state))
-            policy = experiment.result(state.policy)
+            result = experiment.result(state.policy)
             del state  # its moments, and where another policy is the result its parameters
-            evaluations["after"] = experiment.assess("after", policy)
-            speed = None if training.speed is None else training.speed(policy)
-            experiment.finish(policy, evaluations, skipped, speed)
+            evaluations["after"] = experiment.assess("after", result.policy)
+            speed = None if training.speed is None else training.speed(result.policy)
+            experiment.finish(result, evaluations, skipped, speed)
         return interrupted
 
 

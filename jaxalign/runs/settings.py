@@ -20,6 +20,7 @@ from jaxalign.reports.run_folder import MOMENTS, VALIDATION
 from jaxalign.reports.seeds_page import seed_folders
 from jaxalign.runs.added_rewards import split_weight
 from jaxalign.runs.choices import FLAT, flat_parts
+from jaxalign.runs.collapse import Collapse
 from jaxalign.runs.flags import parse_flags
 from jaxalign.runs.keep import BEST, Best, Last
 from jaxalign.text.chat_template import day_of
@@ -132,17 +133,32 @@ class Loop(Checked):
     after the last, too. A checkpoint comes with each but the first. 0 for none."""
     keep: Last | Best = Last()
     """Which parameters are the result."""
+    guard: Collapse | None = None
+    """What stops a run before its last step. The result is then the best policy before, by the
+    score of --keep best, also where the last would be kept."""
 
     def evaluates(self, step: int) -> bool:
         """Whether there is an evaluation after so many steps."""
         every = self.evaluate_every
         return every > 0 and (step % every == 0 or step == self.steps)
 
+    @property
+    def score(self) -> Best | None:
+        """What scores evaluations, so that the best parameters so far are kept; None for nothing.
+
+        A guard goes back to these.
+        """
+        if isinstance(self.keep, Best):
+            return self.keep
+        return None if self.guard is None else Best()
+
     def check_with(self, settings: "Settings") -> None:
-        """Refuses to keep the best of no evaluations."""
+        """Refuses to keep the best of no evaluations, or to guard by none."""
         del settings
         if isinstance(self.keep, Best) and not self.evaluate_every:
             raise InputError("keep: the best is chosen by evaluations: add --evaluate-every")
+        if self.guard is not None and not self.evaluate_every:
+            raise InputError("guard: it reads what evaluations find: add --evaluate-every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +230,8 @@ class Settings(Checked):
                     f"validation: {prompt.id} is held out too, and training may not be watched by "
                     f"what it is judged by: leave it out of --{source} or --heldout"
                 )
-        keep, kinds = self.loop.keep, {prompt.kind for prompt in validation}
-        if isinstance(keep, Best) and not keep.counts(kinds):
+        score, kinds = self.loop.score, {prompt.kind for prompt in validation}
+        if score is not None and not score.counts(kinds):
             raise InputError(
                 f"{source}: keep counts nothing of {' or '.join(sorted(kinds)) or 'no prompts'}: "
                 "give prompts of other kinds, or other weights"

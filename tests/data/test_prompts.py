@@ -1,12 +1,15 @@
 """Our own prompts meet their promises, and training walks through prompts without a gap."""
 
 import collections
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near_duplicates import near_duplicates
 
+from experiments.benchmarks.prompt_forms import areas, new_openings, out_of_fold
 from jaxalign.data import (
     CATEGORIES,
     KINDS,
@@ -15,8 +18,20 @@ from jaxalign.data import (
     batch_at,
     builtin_prompts,
 )
+from jaxalign.data.order import grouped
 from jaxalign.data.prompts import mislabel
+from jaxalign.data.sources import load_requests
+from jaxalign.data.templates import alphaalign_messages, encode_prompts
 from jaxalign.host.errors import InputError
+
+PUBLIC_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+PUBLIC_SUITES = (
+    "advbench_harmful_behaviors.csv",
+    "strongreject_dataset.csv",
+    "xstest_prompts.csv",
+    "alpaca_seed_tasks.jsonl",
+    "mt_bench_question.jsonl",
+)
 
 
 def make_prompts(**sizes: int) -> list[Prompt]:
@@ -46,11 +61,11 @@ def heldout() -> list[Prompt]:
 
 
 def test_there_are_enough_prompts_of_each_kind(train, heldout):
-    total = collections.Counter(prompt.kind for prompt in train + heldout)
+    trained = collections.Counter(prompt.kind for prompt in train)
     held = collections.Counter(prompt.kind for prompt in heldout)
-    assert set(total) == set(KINDS)
-    assert total["harmful"] >= 300 and total["benign"] >= 300 and total["lookalike"] >= 150
-    assert min(held[kind] for kind in KINDS) >= 100
+    assert set(trained) == set(held) == set(KINDS)
+    assert len(train) >= 2000 and min(trained.values()) >= 600
+    assert min(held.values()) >= 150 and len(set(held.values())) == 1
 
 
 def test_every_category_is_known_and_every_hazard_is_in_both_splits(train, heldout):
@@ -58,7 +73,24 @@ def test_every_category_is_known_and_every_hazard_is_in_both_splits(train, heldo
     hazards = set(CATEGORIES) - {"general"}
     assert len(hazards) == 12
     for split in (train, heldout):
-        assert {prompt.category for prompt in split if prompt.is_harmful} == hazards
+        for kind in ("harmful", "lookalike"):
+            assert {prompt.category for prompt in split if prompt.kind == kind} == hazards
+        assert {prompt.category for prompt in split if prompt.kind == "benign"} == {"general"}
+    held = collections.Counter(p.category for p in heldout if p.is_harmful)
+    assert min(held.values()) >= 12
+
+
+def test_a_frame_has_one_prompt_of_each_kind(train, heldout):
+    """The minimal pairs have no benign prompt; all of the held-out prompts are in triples."""
+    for frame in grouped([p for p in train if p.pair], lambda p: p.pair).values():
+        kinds = [prompt.kind for prompt in frame]
+        assert kinds in (["harmful", "lookalike"], ["harmful", "benign", "lookalike"])
+        assert len({p.category for p in frame} - {"general"}) == 1
+    for frame in grouped(heldout, lambda p: p.pair).values():
+        assert [prompt.kind for prompt in frame] == list(KINDS)
+        assert frame[0].category == frame[2].category
+    assert not {p.pair for p in train if p.pair} & {p.pair for p in heldout}
+    assert sum(p.pair is not None for p in train) >= 800
 
 
 def test_ids_and_texts_are_unique_and_clean(train, heldout):
@@ -71,6 +103,29 @@ def test_ids_and_texts_are_unique_and_clean(train, heldout):
 def test_no_heldout_prompt_is_nearly_a_training_prompt(train, heldout):
     pairs = near_duplicates([p.text for p in train], [p.text for p in heldout])
     assert [(train[i].id, heldout[j].id, round(score, 2)) for i, j, score in pairs] == []
+
+
+def test_prompts_fit_the_experiments(train, heldout, smollm2_tokenizer):
+    texts = [prompt.text for prompt in train + heldout]
+    encode_prompts(smollm2_tokenizer, alphaalign_messages, texts, max_tokens=56)
+    words = [len(prompt.text.split()) for prompt in heldout]
+    assert np.mean(np.array(words) >= 12) >= 1 / 3
+
+
+def test_form_tells_nothing_of_the_heldout_prompts(train, heldout):
+    """Which are harmful must be read from what they ask for; see docs/data.md."""
+    assert max(areas(heldout, out_of_fold(heldout))) <= 0.60
+    assert new_openings(train, heldout) >= 1 / 3
+
+
+@pytest.mark.parametrize("file", PUBLIC_SUITES)
+def test_no_prompt_of_ours_is_nearly_one_of_a_public_suite(train, heldout, file):
+    """They measure what was trained, so they must be of other hands."""
+    if not (PUBLIC_DATA / file).is_file():
+        pytest.skip(f"public data not here: ../shared/data/{file}")
+    public = [request.text for request in load_requests(str(PUBLIC_DATA / file))]
+    pairs = near_duplicates([p.text for p in train + heldout], public)
+    assert [((train + heldout)[i].id, public[j]) for i, j, _ in pairs] == []
 
 
 def test_order_is_stable_and_goes_by_kind(train):

@@ -174,11 +174,12 @@ def test_jsonl_in_the_layout_of_our_own_files(tmp_path):
     ]
 
 
-def test_a_target_is_a_text_that_is_not_blank(tmp_path):
+@pytest.mark.parametrize("field", ["target", "pair"])
+def test_targets_and_pairs_are_texts_that_are_not_blank(tmp_path, field):
     rows = ['"Sure, here"', '" "', "3", "null"]
-    lines = "".join(f'{{"prompt": "x", "kind": "harmful", "target": {x}}}\n' for x in rows)
+    lines = "".join(f'{{"prompt": "x", "kind": "harmful", "{field}": {x}}}\n' for x in rows)
     prompts = load_prompts(write(tmp_path / "a.jsonl", lines))
-    assert [prompt.target for prompt in prompts] == ["Sure, here", None, None, None]
+    assert [getattr(prompt, field) for prompt in prompts] == ["Sure, here", None, None, None]
 
 
 def test_requests_need_no_kind(tmp_path):

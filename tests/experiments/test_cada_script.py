@@ -10,9 +10,10 @@ from safetensors.numpy import load_file
 
 from experiments.cada import PRESETS, build, main
 from jaxalign.host.metrics import MetricsWriter
-from jaxalign.runs.experiment import Experiment, load_start
+from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import Interruption
 from jaxalign.runs.settings import parse
+from jaxalign.runs.start_model import load_start
 
 
 @pytest.fixture(scope="module")

@@ -238,12 +238,14 @@ def test_the_cold_start_on_two_processes(start, tiny_model_folder):
 
 @pytest.mark.slow
 def test_consulting_on_two_processes(start_two, arguments, tmp_path):
-    """And validation, which both agree on: whose parameters the best are."""
+    """And validation, which both agree on: whose parameters the best are, and where to stop."""
     (tmp_path / "more.jsonl").write_text('{"prompt": "Name a bird.", "kind": "benign"}\n')
-    flags = ["--cold-start=none", "--steps=2", f"--run={tmp_path / 'run'}", "--evaluate-every=1"]
+    flags = ["--cold-start=none", "--steps=3", f"--run={tmp_path / 'run'}", "--evaluate-every=1"]
     flags += ["--keep=best", f"--validation={tmp_path / 'more.jsonl'}"]
+    flags += ["--guard=collapse", "--guard.entropy=100"]
     first, second = printed(start_two("ascl", "smollm2", *arguments, *flags))
-    assert "step 2/2" in first and "the result is the policy after step" in first and not second
+    assert "step 2/3" in first and "step 3/3" not in first and not second
+    assert "stopped after step 2: " in first and "the result is the policy after step 0" in first
     asked = {path.parent.name for path in (tmp_path / "run" / "validation").glob("*/results.json")}
     assert asked == {"0", "1", "2"} and not (tmp_path / "run" / "best").exists()
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()

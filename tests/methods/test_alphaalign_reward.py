@@ -159,9 +159,7 @@ def test_relevance_is_what_the_question_adds_beyond_its_own_words(scene, likelih
     # An answer that is made of its question's words gains nothing.
     copies = jnp.repeat(given[0], 4, axis=0)[:, :4]
     said = jnp.ones(copies.shape, bool)
-    np.testing.assert_array_equal(
-        relevant(*given, copies, said), likelihood(*given, copies, said)
-    )
+    np.testing.assert_array_equal(relevant(*given, copies, said), likelihood(*given, copies, said))
 
 
 def test_helpfulness_goes_to_better_answers_of_harmless_prompts(scene, likelihood):

@@ -38,9 +38,9 @@ from jaxalign.rewards import Safety, safety_verifiers
 from jaxalign.rewards.terms import host_parts
 from jaxalign.runs.batches import kind_indices
 from jaxalign.runs.choices import change
-from jaxalign.runs.experiment import make_reinforcement
 from jaxalign.runs.facts import prompt_facts
 from jaxalign.runs.loop import Interruption
+from jaxalign.runs.reinforcement import make_reinforcement
 from jaxalign.sampling import Temperature
 
 TOKENIZER = character_tokenizer()

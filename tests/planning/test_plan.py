@@ -35,7 +35,7 @@ from jaxalign.models import load_pretrained
 from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import plan_step
 from jaxalign.planning.scripts import read_settings
-from jaxalign.runs.experiment import make_reinforcement
+from jaxalign.runs.reinforcement import make_reinforcement
 
 def bytes_read(plan, weights, sizes, rows, heads, context):
     # bf16 weights, keys and values of the context, and half of the completions' own

@@ -33,6 +33,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.methods.alphaalign.reward import Paper
 from jaxalign.rewards import Reasoned
 from jaxalign.runs.choices import CHOICES, change, choosable, flag_name, to_json
+from jaxalign.runs.collapse import Collapse
 from jaxalign.runs.keep import Best, Last
 from jaxalign.runs.settings import parse
 
@@ -266,7 +267,7 @@ def test_every_class_can_be_chosen(chosen, choice, one):
 
 
 def test_the_places_have_room_for_all_choices():
-    assert {one for _, _, one in places()} - {None, Last, Best, Paper, Reasoned} == {
+    assert {one for _, _, one in places()} - {None, Last, Best, Collapse, Paper, Reasoned} == {
         one for classes in CHOICES.values() for one in classes
     }
 

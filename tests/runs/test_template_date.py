@@ -13,9 +13,11 @@ from jaxalign.data.templates import bare_messages, encode_chat
 from jaxalign.host.errors import InputError
 from jaxalign.models import Transformer, save_pretrained
 from jaxalign.runs.choices import change
-from jaxalign.runs.experiment import Experiment, Recipe, load_start
+from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import Interruption
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.settings import Settings
+from jaxalign.runs.start_model import load_start
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from jaxalign.data.templates import bare_messages
 from jaxalign.engine import Frozen, init_state, make_step
 from jaxalign.methods.alphaalign.reward import alphaalign_reward
 from jaxalign.rewards import safety_verifiers
-from jaxalign.runs.experiment import Recipe, make_reinforcement
+from jaxalign.runs.recipe import Recipe
+from jaxalign.runs.reinforcement import make_reinforcement
 from jaxalign.runs.settings import RL, Completions
 
 TEXT = ["<safety_reasoning>", "Fine.", "</safety_reasoning>\n<answer>", "Yes.", "</answer>"]

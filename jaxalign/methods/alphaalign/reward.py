@@ -34,8 +34,9 @@ from jaxalign.rewards import (
     safety_verifiers,
 )
 from jaxalign.rewards.terms import Reward
-from jaxalign.runs.experiment import Recipe, tokenizer_of
+from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.settings import Settings
+from jaxalign.runs.start_model import tokenizer_of
 
 _FORMATS = {"strict": STRICT_FORMAT_PATTERN, "loose": FORMAT_PATTERN}
 _REFUSALS = {"phrases": REFUSAL_PATTERN, "first-sentence": FIRST_SENTENCE_REFUSAL_PATTERN}

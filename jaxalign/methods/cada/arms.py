@@ -19,9 +19,11 @@ from jaxalign.methods.cada.self_generation import Generated, self_generate
 from jaxalign.records import Params
 from jaxalign.runs import settings
 from jaxalign.runs.choices import FLAT
-from jaxalign.runs.experiment import Experiment, make_run_optimizer, supervised, tuning
+from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import Training
+from jaxalign.runs.schedule import make_run_optimizer
 from jaxalign.runs.settings import Packed, Settings
+from jaxalign.runs.tuning import supervised, tuning
 from jaxalign.sampling import Temperature
 
 GENERATED = "generated.jsonl"
