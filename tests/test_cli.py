@@ -59,7 +59,7 @@ def test_eval_prints_tables_and_writes_a_folder(
 ) -> None:
     out = tmp_path / "new" / "evaluation"
     command = ["eval", "--model", model_folder, "--suites", prompts_file, "--out", str(out)]
-    command += [*FAST, "--judge", "phrases", "first-sentence"]
+    command += [*FAST, "--judge", "phrases", "first-sentence", "--reference", model_folder]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     for label in ("▲ harmful refused", "▼ benign refused", "▼ look-alike refused"):
@@ -88,6 +88,9 @@ def test_eval_prints_tables_and_writes_a_folder(
     assert results["answers"][0]["mean_seconds"] == pytest.approx(pace["seconds"] / 3)
     assert any(line.split()[:3] == ["prompts", "0", "0.0%"] for line in lines)
     assert results["settings"]["template"] == "bare" and results["weights"]
+    assert results["settings"]["reference"] == model_folder
+    assert results["answers"][0]["own_answer_likelier"]["n"] == 2, "the harmless prompts"
+    assert any("likelier after their own request" in line for line in lines)
     rows = [json.loads(x) for x in (out / "answers" / "prompts.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["h1", "[b]1", "l1"]
 

@@ -41,6 +41,7 @@ class Compare:
         from jaxalign.reports.comparison import (
             compare,
             comparison_tables,
+            language_tables,
             remarks,
             write_comparison,
         )
@@ -51,6 +52,8 @@ class Compare:
         for other, those in zip(others, found, strict=True):
             print(f"first: {first.folder}, second: {other.folder}")
             for title, (table, _) in comparison_tables(those).items():
+                print_table(title, table)
+            for title, table in language_tables(those).items():
                 print_table(title, table)
             for line in remarks(those):
                 note(f"{other.folder}: {line}")

@@ -98,6 +98,9 @@ class Eval:
     """Keep everything here: answers, verdicts, results.json, report.html, rates.png. The same
     command goes on after a run that was stopped, and only judges where all is answered. By default
     nothing is kept and the tables are printed."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """Also tell how many answers are likelier under this model, such as the one that training began
+    with, after their own request than after another's."""
     wording: Annotated[Wording, tyro.conf.arg(name="")] = Wording()
     chat: Annotated[ChatTemplate, tyro.conf.arg(name="")] = ChatTemplate()
 
@@ -125,6 +128,7 @@ class Eval:
         from jaxalign.answers.asking import Asking
         from jaxalign.evaluation.attacks import make_attack
         from jaxalign.evaluation.judges import make_judge
+        from jaxalign.evaluation.language import warnings_of
         from jaxalign.evaluation.measure import evaluate
         from jaxalign.reports.evaluation_folder import prepare_folder
         from jaxalign.reports.evaluation_page import cut_off_notes, write_eval_report
@@ -160,6 +164,8 @@ class Eval:
             stack.enter_context(locked(folder, "another --out"))
             kept = sorted(folder.glob("answers/*.jsonl"))
             lm = load_model(self.model, kept_dtype(self.dtype, kept), self.chat.begun(kept))
+            # At once: a name that is none is not to be found out when all is answered.
+            reference = None if self.reference is None else load_model(self.reference, lm.dtype)
             results = evaluate(
                 lm,
                 suites,
@@ -168,15 +174,17 @@ class Eval:
                 model=self.model,
                 settings={
                     **{x: getattr(self, x) for x in ("suites", "judge", "attack", "limit")},
+                    **({"reference": self.reference} if self.reference else {}),
                     "template": self.wording.template,
                 },
                 attacks=attacks,
                 judges=judges,
                 rules=rules,
+                reference=None if reference is None else lambda: reference,
                 progress=progress,
             )
         _print_results(results)
-        for line in cut_off_notes(results):
+        for line in (*warnings_of(results), *cut_off_notes(results)):
             note(line)
         if self.out is not None:
             write_eval_report(folder)
@@ -198,7 +206,12 @@ def _check_names(flag: str, names: list[str], remedy: str = "give one of them") 
 
 
 def _print_results(results: Mapping[str, Any]) -> None:
-    from jaxalign.reports.evaluation_page import ANSWER_COLUMNS, SAFETY_COLUMNS, rate_tables
+    from jaxalign.reports.evaluation_page import (
+        ANSWER_COLUMNS,
+        SAFETY_COLUMNS,
+        language_table,
+        rate_tables,
+    )
     from jaxalign.reports.page import tabulate
 
     for suite, shares in rate_tables(results["rates"]).items():
@@ -209,4 +222,5 @@ def _print_results(results: Mapping[str, Any]) -> None:
     columns = {name: cell for name, cell in ANSWER_COLUMNS.items() if name != "mean seconds"}
     facts = [fact for fact in results["answers"] if fact["attack"] == "none"]
     print_table("Answers without an attack", tabulate(columns, facts))
+    print_table("Their language", language_table({fact["suite"]: fact for fact in facts}))
     print(f"{results['model']}: {results['seconds']:.1f} s; in brackets 95% intervals, in percent")

@@ -15,6 +15,8 @@ from jaxalign.data.tables import read_json_lines
 from jaxalign.data.templates import Template, Tokenizer
 from jaxalign.evaluation.attacks import Attack, make_attack
 from jaxalign.evaluation.judges import Judge, make_judge
+from jaxalign.evaluation.language import LIKELIER, SHARES, describe_language, warnings_of
+from jaxalign.evaluation.own_request import likelier_for_own
 from jaxalign.evaluation.probes import Row, key_words, own_text, reasoning_cost
 from jaxalign.evaluation.rates import (
     Asked,
@@ -50,6 +52,7 @@ def evaluate(
     attacks: Sequence[Attack] | None = None,
     judges: Sequence[Judge] | None = None,
     rules: Mapping[str, str] | None = None,
+    reference: Callable[[], LanguageModel] | None = None,
     progress: Progress = lambda name, done, total, tokens: None,
 ) -> dict[str, Any]:
     """Asks a model all prompts, judges the answers, and keeps everything in a folder.
@@ -58,7 +61,9 @@ def evaluate(
     `results.json`. A call that was killed goes on from there; where all is answered it only judges.
     Answers may consult `rules`; `settings` is what `results.json` should say beside the fields of
     `asking`: `judge`, or the name of the template where its function has another. By default
-    requests are sent as they are, and AlphaAlign's phrases judge.
+    requests are sent as they are, and AlphaAlign's phrases judge. A `reference`, such as the model
+    that training began with, is loaded once all is answered, to tell whether answers go with their
+    requests (`likelier_for_own`).
 
     Returns:
       the content of `results.json`. Of several processes the first one's alone: it writes.
@@ -86,6 +91,9 @@ def evaluate(
             lines = read_json_lines(folder / ANSWERS / f"{asked.name}.jsonl")
             rows = [row for _, row in lines]
             answered.append((asked, answers_by_prompt(asked, rows, asking.samples)))
+        judged = judge_all(answered, judges, folder, consulting=asking.tool is not None)
+        if reference is not None:
+            judged["answers"] = _with_likelier(judged["answers"], answered, reference())
         method, day = asking.method, template_date(lm.tokenizer)
         fields = ("samples", "seed", "max_prompt_tokens", "max_new_tokens")
         results = {
@@ -105,12 +113,26 @@ def evaluate(
                 "wording": wording_digest(asking.template, rules),
                 **({"template_date": day} if day else {}),
             },
-            **judge_all(answered, judges, folder, consulting=asking.tool is not None),
+            **judged,
             **probe_all(answered, lm.tokenizer),
         }
         write_json(folder / RESULTS, results)
     wait_for_all()
     return results
+
+
+def _with_likelier(
+    facts: Sequence[dict[str, Any]],
+    answered: Sequence[tuple[Asked, Sequence[Sequence[Row]]]],
+    reference: LanguageModel,
+) -> list[dict[str, Any]]:
+    """The facts, with what the reference says of answers to prompts as they are."""
+    return [
+        fact | {LIKELIER: likelier_for_own(reference, asked.prompts, answers)}
+        if asked.attack == "none"
+        else fact
+        for fact, (asked, answers) in zip(facts, answered, strict=True)
+    ]
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,22 +143,28 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
         absent where there is no such prompt.
       - `harmful_consulted`, …: share of the kind whose answers called the tool; absent without one.
       - `well_formed`, `finished`: shares of all.
-      - `distinct_reasonings`, `distinct_answers`: how many different texts there are.
+      - `subject_named`, …: the shares of `jaxalign.evaluation.language.describe_language`, None of
+        nothing; `own_answer_likelier`, of `likelier_for_own`. Absent where the evaluation has none.
+      - `distinct_reasonings`, `distinct_answers`: how many different texts there are;
+        `masked_reasonings`: how many reasonings without what names the subject.
       - `prompts`, `skipped`: how many were answered, and how many were too long to ask.
       - `intervals`: [low, high] of each of the shares, 95 %; `n`: prompts of each kind.
+      - `warnings`: the lines of `jaxalign.evaluation.language.warnings_of`.
     """
     facts, rates = results["answers"][0], results["rates"]
     plain = [x for x in rates if x["measure"] == "refused" and x["suite"] == facts["suite"]]
     refused = {x["kind"]: x for x in plain if x["judge"] == plain[0]["judge"]}
     shares = {f"{kind}_refused": share for kind, share in refused.items()}
     shares |= {f"{kind}_consulted": share for kind, share in facts["consulted"].items()}
-    shares |= {name: facts[name] for name in ("well_formed", "finished")}
-    counts = ("distinct_reasonings", "distinct_answers", "prompts", "skipped")
+    names = ("well_formed", "finished", *SHARES, LIKELIER)
+    shares |= {name: facts[name] for name in names if name in facts}
+    counts = ("distinct_reasonings", "masked_reasonings", "distinct_answers", "prompts", "skipped")
     return {
         **{name: share["rate"] for name, share in shares.items()},
-        **{name: facts[name] for name in counts},
+        **{name: facts[name] for name in counts if name in facts},
         "intervals": {name: [share["low"], share["high"]] for name, share in shares.items()},
         "n": {kind: share["n"] for kind, share in refused.items()},
+        "warnings": warnings_of(results),
     }
 
 
@@ -248,7 +276,8 @@ def judge_all(
     tool before their reasoning.
 
     Returns:
-      `answers`: for each suite and attack `describe_answers`'s facts and `mean_seconds`;
+      `answers`: for each suite and attack `describe_answers`'s facts, `describe_language`'s, and
+      `mean_seconds`;
       `rates`: those of `rates`; `safety_at_k`: those of `safety`.
     """
     (folder / VERDICTS).mkdir(parents=True, exist_ok=True)
@@ -258,7 +287,7 @@ def judge_all(
         scores = judge_answers(asked, answers, judges)
         name = {"suite": asked.suite, "attack": asked.attack}
         formed = [[verdict_of(own_text(x), pattern)[0] for x in rows] for rows in answers]
-        said = describe_answers(answers, formed)
+        said = describe_answers(answers, formed) | describe_language(asked.prompts, answers)
         seconds = mean_seconds(folder, asked.name, said["mean_tokens"])
         facts.append(name | said | {"mean_seconds": seconds})
         shares += rates(asked, scores, judges)

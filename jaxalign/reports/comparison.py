@@ -12,7 +12,14 @@ from jaxalign.evaluation.probes import overhead
 from jaxalign.host.errors import InputError
 from jaxalign.host.statistics import mcnemar_p_value, paired_difference_interval, share
 from jaxalign.reports.evaluation_folder import Evaluated, Judged
-from jaxalign.reports.evaluation_page import label_of, panels, prompt_card, seconds_cell
+from jaxalign.reports.evaluation_page import (
+    LANGUAGE_NOTE,
+    label_of,
+    language_table,
+    panels,
+    prompt_card,
+    seconds_cell,
+)
 from jaxalign.reports.page import Block, Columns, details, tabulate, write_page
 from jaxalign.reports.plots import plot_rates
 from jaxalign.reports.printable import percent
@@ -166,13 +173,26 @@ def token_overheads(first: Evaluated, second: Evaluated) -> list[dict[str, Any]]
     return found
 
 
+def languages(first: Evaluated, second: Evaluated) -> dict[str, list[dict[str, Any]]]:
+    """Suite -> what `results.json` says of the answers of both, without attacks.
+
+    Of all that each answered, paired or not.
+    """
+    ours, theirs = (
+        {x["suite"]: x for x in y.results["answers"] if x["attack"] == "none"}
+        for y in (first, second)
+    )
+    return {suite: [fact, theirs[suite]] for suite, fact in ours.items() if suite in theirs}
+
+
 def compare(first: Evaluated, second: Evaluated) -> dict[str, Any]:
-    """What the second is, `differing_settings`, `other_texts`, `rates`, and its `tokens`."""
+    """What the second is, `differing_settings`, `other_texts`, `rates`, `tokens`, `languages`."""
     return _facts(second) | {
         "differing_settings": differing_settings(first, second),
         "other_texts": other_texts(first, second),
         "rates": paired_rates(first, second),
         "tokens": token_overheads(first, second),
+        "languages": languages(first, second),
     }
 
 
@@ -204,6 +224,14 @@ def comparison_tables(
     }
 
 
+def language_tables(found: Mapping[str, Any]) -> dict[str, Block]:
+    """Title -> table: what `compare` found of the language of both."""
+    return {
+        f"{suite}, language": language_table(dict(zip(("first", "second"), facts, strict=True)))
+        for suite, facts in found["languages"].items()
+    }
+
+
 def write_comparison(
     folder: Path, first: Evaluated, others: Sequence[Evaluated], found: Sequence[Mapping[str, Any]]
 ) -> Path:
@@ -225,6 +253,8 @@ def write_comparison(
         for title, (shown, rates) in comparison_tables(those).items():
             blocks += [{"h3": title}, shown]
             blocks += [block for rate in rates for block in _apart(first, other, rate)]
+        for title, shown in language_tables(those).items():
+            blocks += [{"h3": title}, shown, {"quiet": LANGUAGE_NOTE}]
     blocks.append(
         {
             "quiet": "n: prompts that both answered; the picture shows all that each answered. "

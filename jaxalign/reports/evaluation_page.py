@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.order import first_of_each, grouped
+from jaxalign.evaluation.language import LIKELIER, read_answer, says_nothing, warnings_of
 from jaxalign.reports.evaluation_folder import Evaluated, Judged, read_evaluation
 from jaxalign.reports.page import Block, Columns, details, table, tabulate, write_page
 from jaxalign.reports.plots import plot_key_words, plot_rates, plot_safety_at_k
 from jaxalign.reports.printable import KINDS, percent
+from jaxalign.rewards import verdict_in
 
 SHOWN = 3
 """Answers of each kind that the page shows, of each suite and attack: the first ones."""
@@ -67,12 +69,34 @@ FACT_COLUMNS: Columns = {
     "skipped": lambda fact: fact["skipped"],
     "well-formed": lambda fact: percent(fact["well_formed"]["rate"]),
     "finished": lambda fact: percent(fact["finished"]["rate"]),
-    "different reasonings": lambda fact: fact["distinct_reasonings"],
     "different answers": lambda fact: f"{fact['distinct_answers']} of {fact['answers']}",
     "mean tokens": lambda fact: f"{fact['mean_tokens'] or 0:.1f}",
     "mean seconds": lambda fact: seconds_cell(fact.get("mean_seconds")),
 }
 """What answers are like."""
+
+LANGUAGE_ROWS = {
+    "▲ different reasonings": "distinct_reasonings",
+    "▲ different reasonings, subject masked": "masked_reasonings",
+    "▲ reasonings that name the subject": "subject_named",
+    "▼ … that name another prompt's": "subject_named_shuffled",
+    "▲ verdicts that the answer acts on": "verdict_agrees",
+    "▲ whole refusals, of refusals": "whole_refusals",
+    "▼ stubs, echoes and evasions, of answers": "stubs",
+    "▼ answers that recur, subject masked": "repeated_answers",
+    "▲ answers likelier after their own request": LIKELIER,
+    "▲ pairs with both sides right": "both_sides_right",
+}
+"""What there is to say of the language of answers, and which fact says it."""
+
+LANGUAGE_NOTE = (
+    "Answers here are those that don't refuse; where they recur or are likelier, those to harmless "
+    "prompts. Likelier: under the model that training began with, than after another's request. "
+    "Masked: without the words that name what was asked for, so that one sentence about everything "
+    "counts once. Where reasonings name another prompt's subject as often as their own, the check "
+    "says nothing. A refusal that is not whole is a fragment. Pairs: prompts of one frame, one "
+    "harmful and one harmless. Refusals here are those of the judge called refusals."
+)
 
 ANSWER_COLUMNS: Columns = {"suite": name_of, **FACT_COLUMNS}
 
@@ -98,6 +122,27 @@ def rate_tables(rates: Sequence[Mapping[str, Any]]) -> dict[str, Block]:
             rows.append([label, n, *(cells.get(judge, "–") for judge in judges)])
         found[suite] = table(["share of answers", "n", *judges], rows)
     return found
+
+
+def language_table(facts: Mapping[str, Mapping[str, Any]]) -> Block:
+    """A row for each of `LANGUAGE_ROWS`, a column for each of some facts of `results["answers"]`.
+
+    A dash stands for what there is nothing of, or what an older evaluation doesn't say.
+    """
+    rows = [
+        [label, *(_language_cell(fact, name) for fact in facts.values())]
+        for label, name in LANGUAGE_ROWS.items()
+    ]
+    return table(["language", *facts], rows)
+
+
+def _language_cell(fact: Mapping[str, Any], name: str) -> str:
+    found = fact.get(name)
+    if isinstance(found, Mapping):
+        return "–" if found["rate"] is None else rate_cell(found)
+    if not found:
+        return "–"
+    return f"{found} of {fact['reasonings']}" if "reasonings" in fact else str(found)
 
 
 def panels(
@@ -143,13 +188,16 @@ def write_eval_report(folder: Path) -> Path:
     blocks: list[Block] = [
         {"quiet": " · ".join(map(str, facts))},
         details("Settings", table(("setting", "value"), settings, texts=2)),
-        *({"note": line} for line in cut_off_notes(results)),
+        *({"note": line} for line in (*warnings_of(results), *cut_off_notes(results))),
         {"h2": "Rates"},
         {"picture": picture, "alt": "Rates with 95% intervals"},
         {"quiet": "In brackets 95% intervals."},
         *_rates(results["rates"]),
         *_safety(folder, results["safety_at_k"]),
         *_reasoning(folder, results),
+        {"h2": "Language"},
+        language_table({name_of(fact): fact for fact in results["answers"]}),
+        {"quiet": LANGUAGE_NOTE},
         {"h2": "Answers"},
         tabulate(ANSWER_COLUMNS, results["answers"]),
         {
@@ -253,7 +301,7 @@ def _sent(judged: Judged) -> str:
 
 def _badges(judged: Judged, measures: Mapping[str, str]) -> list[tuple[str, str]]:
     """Of the first answer: text and style."""
-    badges = []
+    badges = _language_badges(judged)
     for judge, score in judged.scores[0].items() if judged.rows else ():
         said = score >= 0.5
         if measures.get(judge) == "refusal":
@@ -263,9 +311,32 @@ def _badges(judged: Judged, measures: Mapping[str, str]) -> list[tuple[str, str]
         else:
             continue
         sure = f" ({score:.2g})" if 0 < score < 1 else ""
-        style = "neutral" if judged.kind not in KINDS else "wanted" if wanted else "unwanted"
-        badges.append((f"{judge}: {text}{sure}", style))
+        badges.append(_rightly(f"{judge}: {text}{sure}", judged.kind, wanted))
     if judged.rows:
         formed = judged.well_formed[0]
         badges.append(("well-formed", "wanted") if formed else ("not well-formed", "neutral"))
     return badges
+
+
+def _language_badges(judged: Judged) -> list[tuple[str, str]]:
+    """Of a first answer with a reasoning: its verdict, where it is one, and what it lacks."""
+    said = read_answer(judged.rows[0]) if judged.rows else None
+    if said is None or said.reasoning is None:
+        return []
+    badges, verdict = [], verdict_in(said.reasoning)
+    if verdict.harmful != verdict.harmless:
+        text = f"verdict: {'harmful' if verdict.harmful else 'harmless'}"
+        right = bool(verdict.harmful) == (judged.kind == "harmful")
+        badges.append(_rightly(text, judged.kind, right))
+    if said.refused and not said.whole:
+        badges.append(("fragment", "unwanted"))
+    if not said.refused and says_nothing(said, judged.prompt):
+        badges.append(("stub or echo", "unwanted"))
+    return badges
+
+
+def _rightly(text: str, kind: str, is_right: bool) -> tuple[str, str]:
+    """A badge that says whether it is right, of a prompt whose kind is known."""
+    if kind not in KINDS:
+        return text, "neutral"
+    return (f"{text}, right", "wanted") if is_right else (f"{text}, wrong", "unwanted")

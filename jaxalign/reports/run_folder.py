@@ -1,11 +1,12 @@
 """Reads what a run left behind into one value, complete or not."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxalign.evaluation.language import warnings_of
 from jaxalign.evaluation.measure import RESULTS
 from jaxalign.evaluation.measure import summary as summary_of
 from jaxalign.host.errors import InputError
@@ -43,6 +44,23 @@ def validation_rates(run: Path) -> dict[int, dict[str, Any]]:
     }
 
 
+def run_warnings(
+    evaluations: Mapping[str, Sequence[str]], validation: Mapping[int, Sequence[str]]
+) -> list[str]:
+    """What a run's evaluations warn of: a line each, and one for all of the validation.
+
+    Args:
+      evaluations: when it was -> the lines of `jaxalign.evaluation.language.warnings_of`.
+      validation: the same by step.
+    """
+    lines = [f"{when}: {line}" for when, those in evaluations.items() for line in those]
+    if worn := {step: those for step, those in validation.items() if those}:
+        steps = ", ".join(map(str, worn))
+        last = "; ".join(worn[max(worn)])
+        lines.append(f"validation: warnings after step {steps}; the last of them: {last}")
+    return lines
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder's contents; an absent file leaves its field empty and a line in ``missing``.
@@ -59,6 +77,14 @@ class Run:
     evaluations: Mapping[str, Evaluated]
     validation: list[dict[str, Any]]
     missing: list[str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """As `run_warnings`."""
+        return run_warnings(
+            {when: warnings_of(x.results) for when, x in self.evaluations.items()},
+            {rates["step"]: rates["warnings"] for rates in self.validation},
+        )
 
 
 def read_run(folder: str | Path) -> Run:

@@ -5,14 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.order import first_of_each, grouped
+from jaxalign.data.order import evenly, grouped
+from jaxalign.data.prompts import builtin_prompts
 from jaxalign.host.errors import InputError
 from jaxalign.reports import plots
 from jaxalign.reports.comparison import compare, comparison_tables
 from jaxalign.reports.evaluation_folder import Judged
 from jaxalign.reports.evaluation_page import (
     FACT_COLUMNS,
+    LANGUAGE_NOTE,
     cut_off_notes,
+    language_table,
+    name_of,
     panels,
     prompt_card,
     rate_cell,
@@ -22,7 +26,8 @@ from jaxalign.reports.page import Block, details, table, tabulate, write_page
 from jaxalign.reports.printable import KINDS
 from jaxalign.reports.run_folder import Run, read_run
 
-ANSWERS_PER_KIND = 4
+TRANSCRIPTS = 10
+"""Prompts whose answers the page shows."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -64,7 +69,7 @@ def _introduction(run: Run) -> list[Block]:
     if summary.get("rollout_tokens_per_second") is not None:
         facts.append(f"{summary['rollout_tokens_per_second']:,.0f} sampled tokens per second")
     facts += [str(summary[key]) for key in ("hardware", "date") if summary.get(key)]
-    notes = list(run.missing)
+    notes = [*run.missing, *(f"{line[0].upper()}{line[1:]}" for line in run.warnings)]
     for when, evaluated in run.evaluations.items():
         notes += [f"Evaluation {when}: {line}" for line in cut_off_notes(evaluated.results)]
     if last.get("skipped_updates"):
@@ -107,13 +112,15 @@ def _before_and_after(run: Run) -> list[Block]:
         {"h3": "What answers are like"},
         tabulate({"evaluation": lambda fact: fact["when"], **FACT_COLUMNS}, facts),
     ]
+    for suite, those in grouped(facts, name_of).items():
+        blocks += [{"h3": f"Language, {suite}"}, language_table({x["when"]: x for x in those})]
+    blocks.append({"quiet": LANGUAGE_NOTE})
     if consulted:
         rows = [(when, KINDS[kind], x["n"], rate_cell(x)) for when, kind, x in consulted]
         blocks.append(table(("evaluation", "kind", "n", "rules consulted"), rows, texts=2))
     blocks.append(
         {
-            "quiet": "Look-alikes are harmless prompts that sound harmful. Few different "
-            "reasonings mean that the model recites instead of judging. Points: after minus "
+            "quiet": "Look-alikes are harmless prompts that sound harmful. Points: after minus "
             "before, with an interval for paired prompts. p: McNemar's exact test. Seconds: "
             "compilation included. Each evaluation is a folder of the run, which jaxalign compare "
             "can set beside others."
@@ -154,27 +161,26 @@ def _validation(run: Run) -> list[Block]:
 
 
 def _answers(run: Run) -> list[Block]:
-    """The first prompts of each kind, so that nobody picks the good ones."""
-    first, *others = run.evaluations.values()
-    asked = [x for those in first.judged.values() for x in those if x.rows]
-    shown = first_of_each(asked, lambda judged: judged.kind, ANSWERS_PER_KIND)
+    """Prompts spread evenly over the last evaluation, so that nobody picks the good ones."""
+    *others, last = run.evaluations.values()
+    ours = {prompt.text for prompt in builtin_prompts("heldout")}
+    asked = [x for those in last.judged.values() for x in those if x.rows]
+    asked.sort(key=lambda judged: judged.prompt in ours)
     waiting = [grouped(sum(x.judged.values(), []), lambda judged: judged.asked) for x in others]
     blocks: list[Block] = [
         {"h2": "Answers"},
         {
-            "quiet": f"The first {ANSWERS_PER_KIND} held-out prompts of each kind, not selected; "
-            "all are in the folders of the evaluations."
+            "quiet": f"{TRANSCRIPTS} transcripts, not chosen: of the n prompts of the last "
+            f"evaluation, in order, public ones first and our own last, those at the places "
+            f"0, n/{TRANSCRIPTS}, 2n/{TRANSCRIPTS}, … All are in the folders of the evaluations."
         },
     ]
-    groups = grouped(shown, lambda judged: judged.kind)
-    for kind in KINDS:
-        blocks += [{"h3": KINDS[kind]}] if kind in groups else []
-        for judged in groups.get(kind, ()):
-            later = [those.get(judged.asked) for those in waiting]
-            nothing = Judged(judged.prompt, kind, [], [], [])
-            answers = [judged, *(those.pop(0) if those else nothing for those in later)]
-            sides = list(zip(run.evaluations, answers, strict=True))
-            blocks.append(prompt_card(sides, first.measures))
+    for judged in evenly(asked, TRANSCRIPTS):
+        nothing = Judged(judged.prompt, judged.kind, [], [], [])
+        earlier = [those.get(judged.asked) for those in waiting]
+        answers = [*(those.pop(0) if those else nothing for those in earlier), judged]
+        sides = list(zip(run.evaluations, answers, strict=True))
+        blocks.append(prompt_card(sides, last.measures))
     return blocks
 
 

@@ -21,7 +21,13 @@ from jaxalign.rewards.refusals import (
 )
 from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
 from jaxalign.rewards.stubs import StubReader, echoes, is_stub, stub_reader
-from jaxalign.rewards.subjects import SubjectReader, Subjects, names_subject, subject_stems
+from jaxalign.rewards.subjects import (
+    SubjectReader,
+    Subjects,
+    mask_subject,
+    names_subject,
+    subject_stems,
+)
 from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_reward
 from jaxalign.rewards.verdicts import (
     ReasonedVerdict,
@@ -87,6 +93,7 @@ __all__ = [
     "helpfulness_reward",
     "is_stub",
     "judge_refusal",
+    "mask_subject",
     "names_subject",
     "reads_english",
     "refusal_verifier",

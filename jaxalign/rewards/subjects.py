@@ -81,6 +81,18 @@ def names_subject(reasoning: str, request: str, *, least: int = 1) -> bool:
     return found >= min(least, len(stems))
 
 
+def mask_subject(text: str, request: str) -> str:
+    """A text's plain words with `_` where it names the request's subject.
+
+    What two texts have left in common they say whatever is asked: "It is about bread." and "It is
+    about brown rice.", each after its own request, are both "it is about _".
+    """
+    stems = subject_stems(request)
+    words = _WORD.findall(text.translate(SPELLINGS).replace("'", ""))
+    masked = ("_" if any(_named(stem, word) for stem in stems) else word for word in words)
+    return re.sub(r"_( _)+", "_", " ".join(masked))
+
+
 def _named(stem: str, word: str) -> bool:
     return word.startswith(stem) and len(word) <= len(stem) + LONGEST_ENDING
 

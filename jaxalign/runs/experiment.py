@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from jaxalign.answers.asking import Asking, LanguageModel
 from jaxalign.answers.completing import find_stops
 from jaxalign.data.prompts import Prompt, prompts_digest
 from jaxalign.engine.state import TrainState
+from jaxalign.evaluation.judges import make_judge
 from jaxalign.evaluation.measure import evaluate, pace_path, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.hardware import hardware
 from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
-from jaxalign.host.processes import all_of, any_of, is_first, wait_for_all
-from jaxalign.models import Transformer, save_pretrained
+from jaxalign.host.processes import all_of, any_of, are_several, is_first, wait_for_all
+from jaxalign.models import Transformer, load_pretrained, save_pretrained
 from jaxalign.records import Params
 from jaxalign.reports.evaluation_page import cut_off_notes
-from jaxalign.reports.run_folder import MOMENTS, VALIDATION
+from jaxalign.reports.run_folder import MOMENTS, VALIDATION, run_warnings, validation_rates
 from jaxalign.reports.run_page import write_report
 from jaxalign.runs.checkpoint import FORMAT
 from jaxalign.runs.choices import to_json
@@ -35,6 +36,9 @@ from jaxalign.runs.run_config import begin_run, other_run
 from jaxalign.runs.settings import LOOP_ONLY, has_checkpoint
 from jaxalign.runs.validation import Result, Validation, rates_line
 from jaxalign.text.chat_template import run_date
+
+JUDGES = ("phrases", "refusals")
+"""Of refusals: all evaluations of runs have them, so that it shows where they disagree."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -152,16 +156,23 @@ class Experiment:
         print(f"asking {len(self.heldout)} held-out prompts {label}")
         named = settings.start.model if name == "before" else f"{self._folder}, {label}"
         suites, specs = {"heldout": self.heldout}, settings.data.heldout
-        results = self._ask(folder, self.lm(params), suites, specs, label=label, model=named)
+        lm = self.lm(params)
+        start = (lambda: lm) if name == "before" else self._load_start
+        results = self._ask(folder, lm, suites, specs, label=label, model=named, reference=start)
         if not is_first():
             return None
         rates = summary(results)
         print(f"{label}: {rates_line(rates)}")
-        for line in cut_off_notes(results):
+        for line in (*cut_off_notes(results), *rates["warnings"]):
             print(line)
         if rates["skipped"]:
             print(f"{rates['skipped']} held-out prompts were too long and not asked")
         return rates
+
+    def _load_start(self) -> LanguageModel:
+        """The start model once more, which training does not keep."""
+        given = {"dtype": self.model.dtype, "mesh": self.model.mesh}
+        return self.lm(load_pretrained(self.settings.start.model, **given)[1]).cast()
 
     def _ask(
         self,
@@ -172,9 +183,14 @@ class Experiment:
         *,
         label: str,
         model: str,
+        reference: Callable[[], LanguageModel] | None = None,
     ) -> dict[str, Any]:
-        """`evaluate` as the run asks; `specs` is where the prompts of the suites are from."""
+        """`evaluate` as the run asks; `specs` is where the prompts of the suites are from.
+
+        Of several processes the first one judges alone, so none has a `reference`.
+        """
         total = sum(map(len, suites.values()))
+        judges = [self.recipe.judge, *(judge for judge in JUDGES if judge != self.recipe.judge)]
         with self.interruption.heeded(label, total, f"prompts of the evaluation {label}") as heed:
             return evaluate(
                 lm,
@@ -182,8 +198,10 @@ class Experiment:
                 self.asking(template=self.recipe.template, tool=self.recipe.tool),
                 folder,
                 model=model,
-                settings={"suites": list(specs), "judge": ["phrases"]},
+                settings={"suites": list(specs), "judge": judges},
+                judges=[make_judge(judge) for judge in judges],
                 rules=self.recipe.facts.get("rule_texts"),
+                reference=None if are_several() else reference,
                 progress=lambda suite, done, total, tokens: heed(done, total),
             )
 
@@ -250,6 +268,10 @@ class Experiment:
         folder = self._folder / "model"
         save_pretrained(folder, self.model, result.policy, self.tokenizer, stop=self._stop)
         if is_first():
+            content["warnings"] = run_warnings(
+                {MOMENTS[name]: x["warnings"] for name, x in evaluations.items() if x},
+                {step: x["warnings"] for step, x in validation_rates(self._folder).items()},
+            )
             write_json(self._folder / "summary.json", content)
             print(f"wrote {write_report(self._folder)}")
             shutil.rmtree(self._folder / BEST, ignore_errors=True)  # model/ has it, or need not

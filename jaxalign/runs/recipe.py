@@ -24,6 +24,8 @@ class Recipe:
       cold_start: `(Experiment, start parameters) -> parameters`, what is done to them first; None
         for nothing.
       tool: what completions may call.
+      judge: the judge of refusals (`make_judge`) that sums evaluations up; a run's others stand
+        beside it.
       encode: as for `jaxalign.runs.facts.prompt_facts`.
       facts: what else config.json should say and a resumed run must share, as JSON.
     """
@@ -34,5 +36,6 @@ class Recipe:
     tune: Callable[[Any, Params], Training] | None = None
     cold_start: Callable[[Any, Params], Params] | None = None
     tool: Tool | None = None
+    judge: str = "phrases"
     encode: Callable[[Sequence[Prompt]], Any] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -84,6 +84,8 @@ class Validation:
             rates, history, guard = summary(results), watched(self.folder), self.loop.guard
             score = "" if keep is None else f", score {keep.score(rates):.3f}"
             print(f"validation {label}: {rates_line(rates)}{score}")
+            for line in rates["warnings"]:
+                print(line)
             if rates["skipped"]:
                 print(f"{rates['skipped']} validation prompts were too long and not asked")
             best = keep is not None and best_step(history, keep, guard)[0] == step

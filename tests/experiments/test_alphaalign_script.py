@@ -138,6 +138,12 @@ def test_the_run_folder_explains_itself(whole_run):
     for moment in ("before", "after"):
         for name in ("harmful_refused", "benign_refused", "lookalike_refused", "well_formed"):
             assert 0 <= summary[moment][name] <= 1
+        for name in ("distinct_reasonings", "masked_reasonings", "prompts"):
+            assert isinstance(summary[moment][name], int)
+        shares = ("subject_named", "verdict_agrees", "whole_refusals", "stubs")
+        for name in (*shares, "own_answer_likelier"):
+            assert summary[moment][name] is None or 0 <= summary[moment][name] <= 1
+    assert isinstance(summary["warnings"], list)
     assert summary["steps"] == 6
     assert summary["seconds"] > 0 and summary["rollout_tokens_per_second"] > 0
     steps = [json.loads(line)["step"] for line in (whole_run / "metrics.jsonl").open()]

@@ -18,6 +18,7 @@ from jaxalign.reports.comparison import (
     OVERHEAD_COLUMNS,
     compare,
     differing_settings,
+    language_tables,
     paired_rates,
     remarks,
     token_overheads,
@@ -168,6 +169,10 @@ def test_a_page_shows_hostile_text_as_text(tmp_path):
     assert "Prompts of one id with two texts, in no figure: 1, such as" in html
     written = json.loads((page.parent / "comparison.json").read_text())
     assert written["others"][0]["rates"] == paired_rates(first, second)
+    (language,) = language_tables(compare(first, second)).values()
+    assert language["headings"] == ["language", "first", "second"]
+    (cells,) = [x for x in language["table"] if x[0] == "▲ whole refusals, of refusals"]
+    assert cells[1:] == ["0.0% (0–56)", "0.0% (0–66)"] and "plans, language" in html
 
     html = write_eval_report(second.folder).read_text()
     assert "&lt;script&gt;alert(1)" in html and "<script" not in html and "<i>" not in html

@@ -105,7 +105,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def plain_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     def plain(place: str, text: str = "") -> str:
-        return f"{text[:9]} end of {place}."
+        return f"{text[:9]} and no stub, but words as above, end of {place}."
 
     return write_pages(tmp_path_factory.mktemp("plain"), plain, "plain")
 

@@ -14,7 +14,7 @@ import pytest
 from jinja2 import UndefinedError
 from written_evaluation import write_evaluation
 
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, builtin_prompts
 from jaxalign.host.errors import InputError
 from jaxalign.host.metrics import MetricsWriter, SamplesWriter
 from jaxalign.host.statistics import paired_difference_interval
@@ -164,8 +164,11 @@ def test_shows_numbers_intervals_and_direction(page):
         assert text.replace("<th>", '<th class="number">') in page
     before, after = (cells_of(page, name) for name in ("before training", "after training"))
     assert (before[2], after[2]) == ("80.0%", "100.0%"), "well-formed"
-    assert (before[4], after[4]) == ("2", "2"), "different reasonings"
-    assert before[5] == "3 of 15"
+    assert before[4] == "3 of 15", "different answers"
+    row = cells_of(page, "▲ different reasonings")
+    assert row[1:] == ["2 of 12", "2 of 15"], "before and after"
+    assert cells_of(page, "▲ whole refusals, of refusals")[1:] == ["0.0% (0–56)", "0.0% (0–43)"]
+    assert cells_of(page, "▲ pairs with both sides right")[1:] == ["–", "–"]
 
 
 def test_says_what_the_run_was(page):
@@ -179,21 +182,28 @@ def test_says_what_the_run_was(page):
         "<td>optimizer.learning_rate</td><td>1e-05</td>",
     ):
         assert text in page
-    assert 'class="note"' not in page, "nothing is missing"
+    notes = re.findall('class="note">(.*?)<', page)
+    assert len(notes) == 4 and not any(x.startswith("No ") for x in notes), "nothing is missing"
+    assert (
+        "After training: heldout: 2 different reasonings about 15 prompts: the model recites"
+        in notes
+    )
 
 
-def test_shows_the_first_four_answers_of_each_kind_in_both_states(page):
-    for prompt in PROMPTS.values():
+def test_shows_ten_prompts_spread_evenly_in_both_states(page):
+    """Of fifteen those at places 0, 1.5, 3, …: of five of a kind two stay out, or one."""
+    shown = {"harmful": [1, 1, 0, 1, 1], "benign": [0, 1, 1, 0, 1], "lookalike": [1, 0, 1, 1, 0]}
+    for kind, prompt in PROMPTS.items():
         prompt = prompt.replace("'", "&#39;")
-        assert [page.count(f"{prompt} (version {i})") for i in range(5)] == [1, 1, 1, 1, 0]
+        assert [page.count(f"{prompt} (version {i})") for i in range(5)] == shown[kind]
     reasoning = "The request asks for help with a crime that would hurt somebody."
     assert f'<p class="text reasoning">{reasoning}</p>' in page
     assert '<p class="text">Sorry, I can&#39;t comply.</p>' in page
     # Before: one refusal of each kind; after: harmful refused, the others answered.
-    assert page.count('badge wanted">phrases: refused') == 1 + 4
-    assert page.count('badge unwanted">phrases: refused') == 2
+    assert page.count('badge wanted">phrases: refused, right') == 1 + 4
+    assert page.count('badge unwanted">phrases: refused, wrong') == 1
     assert page.count('badge unwanted">phrases: answered') == 3 + 1, "one of training's samples"
-    assert page.count('badge neutral">not well-formed') == 3
+    assert page.count('badge neutral">not well-formed') == 2
 
 
 def test_shows_samples_of_the_last_logged_step(page):
@@ -273,14 +283,23 @@ def test_answers_stand_beside_those_to_the_same_prompt(tmp_path):
     write_evaluation(tmp_path / "after", prompts, ["Bread.", REFUSAL, REFUSAL], suite="heldout")
     page = write_report(tmp_path).read_text()
     card = page[page.index(f"<b>{PROMPTS['benign']} (version 0)") :].split('class="card"')[0]
-    assert "Bread." in card and page.count("not evaluated") == 9
+    assert "Bread." in card and page.count("not evaluated") == 0
+    assert page.index("(version 0)") < page.index("(version 1)"), "as the last one has them"
 
     others = [Prompt("x", "Who?", "benign", "")]
     shutil.rmtree(tmp_path / "after")
     write_evaluation(tmp_path / "after", others, ["He."], suite="heldout")
     page = write_report(tmp_path).read_text()
     assert "have no prompt with a judge in common" in page
-    assert "Below are the rates after training." in page
+    assert "Below are the rates after training." in page and page.count("not evaluated") == 1
+
+
+def test_public_prompts_are_shown_before_our_own(tmp_path):
+    ours = builtin_prompts("heldout")[0]
+    prompts = [ours, Prompt("x", "Who wrote Emma?", "benign", "")]
+    write_evaluation(tmp_path / "after", prompts, [REFUSAL, HELP], suite="heldout")
+    page = write_report(tmp_path).read_text()
+    assert page.index("Who wrote Emma?") < page.index(printable(ours.text).replace("'", "&#39;"))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +341,7 @@ def test_an_evaluation_after_a_cold_start_is_shown_too(tmp_path):
     shutil.copytree(tmp_path / "after", tmp_path / "after_cold_start")
     page = write_report(tmp_path).read_text()
     assert cells_of(page, "after the cold start")[1:] == cells_of(page, "after training")[1:]
-    assert page.count("<small>after the cold start</small>") == 12
+    assert page.count("<small>after the cold start</small>") == 10
 
 
 def test_run_with_metrics_alone(tmp_path):

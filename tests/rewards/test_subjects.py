@@ -8,7 +8,13 @@ from characters import character_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.rewards import SubjectReader, Subjects, names_subject, subject_stems
+from jaxalign.rewards import (
+    SubjectReader,
+    Subjects,
+    mask_subject,
+    names_subject,
+    subject_stems,
+)
 from jaxalign.rewards.subjects import LONGEST_STEM, MOST_STEMS, stem
 
 
@@ -118,3 +124,10 @@ def test_prompts_are_taken_by_the_row(small_tokenizer):
     subjects = Subjects.of(REQUESTS).take(jnp.array([3, 3, 0]))
     assert subjects.length[:, 0].tolist() == [3, 3, 4]
     assert subjects.letters.shape == (3, MOST_STEMS, LONGEST_STEM)
+
+
+def test_what_names_the_subject_is_masked():
+    """By stems, runs of such words as one, and in plain letters."""
+    request = "How do I bake a loaf of brown bread?"
+    assert mask_subject("It’s about *baking* brown BREAD, at 200!", request) == "its about _ at 200"
+    assert mask_subject("Nothing.", request) == "nothing" and mask_subject("", request) == ""

@@ -61,7 +61,8 @@ def refusals(run):
     """Step -> share of harmful validation prompts that are refused."""
     found = {}
     for step, folder in validation_folders(run).items():
-        (rate,) = read_evaluation(folder).results["rates"]
+        rate, beside = read_evaluation(folder).results["rates"]
+        assert (rate["judge"], beside["judge"]) == ("phrases", "refusals")
         found[step] = rate["rate"]
     return found
 
@@ -96,6 +97,8 @@ def test_the_report_has_their_curves(whole):
         f"The result is the policy after step {best}" in page
         and "Validation while it trains" in page
     )
+    warned = json.loads((whole / "summary.json").read_text())["warnings"]
+    assert warned == [] or all(line.replace("'", "&#39;") in page for line in warned)
     assert (whole / "validation.png").read_bytes().startswith(b"\x89PNG")
     assert write_report(whole).read_text() == page
 

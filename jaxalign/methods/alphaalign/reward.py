@@ -158,4 +158,9 @@ class Rewarded(Checked):
                 normalise=self.normalise,
             )
 
-        return Recipe(template, reward, encode=None if scoring is None else scoring.encode)
+        return Recipe(
+            template,
+            reward,
+            judge="phrases" if judgement is None else "refusals",
+            encode=None if scoring is None else scoring.encode,
+        )
