@@ -19,6 +19,7 @@ from jaxalign.engine.baselines import (
     LeaveOneOut,
     PerTerm,
     Shrinkage,
+    Unshared,
     WholeBatch,
 )
 from jaxalign.engine.experience import experience_of
@@ -102,6 +103,23 @@ def test_the_group_baseline_leaves_a_prompt_without_spread_alone():
     rewards = jnp.array([[1.0, 1.0], [0.0, 1.0]])
     np.testing.assert_allclose(Group()(rewards)[0], 0.0)
     assert (np.asarray(WholeBatch()(rewards)[0]) > 0).all()
+
+
+# --- what prompts have in common -----------------------------------------------------------------
+
+
+def test_the_common_push_is_of_the_rewards_own_details():
+    """The columns it names are the features, in the whole batch; others are one clear line."""
+    refused = jnp.arange(REWARDS.size) % 2 == 0
+    score = Score(REWARDS, details={"refused": refused})
+    adjusted, _ = of_grpo(score, adjust=Unshared(of=("refused",), kept=0.25))
+    features = refused.reshape(REWARDS.shape)[..., None].astype(jnp.float32)
+    wanted = losses.unshared_advantages(Group()(REWARDS), features, kept=0.25)
+    np.testing.assert_array_equal(adjusted.rows.advantages, wanted.reshape(-1))
+    plain, _ = of_grpo(score)
+    assert not np.array_equal(adjusted.rows.advantages, plain.rows.advantages)
+    with pytest.raises(InputError, match="no details called_harmful; it has refused"):
+        of_grpo(score, adjust=Unshared(kept=0.25))
 
 
 # --- IFPO ----------------------------------------------------------------------------------------
