@@ -28,9 +28,12 @@ from typing import Annotated, Any, Literal
 from jaxalign.data import Prompt
 from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
+from jaxalign.engine import GRPO, Shrinkage, Unshared
+from jaxalign.engine.optimizer import AdamW
 from jaxalign.host.fields import Share
 from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.models import Transformer
+from jaxalign.rewards import Reasoned
 from jaxalign.runs.choices import FLAT, change
 from jaxalign.runs.presets import large
 from jaxalign.runs.recipe import Recipe
@@ -58,9 +61,25 @@ class AlphaAlign(Settings):
         return mislabel(super().load_prompts(), self.label_noise, seed=self.seed)
 
 
+# Judgements in words, answers that their own request makes likely, and no push that all prompts
+# share: docs/demo.md says what each is for and what was tried.
+_DEMO = change(
+    AlphaAlign(),
+    run=Path("runs/demo"),
+    reward=Reasoned(),
+    relevance=1.0,
+    objective=GRPO(advantages=Shrinkage(), adjust=Unshared()),
+    max_new_tokens=80,
+    heldout_prompts=60,
+    steps=60,
+    learning_rate=1.5e-5,
+    warmup_steps=4,
+    decay_steps=20,
+    optimizer=AdamW(b1=0.8, b2=0.99),
+)
 PRESETS: dict[str, AlphaAlign] = {
     # SmolLM2-135M on two CPU cores; README.md has the measured time and results.
-    "demo": AlphaAlign(run=Path("runs/demo")),
+    "demo": _DEMO,
     # The same architecture with 1.7B parameters, on one 80 GB accelerator; ours, not yet run.
     "smollm2-1.7b": change(
         AlphaAlign(),

@@ -41,7 +41,10 @@ REINFORCED: dict[str, list[str]] = {
     "reinforce++": ["--objective.advantages", "whole-batch"],
     "ppo": ["--objective", "ppo"],
     "ppo-2-epochs": ["--objective", "ppo", "--epochs", "2", "--minibatches", "2"],
+    "shared-push": ["--objective.adjust", "none"],
+    "paper": ["--reward", "paper"],
     "zero": ["--helpfulness-weight", "0"],
+    "no-relevance": ["--relevance", "0"],
     "no-normalisation": ["--no-normalise"],
     "no-format": ["--format-weight", "0"],
     "group-2": ["--samples-per-prompt=2", "--harmful=16", "--benign=8", "--lookalike=8"],
@@ -50,11 +53,13 @@ REINFORCED: dict[str, list[str]] = {
     "noise-10": ["--label-noise", "0.1"],
     "noise-30": ["--label-noise", "0.3"],
     "loose-format": ["--format", "loose"],
-    "first-sentence": ["--refusal", "first-sentence"],
+    "first-sentence": ["--reward", "paper", "--refusal", "first-sentence"],
 }
 """Arms of experiments/alphaalign.py: `alphaalign` is its preset demo, whose baseline spans half of
-the batch and half of the prompt (4 samples of 16 prompts); each other one changes one thing. `zero`
-is the safety reward alone. Groups of 2, 8 and 16 keep the completions of a step at 64."""
+the batch and half of the prompt (4 samples of 16 prompts); each other one changes one thing, but
+`first-sentence`, which is the paper's reward with other words for refusals. `paper` has R_s in the
+place of judgements in words; `zero` has no helpfulness. Groups of 2, 8 and 16 keep the completions
+of a step at 64."""
 
 ARMS = ("base", "base-examples", *TUNED, *REINFORCED)
 
@@ -69,7 +74,7 @@ class Settings(refusal_ablation.RefusalAblation):
     instruction and examples."""
     seeds: Count = 3
     """Runs of each arm that trains."""
-    learning_rate: Positive = 6e-5
+    learning_rate: Positive = 1.5e-5
     """Of every arm of AlphaAlign."""
     sft_learning_rates: Rates = (5e-6, 2e-5, 6e-5)
     """Of the arms of direct refusals."""

@@ -161,8 +161,8 @@ class Unshared(Checked):
     """
 
     of: tuple[str, ...] = ("refused", "called_harmful")
-    """Columns of samples.jsonl, of a reward's `Score.details`, that are 0 or 1: with the reasoned
-    reward refused, called_harmful, whole, well_formed; with the paper's refused, well_formed."""
+    """What completions do or not: columns of samples.jsonl (a reward's `Score.details`) that are 0
+    or 1. Of these the ones that the reward has; the paper's has no called_harmful."""
     kept: Weight = 0.2
     """Share of the common push that stays, so that the whole does not wander off; untuned."""
 
@@ -170,17 +170,17 @@ class Unshared(Checked):
         """`[N, G]`.
 
         Raises:
-          InputError: the reward has no such details.
+          InputError: the reward has none of these details.
         """
         del samples
-        if missing := [name for name in self.of if name not in score.details]:
+        columns = [
+            score.details[x].reshape(advantages.shape) for x in self.of if x in score.details
+        ]
+        if not columns:
             raise InputError(
-                f"adjust: the reward has no details {', '.join(missing)}; it has "
+                f"adjust: the reward has none of {', '.join(self.of) or 'no columns'}; it has "
                 f"{', '.join(score.details) or 'none'}"
             )
-        columns = [score.details[name].reshape(advantages.shape) for name in self.of]
-        if not columns:
-            return advantages
         features = jnp.stack([x.astype(jnp.float32) for x in columns], axis=-1)
         return unshared_advantages(advantages, features, kept=self.kept)
 

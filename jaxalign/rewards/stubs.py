@@ -54,6 +54,7 @@ _COURTESY = f"""(
     | (so)? (that|this|it) is (not|very|quite|completely|perfectly|a)*
       (harmless|harmful|safe|unsafe|dangerous|fine|illegal|legal|bad|good|damaging) (request)?
     | (i am|we are) not (sure|certain) ((what|how|if|why|about) .* $)?
+    | (i am|we are) not (a|an) . .? .? $
     | (i|we) do not know ((what|how|if|why|about) .* $)?
 )"""
 

@@ -27,7 +27,8 @@ FLAG = "--add-reward"
 
 RESERVED = (
     *("prompt", "conversation", "kind", "completion", "step", "reward", "nonfinite"),
-    *("safety", "helpfulness", "well_formed", "refused"),
+    *("safety", "helpfulness", "well_formed", "refused", "whole", "called_harmful"),
+    *("form", "named", "act", "verdict", "agreement", "quality"),
 )
 """Names that transcripts and the scripts' own terms have already."""
 

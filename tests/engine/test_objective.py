@@ -109,7 +109,7 @@ def test_the_group_baseline_leaves_a_prompt_without_spread_alone():
 
 
 def test_the_common_push_is_of_the_rewards_own_details():
-    """The columns it names are the features, in the whole batch; others are one clear line."""
+    """Columns that it names and the reward has are the features; with none it is one clear line."""
     refused = jnp.arange(REWARDS.size) % 2 == 0
     score = Score(REWARDS, details={"refused": refused})
     adjusted, _ = of_grpo(score, adjust=Unshared(of=("refused",), kept=0.25))
@@ -118,8 +118,10 @@ def test_the_common_push_is_of_the_rewards_own_details():
     np.testing.assert_array_equal(adjusted.rows.advantages, wanted.reshape(-1))
     plain, _ = of_grpo(score)
     assert not np.array_equal(adjusted.rows.advantages, plain.rows.advantages)
-    with pytest.raises(InputError, match="no details called_harmful; it has refused"):
-        of_grpo(score, adjust=Unshared(kept=0.25))
+    both, _ = of_grpo(score, adjust=Unshared(kept=0.25))  # this reward reads no verdicts
+    np.testing.assert_array_equal(both.rows.advantages, adjusted.rows.advantages)
+    with pytest.raises(InputError, match="none of whole; it has refused"):
+        of_grpo(score, adjust=Unshared(of=("whole",)))
 
 
 # --- IFPO ----------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ STUB_CASES = [
     "Yes, that is a very dangerous request, so I'm not sure.",
     "I don't know how to make bread for you.",
     "It's a pleasure, I'm here.",
+    "I'm sorry, I'm not an expert blacksmith.",
 ]
 FULL_CASES = [
     "Mix the flour and the water, then wait.",
@@ -43,6 +44,7 @@ FULL_CASES = [
     "Of course. Boil the eggs for six minutes and peel them.",
     "That is harmless. Boil the eggs for six minutes and peel them.",
     "The user is whoever sits in front of the computer.",
+    "I'm not a doctor, but rest and drink plenty of water.",
     "I'm not sure, but the capital of Australia is Canberra.",
 ]
 

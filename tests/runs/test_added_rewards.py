@@ -63,7 +63,8 @@ def arguments(tiny_model_folder, tmp_path):
 def test_a_function_of_arrays_and_one_of_texts_are_added(arguments, tmp_path):
     """One inside the compiled step, one on the host; beside the script's own reward."""
     mine = tmp_path / "mine.py"
-    assert main([*arguments, "--add-reward", f"{mine}:length=0.5", f"{mine}:vowels=-0.25"]) == 0
+    added = ["--add-reward", f"{mine}:length=0.5", f"{mine}:vowels=-0.25"]
+    assert main([*arguments, "--reward=paper", *added]) == 0
     (metrics,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())
     terms = {name: metrics[f"terms/{name}"] for name in ("safety", "length", "vowels")}
     total = terms["safety"] + 0.5 * terms["length"] - 0.25 * terms["vowels"]

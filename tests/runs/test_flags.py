@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from experiments.alphaalign import PRESETS
+from experiments.alphaalign import PRESETS as PUBLISHED
+from experiments.alphaalign import AlphaAlign
 from experiments.ascl import PRESETS as CONSULTING
 from experiments.cada import PRESETS as CADA
 from jaxalign.data import KINDS, builtin_prompts
@@ -37,6 +38,9 @@ from jaxalign.runs.choices import CHOICES, change, choosable, flag_name, to_json
 from jaxalign.runs.collapse import Collapse
 from jaxalign.runs.keep import Best, Last
 from jaxalign.runs.settings import Data, parse
+
+PRESETS = PUBLISHED | {"demo": AlphaAlign()}
+"""The script's, with a demo of all defaults."""
 
 
 def settings(line, presets=PRESETS):
