@@ -522,7 +522,7 @@ def test_bad_prompts(
         (["--limit", "0"], "limit: 0 is not a number of prompts; use 1 or more"),
         (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
         (["--max-prompt-tokens", "3"], "every prompt takes more than 3 tokens"),
-        (["--max-new-tokens", "500"], "exceed the model's 512 positions; lower max_new"),
+        (["--max-new-tokens", "1000"], "exceed the model's 1024 positions; lower max_new"),
         (["--out", "/dev/null/x"], "/dev/null"),
         (["--out", "/dev/null"], "--out: /dev/null is a file; give a folder"),
         (["--out", "/"], "--out: / holds other things; give a new folder"),
@@ -546,7 +546,7 @@ def test_bad_eval_options(
         (["--stop"], "--stop has an empty text; give the words that end an answer"),
         (["--stop", "###", ""], "--stop has an empty text; give the words that end an answer"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0; use 1 or more"),
-        (["--prompt", "Why? " * 500], "exceed the model's 512 positions"),
+        (["--prompt", "Why? " * 1000], "exceed the model's 1024 positions"),
         (["--prompt", "Why \udcff?"], "--prompt is not valid Unicode; correct it"),
     ],
 )

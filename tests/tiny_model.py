@@ -16,7 +16,7 @@ TINY = ModelConfig(
     num_kv_heads=2,
     head_dim=8,
     mlp_dim=64,
-    max_positions=512,
+    max_positions=1024,
     eos_token_id=2,
 )
 

@@ -211,7 +211,7 @@ def test_bad_sizes_are_named(sizes: dict[str, Any], message: str) -> None:
     [
         ([], Asking(), "no requests to answer; give at least one"),
         (REQUESTS, Asking(max_prompt_tokens=5), "the limit is 5: shorten it"),
-        (REQUESTS, Asking(max_new_tokens=600), "exceed the model's 512 positions; ask for fewer"),
+        (REQUESTS, Asking(max_new_tokens=1100), "exceed the model's 1024 positions; ask for fewer"),
     ],
 )
 def test_what_cannot_be_asked_is_named(

@@ -348,8 +348,8 @@ def test_openings_do_not_decide_which_requests_are_too_long(ask: Any, tmp_path: 
     requests = [REQUESTS[4], REQUESTS[5]]
     made = ask(path, requests, openings=["Sure. " * 40, ""], max_prompt_tokens=20)
     assert made.answers == 1 and made.skipped == ("long",)
-    with pytest.raises(InputError, match="exceed the model's 512 positions"):
-        ask(tmp_path / "b.jsonl", requests, openings=["Sure. " * 300, ""], max_prompt_tokens=20)
+    with pytest.raises(InputError, match="exceed the model's 1024 positions"):
+        ask(tmp_path / "b.jsonl", requests, openings=["Sure. " * 600, ""], max_prompt_tokens=20)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_a_tool_is_there_to_be_called(ask: Any, smollm2_tokenizer: Any, tmp_path
         ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"opening_tokens": 0}, "opening_tokens is 0; it must be at least 1"),
         ({"max_prompt_tokens": 3}, "every prompt takes more than 3 tokens (the shortest 1"),
-        ({"max_new_tokens": 500}, "exceed the model's 512 positions; lower max_new_tokens, or"),
+        ({"max_new_tokens": 1000}, "exceed the model's 1024 positions; lower max_new_tokens, or"),
         ({"path": "answers.json"}, "answers.json: answers are JSON lines; give a name that ends"),
     ],
 )

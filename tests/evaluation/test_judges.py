@@ -156,8 +156,8 @@ def test_an_answer_cannot_forge_special_tokens(model):
 
 
 def test_an_answer_beyond_the_context_is_refused(model):
-    with pytest.raises(InputError, match="its context holds 512; use a judge with a longer one"):
-        guard_scores(model, ["?"], ["word " * 600], batch_size=1)
+    with pytest.raises(InputError, match="its context holds 1024; use a judge with a longer one"):
+        guard_scores(model, ["?"], ["word " * 1200], batch_size=1)
 
 
 LLAMA_GUARD = (

@@ -312,8 +312,8 @@ def test_an_edited_file_is_checked(whole, tmp_path, field, value, message):
 
 
 def test_bad_input_is_named(generate, whole, tmp_path):
-    with pytest.raises(InputError, match="exceed the model's 512 positions; use fewer cases"):
-        generate(tmp_path / "a.jsonl", template=coded_messages("Do no harm. " * 100))
+    with pytest.raises(InputError, match="exceed the model's 1024 positions; use fewer cases"):
+        generate(tmp_path / "a.jsonl", template=coded_messages("Do no harm. " * 300))
     with pytest.raises(InputError, match="the limit is 4: shorten it"):
         generate(tmp_path / "b.jsonl", max_prompt_tokens=4)
     lone = tmp_path / "lone.jsonl"
