@@ -97,6 +97,7 @@ def verdict_margins(
     params: Params,
     prompts: jax.Array,
     mask: jax.Array,
+    *,
     prefix: jax.Array,
     words: tuple[int, int],
 ) -> jax.Array:
@@ -141,7 +142,12 @@ def compare(command: Command, lm: LanguageModel, name: str) -> list[str]:
     ids = tuple(lm.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words)
     margins = np.asarray(
         verdict_margins(
-            lm.model, lm.params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(opening), ids
+            lm.model,
+            lm.params,
+            jnp.asarray(tokens),
+            jnp.asarray(mask),
+            prefix=jnp.asarray(opening),
+            words=ids,
         )
     )
 

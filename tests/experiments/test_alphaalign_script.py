@@ -254,7 +254,7 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
             "objective.kl.coefficient=-1.0 must be a number, 0 or above",
         ),
         (["--prompts", "harmfull=my.csv"], "unknown kind 'harmfull'; use harmful, benign"),
-        (["--max-new-tokens=5000"], "positions, the model has 512"),
+        (["--max-new-tokens=5000"], "positions, the model has 1024"),
         (["--harmful=0", "--benign=0"], "a step needs prompts"),
         (["--run=pyproject.toml"], "pyproject.toml"),
     ],
@@ -335,7 +335,7 @@ def test_the_first_evaluation_goes_on_with_the_same_command_and_not_with_another
         return len(looks) % 2 == 0
 
     monkeypatch.setattr(Interruption, "noticed", noticed)
-    command = [*arguments, str(heldout), f"--run={folder}"]
+    command = [*arguments, str(heldout), "--heldout-prompts=0", f"--run={folder}"]
     for more, answered in (([], 32), ([], 64), (["--learning-rate=0.5"], 32)):
         assert main([*command, *more]) == 0
         assert f"interrupted after {answered} of 100 prompts" in capsys.readouterr().out
