@@ -1,8 +1,8 @@
 """The reward of judgements in words: by hand, and what scripted policies would earn by it.
 
 The start policy is SmolLM2-135M-Instruct itself: `start_answers.jsonl` has its answers (float32,
-temperature 0.7, the five worked examples, at most 80 tokens) to 24 harmful, 12 benign and 12 look-alike training
-prompts, one to each.
+temperature 0.7, the five worked examples, at most 80 tokens) to 24 harmful, 12 benign and 12
+look-alike training prompts, one to each.
 """
 
 import dataclasses
