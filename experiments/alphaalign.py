@@ -35,6 +35,8 @@ from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.models import Transformer
 from jaxalign.rewards import Reasoned
 from jaxalign.runs.choices import FLAT, change
+from jaxalign.runs.collapse import Collapse
+from jaxalign.runs.keep import Best
 from jaxalign.runs.presets import large
 from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.script import main_of
@@ -78,6 +80,21 @@ _DEMO = change(
     optimizer=AdamW(b1=0.8, b2=0.99),
 )
 PRESETS: dict[str, AlphaAlign] = {
+    # The same for as long as it needs: a night on two CPU cores, minutes on a GPU; not yet run.
+    "headline": change(
+        _DEMO,
+        run=Path("runs/headline"),
+        harmful=16,
+        benign=8,
+        lookalike=8,
+        steps=600,
+        decay_steps=200,
+        heldout_prompts=0,
+        evaluate_every=50,
+        validation_prompts=24,
+        keep=Best(),
+        guard=Collapse(),
+    ),
     # SmolLM2-135M on two CPU cores; README.md has the measured time and results.
     "demo": _DEMO,
     # The same architecture with 1.7B parameters, on one 80 GB accelerator; ours, not yet run.
