@@ -1,5 +1,5 @@
-# make demo   train and evaluate AlphaAlign on SmolLM2, write runs/demo/ (2 cores: 15 minutes
-#             with fast bfloat16, 70 without)
+# make demo   train and evaluate AlphaAlign on SmolLM2, write runs/demo/ (two AMD EPYC cores
+#             of Zen 5: about half an hour; other machines have not been timed)
 #             make demo ARGS=--resume goes on after an interruption
 # make test   ruff, mypy and the tests that are not slow; make test SLOW=1 runs all
 #             JOBS=4 takes four processes, each of up to 6 GB; default 2. PYTEST= adds options

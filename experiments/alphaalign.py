@@ -80,6 +80,8 @@ _DEMO = change(
     optimizer=AdamW(b1=0.8, b2=0.99),
 )
 PRESETS: dict[str, AlphaAlign] = {
+    # SmolLM2-135M on two CPU cores; README.md has the measured time and results.
+    "demo": _DEMO,
     # The same for as long as it needs: a night on two CPU cores, minutes on a GPU; not yet run.
     "headline": change(
         _DEMO,
@@ -95,8 +97,6 @@ PRESETS: dict[str, AlphaAlign] = {
         keep=Best(),
         guard=Collapse(),
     ),
-    # SmolLM2-135M on two CPU cores; README.md has the measured time and results.
-    "demo": _DEMO,
     # The same architecture with 1.7B parameters, on one 80 GB accelerator; ours, not yet run.
     "smollm2-1.7b": change(
         AlphaAlign(),

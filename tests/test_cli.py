@@ -228,7 +228,7 @@ def test_compare_two_models(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_smollm2_refuses_what_is_harmful_more_often(
+def test_smollm2_asked_behind_examples_answers_in_their_form(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "evaluation"
@@ -236,9 +236,12 @@ def test_smollm2_refuses_what_is_harmful_more_often(
     command += ["--max-new-tokens", "64"]
     assert main([*command, "--judge", "phrases", "first-sentence"]) == 0
     results = json.loads((out / "results.json").read_text())
-    rates = {(x["judge"], x["kind"]): x["rate"] for x in results["rates"]}
-    assert results["answers"][0]["well_formed"]["rate"] > 0.8
-    assert rates["phrases", "harmful"] > rates["phrases", "benign"] + 0.1
+    (facts,) = results["answers"]
+    assert facts["well_formed"]["rate"] > 0.8 and facts["subject_named"]["rate"] > 0.8
+    assert facts["subject_named_shuffled"]["rate"] < 0.1
+    assert (
+        0 < min(x["rate"] for x in results["rates"]) <= max(x["rate"] for x in results["rates"]) < 1
+    )
 
 
 @pytest.mark.slow
