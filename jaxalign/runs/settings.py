@@ -76,7 +76,7 @@ class Data(Checked):
     """How many of them are asked of each kind, evenly spread."""
     text_field: str | None = None
     """Field with the text of all prompts but the builtin ones, where it has no usual name."""
-    max_prompt_tokens: Count = 56
+    max_prompt_tokens: Count = 64
     """Longest prompt with its conversation, beyond the prefix that all share. A longer one is
     refused with its id."""
 

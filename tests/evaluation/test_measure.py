@@ -300,7 +300,7 @@ def test_draws_depend_on_the_seed_alone(tiny: LanguageModel, tmp_path: Path) -> 
     [
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be at least 1"),
-        ({"max_new_tokens": 500}, "heldout: "),
+        ({"max_new_tokens": 1000}, "heldout: "),
         ({"max_new_tokens": 1000}, "exceed the model's 1024 positions; lower max_new_tokens"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_finished_run_can_be_resumed_and_writes_its_model_again(whole_run, arg
         (["--rules=missing.yaml"], "missing.yaml: cannot be read"),
         (START, "leaves no room behind a consultation and its answer"),
         ([*START, "--max-new-tokens=64"], "no sampled trace was well-formed"),
-        (["--template=examples"], "positions, the model has 512"),
+        (["--template=examples", "--max-new-tokens=900"], "positions, the model has 1024"),
     ],
 )
 def test_bad_settings_give_one_line_and_exit_code_two(

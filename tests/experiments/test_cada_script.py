@@ -219,7 +219,7 @@ def test_an_interrupted_tuning_run_ends_as_if_it_had_not_been(
     ("changes", "message"),
     [
         (of_arm("reasoning"), "no self-generated answer is well-formed and refuses"),
-        (["--row-length=64"], "exceed the model's 512 positions; use fewer cases"),
+        (["--row-length=64"], "exceed the model's 1024 positions; use fewer cases"),
         (["--arm=preference", "--beta=0"], "beta=0.0 must be a number above 0"),
         (["--cap=0"], "cap=0 is too small: at least 1"),
         (["--code=missing.yaml"], "missing.yaml: cannot be read"),

@@ -337,6 +337,7 @@ def arguments(tmp_path_factory):
         f"--prompts={folder / 'mine.jsonl'}",
         f"--helpfulness={folder / 'mine.py'}:vowels",
         "--template=bare",
+        "--reward=paper",  # to which a stub is an answer
         "--dtype=float32",
         "--steps=4",
         "--harmful=1",

@@ -72,7 +72,7 @@ for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     assert abs(plan.within["decoding_weights"] / (2 * weights / sizes[2]) - 1) < 0.01
     rows, heads = 4 * 4 // (sizes[0] * sizes[1]), 2 // sizes[2]
     prefix = work.batches(0).prefix.size
-    prompts = 4 * 56 / min(4, sizes[0] * sizes[1]) if sizes[0] * sizes[1] <= 4 else 4 * 56
+    prompts = 4 * 64 / min(4, sizes[0] * sizes[1]) if sizes[0] * sizes[1] <= 4 else 4 * 64
     assert plan.within["cache"] == 2 * 2 * 2 * heads * 8 * (rows * 8 + prompts + prefix)
 
     total = lambda phase: 8 * phase.flops
