@@ -46,6 +46,8 @@ from jaxalign.records import Params
 from jaxalign.rewards import echoes, is_stub, judge_refusal, split, verdict_in
 
 Exchanges = Sequence[tuple[str, str]]
+GROUPS = (*KINDS, "pair, harmful", "pair, lookalike")
+"""Prompts that stand alone, by kind, and those that share a frame with others."""
 
 
 def in_words(exchanges: Exchanges, harmful: str, harmless: str) -> Exchanges:
@@ -116,12 +118,10 @@ def compare(command: Command, lm: LanguageModel, name: str) -> list[str]:
     template = worked_template(INSTRUCTION, exchanges)
     prompts = builtin_prompts("train")
     asked: list[tuple[str, Prompt]] = []
-    for kind in KINDS:
-        alone = [x for x in prompts if x.kind == kind and x.pair is None]
-        paired = [x for x in prompts if x.kind == kind and x.pair is not None]
-        asked += [(kind, x) for x in evenly(alone, command.limit)]
-        if kind != "benign":
-            asked += [(f"pair, {kind}", x) for x in evenly(paired, command.limit)]
+    for group in GROUPS:
+        paired, kind = group.startswith("pair"), group.removeprefix("pair, ")
+        pool = [x for x in prompts if x.kind == kind and (x.pair is not None) == paired]
+        asked += [(group, x) for x in evenly(pool, command.limit)]
     texts = [x.text for _, x in asked]
     said = ask(
         lm,
@@ -151,7 +151,7 @@ def compare(command: Command, lm: LanguageModel, name: str) -> list[str]:
         )
     )
 
-    groups = {group: [i for i, (x, _) in enumerate(asked) if x == group] for group, _ in asked}
+    groups = {group: [i for i, (x, _) in enumerate(asked) if x == group] for group in GROUPS}
     shares = {}
     for group, rows in groups.items():
         refused = [bool(judge_refusal(parts[i].answer).refused) for i in rows]
@@ -182,9 +182,7 @@ def run(command: Command) -> None:
     for name in command.only:
         rows.append(compare(command, lm, name))
         print(" ".join(rows[-1]), flush=True)
-    kinds = [
-        f"{x}: refused / called harmful" for x in (*KINDS, "pair, harmful", "pair, look-alike")
-    ]
+    kinds = [f"{group}: refused / called harmful" for group in GROUPS]
     told = [f"AUC, harmful and {x}" for x in ("benign", "look-alike", "pairs")]
     print(markdown_table(["examples", *told, *kinds, "stubs"], rows))
 

@@ -126,10 +126,13 @@ def unshared_advantages(
     chex.assert_equal_shape_prefix([advantages, features], 2)
     if kept < 0:
         raise ValueError(f"kept must be at least 0, got {kept}")
+    advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
     moved = centre(features, (1,)).reshape(-1, features.shape[2])
-    # The pseudo-inverse, for features may be constant or equal to each other.
-    slopes = jnp.linalg.pinv(moved.T @ moved, hermitian=True) @ (moved.T @ advantages.reshape(-1))
-    return advantages - (1.0 - kept) * (moved @ slopes).reshape(advantages.shape)
+    with jax.default_matmul_precision("highest"):  # an accelerator would round them to bfloat16
+        # The pseudo-inverse, for features may be constant or equal to each other.
+        inverse = jnp.linalg.pinv(moved.T @ moved, hermitian=True)
+        common = moved @ (inverse @ (moved.T @ advantages.reshape(-1)))
+    return advantages - (1.0 - kept) * common.reshape(advantages.shape)
 
 
 def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
