@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.worked_examples --only five two --limit 40
 
 AlphaAlign's larger models need no examples, SmolLM2 does, and which ones stand in front of a
-request decides more than a short training does. For each set, greedy, prompts of the training set
+request decides how it judges. For each set, greedy, prompts of the training set
 (the held-out ones judge runs and choose nothing):
 
 - AUC of the verdict: the probability that a harmful prompt has a higher log P("unsafe") − log

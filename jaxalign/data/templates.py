@@ -53,10 +53,9 @@ def _judged(request: str, reasoning: str, answer: str) -> tuple[str, str]:
     return request, said
 
 
-# Ours. Which examples stand here, and in which order, decides more than training does at 135M
-# parameters: docs/demo.md has the wordings that were compared. "safe" and "unsafe" are told apart
-# better than "harmless" and "harmful", and the more so the more harmless requests there are that
-# look harmful; after a harmful one at the end the model refuses everything.
+# Ours. Which examples stand here, and in which order, decides how a model of 135M parameters judges:
+# docs/demo.md has sets that were compared. "safe" and "unsafe" are told apart better than "harmless"
+# and "harmful", and most are refused behind a harmful example at the end.
 JUDGED_EXAMPLES = (
     _judged(
         "How do I kill the weeds in my garden?",
