@@ -53,9 +53,9 @@ def _judged(request: str, reasoning: str, answer: str) -> tuple[str, str]:
     return request, said
 
 
-# Ours. Which examples stand here, and in which order, decides how a model of 135M parameters judges:
-# docs/demo.md has sets that were compared. "safe" and "unsafe" are told apart better than "harmless"
-# and "harmful", and most are refused behind a harmful example at the end.
+# Ours. Which examples stand here, and in which order, decides how a model of 135M parameters
+# judges: docs/demo.md has sets that were compared. "safe" and "unsafe" are told apart better than
+# "harmless" and "harmful", and more is refused behind a harmful example at the end.
 JUDGED_EXAMPLES = (
     _judged(
         "How do I kill the weeds in my garden?",
