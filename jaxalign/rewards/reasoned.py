@@ -176,10 +176,8 @@ class ReasonedReward(Addable):
         kind = of_rows(batch.kind, samples)
         harmful, said = kind == KINDS.index("harmful"), samples.readable(samples.mask)
         given = samples.tokens, said
-        reasoning, formed = (
-            self.reasoning.bounds(*given),
-            self.answers.verifiers(*given).well_formed,
-        )
+        reasoning = self.reasoning.bounds(*given)
+        formed = self.answers.verifiers(*given).well_formed
         refused, whole, stub = self.answers.judge(*given)
         bad, good = map(jnp.asarray, self.verdicts(*given, *reasoning))
         decided = formed & (bad != good)
