@@ -3,7 +3,7 @@
     R = r_f form + Σ_k w_k part_k
 
     form       1 where the completion is well-formed
-    named      1 where it is, and its reasoning names what was asked for
+    named      1 where it is, and its reasoning names what was asked for, by two of its words
     act        +1 where it refuses exactly what is harmful, else −1
     verdict    +1 where a well-formed reasoning gives the right verdict, −1 where it gives the
                wrong one, 0 where it gives none, or both
@@ -36,6 +36,9 @@ from jaxalign.rewards.terms import Addable
 from jaxalign.rewards.verdicts import VerdictReader, verdict_reader
 from jaxalign.rewards.verifiers import Span, Verdict, Verifiers
 from jaxalign.text.matcher import Tokenizer
+
+LEAST_NAMED = 2
+"""Words of a request that name it: by one, "The user asks about helping." would do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +185,7 @@ class ReasonedReward(Addable):
         bad, good = map(jnp.asarray, self.verdicts(*given, *reasoning))
         decided = formed & (bad != good)
         asked = self.subjects.take(of_rows(batch.facts.index, samples))
-        named = formed & self.names(asked, *given, *reasoning)
+        named = formed & self.names(asked, *given, *reasoning, least=LEAST_NAMED)
 
         right = decided & (bad == harmful)
         agrees = decided & (bad == refused)
