@@ -98,6 +98,21 @@ def of_rows(per_prompt: jax.Array, samples: Rollout) -> jax.Array:
     return jnp.repeat(per_prompt, samples.tokens.shape[0] // per_prompt.shape[0], axis=0)
 
 
+class Credit(NamedTuple):
+    """What each part of a completion learns from, where its parts earn apart.
+
+    Attributes:
+      first: `[B, T]` bool, the tokens of the first part, such as the reasoning; None for nothing to
+        say of where it is.
+      of_first: `[N, G]` float32, what they learn from.
+      of_rest: `[N, G]` float32, what all other tokens learn from.
+    """
+
+    first: jax.Array | None
+    of_first: jax.Array
+    of_rest: jax.Array
+
+
 class Score(NamedTuple):
     """What a reward makes of a rollout.
 
@@ -108,6 +123,7 @@ class Score(NamedTuple):
       terms: name to the `[N, G]` value of each part of a sum, before its weight.
       details: arrays `[B]` to write beside the transcripts.
       metrics: scalars to log.
+      credit: what the parts of completions learn from; None: all tokens from the rewards.
     """
 
     rewards: jax.Array
@@ -115,3 +131,4 @@ class Score(NamedTuple):
     terms: dict[str, jax.Array] = {}
     details: dict[str, jax.Array] = {}
     metrics: Metrics = {}
+    credit: Credit | None = None

@@ -116,11 +116,20 @@ class GRPO(Checked):
         """See `Objective.experience`."""
         if has_critic(params):
             raise ValueError("the state has a critic, which GRPO would not train: PPO does")
-        advantages = self.advantages(score.rewards)
-        if self.adjust is not None:
-            advantages = self.adjust(advantages, score, samples)
+
+        def held(rewards: jax.Array) -> jax.Array:
+            advantages = self.advantages(rewards)
+            if self.adjust is not None:
+                advantages = self.adjust(advantages, score._replace(rewards=rewards), samples)
+            return advantages.reshape(-1)
+
+        if score.credit is None:
+            advantages = held(score.rewards)
+        else:
+            of_first, of_rest = (held(x)[:, None] for x in score.credit[1:])
+            advantages = jnp.where(score.credit.first, of_first, of_rest)
         mask = None if self.keep is None else samples.mask & self.keep(score, samples)
-        experience = experience_of(batch, samples, advantages.reshape(-1), mask)
+        experience = experience_of(batch, samples, advantages, mask)
         return with_reference(experience, model, self.kl, base, parts), {}
 
     def loss(

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.records import Batch, Rollout, Score
+from jaxalign.records import Batch, Credit, Rollout, Score
 from jaxalign.rewards.answer_scores import Likelihood
 from jaxalign.rewards.safety import mean_where
 from jaxalign.rewards.terms import Addable, term_score
@@ -94,4 +94,5 @@ class Helpfulness(Addable):
             scores.reshape(scored, group), refused.reshape(scored, group), normalise=self.normalise
         )
         helpful = jnp.pad(helpful, ((prompts - scored, 0), (0, 0)))
-        return term_score("helpfulness", helpful, metrics)
+        score = term_score("helpfulness", helpful, metrics)
+        return score._replace(credit=Credit(None, jnp.zeros_like(helpful), helpful))

@@ -16,17 +16,22 @@ other: so none of them pulls to refusing, to answering or to one verdict, as cre
 verdict at all, or for acting on whatever verdict, was seen to do. With `balance` it loses more than
 it earns: each is multiplied by the root of `balanced_weights`, of acts or of verdicts, by which the
 side, harmful or harmless, that goes wrong more often in a batch counts more.
+
+With `credit="parts"` the reasoning learns from form, named and verdict, the answer from form, act,
+agreement and quality, and from what other rewards add. An answer can't change what the reasoning
+before it earned, so leaving that out takes nothing but noise off its advantages. That the reasoning
+doesn't learn from the answer is a choice: it has a right verdict of its own to learn from.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.host.fields import Checked, Positive, Weight
-from jaxalign.records import KINDS, Batch, Metrics, Rollout, Score, of_rows
+from jaxalign.records import KINDS, Batch, Credit, Metrics, Rollout, Score, of_rows
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
 from jaxalign.rewards.refusal_judge import RefusalVerifier, refusal_verifier
 from jaxalign.rewards.safety import balanced_weights, mean_where
@@ -59,6 +64,8 @@ class Reasoned(Checked):
     prior: Positive = 8.0
     """With --balance, rows of each side that are taken to be wrong, and as many to be right, beside
     those of the batch (`balanced_weights`): with few, refusals swing from batch to batch."""
+    credit: Literal["parts", "whole"] = "parts"
+    """Whether reasoning and answer each learn from their own parts, or all tokens from the sum."""
 
     def reward(
         self,
@@ -224,4 +231,10 @@ class ReasonedReward(Addable):
         details["called_harmful"] = decided & bad
         details |= {name: term.reshape(-1) for name, term in terms.items()}
         outcome = (right & agrees).astype(jnp.float32).reshape(prompts, -1)
-        return Score(jnp.asarray(total), outcome, terms, details, metrics)
+        credit = None
+        if self.weights.credit == "parts":
+            of_reasoning = sum(weights[name] * terms[name] for name in ("named", "verdict"))
+            formed_well = self.format_weight * terms["form"]
+            before_answer = given[1] & ~self.answers.span(*given)
+            credit = Credit(before_answer, formed_well + of_reasoning, total - of_reasoning)
+        return Score(jnp.asarray(total), outcome, terms, details, metrics, credit)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign.host.errors import InputError
 from jaxalign.host.user_functions import guarded, numbers_of
-from jaxalign.records import Batch, Metrics, Rollout, Score
+from jaxalign.records import Batch, Credit, Metrics, Rollout, Score
 
 
 class Reward(Protocol):
@@ -90,12 +90,26 @@ class Sum(Addable):
             if twice := {name for name in names if names.count(name) > 1}:
                 named = ", ".join(sorted(twice))
                 raise InputError(f"two {field} of a reward are called {named}: rename one of them")
-        pairs = zip(self.terms, scores, strict=True)
+        pairs = list(zip(self.terms, scores, strict=True))
         total: Any = sum(term.weight * score.rewards for term, score in pairs)
         join = lambda field: {k: v for s in scores for k, v in getattr(s, field).items()}  # noqa: E731
         first = scores[0]
         outcome = first.rewards if first.outcome is None else first.outcome
-        return Score(total, outcome, join("terms"), join("details"), join("metrics"))
+        credit = _join_credits([(term.weight, score) for term, score in pairs])
+        return Score(total, outcome, join("terms"), join("details"), join("metrics"), credit)
+
+
+def _join_credits(weighted: list[tuple[Any, Score]]) -> Credit | None:
+    """The credit of a sum; a term without one is earned by all tokens alike."""
+    firsts = [x.credit.first for _, x in weighted if x.credit and x.credit.first is not None]
+    if not firsts:
+        return None
+    if len(firsts) > 1:
+        raise InputError("two terms of a reward divide completions in parts: let one of them do")
+    credits = [(w, x.credit or Credit(None, x.rewards, x.rewards)) for w, x in weighted]
+    of_first: Any = sum(w * credit.of_first for w, credit in credits)
+    of_rest: Any = sum(w * credit.of_rest for w, credit in credits)
+    return Credit(firsts[0], of_first, of_rest)
 
 
 def _terms_of(reward: Any) -> tuple[Weighted, ...]:

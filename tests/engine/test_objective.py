@@ -37,7 +37,7 @@ from jaxalign.engine.reductions import (
 )
 from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated
 from jaxalign.host.errors import InputError
-from jaxalign.records import Batch, Prompts, Rollout, Score
+from jaxalign.records import Batch, Credit, Prompts, Rollout, Score
 
 N, G, T = 2, 3, 4
 RNG = np.random.default_rng(0)
@@ -352,6 +352,26 @@ def test_denominators_by_hand():
     assert [float(x) for x in Totals.of(nothing)] == [1, 1, 3]
     for chosen in REDUCTIONS:
         assert float(chosen(ones, nothing, Totals.of(nothing))) == 0
+
+
+# --- what parts of a completion learn from --------------------------------------------------------
+
+
+def test_each_part_of_a_completion_learns_from_what_it_earned():
+    """Held to the group's mean and adjusted apart; the first two tokens are the first part."""
+    first = jnp.broadcast_to(jnp.arange(T) < 2, MASK.shape)
+    earlier = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    score = Score(REWARDS, credit=Credit(first, earlier, REWARDS - earlier))
+    doubled = lambda advantages, score, samples: advantages + score.rewards  # noqa: E731
+    objective = GRPO(LeaveOneOut(), adjust=doubled)
+    experience, _ = objective.experience(None, None, BATCH, samples_of(), score, base=None, parts=1)
+    of_first, of_rest = (
+        np.asarray(losses.leave_one_out_advantages(x) + x).reshape(-1, 1)
+        for x in (earlier, REWARDS - earlier)
+    )
+    np.testing.assert_allclose(experience.rows.advantages, np.where(first, of_first, of_rest))
+    # By hand: the first sample's 1 against (0 + 0)/2, plus 1; then 0 against (0 + 0.5)/2, plus 0.
+    np.testing.assert_allclose(experience.rows.advantages[0], [2, 2, -0.25, -0.25])
 
 
 # --- what is left out -----------------------------------------------------------------------------

@@ -100,6 +100,10 @@ def test_the_parts_by_hand(score):
     )
     right = [1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
     np.testing.assert_array_equal(got.outcome[:, 0], right)
+    reasons = [1, 0.25, 0, 0.5, 0, 0]  # weights of what the reasoning learns from
+    answers = [1, 0, 0.5, 0, 1, 0.5]
+    np.testing.assert_allclose(got.credit.of_first[:, 0], np.array(expected) @ reasons, rtol=1e-6)
+    np.testing.assert_allclose(got.credit.of_rest[:, 0], np.array(expected) @ answers, rtol=1e-6)
     assert float(got.metrics["whole_refusals"]) == pytest.approx(6 / 7)  # one is a fragment
     assert float(got.metrics["harmful_refused"]) == pytest.approx(5 / 7)
 

@@ -14,7 +14,7 @@ from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, make_step, reward_metrics
 from jaxalign.host.errors import InputError
 from jaxalign.models.decoder import plain_decoder
-from jaxalign.records import Batch, Prompts, Rollout, Score
+from jaxalign.records import Batch, Credit, Prompts, Rollout, Score
 from jaxalign.rewards.terms import (
     Addable,
     GivenValues,
@@ -107,6 +107,28 @@ def test_a_sum_is_weighed_as_a_whole_and_added_to():
     assert [term.weight for term in (EVENNESS + inner).terms] == [1.0, 0.5, 0.2]
     expected = 0.5 * WORTH(BATCH, SAMPLES).rewards + 0.2 * LENGTH(BATCH, SAMPLES).rewards
     np.testing.assert_allclose(inner(BATCH, SAMPLES).rewards, expected, rtol=1e-6)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Halves(Addable):
+    """Two points: one that the first two tokens earn, one that the rest earns."""
+
+    def __call__(self, batch, samples):
+        first = jnp.broadcast_to(jnp.arange(T) < 2, samples.mask.shape)
+        ones = jnp.ones((N, G))
+        return Score(2 * ones, credit=Credit(first, ones, ones))
+
+
+def test_what_a_sum_adds_is_earned_by_all_tokens_unless_it_says_by_which():
+    length = LENGTH(BATCH, SAMPLES).rewards
+    credit = (3 * Halves() + 0.5 * LENGTH)(BATCH, SAMPLES).credit
+    np.testing.assert_array_equal(credit.first[0], [True, True, False, False, False])
+    for part in (credit.of_first, credit.of_rest):
+        np.testing.assert_allclose(part, 3 + 0.5 * length, rtol=1e-6)
+    assert (WORTH + 0.5 * LENGTH)(BATCH, SAMPLES).credit is None
+    with pytest.raises(InputError, match="two terms of a reward divide completions"):
+        (Halves() + Halves())(BATCH, SAMPLES)
 
 
 def test_a_number_is_static_and_an_array_is_an_argument():
