@@ -99,18 +99,16 @@ def of_rows(per_prompt: jax.Array, samples: Rollout) -> jax.Array:
 
 
 class Credit(NamedTuple):
-    """What each part of a completion learns from, where its parts earn apart.
+    """What each of K parts of a completion learns from, where they earn apart.
 
     Attributes:
-      first: `[B, T]` bool, the tokens of the first part, such as the reasoning; None for nothing to
-        say of where it is.
-      of_first: `[N, G]` float32, what they learn from.
-      of_rest: `[N, G]` float32, what all other tokens learn from.
+      rewards: `[K, N, G]` float32, what the tokens of each part learn from.
+      part: `[B, T]` int32, the part that each token belongs to. None, with K = 2, of what the last
+        part alone earns, wherever another term of the reward has it begin.
     """
 
-    first: jax.Array | None
-    of_first: jax.Array
-    of_rest: jax.Array
+    rewards: jax.Array
+    part: jax.Array | None
 
 
 class Score(NamedTuple):

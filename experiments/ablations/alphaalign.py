@@ -42,6 +42,7 @@ REINFORCED: dict[str, list[str]] = {
     "ppo": ["--objective", "ppo"],
     "ppo-2-epochs": ["--objective", "ppo", "--epochs", "2", "--minibatches", "2"],
     "shared-push": ["--objective.adjust", "none"],
+    "whole-credit": ["--reward.credit", "whole"],
     "paper": ["--reward", "paper"],
     "zero": ["--helpfulness-weight", "0"],
     "no-relevance": ["--relevance", "0"],

@@ -21,7 +21,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked
 from jaxalign.losses import aggregate
 from jaxalign.models.decoder import Decoder
-from jaxalign.records import Batch, Metrics, Params, Rollout, Score
+from jaxalign.records import Batch, Credit, Metrics, Params, Rollout, Score
 
 
 @runtime_checkable
@@ -116,21 +116,26 @@ class GRPO(Checked):
         """See `Objective.experience`."""
         if has_critic(params):
             raise ValueError("the state has a critic, which GRPO would not train: PPO does")
-
-        def held(rewards: jax.Array) -> jax.Array:
-            advantages = self.advantages(rewards)
-            if self.adjust is not None:
-                advantages = self.adjust(advantages, score._replace(rewards=rewards), samples)
-            return advantages.reshape(-1)
-
         if score.credit is None:
-            advantages = held(score.rewards)
+            advantages = self._adjusted(self.advantages(score.rewards), score, samples).reshape(-1)
         else:
-            of_first, of_rest = (held(x)[:, None] for x in score.credit[1:])
-            advantages = jnp.where(score.credit.first, of_first, of_rest)
+            advantages = self._of_tokens(score.credit, score, samples)
         mask = None if self.keep is None else samples.mask & self.keep(score, samples)
         experience = experience_of(batch, samples, advantages, mask)
         return with_reference(experience, model, self.kl, base, parts), {}
+
+    def _adjusted(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
+        return advantages if self.adjust is None else self.adjust(advantages, score, samples)
+
+    def _of_tokens(self, credit: Credit, score: Score, samples: Rollout) -> jax.Array:
+        """`[B, T]`: each part's rewards are held to their own means, all in one unit."""
+        rewards = credit.rewards - credit.rewards.mean(axis=(1, 2), keepdims=True)
+        held = self.advantages(rewards.reshape(-1, rewards.shape[2])).reshape(rewards.shape)
+        parts = [
+            self._adjusted(advantages, score._replace(rewards=earned), samples).reshape(-1)
+            for advantages, earned in zip(held, credit.rewards, strict=True)
+        ]
+        return jnp.take_along_axis(jnp.stack(parts, axis=1), credit.part, axis=1)
 
     def loss(
         self, model: Decoder, params: Params, part: Experience, totals: Totals

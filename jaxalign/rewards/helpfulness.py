@@ -95,4 +95,5 @@ class Helpfulness(Addable):
         )
         helpful = jnp.pad(helpful, ((prompts - scored, 0), (0, 0)))
         score = term_score("helpfulness", helpful, metrics)
-        return score._replace(credit=Credit(None, jnp.zeros_like(helpful), helpful))
+        by_answers_alone = Credit(jnp.stack([jnp.zeros_like(helpful), helpful]), None)
+        return score._replace(credit=by_answers_alone)

@@ -4,23 +4,26 @@
 
     form       1 where the completion is well-formed
     named      1 where it is, and its reasoning names what was asked for, by two of its words
-    act        +1 where it refuses exactly what is harmful, else −1
     verdict    +1 where a well-formed reasoning gives the right verdict, −1 where it gives the
                wrong one, 0 where it gives none, or both
-    agreement  +1 where a right verdict is acted on, −1 where a wrong one is, else 0
+    agreement  4 (h − h̄)(r − r̄) where it gives one: h whether it is "harmful", r whether the answer
+               refuses, and their means over such completions of the batch
     quality    of a harmful prompt: +1 for a whole refusal, 0 for a fragment, −1 for no refusal;
                of a harmless one: +1 for an answer, 0 for a stub, −1 for a refusal
 
-A policy that treats all prompts alike earns as much by the last four on one side as it loses on the
-other: so none of them pulls to refusing, to answering or to one verdict, as credit for giving a
-verdict at all, or for acting on whatever verdict, was seen to do. With `balance` it loses more than
-it earns: each is multiplied by the root of `balanced_weights`, of acts or of verdicts, by which the
-side, harmful or harmless, that goes wrong more often in a batch counts more.
+A policy that treats all prompts alike earns as much by verdict and quality on one side as it loses
+on the other, and by agreement nothing, for that is the covariance of saying and doing: so no part
+pulls to refusing, to answering or to one verdict, as credit for giving a verdict at all, or for
+acting on whatever verdict, was seen to do. With `balance` verdict and quality are multiplied by the
+root of `balanced_weights`, by which the side, harmful or harmless, that goes wrong more often in a
+batch counts more: then such a policy loses more than it earns.
 
-With `credit="parts"` the reasoning learns from form, named and verdict, the answer from form, act,
-agreement and quality, and from what other rewards add. An answer can't change what the reasoning
-before it earned, so leaving that out takes nothing but noise off its advantages. That the reasoning
-doesn't learn from the answer is a choice: it has a right verdict of its own to learn from.
+With `credit="parts"` each token learns from what it decides (`Division`): those that name the
+subject from named, those that judge from verdict, those that answer from agreement, quality and
+what helpfulness adds, and all from form. What comes later can't change what was earned before:
+leaving that out takes nothing but noise off the advantages. That what comes first doesn't learn
+from what follows is a choice, for each part has something of its own to learn from: verdicts are
+learned from labels, and answers to follow verdicts, right ones and wrong ones.
 """
 
 import dataclasses
@@ -32,6 +35,7 @@ import jax.numpy as jnp
 
 from jaxalign.host.fields import Checked, Positive, Weight
 from jaxalign.records import KINDS, Batch, Credit, Metrics, Rollout, Score, of_rows
+from jaxalign.rewards.divisions import Division
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
 from jaxalign.rewards.refusal_judge import RefusalVerifier, refusal_verifier
 from jaxalign.rewards.safety import balanced_weights, mean_where
@@ -50,14 +54,12 @@ LEAST_NAMED = 2
 class Reasoned(Checked):
     """Weights of the parts of `ReasonedReward`, and what balances them; untuned."""
 
-    named: Weight = 0.25
+    named: Weight = 0.5
     """Of a reasoning that names what was asked for."""
-    act: Weight = 0.5
-    """Of refusing exactly what is harmful."""
-    verdict: Weight = 0.5
+    verdict: Weight = 2.0
     """Of a reasoning that gives the right verdict."""
     agreement: Weight = 1.0
-    """Of acting on the right verdict rather than on the wrong one."""
+    """Of refusing behind the verdict "harmful" and answering behind the other one."""
     quality: Weight = 0.5
     """Of whole refusals, and of answers that are no stubs."""
 
@@ -65,7 +67,7 @@ class Reasoned(Checked):
     """With --balance, rows of each side that are taken to be wrong, and as many to be right, beside
     those of the batch (`balanced_weights`): with few, refusals swing from batch to batch."""
     credit: Literal["parts", "whole"] = "parts"
-    """Whether reasoning and answer each learn from their own parts, or all tokens from the sum."""
+    """Whether tokens learn from the parts that they decide, or all of them from the sum."""
 
     def reward(
         self,
@@ -99,6 +101,7 @@ class Reasoned(Checked):
             verdict_reader(tokenizer),
             SubjectReader.build(tokenizer),
             Subjects.of(requests),
+            Division.build(tokenizer),
             self,
             format_weight,
             balance,
@@ -154,7 +157,7 @@ class Answers:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReasonedReward(Addable):
-    """The terms `form`, `named`, `act`, `verdict`, `agreement` and `quality`, and their sum.
+    """The terms `form`, `named`, `verdict`, `agreement` and `quality`, and their sum.
 
     Made by `Reasoned.reward`. The outcome is 1 where a well-formed completion gives the right
     verdict and acts on it, else 0.
@@ -165,6 +168,7 @@ class ReasonedReward(Addable):
       verdicts: reads verdicts.
       names: tells whether a subject is named.
       subjects: of all prompts of the run, by `PromptFacts.index`.
+      division: tells which tokens decide what.
       weights: of the parts.
       format_weight: r_f.
       balance: see above.
@@ -175,6 +179,7 @@ class ReasonedReward(Addable):
     verdicts: VerdictReader
     names: SubjectReader
     subjects: Subjects
+    division: Division
     weights: Reasoned = dataclasses.field(metadata={"static": True})
     format_weight: float = dataclasses.field(default=1.0, metadata={"static": True})
     balance: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -196,6 +201,7 @@ class ReasonedReward(Addable):
 
         right = decided & (bad == harmful)
         agrees = decided & (bad == refused)
+        from_mean = lambda said: said - mean_where(said, decided)  # noqa: E731
         wrongly = refused != harmful
         good_of_its_side = jnp.where(harmful, whole, ~refused & ~stub)
         of_acts, of_verdicts = jnp.ones(len(kind)), jnp.ones(len(kind))
@@ -204,13 +210,11 @@ class ReasonedReward(Addable):
             of_acts = jnp.sqrt(balanced_weights(harmful, refused, prior=prior))
             judged = jnp.where(right, harmful, ~harmful)
             of_verdicts = jnp.sqrt(balanced_weights(harmful, judged, prior=prior))
-        rightly = jnp.where(right, of_verdicts, -of_verdicts)
         parts = {
             "form": formed,
             "named": named,
-            "act": jnp.where(wrongly, -of_acts, of_acts),
-            "verdict": rightly * decided,
-            "agreement": rightly * agrees,
+            "verdict": jnp.where(right, of_verdicts, -of_verdicts) * decided,
+            "agreement": jnp.where(decided, 4.0 * from_mean(bad) * from_mean(refused), 0.0),
             "quality": of_acts * (1.0 * good_of_its_side - wrongly),
         }
         prompts = batch.prompts.tokens.shape[0]
@@ -233,8 +237,8 @@ class ReasonedReward(Addable):
         outcome = (right & agrees).astype(jnp.float32).reshape(prompts, -1)
         credit = None
         if self.weights.credit == "parts":
-            of_reasoning = sum(weights[name] * terms[name] for name in ("named", "verdict"))
-            formed_well = self.format_weight * terms["form"]
-            before_answer = given[1] & ~self.answers.span(*given)
-            credit = Credit(before_answer, formed_well + of_reasoning, total - of_reasoning)
+            names, judges = (weights[name] * terms[name] for name in ("named", "verdict"))
+            form = self.format_weight * terms["form"]
+            earned = jnp.stack([form + names, form + judges, total - names - judges])
+            credit = Credit(earned, self.division(*given))
         return Score(jnp.asarray(total), outcome, terms, details, metrics, credit)

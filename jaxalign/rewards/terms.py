@@ -100,16 +100,24 @@ class Sum(Addable):
 
 
 def _join_credits(weighted: list[tuple[Any, Score]]) -> Credit | None:
-    """The credit of a sum; a term without one is earned by all tokens alike."""
-    firsts = [x.credit.first for _, x in weighted if x.credit and x.credit.first is not None]
-    if not firsts:
+    """The credit of a sum; what a term without one gives, all parts earn."""
+    dividing = [x.credit for _, x in weighted if x.credit and x.credit.part is not None]
+    if not dividing:
         return None
-    if len(firsts) > 1:
+    if len(dividing) > 1:
         raise InputError("two terms of a reward divide completions in parts: let one of them do")
-    credits = [(w, x.credit or Credit(None, x.rewards, x.rewards)) for w, x in weighted]
-    of_first: Any = sum(w * credit.of_first for w, credit in credits)
-    of_rest: Any = sum(w * credit.of_rest for w, credit in credits)
-    return Credit(firsts[0], of_first, of_rest)
+    parts = len(dividing[0].rewards)
+
+    def earned(score: Score) -> jax.Array:
+        if score.credit is None:
+            return jnp.broadcast_to(score.rewards, (parts, *score.rewards.shape))
+        if score.credit.part is not None:
+            return score.credit.rewards
+        earlier, last = score.credit.rewards
+        return jnp.stack([*[earlier] * (parts - 1), last])
+
+    total: Any = sum(weight * earned(score) for weight, score in weighted)
+    return Credit(total, dividing[0].part)
 
 
 def _terms_of(reward: Any) -> tuple[Weighted, ...]:

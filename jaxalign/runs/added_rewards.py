@@ -28,7 +28,7 @@ FLAG = "--add-reward"
 RESERVED = (
     *("prompt", "conversation", "kind", "completion", "step", "reward", "nonfinite"),
     *("safety", "helpfulness", "well_formed", "refused", "whole", "called_harmful"),
-    *("form", "named", "act", "verdict", "agreement", "quality"),
+    *("form", "named", "verdict", "agreement", "quality"),
 )
 """Names that transcripts and the scripts' own terms have already."""
 

@@ -358,20 +358,33 @@ def test_denominators_by_hand():
 
 
 def test_each_part_of_a_completion_learns_from_what_it_earned():
-    """Held to the group's mean and adjusted apart; the first two tokens are the first part."""
-    first = jnp.broadcast_to(jnp.arange(T) < 2, MASK.shape)
+    """Held to the group's mean and adjusted apart; two tokens are of the first part."""
+    part = jnp.broadcast_to(jnp.arange(T) // 2, MASK.shape)
     earlier = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
-    score = Score(REWARDS, credit=Credit(first, earlier, REWARDS - earlier))
-    doubled = lambda advantages, score, samples: advantages + score.rewards  # noqa: E731
-    objective = GRPO(LeaveOneOut(), adjust=doubled)
+    earned = jnp.stack([earlier, REWARDS - earlier])
+    score = Score(REWARDS, credit=Credit(earned, part))
+    more = lambda advantages, score, samples: advantages + score.rewards  # noqa: E731
+    objective = GRPO(LeaveOneOut(), adjust=more)
     experience, _ = objective.experience(None, None, BATCH, samples_of(), score, base=None, parts=1)
-    of_first, of_rest = (
-        np.asarray(losses.leave_one_out_advantages(x) + x).reshape(-1, 1)
-        for x in (earlier, REWARDS - earlier)
-    )
-    np.testing.assert_allclose(experience.rows.advantages, np.where(first, of_first, of_rest))
+    of_parts = [np.ravel(losses.leave_one_out_advantages(x) + x)[:, None] for x in earned]
+    wanted = np.where(part == 0, *of_parts)
+    np.testing.assert_allclose(experience.rows.advantages, wanted, atol=1e-6)
     # By hand: the first sample's 1 against (0 + 0)/2, plus 1; then 0 against (0 + 0.5)/2, plus 0.
-    np.testing.assert_allclose(experience.rows.advantages[0], [2, 2, -0.25, -0.25])
+    np.testing.assert_allclose(experience.rows.advantages[0], [2, 2, -0.25, -0.25], atol=1e-6)
+
+
+def test_parts_have_means_of_their_own_and_one_unit():
+    """By hand: rewards ±1 of the first part and 10 ± 3 of the second; variance (1 + 9)/2 = 5."""
+    earned = jnp.array([[[1.0, -1.0]], [[13.0, 7.0]]])
+    part = jnp.array([[0, 1], [0, 1]])
+    score = Score(earned.sum(axis=0), credit=Credit(earned, part))
+    samples = samples_of(mask=jnp.ones((2, 2), bool), finished=jnp.ones(2, bool))
+    objective = GRPO(WholeBatch(ddof=0, eps=0.0))
+    experience, _ = objective.experience(
+        None, None, Batch(BATCH.prompts), samples, score, base=None, parts=1
+    )
+    wanted = np.array([[1, 3], [-1, -3]]) / np.sqrt(5)
+    np.testing.assert_allclose(experience.rows.advantages, wanted, rtol=1e-6)
 
 
 # --- what is left out -----------------------------------------------------------------------------

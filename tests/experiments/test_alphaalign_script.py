@@ -96,7 +96,7 @@ def test_judgements_in_words_are_rewarded_part_by_part(arguments, tmp_path):
     flags = ["--reward=reasoned", "--steps=1", "--reward.quality=0.25"]
     assert main([*arguments, *flags, f"--run={tmp_path}"]) == 0
     metrics = json.loads((tmp_path / "metrics.jsonl").open().readline())
-    parts = ("form", "named", "act", "verdict", "agreement", "quality", "helpfulness")
+    parts = ("form", "named", "verdict", "agreement", "quality", "helpfulness")
     assert all(f"terms/{part}" in metrics for part in parts)
     assert metrics["subject_named"] == 0 and metrics["stubs"] is not None
     row = json.loads((tmp_path / "samples.jsonl").open().readline())

@@ -111,24 +111,34 @@ def test_a_sum_is_weighed_as_a_whole_and_added_to():
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Halves(Addable):
-    """Two points: one that the first two tokens earn, one that the rest earns."""
+class Pairs(Addable):
+    """Three points: the first two tokens earn one, the next two one, and the fifth one."""
 
     def __call__(self, batch, samples):
-        first = jnp.broadcast_to(jnp.arange(T) < 2, samples.mask.shape)
+        part = jnp.broadcast_to(jnp.arange(T) // 2, samples.mask.shape)
         ones = jnp.ones((N, G))
-        return Score(2 * ones, credit=Credit(first, ones, ones))
+        return Score(3 * ones, credit=Credit(jnp.stack([ones, ones, ones]), part))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Endings(Addable):
+    """A point that the last part earns alone."""
+
+    def __call__(self, batch, samples):
+        ones = jnp.ones((N, G))
+        return Score(ones, credit=Credit(jnp.stack([0 * ones, ones]), None))
 
 
 def test_what_a_sum_adds_is_earned_by_all_tokens_unless_it_says_by_which():
     length = LENGTH(BATCH, SAMPLES).rewards
-    credit = (3 * Halves() + 0.5 * LENGTH)(BATCH, SAMPLES).credit
-    np.testing.assert_array_equal(credit.first[0], [True, True, False, False, False])
-    for part in (credit.of_first, credit.of_rest):
-        np.testing.assert_allclose(part, 3 + 0.5 * length, rtol=1e-6)
-    assert (WORTH + 0.5 * LENGTH)(BATCH, SAMPLES).credit is None
+    credit = (3 * Pairs() + 0.5 * LENGTH + 2 * Endings())(BATCH, SAMPLES).credit
+    np.testing.assert_array_equal(credit.part[0], [0, 0, 1, 1, 2])
+    for earned, more in zip(credit.rewards, (0, 0, 2), strict=True):
+        np.testing.assert_allclose(earned, 3 + 0.5 * length + more, rtol=1e-6)
+    assert (WORTH + 0.5 * LENGTH + Endings())(BATCH, SAMPLES).credit is None
     with pytest.raises(InputError, match="two terms of a reward divide completions"):
-        (Halves() + Halves())(BATCH, SAMPLES)
+        (Pairs() + Pairs())(BATCH, SAMPLES)
 
 
 def test_a_number_is_static_and_an_array_is_an_argument():
