@@ -48,7 +48,7 @@ REINFORCED: dict[str, list[str]] = {
     "no-relevance": ["--relevance", "0"],
     "no-normalisation": ["--no-normalise"],
     "no-format": ["--format-weight", "0"],
-    "group-2": ["--samples-per-prompt=2", "--harmful=16", "--benign=8", "--lookalike=8"],
+    "group-4": ["--samples-per-prompt=4", "--harmful=8", "--benign=4", "--lookalike=4"],
     "group-8": ["--samples-per-prompt=8", "--harmful=4", "--benign=2", "--lookalike=2"],
     "group-16": ["--samples-per-prompt=16", "--harmful=2", "--benign=1", "--lookalike=1"],
     "noise-10": ["--label-noise", "0.1"],
@@ -57,9 +57,9 @@ REINFORCED: dict[str, list[str]] = {
     "first-sentence": ["--reward", "paper", "--refusal", "first-sentence"],
 }
 """Arms of experiments/alphaalign.py: `alphaalign` is its preset demo, whose baseline spans half of
-the batch and half of the prompt (4 samples of 16 prompts); each other one changes one thing, but
+the batch and half of the prompt (2 samples of 32 prompts); each other one changes one thing, but
 `first-sentence`, which is the paper's reward with other words for refusals. `paper` has R_s in the
-place of judgements in words; `zero` has no helpfulness. Groups of 2, 8 and 16 keep the completions
+place of judgements in words; `zero` has no helpfulness. Groups of 4, 8 and 16 keep the completions
 of a step at 64."""
 
 ARMS = ("base", "base-examples", *TUNED, *REINFORCED)
@@ -75,7 +75,7 @@ class Settings(refusal_ablation.RefusalAblation):
     instruction and examples."""
     seeds: Count = 3
     """Runs of each arm that trains."""
-    learning_rate: Positive = 1.5e-5
+    learning_rate: Positive = 4e-5
     """Of every arm of AlphaAlign."""
     sft_learning_rates: Rates = (5e-6, 2e-5, 6e-5)
     """Of the arms of direct refusals."""

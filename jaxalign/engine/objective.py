@@ -21,7 +21,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked
 from jaxalign.losses import aggregate
 from jaxalign.models.decoder import Decoder
-from jaxalign.records import Batch, Credit, Metrics, Params, Rollout, Score
+from jaxalign.records import Batch, Metrics, Params, Rollout, Score
 
 
 @runtime_checkable
@@ -76,7 +76,9 @@ class GRPO(Checked):
 
         L = Σ_it m_it (l_it + β·KL_it) / denominator
 
-    with l the surrogate of the ratio of training to sampling probabilities.
+    with l the surrogate of the ratio of training to sampling probabilities. Where the reward says
+    what each part of a completion earned (`jaxalign.records.Credit`), a token has its part's
+    advantage: held to that part's mean, and in the unit that all parts share (ours).
     """
 
     advantages: Advantages = Group()
@@ -116,10 +118,11 @@ class GRPO(Checked):
         """See `Objective.experience`."""
         if has_critic(params):
             raise ValueError("the state has a critic, which GRPO would not train: PPO does")
-        if score.credit is None:
+        credit = score.credit
+        if credit is None or credit.part is None:
             advantages = self._adjusted(self.advantages(score.rewards), score, samples).reshape(-1)
         else:
-            advantages = self._of_tokens(score.credit, score, samples)
+            advantages = self._of_tokens(credit.rewards, credit.part, score, samples)
         mask = None if self.keep is None else samples.mask & self.keep(score, samples)
         experience = experience_of(batch, samples, advantages, mask)
         return with_reference(experience, model, self.kl, base, parts), {}
@@ -127,15 +130,17 @@ class GRPO(Checked):
     def _adjusted(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
         return advantages if self.adjust is None else self.adjust(advantages, score, samples)
 
-    def _of_tokens(self, credit: Credit, score: Score, samples: Rollout) -> jax.Array:
+    def _of_tokens(
+        self, earned: jax.Array, part: jax.Array, score: Score, samples: Rollout
+    ) -> jax.Array:
         """`[B, T]`: each part's rewards are held to their own means, all in one unit."""
-        rewards = credit.rewards - credit.rewards.mean(axis=(1, 2), keepdims=True)
+        rewards = earned - earned.mean(axis=(1, 2), keepdims=True)
         held = self.advantages(rewards.reshape(-1, rewards.shape[2])).reshape(rewards.shape)
         parts = [
-            self._adjusted(advantages, score._replace(rewards=earned), samples).reshape(-1)
-            for advantages, earned in zip(held, credit.rewards, strict=True)
+            self._adjusted(advantages, score._replace(rewards=own), samples).reshape(-1)
+            for advantages, own in zip(held, earned, strict=True)
         ]
-        return jnp.take_along_axis(jnp.stack(parts, axis=1), credit.part, axis=1)
+        return jnp.take_along_axis(jnp.stack(parts, axis=1), part, axis=1)
 
     def loss(
         self, model: Decoder, params: Params, part: Experience, totals: Totals

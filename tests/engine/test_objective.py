@@ -373,6 +373,13 @@ def test_each_part_of_a_completion_learns_from_what_it_earned():
     np.testing.assert_allclose(experience.rows.advantages[0], [2, 2, -0.25, -0.25], atol=1e-6)
 
 
+def test_what_a_last_part_earns_all_tokens_learn_where_nothing_divides_them():
+    score = Score(REWARDS, credit=Credit(jnp.stack([0 * REWARDS, REWARDS]), None))
+    experience, _ = GRPO().experience(None, None, BATCH, samples_of(), score, base=None, parts=1)
+    wanted = losses.group_advantages(REWARDS).reshape(-1)
+    np.testing.assert_array_equal(experience.rows.advantages, wanted)
+
+
 def test_parts_have_means_of_their_own_and_one_unit():
     """By hand: rewards ±1 of the first part and 10 ± 3 of the second; variance (1 + 9)/2 = 5."""
     earned = jnp.array([[[1.0, -1.0]], [[13.0, 7.0]]])
