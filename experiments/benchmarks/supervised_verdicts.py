@@ -32,7 +32,8 @@ from jaxalign.data.templates import bare_messages, encode_requests, pad
 from jaxalign.host.command import run_command
 from jaxalign.host.fields import Checked, Count, Positive
 from jaxalign.host.markdown import markdown_table
-from jaxalign.models import Transformer
+from jaxalign.models import Transformer, load_pretrained
+from jaxalign.models.precision import named_dtype
 from jaxalign.records import Params
 
 
@@ -140,7 +141,9 @@ _WORDS = ("unsafe", "safe")
 def run(command: Command) -> None:
     """Prints the table."""
     suites = dict(load_suite(spec, command.limit) for spec in command.suites)
-    rows = learn(command, LanguageModel.load(command.model), suites)
+    # In float32: bfloat16 parameters would not move by so little.
+    model, params, tokenizer = load_pretrained(command.model, dtype=named_dtype("auto")[0])
+    rows = learn(command, LanguageModel(model, params, tokenizer), suites)
     told = [f"AUC, harmful and {kind}" for kind in KINDS[1:]]
     called = [f"{kind} called unsafe" for kind in KINDS]
     print(markdown_table(["labels", "suite", *told, *called], rows))

@@ -20,7 +20,7 @@ from jaxalign.engine.state import policy_of
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.transformer import Transformer
-from jaxalign.records import Batch, Metrics, Params, Prompts, Rollout, Score
+from jaxalign.records import Batch, Credit, Metrics, Params, Prompts, Rollout, Score
 from jaxalign.rewards.terms import GivenValues, HostValues
 
 _LARGE = 1024  # entries from which an array has no business in a program as a constant
@@ -121,6 +121,8 @@ def check_reward(
     for name, values in score.details.items():
         found = f"the detail {name} has the shape {values.shape}"
         _expect(values.shape == shape[:1], f"{found}: return one entry for each of {shape[0]} rows")
+    if score.credit is not None:
+        _check_credit(score.credit, (prompts, samples_per_prompt), shape)
     _check_scalars(score.metrics)
     traced = jax.make_jaxpr(lambda *arguments: arguments[0](*arguments[1:]))(reward, batch, samples)
     for constant in _constants(traced):
@@ -129,6 +131,20 @@ def check_reward(
             f"the reward holds an array of shape {np.shape(constant)} as a constant of the "
             "program: make it a field of the pytree",
         )
+
+
+def _check_credit(credit: Credit, samples: tuple[int, int], tokens: tuple[int, int]) -> None:
+    parts = len(credit.rewards) if credit.part is not None else 2
+    _check_numbers("credit.rewards", credit.rewards, (parts, *samples))
+    if credit.part is None:
+        return
+    found = f"credit.part has the shape {credit.part.shape}"
+    _expect(credit.part.shape == tokens, f"{found}: return one entry for each token, {tokens}")
+    _expect(
+        jnp.issubdtype(credit.part.dtype, jnp.integer)
+        and bool(((credit.part >= 0) & (credit.part < parts)).all()),
+        f"credit.part names parts that credit.rewards does not have: it has 0 to {parts - 1}",
+    )
 
 
 def _check_leaves(reward: Any) -> None:

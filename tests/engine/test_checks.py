@@ -14,6 +14,7 @@ from jaxalign.engine import (
     Batch,
     Cispo,
     Constant,
+    Credit,
     Prompts,
     Score,
     Shrinkage,
@@ -173,6 +174,22 @@ LARGE = jnp.ones(2048)
         (
             lambda samples: Score(jnp.ones((3, 2)), metrics={"x": jnp.ones(2)}),
             "the metric x is no scalar",
+        ),
+        (
+            lambda samples: Score(
+                jnp.ones((3, 2)), credit=Credit(jnp.ones((2, 3, 2)), jnp.zeros((6, 1), int))
+            ),
+            r"credit.part has the shape \(6, 1\): return one entry for each token, \(6, 4\)",
+        ),
+        (
+            lambda samples: Score(
+                jnp.ones((3, 2)), credit=Credit(jnp.ones((2, 3, 2)), samples.tokens * 0 + 2)
+            ),
+            "credit.part names parts that credit.rewards does not have: it has 0 to 1",
+        ),
+        (
+            lambda samples: Score(jnp.ones((3, 2)), credit=Credit(jnp.ones((3, 3, 2)), None)),
+            r"credit.rewards has the shape \(3, 3, 2\): return \(2, 3, 2\)",
         ),
         (
             lambda samples: Score(LARGE[samples.tokens[:, :2]][:3]),

@@ -14,6 +14,7 @@ def test_the_worked_examples_run(capsys):
     said = capsys.readouterr().out
     for line in (
         "reward ",
+        "halves ",
         "entropy in nats",
         "flax.linen:",
         "flax.nnx:",
