@@ -50,7 +50,7 @@ class AlphaAlign(Settings):
     run: Path = Path("runs/alphaalign")
     """Run folder to write."""
     template: Literal["examples", "bare"] = "examples"
-    """examples: instruction and two worked examples as chat turns, which small models need."""
+    """examples: instruction and five worked examples as chat turns, which small models need."""
     label_noise: Share = 0.0
     """Share of the training prompts whose label, harmful or not, is wrong: for the ablation."""
     rl: Annotated[RL, FLAT] = RL()

@@ -103,8 +103,9 @@ class Credit(NamedTuple):
 
     Attributes:
       rewards: `[K, N, G]` float32, what the tokens of each part learn from.
-      part: `[B, T]` int32, the part that each token belongs to. None, with K = 2, of what the last
-        part alone earns, wherever another term of the reward has it begin.
+      part: `[B, T]` int32, the part that each token belongs to, below K. None, with K = 2, in a
+        term of a sum: rewards[0] is for all parts but the last and rewards[1] for the last, and
+        another term says which tokens those are; without one all tokens earn the term's rewards.
     """
 
     rewards: jax.Array

@@ -30,6 +30,7 @@ from jaxalign.data.prompts import KINDS, Prompt, builtin_prompts
 from jaxalign.data.suites import load_suite
 from jaxalign.data.templates import bare_messages, encode_requests, pad
 from jaxalign.host.command import run_command
+from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, Count, Positive
 from jaxalign.host.markdown import markdown_table
 from jaxalign.models import Transformer, load_pretrained
@@ -48,7 +49,7 @@ class Command(Checked):
     limit: Count = 1000
     """Most prompts of a suite, evenly spread."""
     batch_size: Count = 64
-    """Labels in an update, half of them of harmful prompts; an even number."""
+    """Labels in an update, half of them of harmful prompts."""
     epochs: Count = 1
     """Passes over the harmful training prompts."""
     evaluate_every: Count = 22
@@ -73,11 +74,23 @@ def margins(
     return logps.reshape(-1, 2) @ jnp.array([1.0, -1.0])
 
 
-def encode(lm: LanguageModel, texts: Sequence[str], width: int | None = None) -> Any:
-    """Requests, asked bare, padded to the longest or to a width."""
+def encode(lm: LanguageModel, texts: Sequence[str]) -> Any:
+    """Requests, asked bare, padded to the longest."""
     opening, requests = encode_requests(lm.tokenizer, bare_messages, texts)
     rows = [[*opening, *request] for request in requests]
-    return pad(rows, width or max(map(len, rows)))
+    return pad(rows, max(map(len, rows)))
+
+
+def first_token(lm: LanguageModel, word: str) -> int:
+    """The token of a word behind a blank.
+
+    Raises:
+      InputError: it takes several.
+    """
+    ids: list[int] = lm.tokenizer(f" {word}", add_special_tokens=False).input_ids
+    if len(ids) > 1:
+        raise InputError(f"{word!r} takes {len(ids)} tokens of this tokenizer: one is needed")
+    return ids[0]
 
 
 def table_row(prompts: Sequence[Prompt], found: np.ndarray) -> list[str]:
@@ -97,7 +110,7 @@ def learn(command: Command, lm: LanguageModel, suites: dict[str, list[Prompt]]) 
     train = builtin_prompts("train")
     tokens, mask = encode(lm, [prompt.text for prompt in train])
     harmful = np.array([prompt.is_harmful for prompt in train])
-    words = tuple(lm.tokenizer(f" {x}", add_special_tokens=False).input_ids[0] for x in _WORDS)
+    words = tuple(first_token(lm, word) for word in ("unsafe", "safe"))
     told = functools.partial(margins, lm.model, words=words)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(command.learning_rate))
     params, state = lm.params, optimizer.init(lm.params)
@@ -135,13 +148,12 @@ def learn(command: Command, lm: LanguageModel, suites: dict[str, list[Prompt]]) 
     return rows
 
 
-_WORDS = ("unsafe", "safe")
-
-
 def run(command: Command) -> None:
     """Prints the table."""
+    if command.batch_size % 2:
+        raise InputError(f"batch_size={command.batch_size} is odd: half are of harmful prompts")
     suites = dict(load_suite(spec, command.limit) for spec in command.suites)
-    # In float32: bfloat16 parameters would not move by so little.
+    # Parameters stay float32, whatever is computed in: bfloat16 ones would not move by so little.
     model, params, tokenizer = load_pretrained(command.model, dtype=named_dtype("auto")[0])
     rows = learn(command, LanguageModel(model, params, tokenizer), suites)
     told = [f"AUC, harmful and {kind}" for kind in KINDS[1:]]

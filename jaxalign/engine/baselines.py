@@ -35,7 +35,10 @@ _FINITE = Rule(
 
 @runtime_checkable
 class Advantages(Protocol):
-    """`(rewards [N, G]) -> advantages [N, G]` float32, of the whole batch."""
+    """`(rewards [N, G]) -> advantages [N, G]` float32, of the whole batch.
+
+    Of a reward with `Credit` for K parts it gets `[K·N, G]`: K times the batch, each less its mean.
+    """
 
     def __call__(self, rewards: jax.Array) -> jax.Array: ...  # noqa: D102
 
@@ -108,7 +111,10 @@ class LeaveOneOut:
 
 @runtime_checkable
 class Adjust(Protocol):
-    """`(advantages [N, G], score, samples) -> advantages [N, G]`, of the whole batch."""
+    """`(advantages [N, G], score, samples) -> advantages [N, G]`, of the whole batch.
+
+    Of a reward with `Credit` it is called for each part, with that part's `score.rewards`.
+    """
 
     def __call__(  # noqa: D102
         self, advantages: jax.Array, score: Score, samples: Rollout
@@ -189,7 +195,8 @@ class Unshared(Checked):
 class PerTerm(Checked):
     """GDPO: each term of the reward is normalised by itself (`multi_reward_advantages`).
 
-    It computes advantages anew, from `Score.terms` in the order in which they were added.
+    It computes advantages anew, from `Score.terms` in the order in which they were added, and
+    gives all tokens the same: what parts of a completion earned apart is left aside.
     """
 
     weights: Annotated[tuple[float, ...], _FINITE] | None = None

@@ -78,7 +78,9 @@ class GRPO(Checked):
 
     with l the surrogate of the ratio of training to sampling probabilities. Where the reward says
     what each part of a completion earned (`jaxalign.records.Credit`), a token has its part's
-    advantage: held to that part's mean, and in the unit that all parts share (ours).
+    advantage (ours): `advantages` gets the parts one below the other, each less its mean. So they
+    share a unit where it is the batch's, and `Group` scales each part of each prompt by itself.
+    `adjust` is called for each part, with that part's rewards; `keep` sees the sum.
     """
 
     advantages: Advantages = Group()
@@ -133,7 +135,7 @@ class GRPO(Checked):
     def _of_tokens(
         self, earned: jax.Array, part: jax.Array, score: Score, samples: Rollout
     ) -> jax.Array:
-        """`[B, T]`: each part's rewards are held to their own means, all in one unit."""
+        """`[B, T]`: each part's rewards are held to their own means."""
         rewards = earned - earned.mean(axis=(1, 2), keepdims=True)
         held = self.advantages(rewards.reshape(-1, rewards.shape[2])).reshape(rewards.shape)
         parts = [

@@ -25,7 +25,8 @@ class Division:
         <safety_reasoning>The user asks about X.| That is safe.</safety_reasoning>\n<answer>|…
         NAMES                                   | JUDGES                                   | ANSWERS
 
-    A reasoning of one sentence judges with all of it. Without the answer's tag all is answer, as
+    A sentence ends at the first full stop, question or exclamation mark, that of "3.5" too. A
+    reasoning of one sentence judges with all of it. Without the answer's tag all is answer, as
     `split` has it.
     """
 

@@ -12,18 +12,20 @@
                of a harmless one: +1 for an answer, 0 for a stub, −1 for a refusal
 
 A policy that treats all prompts alike earns as much by verdict and quality on one side as it loses
-on the other, and by agreement nothing, for that is the covariance of saying and doing: so no part
-pulls to refusing, to answering or to one verdict, as credit for giving a verdict at all, or for
-acting on whatever verdict, was seen to do. With `balance` verdict and quality are multiplied by the
-root of `balanced_weights`, by which the side, harmful or harmless, that goes wrong more often in a
-batch counts more: then such a policy loses more than it earns.
+on the other, and with one verdict or one act nothing by agreement, for that is the covariance of
+saying and doing: so no part pulls to refusing, to answering or to one verdict, as credit for giving
+a verdict at all, or for acting on whatever verdict, was seen to do. With `balance` verdict and
+quality are multiplied by the root of `balanced_weights`, by which the side, harmful or harmless,
+that goes wrong more often in a batch counts more: then a policy of one verdict and act loses more
+than it earns.
 
 With `credit="parts"` each token learns from what it decides (`Division`): those that name the
 subject from named, those that judge from verdict, those that answer from agreement, quality and
-what helpfulness adds, and all from form. What comes later can't change what was earned before:
-leaving that out takes nothing but noise off the advantages. That what comes first doesn't learn
-from what follows is a choice, for each part has something of its own to learn from: verdicts are
-learned from labels, and answers to follow verdicts, right ones and wrong ones.
+what helpfulness adds, and all from form. But for the form, what comes later can't change what was
+earned before: leaving that out takes nothing but noise off the advantages. That what comes first
+doesn't learn from what follows is a choice, for each part has something of its own to learn from:
+verdicts are learned from labels, and answers to follow verdicts, right ones and wrong ones.
+(`jaxalign.engine.Unshared` still takes the common push of refusing off all parts.)
 """
 
 import dataclasses
@@ -67,7 +69,8 @@ class Reasoned(Checked):
     """With --balance, rows of each side that are taken to be wrong, and as many to be right, beside
     those of the batch (`balanced_weights`): with few, refusals swing from batch to batch."""
     credit: Literal["parts", "whole"] = "parts"
-    """Whether tokens learn from the parts that they decide, or all of them from the sum."""
+    """Whether tokens learn from the parts that they decide, or all of them from the sum. PPO takes
+    the sum in either case."""
 
     def reward(
         self,
@@ -201,7 +204,7 @@ class ReasonedReward(Addable):
 
         right = decided & (bad == harmful)
         agrees = decided & (bad == refused)
-        from_mean = lambda said: said - mean_where(said, decided)  # noqa: E731
+        from_mean = lambda x: x - mean_where(x, decided)  # noqa: E731
         wrongly = refused != harmful
         good_of_its_side = jnp.where(harmful, whole, ~refused & ~stub)
         of_acts, of_verdicts = jnp.ones(len(kind)), jnp.ones(len(kind))

@@ -1,10 +1,20 @@
 """Labels alone teach a small random model what to call its training prompts."""
 
 import numpy as np
+import pytest
 
-from experiments.benchmarks.supervised_verdicts import Command, encode, learn, margins, table_row
+from experiments.benchmarks.supervised_verdicts import (
+    Command,
+    encode,
+    first_token,
+    learn,
+    margins,
+    run,
+    table_row,
+)
 from jaxalign.answers.asking import LanguageModel
 from jaxalign.data import Prompt
+from jaxalign.host.errors import InputError
 
 
 def test_a_row_by_hand():
@@ -41,3 +51,12 @@ def test_rows_come_before_on_the_way_and_at_the_end(tiny_model_folder, monkeypat
     assert [row[0] for row in rows] == ["0", "16", "24"]
     assert all(row[1] == "few" and len(row) == 2 + 2 + 3 for row in rows)
     assert rows[0][2:] != rows[-1][2:]
+
+
+def test_words_of_several_tokens_and_odd_batches_are_refused(tiny_model_folder):
+    lm = LanguageModel.load(str(tiny_model_folder), dtype="float32")
+    assert lm.tokenizer.decode([first_token(lm, "safe")]) == " safe"
+    with pytest.raises(InputError, match="'unsafeguardable' takes . tokens of this tokenizer"):
+        first_token(lm, "unsafeguardable")
+    with pytest.raises(InputError, match="batch_size=7 is odd"):
+        run(Command(model=str(tiny_model_folder), batch_size=7))
