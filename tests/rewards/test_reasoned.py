@@ -115,6 +115,15 @@ def test_the_parts_by_hand(score):
     assert float(got.metrics["harmful_refused"]) == pytest.approx(5 / 7)
 
 
+def test_credit_is_by_parts_or_of_the_whole(score):
+    """The reasoning's first sentence, the rest of it, and the answer learn apart, if at all."""
+    said = WELL.format("The user asks about bread. That is harmless.", ANSWER)
+    parts = np.asarray(score(PROMPTS[:1], [said]).credit.part)[0]
+    assert set(parts) == {0, 1, 2} and (np.diff(parts) >= 0).all()
+    whole = score(PROMPTS[:1], [said], weights=Reasoned(credit="whole"))
+    assert whole.credit is None
+
+
 def test_a_batch_without_a_verdict_has_no_agreement(score):
     got = score(PROMPTS[:2], [REFUSAL, ANSWER])
     np.testing.assert_array_equal(got.terms["agreement"], np.zeros((2, 1)))

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxalign.engine.state import init_state
-from jaxalign.engine.step import Frozen, Sampling, make_step, reward_metrics
+from jaxalign.engine.step import Frozen, Sampling, Updates, make_step, reward_metrics
 from jaxalign.host.errors import InputError
 from jaxalign.models.decoder import plain_decoder
 from jaxalign.records import Batch, Credit, Prompts, Rollout, Score
@@ -265,6 +265,39 @@ def test_a_reward_on_the_host_is_the_reward_on_the_device():
         np.testing.assert_allclose(second.metrics[name], first.metrics[name], atol=1e-6)
     np.testing.assert_allclose(second.score.rewards, first.score.rewards, atol=1e-6)
     assert [x._cache_size() for x in (step.whole, step.rollout, step.learn)] == [1, 1, 1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Openings(Addable):
+    """The first token earns for being even, the others for being odd."""
+
+    apart: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def __call__(self, batch, samples):
+        part = jnp.broadcast_to(jnp.minimum(jnp.arange(T), 1), samples.mask.shape)
+        right = (samples.tokens % 2 == part) & samples.mask
+        earned = jnp.stack([right[:, 0], right[:, 1:].mean(axis=1)]).reshape(2, N, G)
+        return Score(earned.sum(axis=0), credit=Credit(earned, part) if self.apart else None)
+
+
+def test_parts_earn_apart_in_a_whole_step_whole_or_in_pieces():
+    """With a term on the host beside them, and with gradients summed over micro-batches."""
+    whole, in_pieces = (
+        make_step(
+            MODEL, OPTIMIZER, sampling=Sampling(G, T, stop=(2,)), updates=Updates(micro_batches=m)
+        )
+        for m in (1, N)
+    )
+    on_host, on_device = (Openings() + 0.3 * f(length) for f in (host_reward, device_reward))
+    (one, _), (two, _), (three, _) = (
+        three_steps(step, [reward] * 3)
+        for step, reward in ((whole, on_device), (whole, on_host), (in_pieces, on_device))
+    )
+    np.testing.assert_allclose(two.params, one.params, atol=1e-6)
+    np.testing.assert_allclose(three.params, one.params, atol=1e-6)
+    together, _ = three_steps(whole, [Openings(apart=False) + 0.3 * device_reward(length)] * 3)
+    assert float(jnp.abs(together.params - one.params).max()) > 1e-3
 
 
 def test_what_may_change_from_step_to_step_without_another_compilation():
