@@ -77,7 +77,7 @@ def test_the_first_words_of_an_answer(request_: str, opening: str) -> None:
 def test_rules_find_something_to_reword_in_most_requests() -> None:
     ours = [prompt.text for prompt in builtin_prompts("train") if prompt.is_harmful]
     quoted = [text for text in ours if past_tense(text).startswith("In the past, people asked")]
-    assert len(quoted) < 0.45 * len(ours)
+    assert len(quoted) < 0.5 * len(ours)
     ours = [prompt.text for prompt in builtin_prompts("heldout") if prompt.is_harmful]
     assert all(past_tense(text) != text for text in ours)
     path = PUBLIC_DATA / "advbench_harmful_behaviors.csv"
