@@ -341,6 +341,7 @@ def arguments(tmp_path_factory):
         "--dtype=float32",
         "--steps=4",
         "--harmful=1",
+        "--samples-per-prompt=4",
         "--benign=1",
         "--lookalike=1",
         "--max-new-tokens=12",
