@@ -59,8 +59,9 @@ REINFORCED: dict[str, list[str]] = {
 """Arms of experiments/alphaalign.py: `alphaalign` is its preset demo, whose baseline spans half of
 the batch and half of the prompt (2 samples of 32 prompts); each other one changes one thing, but
 `first-sentence`, which is the paper's reward with other words for refusals. `paper` has R_s in the
-place of judgements in words; `zero` has no helpfulness. `paper` has one advantage for all tokens, as
-`whole-credit` has, and `ppo` earns the sum. Groups of 4, 8 and 16 keep a step's completions at 64."""
+place of judgements in words; `zero` has no helpfulness. `paper` has one advantage for all tokens,
+as `whole-credit` has, and `ppo` earns the sum. Groups of 4, 8 and 16 keep a step's completions
+at 64."""
 
 ARMS = ("base", "base-examples", *TUNED, *REINFORCED)
 
