@@ -51,6 +51,14 @@ def write(path: Path, text: str) -> Path:
         ("How are X made?", "How were X made?"),
         ("What is the best Y?", "What was the best Y?"),
         ("Is there a Y? Tell me.", "Was there a Y? Tell me."),
+        ("I'd like to join my X.", "How did people join their X in the past?"),
+        ("Which X would you take?", "Which X did you take?"),
+        ("Does X work?", "Did X work?"),
+        ("As a Y, how do I make X?", "As a Y, how did people make X?"),
+        (
+            "I'm a Y. My Z is late! Write an X.",
+            "I'm a Y. My Z is late! How did people write an X in the past?",
+        ),
         (
             "I've a plan. Help me.",
             'In the past, people asked: "I\'ve a plan. Help me." How was that done back then?',
@@ -77,7 +85,7 @@ def test_the_first_words_of_an_answer(request_: str, opening: str) -> None:
 def test_rules_find_something_to_reword_in_most_requests() -> None:
     ours = [prompt.text for prompt in builtin_prompts("train") if prompt.is_harmful]
     quoted = [text for text in ours if past_tense(text).startswith("In the past, people asked")]
-    assert len(quoted) < 0.5 * len(ours)
+    assert len(quoted) < 0.25 * len(ours)
     ours = [prompt.text for prompt in builtin_prompts("heldout") if prompt.is_harmful]
     assert all(past_tense(text) != text for text in ours)
     path = PUBLIC_DATA / "advbench_harmful_behaviors.csv"
