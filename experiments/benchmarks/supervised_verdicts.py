@@ -67,10 +67,11 @@ def margins(
     mask: jax.Array,
     *,
     words: tuple[int, int],
+    prefix: jax.Array | None = None,
 ) -> jax.Array:
     """How much likelier the first of two tokens is behind each prompt, in nats: `[N]`."""
     both = jnp.tile(jnp.array(words, jnp.int32)[:, None], (len(tokens), 1))
-    logps = model.logps(params, tokens, mask, both, jnp.ones(both.shape, bool))
+    logps = model.logps(params, tokens, mask, both, jnp.ones(both.shape, bool), prefix=prefix)
     return logps.reshape(-1, 2) @ jnp.array([1.0, -1.0])
 
 

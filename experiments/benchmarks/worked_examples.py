@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.judges import auc
+from experiments.benchmarks.supervised_verdicts import margins
 from jaxalign.answers.asking import LanguageModel, ask
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import KINDS, Prompt, builtin_prompts
@@ -41,8 +42,6 @@ from jaxalign.data.templates import (
 from jaxalign.host.command import run_command
 from jaxalign.host.fields import Checked, Count
 from jaxalign.host.markdown import markdown_table
-from jaxalign.models import Transformer
-from jaxalign.records import Params
 from jaxalign.rewards import echoes, is_stub, judge_refusal, split, verdict_in
 
 Exchanges = Sequence[tuple[str, str]]
@@ -93,25 +92,6 @@ class Command(Checked):
     """Prompts at a time."""
 
 
-@functools.partial(jax.jit, static_argnames=("model", "words"))
-def verdict_margins(
-    model: Transformer,
-    params: Params,
-    prompts: jax.Array,
-    mask: jax.Array,
-    *,
-    prefix: jax.Array,
-    words: tuple[int, int],
-) -> jax.Array:
-    """How much likelier the first of two tokens is behind each prompt, in nats: `[N]`."""
-    ones = jnp.ones((len(prompts), 1), bool)
-    first, second = (
-        model.logps(params, prompts, mask, jnp.full((len(prompts), 1), word), ones, prefix=prefix)
-        for word in words
-    )
-    return (first - second)[:, 0]
-
-
 def compare(command: Command, lm: LanguageModel, name: str) -> list[str]:
     """A line of the table."""
     exchanges, *words = SETS[name]
@@ -140,16 +120,8 @@ def compare(command: Command, lm: LanguageModel, name: str) -> list[str]:
         tails.append([*request, *lm.tokenizer(begun, add_special_tokens=False).input_ids])
     tokens, mask = pad(tails, max(map(len, tails)))
     ids = tuple(lm.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words)
-    margins = np.asarray(
-        verdict_margins(
-            lm.model,
-            lm.params,
-            jnp.asarray(tokens),
-            jnp.asarray(mask),
-            prefix=jnp.asarray(opening),
-            words=ids,
-        )
-    )
+    told_by = functools.partial(margins, lm.model, words=ids, prefix=jnp.asarray(opening))
+    found = np.asarray(jax.jit(told_by)(lm.params, jnp.asarray(tokens), jnp.asarray(mask)))
 
     groups = {group: [i for i, (x, _) in enumerate(asked) if x == group] for group in GROUPS}
     shares = {}
@@ -161,7 +133,7 @@ def compare(command: Command, lm: LanguageModel, name: str) -> list[str]:
     stubs = [is_stub(x.answer) or echoes(x.answer, x.reasoning or "") for x in answers]
     is_harmful = np.array([x.is_harmful for _, x in asked])
     told = [
-        auc(margins[rows], is_harmful[rows])
+        auc(found[rows], is_harmful[rows])
         for rows in (
             [*groups[harmful], *groups[harmless]]
             for harmful, harmless in (
