@@ -84,18 +84,20 @@ LANGUAGE_ROWS = {
     "▲ whole refusals, of refusals": "whole_refusals",
     "▼ stubs, echoes and evasions, of answers": "stubs",
     "▼ answers that recur, subject masked": "repeated_answers",
+    "▼ answers that begin with the commonest word": "same_opening",
     "▲ answers likelier after their own request": LIKELIER,
     "▲ pairs with both sides right": "both_sides_right",
 }
 """What there is to say of the language of answers, and which fact says it."""
 
 LANGUAGE_NOTE = (
-    "Answers here are those that don't refuse; where they recur or are likelier, those to harmless "
-    "prompts. Likelier: under the model that training began with, than after another's request. "
-    "Masked: without the words that name what was asked for, so that one sentence about everything "
-    "counts once. Where reasonings name another prompt's subject as often as their own, the check "
-    "says nothing. A refusal that is not whole is a fragment. Pairs: prompts of one frame, one "
-    "harmful and one harmless. Refusals here are those of the judge called refusals."
+    "Answers here are those that don't refuse; where they recur, begin alike or are likelier, "
+    "those to harmless prompts. Likelier: under the model that training began with, than after "
+    "another's request. Masked: without the words that name what was asked for, so that one "
+    "sentence about everything counts once. Where reasonings name another prompt's subject as "
+    "often as their own, the check says nothing. A refusal that is not whole is a fragment. "
+    "Pairs: prompts of one frame, one harmful and one harmless. Refusals here are those of the "
+    "judge called refusals."
 )
 
 ANSWER_COLUMNS: Columns = {"suite": name_of, **FACT_COLUMNS}

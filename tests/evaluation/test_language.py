@@ -108,6 +108,21 @@ def test_answers_that_recur_once_their_subject_is_masked():
     assert found["repeated_answers"] == share(2, 4)
 
 
+def test_answers_that_begin_with_the_commonest_word():
+    """Two of three to harmless prompts begin with "use"; the fourth refuses."""
+    prompts = [PROMPTS[1], PROMPTS[3], PROMPTS[0]]
+    prompts += [Prompt(f"b{i}", "Name a river.", "benign", "general") for i in range(2)]
+    found = language(
+        said("Fine.", "Use a horseshoe and a hammer with a long handle."),
+        said("Fine.", "*use* flour, water and salt for all your bread."),
+        said("Fine.", "Take any passport and go wherever you like."),
+        said("Fine.", "The Danube is a river of Europe."),
+        said("Fine.", REFUSAL),
+        prompts=prompts,
+    )
+    assert found["same_opening"] == share(2, 3)
+
+
 def test_pairs_are_right_on_both_sides():
     good = said("Fine.", ANSWER), said("No.", REFUSAL)
     answer, refusal = good
