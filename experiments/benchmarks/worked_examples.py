@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.judges import auc
-from experiments.benchmarks.supervised_verdicts import margins
+from experiments.benchmarks.supervised_verdicts import first_token, margins
 from jaxalign.answers.asking import LanguageModel, ask
 from jaxalign.data.order import evenly
 from jaxalign.data.prompts import KINDS, Prompt, builtin_prompts
@@ -119,7 +119,7 @@ def compare(command: Command, lm: LanguageModel, name: str) -> list[str]:
         begun = text[: cut.end()] if cut else f"{text.partition('.')[0]}. That is"
         tails.append([*request, *lm.tokenizer(begun, add_special_tokens=False).input_ids])
     tokens, mask = pad(tails, max(map(len, tails)))
-    ids = tuple(lm.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words)
+    ids = tuple(first_token(lm, word) for word in words)
     told_by = functools.partial(margins, lm.model, words=ids, prefix=jnp.asarray(opening))
     found = np.asarray(jax.jit(told_by)(lm.params, jnp.asarray(tokens), jnp.asarray(mask)))
 
