@@ -10,8 +10,8 @@ r"""AlphaAlign (arXiv 2507.14987): safety reward + helpfulness reward, one compi
     python experiments/alphaalign.py demo --run runs/best --evaluate-every 10 --keep best
     python experiments/alphaalign.py demo --run runs/short --add-reward mine.py:short=0.1
 
-The paper trains by PPO. The presets hold rewards to a mean instead (`Shrinkage`): a critic is a
-second model in memory and a second gradient.
+The paper trains by PPO. The presets hold rewards to a mean instead (`WholeBatch`, `Shrinkage`): a
+critic is a second model in memory and a second gradient.
 
 Presets (the first word): what each is for and the hardware it is meant for stand at its definition
 below. Everything can be overridden by a flag; `--help` after the preset lists them.
@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 from jaxalign.data import Prompt
 from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
-from jaxalign.engine import GRPO, Shrinkage, Unshared
+from jaxalign.engine import GRPO, WholeBatch
 from jaxalign.engine.optimizer import AdamW
 from jaxalign.host.fields import Share
 from jaxalign.methods.alphaalign.reward import Rewarded
@@ -63,24 +63,24 @@ class AlphaAlign(Settings):
         return mislabel(super().load_prompts(), self.label_noise, seed=self.seed)
 
 
-# Judgements in words, answers that their own request makes likely, and no push that all prompts
-# share: docs/demo.md says what each is for and what was tried.
+# Judgements in words, answers that their own request makes likely, and many labels rather than many
+# samples of each: docs/demo.md says what each is for and what was tried.
 _DEMO = change(
     AlphaAlign(),
     run=Path("runs/demo"),
     reward=Reasoned(),
     relevance=1.0,
-    objective=GRPO(advantages=Shrinkage(), adjust=Unshared(kept=0.0)),
-    harmful=16,
-    benign=8,
-    lookalike=8,
-    samples_per_prompt=2,
+    objective=GRPO(advantages=WholeBatch()),
+    harmful=32,
+    benign=16,
+    lookalike=16,
+    samples_per_prompt=1,
     max_new_tokens=80,
     heldout_prompts=60,
     steps=60,
-    learning_rate=4e-5,
+    learning_rate=5e-5,
     warmup_steps=4,
-    decay_steps=50,
+    decay_steps=30,
     optimizer=AdamW(b1=0.8, b2=0.99),
 )
 PRESETS: dict[str, AlphaAlign] = {
@@ -90,9 +90,8 @@ PRESETS: dict[str, AlphaAlign] = {
     "headline": change(
         _DEMO,
         run=Path("runs/headline"),
-        samples_per_prompt=4,
-        steps=600,
-        decay_steps=500,
+        steps=240,
+        decay_steps=200,
         heldout_prompts=0,
         evaluate_every=50,
         validation_prompts=24,

@@ -35,33 +35,41 @@ from jaxalign.runs.settings import parse
 TUNED = {"sft": ["--harmless", "own"], "sft-harmful-only": ["--harmless", "none"]}
 """Arms of experiments/direct_refusal.py."""
 
+
+def _groups_of(samples: int) -> list[str]:
+    """Flags for so many samples of each prompt, 64 in a step."""
+    kinds = (
+        f"--{x}={n // samples}" for x, n in (("harmful", 32), ("benign", 16), ("lookalike", 16))
+    )
+    return [f"--samples-per-prompt={samples}", *kinds]
+
+
 REINFORCED: dict[str, list[str]] = {
     "alphaalign": [],
-    "grpo": ["--objective.advantages", "group"],
-    "reinforce++": ["--objective.advantages", "whole-batch"],
+    "grpo": ["--objective.advantages", "group", *_groups_of(8)],
+    "shrinkage": ["--objective.advantages", "shrinkage", *_groups_of(2)],
     "ppo": ["--objective", "ppo"],
     "ppo-2-epochs": ["--objective", "ppo", "--epochs", "2", "--minibatches", "2"],
-    "shared-push": ["--objective.adjust", "none"],
     "whole-credit": ["--reward.credit", "whole"],
     "paper": ["--reward", "paper"],
     "zero": ["--helpfulness-weight", "0"],
     "no-relevance": ["--relevance", "0"],
     "no-normalisation": ["--no-normalise"],
     "no-format": ["--format-weight", "0"],
-    "group-4": ["--samples-per-prompt=4", "--harmful=8", "--benign=4", "--lookalike=4"],
-    "group-8": ["--samples-per-prompt=8", "--harmful=4", "--benign=2", "--lookalike=2"],
-    "group-16": ["--samples-per-prompt=16", "--harmful=2", "--benign=1", "--lookalike=1"],
+    "group-4": _groups_of(4),
+    "group-8": _groups_of(8),
+    "group-16": _groups_of(16),
     "noise-10": ["--label-noise", "0.1"],
     "noise-30": ["--label-noise", "0.3"],
     "loose-format": ["--format", "loose"],
     "first-sentence": ["--reward", "paper", "--refusal", "first-sentence"],
 }
-"""Arms of experiments/alphaalign.py: `alphaalign` is its preset demo, whose baseline spans half of
-the batch and half of the prompt (2 samples of 32 prompts); each other one changes one thing, but
-`first-sentence`, which is the paper's reward with other words for refusals. `paper` has R_s in the
-place of judgements in words; `zero` has no helpfulness. `paper` has one advantage for all tokens,
-as `whole-credit` has, and `ppo` earns the sum. Groups of 4, 8 and 16 keep a step's completions
-at 64."""
+"""Arms of experiments/alphaalign.py: `alphaalign` is its preset demo, one sample of each of 64
+prompts held to the batch's mean; each other one changes one thing, but `first-sentence`, which is
+the paper's reward with other words for refusals, and `grpo` and `shrinkage`, whose baselines need
+groups, of 8 and 2. `paper` has R_s in the place of judgements in words; `zero` has no helpfulness.
+`paper` has one advantage for all tokens, as `whole-credit` has, and `ppo` earns the sum. Groups
+keep a step's completions at 64."""
 
 ARMS = ("base", "base-examples", *TUNED, *REINFORCED)
 
@@ -76,7 +84,7 @@ class Settings(refusal_ablation.RefusalAblation):
     instruction and examples."""
     seeds: Count = 3
     """Runs of each arm that trains."""
-    learning_rate: Positive = 4e-5
+    learning_rate: Positive = 5e-5
     """Of every arm of AlphaAlign."""
     sft_learning_rates: Rates = (5e-6, 2e-5, 6e-5)
     """Of the arms of direct refusals."""

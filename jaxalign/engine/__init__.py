@@ -18,7 +18,6 @@ from jaxalign.engine.baselines import (
     LeaveOneOut,
     PerTerm,
     Shrinkage,
-    Unshared,
     WholeBatch,
 )
 from jaxalign.engine.checks import check_decoder, check_objective, check_reward
@@ -83,7 +82,6 @@ __all__ = [
     "Objective",
     "Penalty",
     "PerTerm",
-    "Unshared",
     "Prompts",
     "KL",
     "Reward",

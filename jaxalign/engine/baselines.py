@@ -23,7 +23,6 @@ from jaxalign.losses import (
     mode_weights,
     multi_reward_advantages,
     shrinkage_advantages,
-    unshared_advantages,
 )
 from jaxalign.records import Rollout, Score
 
@@ -157,38 +156,6 @@ class InverseFrequency(Checked):
         )
         shared = advantages.mean(axis=1, keepdims=True)
         return advantages + (weights - 1.0) * (advantages - shared)
-
-
-@dataclasses.dataclass(frozen=True)
-class Unshared(Checked):
-    """Takes off what all prompts have in common to say of refusing and the like. Ours.
-
-    What is left tells prompts apart (`unshared_advantages`).
-    """
-
-    of: tuple[str, ...] = ("refused", "called_harmful")
-    """What completions do or not: columns of samples.jsonl (a reward's `Score.details`) that are 0
-    or 1. Of these the ones that the reward has; the paper's has no called_harmful."""
-    kept: Weight = 0.2
-    """Share of the common push that stays, so that the whole does not wander off; untuned."""
-
-    def __call__(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
-        """`[N, G]`.
-
-        Raises:
-          InputError: the reward has none of these details.
-        """
-        del samples
-        columns = [
-            score.details[x].reshape(advantages.shape) for x in self.of if x in score.details
-        ]
-        if not columns:
-            raise InputError(
-                f"adjust: the reward has none of {', '.join(self.of) or 'no columns'}; it has "
-                f"{', '.join(score.details) or 'none'}"
-            )
-        features = jnp.stack([x.astype(jnp.float32) for x in columns], axis=-1)
-        return unshared_advantages(advantages, features, kept=self.kept)
 
 
 @dataclasses.dataclass(frozen=True)

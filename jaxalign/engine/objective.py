@@ -78,9 +78,13 @@ class GRPO(Checked):
 
     with l the surrogate of the ratio of training to sampling probabilities. Where the reward says
     what each part of a completion earned (`jaxalign.records.Credit`), a token has its part's
-    advantage (ours): `advantages` gets the parts one below the other, each less its mean. So they
-    share a unit where it is the batch's, and `Group` scales each part of each prompt by itself.
-    `adjust` is called for each part, with that part's rewards; `keep` sees the sum.
+    advantage over √n, n the part's tokens (ours):
+
+    - `advantages` gets the parts one below the other, each less its mean. So they share a unit
+      where it is the batch's, and `Group` scales each part of each prompt by itself.
+    - The gradient of a part of n tokens is a sum of n terms, each with its own noise, so its noise
+      grows as √n: divided by that, long parts don't drown a short one.
+    - `adjust` is called for each part, with that part's rewards; `keep` sees the sum.
     """
 
     advantages: Advantages = Group()
@@ -135,14 +139,16 @@ class GRPO(Checked):
     def _of_tokens(
         self, earned: jax.Array, part: jax.Array, score: Score, samples: Rollout
     ) -> jax.Array:
-        """`[B, T]`: each part's rewards are held to their own means."""
+        """`[B, T]`: each part's rewards are held to their own means, and shared by its tokens."""
         rewards = earned - earned.mean(axis=(1, 2), keepdims=True)
         held = self.advantages(rewards.reshape(-1, rewards.shape[2])).reshape(rewards.shape)
         parts = [
             self._adjusted(advantages, score._replace(rewards=own), samples).reshape(-1)
             for advantages, own in zip(held, earned, strict=True)
         ]
-        return jnp.take_along_axis(jnp.stack(parts, axis=1), part, axis=1)
+        own = (part[:, :, None] == jnp.arange(len(earned))) & samples.mask[:, :, None]
+        shares = jnp.stack(parts, axis=1) / jnp.sqrt(jnp.maximum(own.sum(axis=1), 1))
+        return jnp.take_along_axis(shares, part, axis=1)
 
     def loss(
         self, model: Decoder, params: Params, part: Experience, totals: Totals

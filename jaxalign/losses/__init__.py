@@ -20,7 +20,6 @@ from jaxalign.losses.advantages import (
     leave_one_out_advantages,
     multi_reward_advantages,
     shrinkage_advantages,
-    unshared_advantages,
 )
 from jaxalign.losses.aggregate import aggregate, denominator
 from jaxalign.losses.entropy import token_entropies
@@ -74,7 +73,6 @@ __all__ = [
     "token_entropies",
     "token_logps",
     "token_rewards",
-    "unshared_advantages",
     "value_clip_fraction",
     "value_loss",
     "whiten",

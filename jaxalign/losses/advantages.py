@@ -97,44 +97,6 @@ def shrinkage_advantages(
     return centred / deviation(whole, (0, 1), ddof=ddof, eps=eps) if scale else centred
 
 
-def unshared_advantages(
-    advantages: jax.Array, features: jax.Array, *, kept: float = 0.0
-) -> jax.Array:
-    """Advantages without what all prompts have in common to say of a feature.
-
-    A' = A − (1 − kept) X β,   β = argmin ‖A − X β‖²,   X_ijk = f_ijk − mean_j f_ijk
-
-    A feature is something that a completion does or not, such as refusing. X is how much more often
-    than its prompt's other samples it does, the slope of its log-probability in a bias that all
-    prompts share. So Σ X A is the push on that bias, and Σ X A' is `kept` times that. Where harmful
-    prompts want more refusals and harmless ones fewer, that push is mostly the noise of a batch,
-    and an optimizer that divides by a gradient's size follows it with all parameters at once: all
-    prompts are refused, then none. What is told apart between prompts stays.
-
-    Source: ours; a control variate. TRL, tunix, verl: no setting gives it.
-
-    Args:
-      advantages: `[N, G]`.
-      features: `[N, G, K]` of any real dtype. A feature on which every prompt's samples agree says
-        nothing.
-      kept: the share of the common push that stays, at least 0; 1 changes nothing.
-
-    Raises:
-      ValueError: `kept` is negative.
-    """
-    chex.assert_rank([advantages, features], [2, 3])
-    chex.assert_equal_shape_prefix([advantages, features], 2)
-    if kept < 0:
-        raise ValueError(f"kept must be at least 0, got {kept}")
-    advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
-    moved = centre(features, (1,)).reshape(-1, features.shape[2])
-    with jax.default_matmul_precision("highest"):  # an accelerator would round them to bfloat16
-        # The pseudo-inverse, for features may be constant or equal to each other.
-        inverse = jnp.linalg.pinv(moved.T @ moved, hermitian=True)
-        common = moved @ (inverse @ (moved.T @ advantages.reshape(-1)))
-    return advantages - (1.0 - kept) * common.reshape(advantages.shape)
-
-
 def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
     """Each reward minus the mean reward of the prompt's other samples.
 

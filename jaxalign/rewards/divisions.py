@@ -1,4 +1,4 @@
-"""Which tokens of a completion name what is asked for, which judge, and which answer. Ours."""
+"""Which tokens of a completion name what is asked for, judge, decide, and answer. Ours."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
+from jaxalign.rewards.verdicts import VERDICT_WORDS
 from jaxalign.text.automaton import compile_pattern, compile_phrases
 from jaxalign.text.matcher import NEVER, Reader, Tokenizer
 
-NAMES, JUDGES, ANSWERS = range(3)
+NAMES, JUDGES, DECIDES, ANSWERS = range(4)
 _FIRST_SENTENCE = re.escape(REASONING_TAGS[0]) + "[^.!?<]*[.!?]"
 _AND_MORE = f"{_FIRST_SENTENCE}[^<]*[a-zA-Z]"
+_A_VERDICT = f"{_FIRST_SENTENCE}[^<]*[^a-zA-Z<]({'|'.join(VERDICT_WORDS)})"
 
 
 @jax.tree_util.register_dataclass
@@ -22,12 +24,13 @@ _AND_MORE = f"{_FIRST_SENTENCE}[^<]*[a-zA-Z]"
 class Division:
     r"""Divides completions; a pytree.
 
-        <safety_reasoning>The user asks about X.| That is safe.</safety_reasoning>\n<answer>|…
-        NAMES                                   | JUDGES                                   | ANSWERS
+        <safety_reasoning>The user asks about X.| That is| not    | safe.</safety_reasoning>…|…
+        NAMES                                   | JUDGES | DECIDES| JUDGES                | ANSWERS
 
     A sentence ends at the first full stop, question or exclamation mark, that of "3.5" too. A
-    reasoning of one sentence judges with all of it. Without the answer's tag all is answer, as
-    `split` has it.
+    reasoning of one sentence judges with all of it. One token decides: the one in which, behind the
+    first sentence, the first word of `VERDICT_WORDS` is complete, for then the verdict is out, or
+    its negation; there may be none. Without the answer's tag all is answer, as `split` has it.
     """
 
     reader: Reader
@@ -35,7 +38,7 @@ class Division:
     @classmethod
     def build(cls, tokenizer: Tokenizer) -> Division:
         """Of a tokenizer's vocabulary; raises what `token_bytes` raises."""
-        patterns = map(compile_pattern, (_FIRST_SENTENCE, _AND_MORE))
+        patterns = map(compile_pattern, (_FIRST_SENTENCE, _AND_MORE, _A_VERDICT))
         return cls(Reader.build([*patterns, compile_phrases([ANSWER_TAGS[0]])], tokenizer))
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -44,8 +47,9 @@ class Division:
         A token that ends the first sentence and goes on judges.
         """
         reading = self.reader.read(tokens, mask)
-        named, judged, answered = reading.first.T[:, :, None]
+        named, judged, decided, answered = reading.first.T[:, :, None]
         named = jnp.where((judged < answered) & (judged != NEVER), named, 0)
         answered = jnp.where(answered == NEVER, 0, answered)
         before = jnp.where(reading.end <= named, NAMES, JUDGES)
+        before = jnp.where((reading.begin < decided) & (decided <= reading.end), DECIDES, before)
         return jnp.where(reading.begin >= answered, ANSWERS, before)

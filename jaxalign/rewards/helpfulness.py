@@ -61,6 +61,7 @@ class Helpfulness(Addable):
     """The term `helpfulness`: R_h of answers to harmless prompts, 0 elsewhere.
 
     The last N' prompts of a batch are the harmless ones: those whose `PromptFacts` have questions.
+    With one sample of a prompt its group is all N' answers (ours).
 
     Attributes:
       verifiers: `(tokens, mask) -> Verdict`, which answers earn nothing and where they are:
@@ -90,9 +91,10 @@ class Helpfulness(Addable):
         metrics = {name: mean_where(scores, ~refused)}
         if likelihood and not self.normalise:
             scores = jnp.exp(scores)
+        shape = (scored, group) if group > 1 else (1, scored)
         helpful = helpfulness_reward(
-            scores.reshape(scored, group), refused.reshape(scored, group), normalise=self.normalise
-        )
+            scores.reshape(shape), refused.reshape(shape), normalise=self.normalise
+        ).reshape(scored, group)
         helpful = jnp.pad(helpful, ((prompts - scored, 0), (0, 0)))
         score = term_score("helpfulness", helpful, metrics)
         by_answers_alone = Credit(jnp.stack([jnp.zeros_like(helpful), helpful]), None)

@@ -19,13 +19,27 @@ quality are multiplied by the root of `balanced_weights`, by which the side, har
 that goes wrong more often in a batch counts more: then a policy of one verdict and act loses more
 than it earns.
 
-With `credit="parts"` each token learns from what it decides (`Division`): those that name the
-subject from named, those that judge from verdict, those that answer from agreement, quality and
-what helpfulness adds, and all from form. But for the form, what comes later can't change what was
-earned before: leaving that out takes nothing but noise off the advantages. That what comes first
-doesn't learn from what follows is a choice, for each part has something of its own to learn from:
-verdicts are learned from labels, and answers to follow verdicts, right ones and wrong ones.
-(`jaxalign.engine.Unshared` still takes the common push of refusing off all parts.)
+With `credit="parts"` each token learns from what it decides (`Division`), beside the form:
+
+    names     named
+    judges    1 for the right verdict, else −1
+    decides   1 for the right verdict, else −min(1/(1 − π), MOST_SURPRISE), π its probability
+    answers   agreement and quality, less the mean of the rows that have the same verdict and side;
+              and what is added, such as helpfulness
+
+But for the form, what comes later can't change what was earned before: leaving that out takes
+nothing but noise off the advantages, and so does holding answers to others behind the same verdict
+and label. That what comes first doesn't learn from what follows is a choice, for each part has
+something of its own to learn from: verdicts are learned from labels, and answers to follow
+verdicts, right ones and wrong ones.
+
+The word that decides is paid by surprise, for a policy gradient moves the log-odds of the right
+verdict by π(1 − π): by next to nothing where a wrong one is sure. With 1/(1 − π) a wrong one moves
+them by π, as the likelihood of labels would, and a policy that says the same of everything is
+pulled back with full force. π is the probability of the verdict, of which a word may be a part
+("not safe", "unsafe"): that with which the word was drawn over the word's share among the batch's
+completions of that verdict. No verdict, or both, counts as a wrong one there: else to give none
+would earn more than to be unsure.
 """
 
 import dataclasses
@@ -37,7 +51,7 @@ import jax.numpy as jnp
 
 from jaxalign.host.fields import Checked, Positive, Weight
 from jaxalign.records import KINDS, Batch, Credit, Metrics, Rollout, Score, of_rows
-from jaxalign.rewards.divisions import Division
+from jaxalign.rewards.divisions import DECIDES, Division
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
 from jaxalign.rewards.refusal_judge import RefusalVerifier, refusal_verifier
 from jaxalign.rewards.safety import balanced_weights, mean_where
@@ -56,13 +70,13 @@ LEAST_NAMED = 2
 class Reasoned(Checked):
     """Weights of the parts of `ReasonedReward`, and what balances them; untuned."""
 
-    named: Weight = 0.5
+    named: Weight = 1.0
     """Of a reasoning that names what was asked for."""
     verdict: Weight = 2.0
     """Of a reasoning that gives the right verdict."""
-    agreement: Weight = 1.0
+    agreement: Weight = 2.0
     """Of refusing behind the verdict "harmful" and answering behind the other one."""
-    quality: Weight = 0.5
+    quality: Weight = 1.0
     """Of whole refusals, and of answers that are no stubs."""
 
     prior: Positive = 8.0
@@ -109,6 +123,33 @@ class Reasoned(Checked):
             format_weight,
             balance,
         )
+
+
+MOST_SURPRISE = 5.0
+"""The most that a wrong verdict counts for the word that decides."""
+
+
+def less_mean_of_like(values: jax.Array, group: jax.Array, groups: int) -> jax.Array:
+    """Values `[N, G]` less the mean of their group, `[B]` numbers below `groups`: `[N, G]`."""
+    rows = values.reshape(-1)
+    sums = jax.ops.segment_sum(jnp.stack([rows, jnp.ones_like(rows)], axis=1), group, groups)
+    return (rows - (sums[:, 0] / jnp.maximum(sums[:, 1], 1.0))[group]).reshape(values.shape)
+
+
+def surprise_of(samples: Rollout, decides: jax.Array, verdict: jax.Array) -> jax.Array:
+    """min(1/(1 − π), MOST_SURPRISE), π the probability of each row's verdict: see above.
+
+    Args:
+      samples: the completions.
+      decides: `[B, T]` bool, in each row the one token that decides, or none, which surprises by 1.
+      verdict: `[B]` numbers.
+    """
+    words = jnp.where(decides, samples.tokens, 0).sum(axis=1)
+    drawn = jnp.exp(jnp.where(decides, samples.logps, 0.0).sum(axis=1))
+    same = verdict[:, None] == verdict
+    share = (same & (words[:, None] == words)).sum(axis=1) / same.sum(axis=1)
+    surprise = 1.0 / jnp.maximum(1.0 - drawn / share, 1.0 / MOST_SURPRISE)
+    return jnp.where(decides.any(axis=1), surprise, 1.0)
 
 
 class Judged(NamedTuple):
@@ -240,8 +281,18 @@ class ReasonedReward(Addable):
         outcome = (right & agrees).astype(jnp.float32).reshape(prompts, -1)
         credit = None
         if self.weights.credit == "parts":
-            names, judges = (weights[name] * terms[name] for name in ("named", "verdict"))
-            form = self.format_weight * terms["form"]
-            earned = jnp.stack([form + names, form + judges, total - names - judges])
-            credit = Credit(earned, self.division(*given))
+            part = self.division(*given)
+            verdict = jnp.where(decided, 1 + bad, 0)
+            surprise = surprise_of(samples, said & (part == DECIDES), verdict)
+            judges, decides = (
+                jnp.where(right, 1.0, -wrong).reshape(prompts, -1) for wrong in (1.0, surprise)
+            )
+            answers = sum(weights[name] * terms[name] for name in ("agreement", "quality"))
+            earned = [
+                weights["named"] * terms["named"],
+                weights["verdict"] * judges,
+                weights["verdict"] * decides,
+                less_mean_of_like(answers, 3 * harmful + verdict, 6),
+            ]
+            credit = Credit(weights["form"] * terms["form"] + jnp.stack(earned), part)
         return Score(jnp.asarray(total), outcome, terms, details, metrics, credit)

@@ -20,6 +20,17 @@ _BAD = """(harmful|dangerous|unsafe|illegal|unethical|inappropriate|hazardous|ma
     against the (law|rules))"""
 _GOOD = """(harmless|safe|fine|okay|ok|benign|innocent|legal|ethical|appropriate|acceptable|
     innocuous|lawful|legitimate|allowed|unproblematic|permissible|reasonable)"""
+VERDICT_WORDS = (
+    "not",
+    "never",
+    "hardly",
+    *(
+        word
+        for word in re.findall(r"[a-z]+", _BAD + _GOOD)
+        if word not in ("against", "the", "law", "rules")
+    ),
+)
+"""Words that give a verdict, or take it back, in small letters."""
 _DEGREE = """(a|an|the|very|really|quite|truly|clearly|perfectly|entirely|completely|totally|highly|
     extremely|potentially|inherently|generally|usually|probably|both|all|just|also|simply|in any way
     |at all|so|too|particularly|morally|legally|any|seriously|plainly|obviously|therefore)*"""

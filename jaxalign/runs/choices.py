@@ -21,7 +21,7 @@ from jaxalign.host.errors import InputError
 CHOICES: dict[Any, tuple[type, ...]] = {
     engine.Objective: (engine.GRPO, engine.PPO),
     engine.Advantages: (engine.Group, engine.WholeBatch, engine.Shrinkage, engine.LeaveOneOut),
-    engine.Adjust: (engine.InverseFrequency, engine.PerTerm, engine.Unshared),
+    engine.Adjust: (engine.InverseFrequency, engine.PerTerm),
     engine.Surrogate: (engine.Clipped, engine.Cispo, engine.SoftGated),
     engine.Penalty: (engine.KL, engine.K2, engine.K3),
     engine.Aggregation: (

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from jaxalign.data import load_all
 from jaxalign.data.prompts import Prompt, of_each_kind
-from jaxalign.engine.baselines import Shrinkage
+from jaxalign.engine.baselines import Group, InverseFrequency, LeaveOneOut, PerTerm, Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.optimizer import AdamW, Decay, Linear
 from jaxalign.engine.ppo import PPO
+from jaxalign.engine.reductions import Informative
 from jaxalign.engine.step import Updates
 from jaxalign.host.errors import InputError
-from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight, at_least
+from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS, VALIDATION
@@ -304,6 +305,17 @@ class Settings(Checked):
             )
 
 
+def _check_without_groups(objective: Objective) -> None:
+    """Refuses what compares the samples of a prompt where there is one."""
+    chosen = [getattr(objective, name, None) for name in ("advantages", "adjust", "keep")]
+    for part in chosen:
+        if isinstance(part, Group | LeaveOneOut | InverseFrequency | PerTerm | Informative):
+            raise InputError(
+                f"samples_per_prompt=1: {type(part).__name__} compares the samples of a prompt: "
+                "take 2 or more, or --objective.advantages whole-batch, which compares prompts"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class RL(Checked):
     """Settings of learning from rewards."""
@@ -314,8 +326,8 @@ class RL(Checked):
     """Plain benign prompts in each step."""
     lookalike: Natural = 4
     """Harmless prompts that look harmful in each step."""
-    samples_per_prompt: Annotated[int, at_least(2)] = 4
-    """G, completions of each prompt."""
+    samples_per_prompt: Count = 4
+    """G, completions of each prompt; with 1 they are held to those of other prompts."""
     objective: Objective = GRPO(advantages=Shrinkage())
     """What is minimized: GRPO and what becomes of it with other functions, or PPO."""
     updates: Annotated[Updates, FLAT] = Updates()
@@ -359,6 +371,8 @@ class RL(Checked):
         self.updates.check_fields(above)
         for spec in self.add_reward:
             split_weight(spec)
+        if self.samples_per_prompt == 1:
+            _check_without_groups(self.objective)
         part = self.prompts_per_step
         if not part:
             raise InputError("harmful, benign and lookalike are all 0: a step needs prompts")

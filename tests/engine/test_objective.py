@@ -19,7 +19,6 @@ from jaxalign.engine.baselines import (
     LeaveOneOut,
     PerTerm,
     Shrinkage,
-    Unshared,
     WholeBatch,
 )
 from jaxalign.engine.experience import experience_of
@@ -103,25 +102,6 @@ def test_the_group_baseline_leaves_a_prompt_without_spread_alone():
     rewards = jnp.array([[1.0, 1.0], [0.0, 1.0]])
     np.testing.assert_allclose(Group()(rewards)[0], 0.0)
     assert (np.asarray(WholeBatch()(rewards)[0]) > 0).all()
-
-
-# --- what prompts have in common -----------------------------------------------------------------
-
-
-def test_the_common_push_is_of_the_rewards_own_details():
-    """Columns that it names and the reward has are the features; with none it is one clear line."""
-    refused = jnp.arange(REWARDS.size) % 2 == 0
-    score = Score(REWARDS, details={"refused": refused})
-    adjusted, _ = of_grpo(score, adjust=Unshared(of=("refused",), kept=0.25))
-    features = refused.reshape(REWARDS.shape)[..., None].astype(jnp.float32)
-    wanted = losses.unshared_advantages(Group()(REWARDS), features, kept=0.25)
-    np.testing.assert_array_equal(adjusted.rows.advantages, wanted.reshape(-1))
-    plain, _ = of_grpo(score)
-    assert not np.array_equal(adjusted.rows.advantages, plain.rows.advantages)
-    both, _ = of_grpo(score, adjust=Unshared(kept=0.25))  # this reward reads no verdicts
-    np.testing.assert_array_equal(both.rows.advantages, adjusted.rows.advantages)
-    with pytest.raises(InputError, match="none of whole; it has refused"):
-        of_grpo(score, adjust=Unshared(of=("whole",)))
 
 
 # --- IFPO ----------------------------------------------------------------------------------------
@@ -358,7 +338,7 @@ def test_denominators_by_hand():
 
 
 def test_each_part_of_a_completion_learns_from_what_it_earned():
-    """Held to the group's mean and adjusted apart; two tokens are of the first part."""
+    """Held to the group's mean, adjusted apart, and over √n; two tokens are of the first part."""
     part = jnp.broadcast_to(jnp.arange(T) // 2, MASK.shape)
     earlier = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
     earned = jnp.stack([earlier, REWARDS - earlier])
@@ -367,10 +347,12 @@ def test_each_part_of_a_completion_learns_from_what_it_earned():
     objective = GRPO(LeaveOneOut(), adjust=more)
     experience, _ = objective.experience(None, None, BATCH, samples_of(), score, base=None, parts=1)
     of_parts = [np.ravel(losses.leave_one_out_advantages(x) + x)[:, None] for x in earned]
-    wanted = np.where(part == 0, *of_parts)
+    sizes = [(MASK & (part == number)).sum(axis=1, keepdims=True).clip(1) for number in (0, 1)]
+    wanted = np.where(part == 0, *(x / np.sqrt(n) for x, n in zip(of_parts, sizes, strict=True)))
     np.testing.assert_allclose(experience.rows.advantages, wanted, atol=1e-6)
     # By hand: the first sample's 1 against (0 + 0)/2, plus 1; then 0 against (0 + 0.5)/2, plus 0.
-    np.testing.assert_allclose(experience.rows.advantages[0], [2, 2, -0.25, -0.25], atol=1e-6)
+    by_hand = np.array([2, 2, -0.25, -0.25]) / np.sqrt(2)
+    np.testing.assert_allclose(experience.rows.advantages[0], by_hand, atol=1e-6)
 
 
 def test_what_a_last_part_earns_all_tokens_learn_where_nothing_divides_them():

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import alphaalign
 from experiments.ablations.alphaalign import ARMS, REINFORCED, Settings, arms_of, main
-from jaxalign.engine.baselines import Group, Shrinkage, Unshared, WholeBatch
+from jaxalign.engine.baselines import Group, Shrinkage, WholeBatch
 from jaxalign.engine.objective import GRPO
 from jaxalign.engine.ppo import PPO
 from jaxalign.host.errors import InputError
@@ -139,12 +139,8 @@ def test_the_arms_that_change_the_objective():
         )
         return settings.rl.objective
 
-    usual = GRPO(Shrinkage(), adjust=Unshared(kept=0.0))
-    others = {
-        x: dataclasses.replace(usual, advantages=y)
-        for x, y in (("grpo", Group()), ("reinforce++", WholeBatch()))
-    }
-    others["shared-push"] = GRPO(Shrinkage())
+    usual = GRPO(WholeBatch())
+    others = {"grpo": GRPO(Group()), "shrinkage": GRPO(Shrinkage())}
     others |= {"ppo": PPO(), "ppo-2-epochs": PPO()}
     assert {arm: objective(arm) for arm in REINFORCED} == dict.fromkeys(REINFORCED, usual) | others
 

@@ -209,7 +209,11 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
     ("changes", "message"),
     [
         (["--micro-batches=3"], "micro_batches=3 does not divide the 2 prompts"),
-        (["--samples-per-prompt=1"], "samples_per_prompt=1 is too small: at least 2"),
+        (["--samples-per-prompt=0"], "samples_per_prompt=0 is too small: at least 1"),
+        (
+            ["--samples-per-prompt=1", "--objective.advantages=group"],
+            "samples_per_prompt=1: Group compares the samples of a prompt: take 2 or more, or",
+        ),
         (["--model=missing.gguf"], "missing.gguf"),
         (["--prompts", "missing.jsonl"], "missing.jsonl"),
         (["--max-prompt-tokens=3"], "the limit is 3"),

@@ -17,7 +17,6 @@ from jaxalign.losses import (
     leave_one_out_advantages,
     multi_reward_advantages,
     shrinkage_advantages,
-    unshared_advantages,
 )
 
 SCALED = [group_advantages, batch_advantages, shrinkage_advantages]
@@ -98,39 +97,6 @@ def test_shrinkage_goes_from_the_groups_mean_to_the_batchs(rewards, ddof, eps):
     np.testing.assert_allclose(own, want, rtol=1e-5, atol=1e-6)
     half = shrinkage_advantages(rewards, **arguments)
     np.testing.assert_allclose(half, (whole + own) / 2, rtol=1e-5, atol=1e-6)
-
-
-def test_unshared_advantages_by_hand():
-    """Both prompts gain 1 by refusing, the second loses 3 by it as well: −1 each on average."""
-    refused = jnp.array([[1.0, 0.0], [1.0, 0.0]])
-    advantages = jnp.array([[0.5, -0.5], [-1.5, 1.5]])
-    # X is ±½ throughout; β = ΣXA/ΣX² = (½ − 1½)/1 = −1, so ∓½ is taken off.
-    got = unshared_advantages(advantages, refused[..., None])
-    np.testing.assert_allclose(got, [[1.0, -1.0], [-1.0, 1.0]], rtol=1e-6)
-    half = unshared_advantages(advantages, refused[..., None], kept=0.5)
-    np.testing.assert_allclose(half, [[0.75, -0.75], [-1.25, 1.25]], rtol=1e-6)
-
-
-@settings(deadline=None)
-@given(eighths, st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 1.0]))
-def test_unshared_advantages_keep_so_much_of_the_common_push(rewards, seed, kept):
-    """A float64 least-squares oracle; columns may be double, or alike for a prompt's samples."""
-    wide = np.asarray(rewards, np.float64)
-    draws = np.random.default_rng(seed).integers(0, 2, (*wide.shape, 2))
-    alike = np.broadcast_to(draws[:, :1, :1], (*wide.shape, 1))
-    features = np.concatenate([draws, draws[..., :1], alike], axis=-1)
-    got = unshared_advantages(jnp.array(rewards), jnp.array(features), kept=kept)
-    moved = (features - features.mean(1, keepdims=True)).reshape(wide.size, -1)
-    slopes = np.linalg.lstsq(moved, wide.reshape(-1), rcond=1e-9)[0]
-    want = wide - (1 - kept) * (moved @ slopes).reshape(wide.shape)
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-    push = moved.T @ np.asarray(got, np.float64).reshape(-1)
-    np.testing.assert_allclose(push, kept * (moved.T @ wide.reshape(-1)), rtol=1e-4, atol=1e-3)
-
-
-def test_a_negative_share_of_the_common_push_is_refused():
-    with pytest.raises(ValueError, match="kept must be at least 0"):
-        unshared_advantages(jnp.ones((2, 2)), jnp.ones((2, 2, 1)), kept=-0.1)
 
 
 @settings(deadline=None)

@@ -94,7 +94,6 @@ CALLS = {
         lambda a: losses.token_rewards(a.advantages, a.critic, a.mask, kl_coefficient=0.1),
         [],
     ),
-    "unshared_advantages": (lambda a: losses.unshared_advantages(a.rewards, a.parts), []),
     "value_clip_fraction": (
         lambda a: losses.value_clip_fraction(a.critic, a.old_logp, a.logp, a.mask, clip=0.5),
         [],

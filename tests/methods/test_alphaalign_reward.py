@@ -204,6 +204,15 @@ def test_helpfulness_of_known_scores_by_hand(scene):
     )
 
 
+def test_with_one_sample_of_a_prompt_helpfulness_compares_prompts(scene):
+    """Answers to the two harmless prompts, scored 1 and 3: z = ∓1/√2, of which the better stays."""
+    verifiers, batch, samples = scene
+    one_each = jax.tree.map(lambda leaf: leaf[jnp.array([0, 5, 11])], samples)
+    given = GivenValues(jnp.asarray([1.0, 3.0]))
+    score = alphaalign_reward(verifiers, given)(batch, one_each)
+    np.testing.assert_allclose(score.details["helpfulness"], [0, 0, 2**-0.5], atol=1e-5)
+
+
 def test_without_a_scorer_nothing_of_helpfulness_is_there(scene):
     """And the kinds of the prompts must be."""
     verifiers, batch, samples = scene

@@ -20,6 +20,8 @@ from jaxalign.data import builtin_prompts
 from jaxalign.host.errors import InputError
 from jaxalign.records import KINDS, Batch, Prompts, Rollout
 from jaxalign.rewards import PromptFacts, Reasoned, safety_verifiers
+from jaxalign.rewards.divisions import ANSWERS, DECIDES, JUDGES, NAMES
+from jaxalign.rewards.reasoned import less_mean_of_like, surprise_of
 from jaxalign.rewards.subjects import subject_stems
 from jaxalign.runs.settings import parse
 
@@ -42,7 +44,7 @@ def score(smollm2_tokenizer):
     verifiers = safety_verifiers(smollm2_tokenizer)
     reward = Reasoned().reward(smollm2_tokenizer, verifiers, [prompt.text for prompt in PROMPTS])
 
-    def scored(prompts, completions, **options):
+    def scored(prompts, completions, logps=0.0, **options):
         count = len(prompts)
         encoded = smollm2_tokenizer(
             completions, padding="max_length", max_length=80, return_tensors="np"
@@ -60,7 +62,8 @@ def score(smollm2_tokenizer):
             ),
         )
         zeros = jnp.zeros(count)
-        samples = Rollout(tokens, mask, mask, zeros[:, None], zeros, zeros == 0, zeros > 0)
+        drawn = jnp.where(mask, jnp.asarray(logps, jnp.float32), 0.0)
+        samples = Rollout(tokens, mask, mask, drawn, zeros, zeros == 0, zeros > 0)
         return worth(dataclasses.replace(reward, **options), batch, samples)
 
     return scored
@@ -105,12 +108,21 @@ def test_the_parts_by_hand(score):
     assert got.terms.keys() == set(names)
     parts = np.concatenate([got.terms[name] for name in names], axis=1)
     np.testing.assert_allclose(parts, wanted, atol=1e-6)
-    np.testing.assert_allclose(got.rewards[:, 0], wanted @ [1, 0.5, 2, 1, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(got.rewards[:, 0], wanted @ [1, 1, 2, 2, 1], rtol=1e-5)
     right = [1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
     np.testing.assert_array_equal(got.outcome[:, 0], right)
-    name, judge, answer = [1, 0.5, 0, 0, 0], [1, 0, 2, 0, 0], [1, 0, 0, 1, 0.5]
-    for earned, weights in zip(got.credit.rewards, (name, judge, answer), strict=True):
-        np.testing.assert_allclose(earned[:, 0], wanted @ weights, rtol=1e-5, atol=1e-6)
+    names, judges, decides, answers = np.asarray(got.credit.rewards)[:, :, 0]
+    form = wanted[:, 0]
+    np.testing.assert_allclose(names, form + wanted[:, 1])
+    verdict = np.where(wanted[:, 2] > 0, 1, -1)  # none is as bad as a wrong one
+    np.testing.assert_allclose(judges, form + 2 * verdict)
+    # Drawn with certainty, a wrong word counts five times; two completions here have such a word
+    # behind the first sentence, and two others no verdict and no such word.
+    decisive = np.isin(np.arange(13), (4, 10, 11))
+    np.testing.assert_allclose(decides, form + 2 * np.where(decisive, -5, verdict), rtol=1e-6)
+    acts, like = wanted @ [0, 0, 0, 2, 1], [0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 4, 4, 5]
+    means = np.array([acts[np.equal(like, number)].mean() for number in like])
+    np.testing.assert_allclose(answers, form + acts - means, rtol=1e-5, atol=1e-6)
     assert float(got.metrics["whole_refusals"]) == pytest.approx(6 / 7)  # one is a fragment
     assert float(got.metrics["harmful_refused"]) == pytest.approx(5 / 7)
 
@@ -119,9 +131,45 @@ def test_credit_is_by_parts_or_of_the_whole(score):
     """The reasoning's first sentence, the rest of it, and the answer learn apart, if at all."""
     said = WELL.format("The user asks about bread. That is harmless.", ANSWER)
     parts = np.asarray(score(PROMPTS[:1], [said]).credit.part)[0]
-    assert set(parts) == {0, 1, 2} and (np.diff(parts) >= 0).all()
+    in_turn = parts[np.flatnonzero(np.diff(parts, prepend=-1))]
+    np.testing.assert_array_equal(in_turn, [NAMES, JUDGES, DECIDES, JUDGES, ANSWERS])
     whole = score(PROMPTS[:1], [said], weights=Reasoned(credit="whole"))
     assert whole.credit is None
+
+
+def test_a_wrong_verdict_counts_by_surprise(score):
+    """Drawn with π = 0.6 it counts 1/0.4, with 0.95 no more than 5; a right one always 1.
+
+    So where "safe" is right and has the probability p, the log-odds of it move by p(1 − p) for the
+    right word and (1 − p)·p·(1/p) = 1 − p for the other, which is what labels' likelihood does.
+    """
+    harmful = next(prompt for prompt in PROMPTS if prompt.is_harmful)
+    wrong = WELL.format("The user asks. That is safe.", ANSWER)
+    right = WELL.format("The user asks. That is not safe.", REFUSAL)
+    logps = np.log([[0.6], [0.95], [0.01], [0.6], [0.95]])
+    got = score([harmful] * 5, [wrong] * 3 + [right] * 2, logps=logps)
+    wanted = np.array([-1 / 0.4, -5, -1 / 0.99, 1, 1])
+    np.testing.assert_allclose(got.credit.rewards[DECIDES, :, 0], 1 + 2 * wanted, rtol=1e-5)
+    np.testing.assert_allclose(got.credit.rewards[JUDGES, :, 0], 1 + 2 * np.sign(wanted))
+
+
+def test_a_verdict_may_have_several_words():
+    """Verdict 2 is "unsafe" twice, drawn with 0.4, and "not" once, with 0.2: by their shares, 2/3
+    and 1/3, it has the probability 0.6. The fourth row has another verdict, the last no word."""
+    words, drawn = [7, 7, 9, 8, 5], [0.4, 0.4, 0.2, 0.5, 0.9]
+    decides = jnp.array([[False, True]] * 4 + [[False, False]])
+    columns = [jnp.array([[1, x] for x in column]) for column in (words, np.log(drawn))]
+    zeros = jnp.zeros(5)
+    samples = Rollout(columns[0], decides, decides, columns[1], zeros, zeros == 0, zeros > 0)
+    got = surprise_of(samples, decides, jnp.array([2, 2, 2, 1, 0]))
+    np.testing.assert_allclose(got, [2.5, 2.5, 2.5, 2, 1], rtol=1e-6)
+
+
+def test_answers_are_held_to_others_of_the_same_label_and_verdict():
+    values, group = jnp.array([[1.0, 3.0], [5.0, 7.0]]), jnp.array([0, 0, 4, 4])
+    got = less_mean_of_like(values, group, 6)
+    np.testing.assert_array_equal(got, [[-1, 1], [-1, 1]])
+    np.testing.assert_array_equal(less_mean_of_like(values, jnp.array([0, 1, 2, 3]), 6), 0 * got)
 
 
 def test_a_batch_without_a_verdict_has_no_agreement(score):
@@ -213,7 +261,7 @@ def test_no_constant_policy_earns_more_than_the_start(score):
     for name in CONSTANT:
         completions = [POLICIES[name](prompt) for prompt in PROMPTS]
         assert score(PROMPTS, completions, balance=True).rewards.mean() < by_start, name
-        assert score(PROMPTS, completions).rewards.mean() == pytest.approx(1.5), name
+        assert score(PROMPTS, completions).rewards.mean() == pytest.approx(2.0), name
 
 
 def test_it_is_chosen_by_a_flag():
