@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxalign.data import Prompt
 from jaxalign.data.templates import alphaalign_messages
+from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Weight
 from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.records import KINDS, Batch, Rollout, of_rows
@@ -41,6 +42,15 @@ class ShortReasoning(Settings):
     """AlphaAlign's reward."""
     length_weight: Weight = 0.5
     """Weight of the length reward; 0 leaves AlphaAlign's."""
+
+    def check(self) -> None:
+        """Also that a prompt's completions can be compared."""
+        super().check()
+        if self.length_weight and self.rl.samples_per_prompt == 1:
+            raise InputError(
+                "samples_per_prompt=1: the length reward compares the samples of a prompt: take 2 "
+                "or more, or --length-weight 0"
+            )
 
 
 PRESETS = {"demo": ShortReasoning()}  # SmolLM2-135M on two CPU cores

@@ -1,7 +1,7 @@
 """Times one training step of the demo's size, part by part, beside what the machine can do.
 
     python experiments/benchmarks/step.py
-    python experiments/benchmarks/step.py --prompts 32 --samples-per-prompt 2
+    python experiments/benchmarks/step.py --prompts 64 --samples-per-prompt 1
     python experiments/benchmarks/step.py --dtype float32 --repeats 5
     python experiments/benchmarks/step.py --context detailed-code
     python experiments/benchmarks/step.py --model Qwen/Qwen2.5-3B-Instruct --random-weights \
@@ -9,7 +9,7 @@
 
 8 prompts x 8 samples unless asked otherwise, 64 new tokens, the demo's few-shot prefix (with
 --context CADA's code or cases in it), SmolLM2-135M with its weights. The demo has as many
-completions a step: 32 prompts x 2 samples.
+completions a step: 64 prompts, one sample of each.
 The floor is the step's FLOPs over the rate of one large product measured in the same process, so
 the last column means the same on every machine. `plain` is the update with every prompt repeated
 for each of its samples and no shared context: what the update would cost without it. `whole step`

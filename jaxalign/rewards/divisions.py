@@ -16,7 +16,8 @@ from jaxalign.text.matcher import NEVER, Reader, Tokenizer
 NAMES, JUDGES, DECIDES, ANSWERS = range(4)
 _FIRST_SENTENCE = re.escape(REASONING_TAGS[0]) + "[^.!?<]*[.!?]"
 _AND_MORE = f"{_FIRST_SENTENCE}[^<]*[a-zA-Z]"
-_A_VERDICT = f"{_FIRST_SENTENCE}[^<]*[^a-zA-Z<]({'|'.join(VERDICT_WORDS)})"
+_WORDS = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in VERDICT_WORDS)
+_A_VERDICT = f"{_FIRST_SENTENCE}[^<]*([^a-zA-Z<]({_WORDS})|n['’]t)[^a-zA-Z]"
 
 
 @jax.tree_util.register_dataclass
@@ -29,8 +30,10 @@ class Division:
 
     A sentence ends at the first full stop, question or exclamation mark, that of "3.5" too. A
     reasoning of one sentence judges with all of it. One token decides: the one in which, behind the
-    first sentence, the first word of `VERDICT_WORDS` is complete, for then the verdict is out, or
-    its negation; there may be none. Without the answer's tag all is answer, as `split` has it.
+    first sentence, the first word of `VERDICT_WORDS` ends, or an "n't", for then the verdict is
+    out, or its negation; there may be none. Of a word of several tokens it is the last, which is
+    seldom needed: SmolLM2 writes all of these words but four with one. Without the answer's tag all
+    is answer, as `split` has it.
     """
 
     reader: Reader
@@ -48,6 +51,7 @@ class Division:
         """
         reading = self.reader.read(tokens, mask)
         named, judged, decided, answered = reading.first.T[:, :, None]
+        decided -= 1  # The byte behind the word only says that it has ended.
         named = jnp.where((judged < answered) & (judged != NEVER), named, 0)
         answered = jnp.where(answered == NEVER, 0, answered)
         before = jnp.where(reading.end <= named, NAMES, JUDGES)

@@ -40,15 +40,15 @@ def helpfulness_reward(
       `[N, G]` float32.
 
     Raises:
-      ValueError: a group has a single rollout, so that it has no standard deviation.
+      ValueError: a group to normalise has a single rollout, so no standard deviation.
     """
     chex.assert_rank([scores, refused], 2)
     chex.assert_equal_shape([scores, refused])
-    if scores.shape[1] < 2:
-        raise ValueError("helpfulness_reward needs at least two rollouts of each prompt")
     scores = scores.astype(jnp.float32)
     if not normalise:
         return jnp.where(refused, 0.0, scores)
+    if scores.shape[1] < 2:
+        raise ValueError("helpfulness_reward needs at least two rollouts of each prompt")
     scores = scores - scores[:, :1]  # so that equal scores are exactly zero, also when large
     deviation = scores - jnp.mean(scores, axis=1, keepdims=True)
     z = deviation / (jnp.std(scores, axis=1, keepdims=True, ddof=1) + eps)
@@ -61,7 +61,8 @@ class Helpfulness(Addable):
     """The term `helpfulness`: R_h of answers to harmless prompts, 0 elsewhere.
 
     The last N' prompts of a batch are the harmless ones: those whose `PromptFacts` have questions.
-    With one sample of a prompt its group is all N' answers (ours).
+    With one sample of a prompt its group is all N' answers (ours); a single answer has nothing to
+    be better than, and earns 0 if scores are normalised.
 
     Attributes:
       verifiers: `(tokens, mask) -> Verdict`, which answers earn nothing and where they are:
@@ -92,9 +93,12 @@ class Helpfulness(Addable):
         if likelihood and not self.normalise:
             scores = jnp.exp(scores)
         shape = (scored, group) if group > 1 else (1, scored)
-        helpful = helpfulness_reward(
-            scores.reshape(shape), refused.reshape(shape), normalise=self.normalise
-        ).reshape(scored, group)
+        scores, refused = scores.reshape(shape), refused.reshape(shape)
+        if scores.size == 1 and self.normalise:
+            helpful = jnp.zeros(shape)
+        else:
+            helpful = helpfulness_reward(scores, refused, normalise=self.normalise)
+        helpful = helpful.reshape(scored, group)
         helpful = jnp.pad(helpful, ((prompts - scored, 0), (0, 0)))
         score = term_score("helpfulness", helpful, metrics)
         by_answers_alone = Credit(jnp.stack([jnp.zeros_like(helpful), helpful]), None)

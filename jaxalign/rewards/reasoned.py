@@ -9,15 +9,17 @@
     agreement  4 (h − h̄)(r − r̄) where it gives one: h whether it is "harmful", r whether the answer
                refuses, and their means over such completions of the batch
     quality    of a harmful prompt: +1 for a whole refusal, 0 for a fragment, −1 for no refusal;
-               of a harmless one: +1 for an answer, 0 for a stub, −1 for a refusal
+               of a harmless one: 1 − s for an answer, s the share of the batch's answers to
+               other harmless prompts that begin alike, 0 for a stub, −1 for a refusal
 
 A policy that treats all prompts alike earns as much by verdict and quality on one side as it loses
 on the other, and with one verdict or one act nothing by agreement, for that is the covariance of
 saying and doing: so no part pulls to refusing, to answering or to one verdict, as credit for giving
-a verdict at all, or for acting on whatever verdict, was seen to do. With `balance` verdict and
-quality are multiplied by the root of `balanced_weights`, by which the side, harmful or harmless,
-that goes wrong more often in a batch counts more: then a policy of one verdict and act loses more
-than it earns.
+a verdict at all, or for acting on whatever verdict, was seen to do. An answer that begins as all do
+is worth no more than a stub: without that, most came to begin with "Use". With `balance` verdict
+and quality are multiplied by the root of `balanced_weights`, by which the side, harmful or
+harmless, that goes wrong more often in a batch counts more: then a policy of one verdict and act
+loses more than it earns. By parts (below) verdicts need no such weights, and only quality has them.
 
 With `credit="parts"` each token learns from what it decides (`Division`), beside the form:
 
@@ -31,15 +33,16 @@ But for the form, what comes later can't change what was earned before: leaving 
 nothing but noise off the advantages, and so does holding answers to others behind the same verdict
 and label. That what comes first doesn't learn from what follows is a choice, for each part has
 something of its own to learn from: verdicts are learned from labels, and answers to follow
-verdicts, right ones and wrong ones.
+verdicts, right ones and wrong ones. A verdict is read for that whether the form is right or not:
+the form is paid by itself, and an answer cut short says nothing against a right verdict.
 
 The word that decides is paid by surprise, for a policy gradient moves the log-odds of the right
-verdict by π(1 − π): by next to nothing where a wrong one is sure. With 1/(1 − π) a wrong one moves
-them by π, as the likelihood of labels would, and a policy that says the same of everything is
-pulled back with full force. π is the probability of the verdict, of which a word may be a part
-("not safe", "unsafe"): that with which the word was drawn over the word's share among the batch's
-completions of that verdict. No verdict, or both, counts as a wrong one there: else to give none
-would earn more than to be unsure.
+verdict by π(1 − π): by next to nothing where a wrong one is sure. With 1/(1 − π) wrong ones move
+them by π, as the likelihood of labels would, up to π = 0.8, and beyond by five times as much as
+without: a policy that says the same of everything is pulled back. π is the probability of the
+verdict, of which a word may be a part ("not safe", "unsafe"): that with which the word was drawn
+over the word's share among the batch's completions of that verdict. No verdict, or both, counts as
+a wrong one there: else to give none would earn more than to be unsure.
 """
 
 import dataclasses
@@ -52,6 +55,7 @@ import jax.numpy as jnp
 from jaxalign.host.fields import Checked, Positive, Weight
 from jaxalign.records import KINDS, Batch, Credit, Metrics, Rollout, Score, of_rows
 from jaxalign.rewards.divisions import DECIDES, Division
+from jaxalign.rewards.openings import OpeningReader, begin_alike
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
 from jaxalign.rewards.refusal_judge import RefusalVerifier, refusal_verifier
 from jaxalign.rewards.safety import balanced_weights, mean_where
@@ -77,7 +81,7 @@ class Reasoned(Checked):
     agreement: Weight = 2.0
     """Of refusing behind the verdict "harmful" and answering behind the other one."""
     quality: Weight = 1.0
-    """Of whole refusals, and of answers that are no stubs."""
+    """Of whole refusals, and of answers that are no stubs and don't all begin alike."""
 
     prior: Positive = 8.0
     """With --balance, rows of each side that are taken to be wrong, and as many to be right, beside
@@ -119,6 +123,7 @@ class Reasoned(Checked):
             SubjectReader.build(tokenizer),
             Subjects.of(requests),
             Division.build(tokenizer),
+            OpeningReader.build(tokenizer),
             self,
             format_weight,
             balance,
@@ -133,7 +138,7 @@ def less_mean_of_like(values: jax.Array, group: jax.Array, groups: int) -> jax.A
     """Values `[N, G]` less the mean of their group, `[B]` numbers below `groups`: `[N, G]`."""
     rows = values.reshape(-1)
     sums = jax.ops.segment_sum(jnp.stack([rows, jnp.ones_like(rows)], axis=1), group, groups)
-    return (rows - (sums[:, 0] / jnp.maximum(sums[:, 1], 1.0))[group]).reshape(values.shape)
+    return (rows - (sums[:, 0] / sums[:, 1])[group]).reshape(values.shape)
 
 
 def surprise_of(samples: Rollout, decides: jax.Array, verdict: jax.Array) -> jax.Array:
@@ -142,14 +147,19 @@ def surprise_of(samples: Rollout, decides: jax.Array, verdict: jax.Array) -> jax
     Args:
       samples: the completions.
       decides: `[B, T]` bool, in each row the one token that decides, or none, which surprises by 1.
-      verdict: `[B]` numbers.
+      verdict: `[B]`, the number of the verdict; 0 for none or both, which has no other words.
+
+    A share is (count + 1) / (completions with that verdict + 1), or a word that was drawn once,
+    with little probability, would pass for a sure one.
     """
+    has = decides.any(axis=1)
     words = jnp.where(decides, samples.tokens, 0).sum(axis=1)
     drawn = jnp.exp(jnp.where(decides, samples.logps, 0.0).sum(axis=1))
-    same = verdict[:, None] == verdict
-    share = (same & (words[:, None] == words)).sum(axis=1) / same.sum(axis=1)
+    same = has & (verdict[:, None] == verdict)
+    count = (same & (words[:, None] == words)).sum(axis=1)
+    share = jnp.where(verdict == 0, 1.0, (count + 1) / (same.sum(axis=1) + 1))
     surprise = 1.0 / jnp.maximum(1.0 - drawn / share, 1.0 / MOST_SURPRISE)
-    return jnp.where(decides.any(axis=1), surprise, 1.0)
+    return jnp.where(has, surprise, 1.0)
 
 
 class Judged(NamedTuple):
@@ -213,6 +223,7 @@ class ReasonedReward(Addable):
       names: tells whether a subject is named.
       subjects: of all prompts of the run, by `PromptFacts.index`.
       division: tells which tokens decide what.
+      openings: reads with what an answer begins.
       weights: of the parts.
       format_weight: r_f.
       balance: see above.
@@ -224,6 +235,7 @@ class ReasonedReward(Addable):
     names: SubjectReader
     subjects: Subjects
     division: Division
+    openings: OpeningReader
     weights: Reasoned = dataclasses.field(metadata={"static": True})
     format_weight: float = dataclasses.field(default=1.0, metadata={"static": True})
     balance: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -236,10 +248,12 @@ class ReasonedReward(Addable):
         harmful, said = kind == KINDS.index("harmful"), samples.readable(samples.mask)
         given = samples.tokens, said
         reasoning = self.reasoning.bounds(*given)
-        formed = self.answers.verifiers(*given).well_formed
+        form = self.answers.verifiers(*given)
+        formed = form.well_formed
         refused, whole, stub = self.answers.judge(*given)
         bad, good = map(jnp.asarray, self.verdicts(*given, *reasoning))
-        decided = formed & (bad != good)
+        told = bad != good
+        decided = formed & told
         asked = self.subjects.take(of_rows(batch.facts.index, samples))
         named = formed & self.names(asked, *given, *reasoning, least=LEAST_NAMED)
 
@@ -247,8 +261,13 @@ class ReasonedReward(Addable):
         agrees = decided & (bad == refused)
         from_mean = lambda x: x - mean_where(x, decided)  # noqa: E731
         wrongly = refused != harmful
-        good_of_its_side = jnp.where(harmful, whole, ~refused & ~stub)
-        of_acts, of_verdicts = jnp.ones(len(kind)), jnp.ones(len(kind))
+        prompts = batch.prompts.tokens.shape[0]
+        answered = ~harmful & ~refused & ~stub
+        alike = begin_alike(
+            self.openings(samples.tokens, form.answer), answered, len(kind) // prompts
+        )
+        good_of_its_side = jnp.where(harmful, whole, answered - alike)
+        of_acts = of_verdicts = jnp.ones(len(kind))
         if self.balance:
             prior = self.weights.prior
             of_acts = jnp.sqrt(balanced_weights(harmful, refused, prior=prior))
@@ -259,9 +278,8 @@ class ReasonedReward(Addable):
             "named": named,
             "verdict": jnp.where(right, of_verdicts, -of_verdicts) * decided,
             "agreement": jnp.where(decided, 4.0 * from_mean(bad) * from_mean(refused), 0.0),
-            "quality": of_acts * (1.0 * good_of_its_side - wrongly),
+            "quality": of_acts * (good_of_its_side - wrongly),
         }
-        prompts = batch.prompts.tokens.shape[0]
         terms = {x: y.astype(jnp.float32).reshape(prompts, -1) for x, y in parts.items()}
         weights = {"form": self.format_weight, **vars(self.weights)}
         total = sum(weights[name] * term for name, term in terms.items())
@@ -272,6 +290,7 @@ class ReasonedReward(Addable):
             "verdict_agrees": mean_where(agrees, decided),
             "whole_refusals": mean_where(whole, refused),
             "stubs": mean_where(stub, ~refused),
+            "begin_alike": mean_where(alike, answered),
         }
         for index, name in enumerate(KINDS):
             metrics[f"{name}_refused"] = mean_where(refused, kind == index)
@@ -282,17 +301,19 @@ class ReasonedReward(Addable):
         credit = None
         if self.weights.credit == "parts":
             part = self.division(*given)
-            verdict = jnp.where(decided, 1 + bad, 0)
+            verdict = jnp.where(told, 1 + bad, 0)
             surprise = surprise_of(samples, said & (part == DECIDES), verdict)
             judges, decides = (
-                jnp.where(right, 1.0, -wrong).reshape(prompts, -1) for wrong in (1.0, surprise)
+                jnp.where(told & (bad == harmful), 1.0, -wrong).reshape(prompts, -1)
+                for wrong in (1.0, surprise)
             )
+            like = 3 * harmful + jnp.where(formed, verdict, 0)
             answers = sum(weights[name] * terms[name] for name in ("agreement", "quality"))
             earned = [
                 weights["named"] * terms["named"],
                 weights["verdict"] * judges,
                 weights["verdict"] * decides,
-                less_mean_of_like(answers, 3 * harmful + verdict, 6),
+                less_mean_of_like(answers, like, 6),
             ]
             credit = Credit(weights["form"] * terms["form"] + jnp.stack(earned), part)
         return Score(jnp.asarray(total), outcome, terms, details, metrics, credit)

@@ -20,23 +20,18 @@ _BAD = """(harmful|dangerous|unsafe|illegal|unethical|inappropriate|hazardous|ma
     against the (law|rules))"""
 _GOOD = """(harmless|safe|fine|okay|ok|benign|innocent|legal|ethical|appropriate|acceptable|
     innocuous|lawful|legitimate|allowed|unproblematic|permissible|reasonable)"""
-VERDICT_WORDS = (
-    "not",
-    "never",
-    "hardly",
-    *(
-        word
-        for word in re.findall(r"[a-z]+", _BAD + _GOOD)
-        if word not in ("against", "the", "law", "rules")
-    ),
-)
-"""Words that give a verdict, or take it back, in small letters."""
 _DEGREE = """(a|an|the|very|really|quite|truly|clearly|perfectly|entirely|completely|totally|highly|
     extremely|potentially|inherently|generally|usually|probably|both|all|just|also|simply|in any way
     |at all|so|too|particularly|morally|legally|any|seriously|plainly|obviously|therefore)*"""
 _IS = """(is|are|was|were|be|been|being|seem|seems|look|looks|appear|appears|sound|sounds|
     considered|deemed|judged|called|seen as|regarded as|verdict|request|to be)"""
 _NO = "(not|never|hardly|neither|nor|no|without|nothing)"
+VERDICT_WORDS = tuple(
+    word
+    for word in re.findall(r"[a-z]+", _NO + _BAD + _GOOD)
+    if word not in ("against", "the", "law", "rules")
+)
+"""Words that give a verdict, or take it back, in small letters."""
 _AFFIRMED = """(^|[^ not never hardly neither nor no without nothing is are was were be been being
     seem seems look looks appear appears sound sounds considered deemed judged called seen as
     regarded verdict request to a an the very really quite truly clearly perfectly entirely

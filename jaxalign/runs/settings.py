@@ -307,12 +307,15 @@ class Settings(Checked):
 
 def _check_without_groups(objective: Objective) -> None:
     """Refuses what compares the samples of a prompt where there is one."""
-    chosen = [getattr(objective, name, None) for name in ("advantages", "adjust", "keep")]
-    for part in chosen:
-        if isinstance(part, Group | LeaveOneOut | InverseFrequency | PerTerm | Informative):
+    remedies = {"advantages": "whole-batch", "adjust": "none", "keep": "none"}
+    for name, remedy in remedies.items():
+        part = getattr(objective, name, None)
+        if isinstance(
+            part, Group | Shrinkage | LeaveOneOut | InverseFrequency | PerTerm | Informative
+        ):
             raise InputError(
                 f"samples_per_prompt=1: {type(part).__name__} compares the samples of a prompt: "
-                "take 2 or more, or --objective.advantages whole-batch, which compares prompts"
+                f"take 2 or more, or --objective.{name} {remedy}"
             )
 
 

@@ -205,6 +205,9 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
     assert (folder / "checkpoints" / str(done)).exists()
 
 
+WHOLE = ["--objective=grpo", "--objective.advantages=whole-batch"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -212,7 +215,28 @@ def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
         (["--samples-per-prompt=0"], "samples_per_prompt=0 is too small: at least 1"),
         (
             ["--samples-per-prompt=1", "--objective.advantages=group"],
-            "samples_per_prompt=1: Group compares the samples of a prompt: take 2 or more, or",
+            "samples_per_prompt=1: Group compares the samples of a prompt: take 2 or more, or "
+            "--objective.advantages whole-batch",
+        ),
+        (
+            ["--samples-per-prompt=1", "--objective.advantages=shrinkage"],
+            "samples_per_prompt=1: Shrinkage compares",
+        ),
+        (
+            ["--samples-per-prompt=1", "--objective.advantages=leave-one-out"],
+            "samples_per_prompt=1: LeaveOneOut compares",
+        ),
+        (
+            ["--samples-per-prompt=1", *WHOLE, "--objective.adjust=per-term"],
+            "PerTerm compares the samples of a prompt: take 2 or more, or --objective.adjust none",
+        ),
+        (
+            ["--samples-per-prompt=1", *WHOLE, "--objective.adjust=inverse-frequency"],
+            "InverseFrequency compares the samples of a prompt",
+        ),
+        (
+            ["--samples-per-prompt=1", *WHOLE, "--objective.keep=informative"],
+            "Informative compares the samples of a prompt: take 2 or more, or --objective.keep",
         ),
         (["--model=missing.gguf"], "missing.gguf"),
         (["--prompts", "missing.jsonl"], "missing.jsonl"),

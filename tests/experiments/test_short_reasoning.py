@@ -9,9 +9,12 @@ import pytest
 from tiny_model import TINY, random_params
 
 from experiments.short_reasoning import PRESETS, build, length_reward
+from jaxalign.engine import GRPO, WholeBatch
+from jaxalign.host.errors import InputError
 from jaxalign.models import Transformer
 from jaxalign.records import Batch, Prompts, Rollout
 from jaxalign.rewards import PromptFacts
+from jaxalign.runs.choices import change
 
 ROOT = Path(__file__).parents[2]
 REASONINGS = {  # tokens, without the tags
@@ -44,6 +47,15 @@ def test_a_group_of_one_length_gets_nothing_and_a_wrong_one_no_bonus():
     np.testing.assert_allclose(
         length_reward(lengths, right), [[0.5, -0.5, 0], [0, -0.5, 0], [0, 0, 0]]
     )
+
+
+def test_one_completion_of_a_prompt_is_no_group():
+    """The length reward would be nothing."""
+    demo = PRESETS["demo"]
+    one = change(demo, samples_per_prompt=1, objective=GRPO(advantages=WholeBatch()))
+    with pytest.raises(InputError, match="samples_per_prompt=1: the length reward compares"):
+        one.check()
+    change(one, length_weight=0.0).check()
 
 
 def test_it_is_added_to_alphaaligns_and_measures_the_reasoning(smollm2_tokenizer, samples):

@@ -136,6 +136,22 @@ def test_balance_pulls_a_blind_policy_back_to_the_middle(share):
     assert slope > 1 if share < 0.5 else slope < -1
 
 
+def test_a_single_answer_has_nothing_to_be_better_than(scene):
+    """One harmless prompt, one sample; its bare score is its own all the same."""
+    verifiers, batch, samples = scene
+    facts = batch.facts
+    facts = dataclasses.replace(
+        facts, questions=facts.questions[-1:], question_mask=facts.question_mask[-1:]
+    )
+    batch = dataclasses.replace(batch, facts=facts)
+    one_each = jax.tree.map(lambda leaf: leaf[jnp.array([0, 5, 11])], samples)
+    for normalise, earned in ((True, 0), (False, 3)):
+        score = alphaalign_reward(verifiers, GivenValues(jnp.asarray([3.0])), normalise=normalise)(
+            batch, one_each
+        )
+        np.testing.assert_array_equal(score.details["helpfulness"], [0, 0, earned])
+
+
 def test_relevance_is_what_the_question_adds_beyond_its_own_words(scene, likelihood):
     """A float64 oracle from the model's log-probabilities: row by row, token by token."""
     _, batch, samples = scene

@@ -30,6 +30,36 @@ CASES = [
         (JUDGES, " safe.</safety_reasoning>\n<answer>"),
         (ANSWERS, "No."),
     ),
+    (
+        (NAMES, "<safety_reasoning>Cars."),
+        (JUDGES, " That isn"),
+        (DECIDES, "'t"),
+        (JUDGES, " safe.</safety_reasoning>\n<answer>"),
+        (ANSWERS, "No."),
+    ),
+    (
+        (NAMES, "<safety_reasoning>Cars."),
+        (JUDGES, " There is"),
+        (DECIDES, " nothing"),
+        (JUDGES, " illegal in that.</safety_reasoning>\n<answer>"),
+        (ANSWERS, "Yes."),
+    ),
+    # Capitals too; only whole words.
+    (
+        (NAMES, "<safety_reasoning>Cars."),
+        (JUDGES, " I note for safety and legality:"),
+        (DECIDES, " Not"),
+        (JUDGES, " safe.</safety_reasoning>\n<answer>"),
+        (ANSWERS, "No."),
+    ),
+    # Of a word of several tokens the last decides.
+    (
+        (NAMES, "<safety_reasoning>Cars."),
+        (JUDGES, " That is hate"),
+        (DECIDES, "ful"),
+        (JUDGES, ".</safety_reasoning>\n<answer>"),
+        (ANSWERS, "No."),
+    ),
     # No verdict.
     (
         (NAMES, "<safety_reasoning>Cars."),

@@ -94,8 +94,8 @@ def test_the_parts_by_hand(score):
         (benign, WELL.format(good, "Sure!"), [1, 1, 1, 0], "s", False),
         (benign, WELL.format(good, REFUSAL), [1, 1, 1, -1], "s", True),
         (benign, WELL.format(wrong, REFUSAL), [1, 1, -1, -1], "h", True),
-        (benign, WELL.format(wrong, ANSWER), [1, 1, -1, 1], "h", False),
-        (benign, ANSWER, [0, 0, 0, 1], "", False),
+        (benign, WELL.format(wrong, f"Now {ANSWER}"), [1, 1, -1, 1], "h", False),
+        (benign, f"Then {ANSWER}", [0, 0, 0, 1], "", False),
     ]
     prompts, completions, expected, verdicts, refused = map(list, zip(*table, strict=True))
     got = score(prompts, completions)
@@ -116,8 +116,8 @@ def test_the_parts_by_hand(score):
     np.testing.assert_allclose(names, form + wanted[:, 1])
     verdict = np.where(wanted[:, 2] > 0, 1, -1)  # none is as bad as a wrong one
     np.testing.assert_allclose(judges, form + 2 * verdict)
-    # Drawn with certainty, a wrong word counts five times; two completions here have such a word
-    # behind the first sentence, and two others no verdict and no such word.
+    # Drawn with certainty, a wrong word counts five times; three completions here have such a word
+    # behind the first sentence, and three others no verdict and no such word.
     decisive = np.isin(np.arange(13), (4, 10, 11))
     np.testing.assert_allclose(decides, form + 2 * np.where(decisive, -5, verdict), rtol=1e-6)
     acts, like = wanted @ [0, 0, 0, 2, 1], [0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 4, 4, 5]
@@ -125,6 +125,19 @@ def test_the_parts_by_hand(score):
     np.testing.assert_allclose(answers, form + acts - means, rtol=1e-5, atol=1e-6)
     assert float(got.metrics["whole_refusals"]) == pytest.approx(6 / 7)  # one is a fragment
     assert float(got.metrics["harmful_refused"]) == pytest.approx(5 / 7)
+
+
+def test_an_answer_that_begins_as_others_do_is_worth_less(score):
+    """Of four answers to other prompts three begin alike; refusals and harmful prompts aside."""
+    harmless = [prompt for prompt in PROMPTS if not prompt.is_harmful][:5]
+    harmful = next(prompt for prompt in PROMPTS if prompt.is_harmful)
+    said = ["Use a pan, and then a pot or two.", "**Use** both hands and wait for the bus."]
+    said += ["use water, or milk if you have it.", "You use the first one of the two."]
+    completions = [WELL.format("Hm.", answer) for answer in [*said, REFUSAL, said[0]]]
+    got = score([*harmless, harmful], completions)
+    wanted = [1 - 2 / 3, 1 - 2 / 3, 1 - 2 / 3, 1, -1, -1]
+    np.testing.assert_allclose(got.terms["quality"][:, 0], wanted, rtol=1e-6)
+    assert float(got.metrics["begin_alike"]) == pytest.approx(0.5)
 
 
 def test_credit_is_by_parts_or_of_the_whole(score):
@@ -153,16 +166,40 @@ def test_a_wrong_verdict_counts_by_surprise(score):
     np.testing.assert_allclose(got.credit.rewards[JUDGES, :, 0], 1 + 2 * np.sign(wanted))
 
 
+def test_a_right_verdict_is_paid_in_a_completion_that_was_cut_short(score):
+    """Its form is not, nor is the verdict in the sum, which is for all tokens."""
+    said = (
+        "<safety_reasoning>The user asks about poison. That is unsafe.</safety_reasoning>\n<answer>"
+    )
+    got = score([next(p for p in PROMPTS if p.is_harmful)], [f"{said}I'm sorry, but"])
+    np.testing.assert_allclose(got.credit.rewards[[JUDGES, DECIDES], 0, 0], [2, 2])
+    assert float(got.terms["verdict"][0, 0]) == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["That is safe. No, that is unsafe.", "That is safe and that is unsafe.", "Is that not safe?"],
+)
+def test_a_verdict_that_wavers_is_a_wrong_one_whatever_the_label(score, said):
+    completion = WELL.format(f"The user asks. {said}", ANSWER)
+    got = score(PROMPTS, [completion] * len(PROMPTS), logps=np.full((len(PROMPTS), 1), np.log(0.5)))
+    np.testing.assert_allclose(got.credit.rewards[JUDGES], 1 - 2, rtol=1e-5)
+    np.testing.assert_allclose(got.credit.rewards[DECIDES], 1 - 2 * 2, rtol=1e-5)
+
+
 def test_a_verdict_may_have_several_words():
-    """Verdict 2 is "unsafe" twice, drawn with 0.4, and "not" once, with 0.2: by their shares, 2/3
-    and 1/3, it has the probability 0.6. The fourth row has another verdict, the last no word."""
-    words, drawn = [7, 7, 9, 8, 5], [0.4, 0.4, 0.2, 0.5, 0.9]
-    decides = jnp.array([[False, True]] * 4 + [[False, False]])
+    """Verdict 2 is "unsafe" three times, drawn with 0.4, and "not" once, with 0.2: of five, one
+    more than they are, four and two are theirs, so it has the probability 0.5. A row of that
+    verdict without a word changes nothing. Of the undecided each word is by itself."""
+    words = [7, 7, 7, 9, 5, 8, 5, 6]
+    drawn = [0.4, 0.4, 0.4, 0.2, 0.9, 0.5, 0.75, 0.5]
+    verdict = jnp.array([2, 2, 2, 2, 2, 1, 0, 0])
+    decides = jnp.ones((8, 2), bool).at[:, 0].set(False).at[4].set(False)
     columns = [jnp.array([[1, x] for x in column]) for column in (words, np.log(drawn))]
-    zeros = jnp.zeros(5)
+    zeros = jnp.zeros(8)
     samples = Rollout(columns[0], decides, decides, columns[1], zeros, zeros == 0, zeros > 0)
-    got = surprise_of(samples, decides, jnp.array([2, 2, 2, 1, 0]))
-    np.testing.assert_allclose(got, [2.5, 2.5, 2.5, 2, 1], rtol=1e-6)
+    got = surprise_of(samples, decides, verdict)
+    np.testing.assert_allclose(got, [2, 2, 2, 2, 1, 2, 4, 2], rtol=1e-6)
 
 
 def test_answers_are_held_to_others_of_the_same_label_and_verdict():
@@ -200,7 +237,7 @@ def guess(prompt):
 
 
 def fitting(prompt):
-    return f"About {' and '.join(subject_stems(prompt.text)[:2])}: {ANSWER.lower()}"
+    return f"{' and '.join(subject_stems(prompt.text)[:2]).capitalize()}: {ANSWER.lower()}"
 
 
 FILLER = "I'm happy to help you with that. Please let me know how I can help you."
@@ -256,12 +293,12 @@ def test_the_honest_policy_earns_most_on_each_side(earned):
 
 
 def test_no_constant_policy_earns_more_than_the_start(score):
-    """Balanced; without, one with the best form and subject earns these and no more."""
+    """Balanced; without, one with the best form and subject earns 2 and no more."""
     by_start = score(PROMPTS, [row["completion"] for row in ROWS], balance=True).rewards.mean()
     for name in CONSTANT:
         completions = [POLICIES[name](prompt) for prompt in PROMPTS]
         assert score(PROMPTS, completions, balance=True).rewards.mean() < by_start, name
-        assert score(PROMPTS, completions).rewards.mean() == pytest.approx(2.0), name
+        assert score(PROMPTS, completions).rewards.mean() < 2 + 1e-6, name
 
 
 def test_it_is_chosen_by_a_flag():

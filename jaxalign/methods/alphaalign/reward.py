@@ -91,7 +91,8 @@ class Rewarded(Checked):
     request of another prompt does (ours). Filler, which is as likely after any request, gains
     nothing by it; costs a second scoring pass."""
     normalise: bool = True
-    """Normalise helpfulness over a prompt's samples; without, it is the bare score."""
+    """Normalise helpfulness over a prompt's samples, or over the batch where each prompt has one;
+    without, it is the bare score."""
 
     def check_plan(self) -> None:
         """Refuses a scorer that would have to be loaded."""
