@@ -16,8 +16,10 @@ from jaxalign.text.matcher import NEVER, Reader, Tokenizer
 NAMES, JUDGES, DECIDES, ANSWERS = range(4)
 _FIRST_SENTENCE = re.escape(REASONING_TAGS[0]) + "[^.!?<]*[.!?]"
 _AND_MORE = f"{_FIRST_SENTENCE}[^<]*[a-zA-Z]"
-_WORDS = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in VERDICT_WORDS)
-_A_VERDICT = f"{_FIRST_SENTENCE}[^<]*([^a-zA-Z<]({_WORDS})|n['’]t)[^a-zA-Z]"
+_WORDS = "|".join(f"{word}|{word.capitalize()}|{word.upper()}" for word in VERDICT_WORDS)
+_A_VERDICT = f"{_FIRST_SENTENCE}[^<]*[^a-zA-Z<]({_WORDS})[^a-zA-Z]"
+_NOT = "n't"
+_IS_NOT = f"{_FIRST_SENTENCE}[^<]*[^a-zA-Z<](is|are|was|were){_NOT}[^a-zA-Z]"
 
 
 @jax.tree_util.register_dataclass
@@ -30,10 +32,10 @@ class Division:
 
     A sentence ends at the first full stop, question or exclamation mark, that of "3.5" too. A
     reasoning of one sentence judges with all of it. One token decides: the one in which, behind the
-    first sentence, the first word of `VERDICT_WORDS` ends, or an "n't", for then the verdict is
-    out, or its negation; there may be none. Of a word of several tokens it is the last, which is
-    seldom needed: SmolLM2 writes all of these words but four with one. Without the answer's tag all
-    is answer, as `split` has it.
+    first sentence, the first word of `VERDICT_WORDS` ends, or the "isn" of "isn't", for then the
+    verdict is out, or its negation; there may be none. Of a word of several tokens it is the last,
+    which is seldom needed: SmolLM2 writes all of these words but four with one. Without the
+    answer's tag all is answer, as `split` has it.
     """
 
     reader: Reader
@@ -41,7 +43,7 @@ class Division:
     @classmethod
     def build(cls, tokenizer: Tokenizer) -> Division:
         """Of a tokenizer's vocabulary; raises what `token_bytes` raises."""
-        patterns = map(compile_pattern, (_FIRST_SENTENCE, _AND_MORE, _A_VERDICT))
+        patterns = map(compile_pattern, (_FIRST_SENTENCE, _AND_MORE, _A_VERDICT, _IS_NOT))
         return cls(Reader.build([*patterns, compile_phrases([ANSWER_TAGS[0]])], tokenizer))
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -50,8 +52,9 @@ class Division:
         A token that ends the first sentence and goes on judges.
         """
         reading = self.reader.read(tokens, mask)
-        named, judged, decided, answered = reading.first.T[:, :, None]
-        decided -= 1  # The byte behind the word only says that it has ended.
+        named, judged, decided, is_not, answered = reading.first.T[:, :, None]
+        # The byte behind a word only says that it has ended; of "n't" the first letter decides.
+        decided = jnp.minimum(decided - 1, is_not - len(_NOT))
         named = jnp.where((judged < answered) & (judged != NEVER), named, 0)
         answered = jnp.where(answered == NEVER, 0, answered)
         before = jnp.where(reading.end <= named, NAMES, JUDGES)

@@ -9,32 +9,34 @@
     agreement  4 (h − h̄)(r − r̄) where it gives one: h whether it is "harmful", r whether the answer
                refuses, and their means over such completions of the batch
     quality    of a harmful prompt: +1 for a whole refusal, 0 for a fragment, −1 for no refusal;
-               of a harmless one: 1 − s for an answer, s the share of the batch's answers to
-               other harmless prompts that begin alike, 0 for a stub, −1 for a refusal
+               of a harmless one: +1 for an answer, 0 for a stub, −1 for a refusal
+    varied     s̄ − s for a well-formed answer of that kind: s the share of the batch's others, to
+               other harmless prompts, that begin alike, and s̄ its mean
 
 A policy that treats all prompts alike earns as much by verdict and quality on one side as it loses
 on the other, and with one verdict or one act nothing by agreement, for that is the covariance of
 saying and doing: so no part pulls to refusing, to answering or to one verdict, as credit for giving
-a verdict at all, or for acting on whatever verdict, was seen to do. An answer that begins as all do
-is worth no more than a stub: without that, most came to begin with "Use". With `balance` verdict
-and quality are multiplied by the root of `balanced_weights`, by which the side, harmful or
-harmless, that goes wrong more often in a batch counts more: then a policy of one verdict and act
-loses more than it earns. By parts (below) verdicts need no such weights, and only quality has them.
+a verdict at all, or for acting on whatever verdict, was seen to do. Nor does what is paid for
+varied answers, of which most would come to begin with "Use". With `balance` verdict and quality are
+multiplied by the root of `balanced_weights`, by which the side, harmful or harmless, that goes
+wrong more often in a batch counts more: then a policy of one verdict and act loses more than it
+earns. By parts (below) verdicts need no such weights, and only quality has them.
 
 With `credit="parts"` each token learns from what it decides (`Division`), beside the form:
 
     names     named
     judges    1 for the right verdict, else −1
     decides   1 for the right verdict, else −min(1/(1 − π), MOST_SURPRISE), π its probability
-    answers   agreement and quality, less the mean of the rows that have the same verdict and side;
+    answers   agreement, quality and varied, less the mean of rows of the same verdict and side;
               and what is added, such as helpfulness
 
 But for the form, what comes later can't change what was earned before: leaving that out takes
 nothing but noise off the advantages, and so does holding answers to others behind the same verdict
 and label. That what comes first doesn't learn from what follows is a choice, for each part has
 something of its own to learn from: verdicts are learned from labels, and answers to follow
-verdicts, right ones and wrong ones. A verdict is read for that whether the form is right or not:
-the form is paid by itself, and an answer cut short says nothing against a right verdict.
+verdicts, right ones and wrong ones. A verdict is read for that in any reasoning that is closed
+before the answer, whatever else the form: the form is paid by itself, and an answer cut short says
+nothing against a right verdict.
 
 The word that decides is paid by surprise, for a policy gradient moves the log-odds of the right
 verdict by π(1 − π): by next to nothing where a wrong one is sure. With 1/(1 − π) wrong ones move
@@ -54,8 +56,8 @@ import jax.numpy as jnp
 
 from jaxalign.host.fields import Checked, Positive, Weight
 from jaxalign.records import KINDS, Batch, Credit, Metrics, Rollout, Score, of_rows
+from jaxalign.rewards.beginnings import OpeningReader, begin_alike
 from jaxalign.rewards.divisions import DECIDES, Division
-from jaxalign.rewards.openings import OpeningReader, begin_alike
 from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
 from jaxalign.rewards.refusal_judge import RefusalVerifier, refusal_verifier
 from jaxalign.rewards.safety import balanced_weights, mean_where
@@ -81,7 +83,9 @@ class Reasoned(Checked):
     agreement: Weight = 2.0
     """Of refusing behind the verdict "harmful" and answering behind the other one."""
     quality: Weight = 1.0
-    """Of whole refusals, and of answers that are no stubs and don't all begin alike."""
+    """Of whole refusals, and of answers that are no stubs."""
+    varied: Weight = 4.0
+    """Of answers that don't begin as most others do."""
 
     prior: Positive = 8.0
     """With --balance, rows of each side that are taken to be wrong, and as many to be right, beside
@@ -211,7 +215,7 @@ class Answers:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReasonedReward(Addable):
-    """The terms `form`, `named`, `verdict`, `agreement` and `quality`, and their sum.
+    """The terms `form`, `named`, `verdict`, `agreement`, `quality` and `varied`, and their sum.
 
     Made by `Reasoned.reward`. The outcome is 1 where a well-formed completion gives the right
     verdict and acts on it, else 0.
@@ -252,7 +256,8 @@ class ReasonedReward(Addable):
         formed = form.well_formed
         refused, whole, stub = self.answers.judge(*given)
         bad, good = map(jnp.asarray, self.verdicts(*given, *reasoning))
-        told = bad != good
+        closed = (reasoning[0] > 0) & (reasoning[1] < self.answers.span.bounds(*given)[0])
+        told = closed & (bad != good)
         decided = formed & told
         asked = self.subjects.take(of_rows(batch.facts.index, samples))
         named = formed & self.names(asked, *given, *reasoning, least=LEAST_NAMED)
@@ -262,11 +267,11 @@ class ReasonedReward(Addable):
         from_mean = lambda x: x - mean_where(x, decided)  # noqa: E731
         wrongly = refused != harmful
         prompts = batch.prompts.tokens.shape[0]
-        answered = ~harmful & ~refused & ~stub
+        answered = formed & ~harmful & ~refused & ~stub
         alike = begin_alike(
             self.openings(samples.tokens, form.answer), answered, len(kind) // prompts
         )
-        good_of_its_side = jnp.where(harmful, whole, answered - alike)
+        good_of_its_side = jnp.where(harmful, whole, ~refused & ~stub)
         of_acts = of_verdicts = jnp.ones(len(kind))
         if self.balance:
             prior = self.weights.prior
@@ -278,7 +283,8 @@ class ReasonedReward(Addable):
             "named": named,
             "verdict": jnp.where(right, of_verdicts, -of_verdicts) * decided,
             "agreement": jnp.where(decided, 4.0 * from_mean(bad) * from_mean(refused), 0.0),
-            "quality": of_acts * (good_of_its_side - wrongly),
+            "quality": of_acts * (1.0 * good_of_its_side - wrongly),
+            "varied": jnp.where(answered, mean_where(alike, answered) - alike, 0.0),
         }
         terms = {x: y.astype(jnp.float32).reshape(prompts, -1) for x, y in parts.items()}
         weights = {"form": self.format_weight, **vars(self.weights)}
@@ -308,7 +314,9 @@ class ReasonedReward(Addable):
                 for wrong in (1.0, surprise)
             )
             like = 3 * harmful + jnp.where(formed, verdict, 0)
-            answers = sum(weights[name] * terms[name] for name in ("agreement", "quality"))
+            answers = sum(
+                weights[name] * terms[name] for name in ("agreement", "quality", "varied")
+            )
             earned = [
                 weights["named"] * terms["named"],
                 weights["verdict"] * judges,

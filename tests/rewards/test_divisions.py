@@ -32,9 +32,9 @@ CASES = [
     ),
     (
         (NAMES, "<safety_reasoning>Cars."),
-        (JUDGES, " That isn"),
-        (DECIDES, "'t"),
-        (JUDGES, " safe.</safety_reasoning>\n<answer>"),
+        (JUDGES, " He doesn't ask much. That"),
+        (DECIDES, " isn"),
+        (JUDGES, "'t safe.</safety_reasoning>\n<answer>"),
         (ANSWERS, "No."),
     ),
     (
@@ -47,9 +47,9 @@ CASES = [
     # Capitals too; only whole words.
     (
         (NAMES, "<safety_reasoning>Cars."),
-        (JUDGES, " I note for safety and legality:"),
-        (DECIDES, " Not"),
-        (JUDGES, " safe.</safety_reasoning>\n<answer>"),
+        (JUDGES, " I note for safety and legality: **"),
+        (DECIDES, "NOT"),
+        (JUDGES, "** safe.</safety_reasoning>\n<answer>"),
         (ANSWERS, "No."),
     ),
     # Of a word of several tokens the last decides.

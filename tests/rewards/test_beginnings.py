@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.templates import pad
-from jaxalign.rewards.openings import OpeningReader, begin_alike
+from jaxalign.rewards.beginnings import OpeningReader, begin_alike
 
 TEXTS = ["Use a pan.", " use it", "**Use** both", "Useful?", "\n", "...", "3 pans", "You use a pan"]
 
