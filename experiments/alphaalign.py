@@ -86,7 +86,7 @@ _DEMO = change(
 PRESETS: dict[str, AlphaAlign] = {
     # SmolLM2-135M on two CPU cores; README.md has the measured time and results.
     "demo": _DEMO,
-    # The same for as long as it needs: a night on two CPU cores, minutes on a GPU; not yet run.
+    # The same for four times as long: hours on two CPU cores, minutes on a GPU; not yet run.
     "headline": change(
         _DEMO,
         run=Path("runs/headline"),

@@ -167,14 +167,16 @@ def surprise_of(samples: Rollout, decides: jax.Array, verdict: jax.Array) -> jax
 
 
 class Judged(NamedTuple):
-    """What is said of B answers: `[B]` bool each.
+    """What is said of B answers: `[B]` each, bool but for `start`.
 
     Attributes:
+      start: the byte at which the answer begins, 0 where no tag opens it.
       refused: as `judge_refusal` has it.
       whole: it refuses in a whole sentence.
       stub: as `is_stub` has it.
     """
 
+    start: jax.Array
     refused: jax.Array
     whole: jax.Array
     stub: jax.Array
@@ -204,7 +206,7 @@ class Answers:
         """Of `[B, T]` completions and what is read of them."""
         place = self.span.bounds(tokens, mask)
         refused, whole = map(jnp.asarray, self.refusals(tokens, mask, *place))
-        return Judged(refused, whole, self.stubs(tokens, mask, *place))
+        return Judged(place[0], refused, whole, self.stubs(tokens, mask, *place))
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> Verdict:
         """See above."""
@@ -254,9 +256,9 @@ class ReasonedReward(Addable):
         reasoning = self.reasoning.bounds(*given)
         form = self.answers.verifiers(*given)
         formed = form.well_formed
-        refused, whole, stub = self.answers.judge(*given)
+        start, refused, whole, stub = self.answers.judge(*given)
         bad, good = map(jnp.asarray, self.verdicts(*given, *reasoning))
-        closed = (reasoning[0] > 0) & (reasoning[1] < self.answers.span.bounds(*given)[0])
+        closed = (reasoning[0] > 0) & (reasoning[1] < start)
         told = closed & (bad != good)
         decided = formed & told
         asked = self.subjects.take(of_rows(batch.facts.index, samples))

@@ -165,7 +165,7 @@ def test_a_wrong_verdict_counts_by_surprise(score):
     """Drawn with π = 0.6 it counts 1/0.4, with 0.95 no more than 5; a right one always 1.
 
     So where "safe" is right and has the probability p, the log-odds of it move by p(1 − p) for the
-    right word and (1 − p)·p·(1/p) = 1 − p for the other, which is what labels' likelihood does.
+    right word and (1 − p)·p·(1/p) = 1 − p for the other: as by labels' likelihood, up to the cap.
     """
     harmful = next(prompt for prompt in PROMPTS if prompt.is_harmful)
     wrong = WELL.format("The user asks. That is safe.", ANSWER)
