@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Decoder, plain_decoder
 from jaxalign.models.heads import hidden_entropies, hidden_token_logps
+from jaxalign.models.lora import Lora, init_adapter, merge, on_base
 from jaxalign.models.scores import sequence_scores
 from jaxalign.models.transformer import Transformer
 
 if TYPE_CHECKING:
+    from jaxalign.models.files.adapters import load_adapter, save_adapter
     from jaxalign.models.files.gguf import smollm2_path
     from jaxalign.models.files.huggingface import save_pretrained
     from jaxalign.models.files.load import PLAIN_TEMPLATE, load_pretrained
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
 __all__ = [
     "PLAIN_TEMPLATE",
     "Decoder",
+    "Lora",
     "ModelConfig",
     "Transformer",
     "hidden_entropies",
     "hidden_token_logps",
+    "init_adapter",
+    "load_adapter",
     "load_pretrained",
+    "merge",
+    "on_base",
     "plain_decoder",
+    "save_adapter",
     "save_pretrained",
     "sequence_scores",
     "smollm2_path",
@@ -34,6 +42,8 @@ __all__ = [
 
 _OF_FILES = {
     "PLAIN_TEMPLATE": "load",
+    "load_adapter": "adapters",
+    "save_adapter": "adapters",
     "load_pretrained": "load",
     "save_pretrained": "huggingface",
     "smollm2_path": "gguf",

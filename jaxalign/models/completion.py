@@ -38,8 +38,14 @@ def compute_params(params: Params, dtype: Any, *, learned: bool = False) -> Para
 
     Where gradients are wanted (`learned`), embedding rows and biases stay as they are too, for
     `Network` casts what it took of them: the gradient of an entry that many positions share is
-    summed in the entry's dtype, and a sum in bfloat16 stands still at 256 times its terms.
+    summed in the entry's dtype, and a sum in bfloat16 stands still at 256 times its terms. A base
+    has no gradients.
     """
+    if "base" in params:
+        return {
+            "base": compute_params(params["base"], dtype),
+            "adapter": compute_params(params["adapter"], dtype),
+        }
     kept = ("scale", "bias", "embedding") if learned else ("scale",)
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -49,8 +55,11 @@ def compute_params(params: Params, dtype: Any, *, learned: bool = False) -> Para
 
 
 def run_block(model: Network, params: Params, *arguments: Any) -> tuple[jax.Array, KeyValues]:
-    """`Network.__call__` with its types."""
-    output: Any = model.apply({"params": params}, *arguments)
+    """`Network.__call__` with its types, of plain parameters or of an adapter on its base."""
+    variables = {"params": params}
+    if "base" in params:
+        variables = {"params": params["base"], "adapter": params["adapter"]}
+    output: Any = model.apply(variables, *arguments)
     return output
 
 

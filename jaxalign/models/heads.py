@@ -42,6 +42,7 @@ def output_weight(params: Params) -> jax.Array:
     Raises:
       ValueError: the model gives scores and no tokens.
     """
+    params = params.get("base", params)
     if "score" in params:
         raise ValueError("a model with a score head has no output projection")
     if "lm_head" in params:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.host.errors import InputError
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.lora import Lora, adapter_axes, adapter_shapes
 from jaxalign.models.network import Network
 from jaxalign.models.parameters import leaf_axes, leaf_shapes
 from jaxalign.models.sharding import DECODING, RULES, spec_of
@@ -45,6 +46,15 @@ def parameter_shardings(
     return shardings
 
 
+def adapter_shardings(config: ModelConfig, lora: Lora, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Path of each A and B to its sharding: split as the matrix it adds to, but for the rank."""
+    shapes = adapter_shapes(config, lora)
+    return {
+        path: NamedSharding(mesh, spec_of(shapes[path], axes, mesh))
+        for path, axes in adapter_axes(config, lora).items()
+    }
+
+
 def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     """Float32 shapes of the parameters and where they would live, for what is traced only."""
     shardings = parameter_shardings(config, mesh)
@@ -53,6 +63,12 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
         for path, shape in leaf_shapes(config).items()
     }
     return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def place_adapter(model: Network, adapter: Params) -> Params:
+    """An adapter where the model's mesh has it."""
+    shardings = tree_shardings(model, adapter)
+    return adapter if shardings is None else jax.device_put(adapter, shardings)
 
 
 def lay_out(model: Any, tree: Any, *, decoding: bool = False) -> Any:
@@ -70,13 +86,16 @@ def lay_out(model: Any, tree: Any, *, decoding: bool = False) -> Any:
 def tree_shardings(model: Any, tree: Any, *, decoding: bool = False) -> Any:
     """Where each leaf of a tree lives; None without a mesh.
 
-    What is shaped and named like a parameter lies as that does, the rest on every device.
+    What is shaped and named like a parameter, or an adapter's, lies as that does, the rest on every
+    device.
     """
     mesh = mesh_of(model)
     if mesh is None:
         return None
     places = parameter_shardings(model.config, mesh, decoding=decoding)
-    shapes, whole = leaf_shapes(model.config), NamedSharding(mesh, PartitionSpec())
+    places |= adapter_shardings(model.config, model.lora, mesh)
+    shapes = leaf_shapes(model.config) | adapter_shapes(model.config, model.lora)
+    whole = NamedSharding(mesh, PartitionSpec())
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = "/" + "/".join(str(getattr(entry, "key", "")) for entry in path)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxalign.models.attention import SAVED, KeyValues, attend
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.fused_attention import AttentionPath, attend_fused
+from jaxalign.models.lora import Lora
 from jaxalign.models.rotary import rotary_frequencies, rotary_tables, rotate
 from jaxalign.models.sharding import constrain
 
@@ -34,6 +35,17 @@ _MATRIX = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, 
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x·Wᵀ for `x` `[..., in]` and `weight` `[out, in]`, computed in the dtype of `x`."""
     return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def product(
+    module: nn.Module, name: str, x: jax.Array, shape: tuple[int, int], lora: Lora
+) -> jax.Array:
+    """x·Wᵀ by the module's matrix of that name, and what an adapter of it adds, if it has one."""
+    out = project(x, module.param(name, _MATRIX, shape))
+    if not module.has_variable("adapter", name):
+        return out
+    adapter: dict[str, jax.Array] = module.get_variable("adapter", name)
+    return out + project(project(x, adapter["a"]) * lora.scale, adapter["b"])
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -63,6 +75,7 @@ class Attention(nn.Module):
     config: ModelConfig
     mesh: Mesh | None = None
     path: AttentionPath = "blocks"
+    lora: Lora = Lora()
 
     @nn.compact
     def __call__(  # noqa: D102
@@ -76,21 +89,17 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         q_width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
-        query_weight = self.param("query", _MATRIX, (q_width, width))
-        key_weight = self.param("key", _MATRIX, (kv_width, width))
-        value_weight = self.param("value", _MATRIX, (kv_width, width))
-        output_weight = self.param("output", _MATRIX, (width, q_width))
 
-        def heads(weight: jax.Array, name: str) -> jax.Array:
-            out = project(x, weight)
+        def heads(name: str, size: int) -> jax.Array:
+            out = product(self, name, x, (size, width), self.lora)
             if config.qkv_bias:
                 bias = self.param(f"{name}_bias", nn.initializers.zeros, out.shape[-1:])
                 out = add_bias(out, bias)
             return out.reshape(batch, length, -1, config.head_dim)
 
-        query = heads(query_weight, "query")
-        keys = heads(key_weight, "key")
-        values = heads(value_weight, "value").transpose(0, 2, 1, 3)
+        query = heads("query", q_width)
+        keys = heads("key", kv_width)
+        values = heads("value", kv_width).transpose(0, 2, 1, 3)
         if config.qk_norm:
             query = RMSNorm(config.norm_eps, name="query_norm")(query)
             keys = RMSNorm(config.norm_eps, name="key_norm")(keys)
@@ -101,7 +110,7 @@ class Attention(nn.Module):
         fused = self.path == "cudnn" and length > 1 and x.dtype != jnp.float32
         out = (attend_fused if fused else attend)(query, keys, values, mask, contexts)
         out = out.reshape(batch, length, q_width)
-        return project(out, output_weight), (keys, values)
+        return product(self, "output", out, (width, q_width), self.lora), (keys, values)
 
 
 class MLP(nn.Module):
@@ -109,15 +118,15 @@ class MLP(nn.Module):
 
     config: ModelConfig
     mesh: Mesh | None = None
+    lora: Lora = Lora()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
         width, hidden = x.shape[-1], self.config.mlp_dim
-        gate = self.param("gate", _MATRIX, (hidden, width))
-        up = self.param("up", _MATRIX, (hidden, width))
-        down = self.param("down", _MATRIX, (width, hidden))
-        inner = nn.silu(project(x, gate)) * project(x, up)
-        return project(constrain(inner, self.mesh, "batch", "length", "mlp"), down)
+        gate = product(self, "gate", x, (hidden, width), self.lora)
+        up = product(self, "up", x, (hidden, width), self.lora)
+        inner = constrain(nn.silu(gate) * up, self.mesh, "batch", "length", "mlp")
+        return product(self, "down", inner, (width, hidden), self.lora)
 
 
 class Table(nn.Module):
@@ -138,6 +147,7 @@ class Layer(nn.Module):
     config: ModelConfig
     mesh: Mesh | None = None
     path: AttentionPath = "blocks"
+    lora: Lora = Lora()
 
     @nn.compact
     def __call__(  # noqa: D102
@@ -148,12 +158,11 @@ class Layer(nn.Module):
         mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         normed = RMSNorm(self.config.norm_eps, name="attention_norm")(x)
-        attended, keys_values = Attention(self.config, self.mesh, self.path, name="attention")(
-            normed, rotary, mask, contexts
-        )
+        attention = Attention(self.config, self.mesh, self.path, self.lora, name="attention")
+        attended, keys_values = attention(normed, rotary, mask, contexts)
         x = x + attended
         normed = RMSNorm(self.config.norm_eps, name="mlp_norm")(x)
-        x = x + MLP(self.config, self.mesh, name="mlp")(normed)
+        x = x + MLP(self.config, self.mesh, self.lora, name="mlp")(normed)
         return constrain(x, self.mesh, "batch", "length", None), keys_values
 
 
@@ -174,6 +183,7 @@ class Network(nn.Module):
       attention: "blocks", which runs everywhere and never repeats a context; "cudnn", one kernel
         for blocks of more than one token, on NVIDIA GPUs (`jaxalign.models.fused_attention`). It
         knows no float32, which takes "blocks".
+      lora: adapters, which `apply` takes as a second collection, "adapter"; rank 0 for none.
     """
 
     config: ModelConfig
@@ -181,6 +191,7 @@ class Network(nn.Module):
     remat: Remat = "none"
     mesh: Mesh | None = None
     attention: AttentionPath = "blocks"
+    lora: Lora = Lora()
 
     @nn.compact
     def __call__(
@@ -220,11 +231,11 @@ class Network(nn.Module):
         axes: Any = (0, 0, nn.broadcast)  # a context's keys and values have a layer's each
         layers = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "adapter": 0},
             split_rngs={"params": True},
             in_axes=((KeyValues(*axes),) * len(contexts), nn.broadcast, nn.broadcast),
             length=config.num_layers,
-        )(config, self.mesh, self.attention, name="layers")
+        )(config, self.mesh, self.attention, self.lora, name="layers")
         scaling = config.rope_scaling
         frequencies = rotary_frequencies(config.head_dim, config.rope_theta, scaling)
         x, (keys, values) = layers(
