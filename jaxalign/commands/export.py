@@ -5,25 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxalign.commands.common import Folder
+
 
 @dataclass(frozen=True)
 class Export:
     """Write a model as a Hugging Face folder that transformers and vLLM open.
 
     jaxalign export --model smollm2 --out smollm2-hf
+
+    jaxalign export --model smollm2 --adapter runs/mine/adapter --out merged
     """
 
     model: str
     """smollm2, a Hugging Face folder, a .gguf file, or a hub id."""
     out: Path
     """The folder to write, in float32. One that holds a model written by jaxalign is replaced."""
+    adapter: Folder = None
+    """A low-rank adapter that is added to the weights; by itself it stays small: PEFT opens it."""
 
     def run(self) -> None:
         """Writes the folder and prints its path."""
         from jaxalign.answers.completing import find_stops
         from jaxalign.models import load_pretrained, save_pretrained
+        from jaxalign.models.files.adapters import load_adapter
+        from jaxalign.models.files.weights import weights_digest
+        from jaxalign.models.lora import merge, on_base
 
         model, params, tokenizer = load_pretrained(self.model)
+        if self.adapter is not None:
+            found = load_adapter(self.adapter, model.config)
+            found.check_base(self.adapter, self.model, weights_digest(params))
+            params = merge(on_base(found.params, params), found.lora)
         stop = find_stops(model, tokenizer).tokens
         save_pretrained(self.out, model, params, tokenizer, stop=stop)
         print(self.out)

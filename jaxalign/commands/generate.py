@@ -14,6 +14,7 @@ from jaxalign.commands.common import (
     ChatTemplate,
     DtypeName,
     File,
+    Folder,
     StopTexts,
     check_draws,
     kept_dtype,
@@ -71,6 +72,9 @@ class Generate:
 
     model: str
     """smollm2, a Hugging Face folder, a .gguf file, or a hub id."""
+    adapter: Folder = None
+    """A low-rank adapter to run the model with, such as RUN/adapter of a run with --lora.rank, or
+    PEFT's."""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """The request; its reply goes to stdout."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="SPEC")] = None
@@ -145,7 +149,7 @@ class Generate:
             raise InputError("--prompt is empty; write a request")
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError("--prompt is not valid Unicode; correct it")
-        lm = load_model(self.model, self.dtype, self.chat)
+        lm = load_model(self.model, self.dtype, self.chat, self.adapter)
         from jaxalign.answers.asking import answers
         from jaxalign.reports.printable import printable
 
@@ -167,7 +171,8 @@ class Generate:
         from jaxalign.answers.batch_files import facts_path, part_path
 
         kept = [out, part_path(out)]
-        lm = load_model(self.model, kept_dtype(self.dtype, kept), self.chat.begun(kept))
+        dtype, chat = kept_dtype(self.dtype, kept), self.chat.begun(kept)
+        lm = load_model(self.model, dtype, chat, self.adapter)
         from jaxalign.answers.generation import generate
 
         asking = self._asking(template, tool_of(book, lm.tokenizer))

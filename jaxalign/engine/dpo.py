@@ -17,8 +17,8 @@ from flax import struct
 from jaxalign.data.order import walk
 from jaxalign.data.templates import pad
 from jaxalign.engine.gradients import descend
-from jaxalign.engine.sft import TuningResult
-from jaxalign.engine.state import TrainState
+from jaxalign.engine.sft import TuningResult, TuningStep
+from jaxalign.engine.state import TrainState, complete
 from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.losses import preference_loss
@@ -141,23 +141,27 @@ def make_preference_step(
     *,
     beta: float = 0.1,
     micro_batches: int = 1,
-) -> Callable[[TrainState, PairBatch], tuple[TrainState, TuningResult]]:
+) -> TuningStep:
     """Composes one update into a compiled program: the mean of `preference_loss` (DPO).
 
     Beta is β of `preference_loss`: how far the policy may leave the reference; small is far. The
     gradient is accumulated over `micro_batches`, which divides N.
 
     Returns:
-      `step(state, batch) -> (state, TuningResult)`, jitted, the state donated. Its metrics are the
-      loss, `margin`, the mean of how much more than the reference the policy prefers the chosen
-      answer, in nats, and `preferred`, the share of pairs in which that is above zero.
+      `step(state, batch, base) -> (state, TuningResult)`, jitted, the state donated; `base` is what
+      an adapter is trained on, by default None. Its metrics are the loss, `margin`, the mean of how
+      much more than the reference the policy prefers the chosen answer, in nats, and `preferred`,
+      the share of pairs in which that is above zero.
     """
 
-    def step(state: TrainState, batch: PairBatch) -> tuple[TrainState, TuningResult]:
+    def step(
+        state: TrainState, batch: PairBatch, base: Params | None = None
+    ) -> tuple[TrainState, TuningResult]:
         count = batch.prompts.shape[0]
 
         def loss(params: Params, part: PairBatch) -> tuple[jax.Array, Metrics]:
-            logps = pair_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
+            whole = dataclasses.replace(part, prefix=batch.prefix)
+            logps = pair_logps(model, complete(params, base), whole)
             (chosen, rejected), reference = logps.T, part.reference.T
             value = preference_loss(chosen, rejected, *reference, beta=beta).sum() / count
             margin = chosen - rejected - (reference[0] - reference[1])

@@ -21,6 +21,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked
 from jaxalign.losses import aggregate
 from jaxalign.models.decoder import Decoder
+from jaxalign.models.lora import is_on_base
 from jaxalign.records import Batch, Metrics, Params, Rollout, Score
 
 
@@ -131,7 +132,8 @@ class GRPO(Checked):
             advantages = self._of_tokens(credit.rewards, credit.part, score, samples)
         mask = None if self.keep is None else samples.mask & self.keep(score, samples)
         experience = experience_of(batch, samples, advantages, mask)
-        return with_reference(experience, model, self.kl, base, parts), {}
+        whole = with_reference(experience, model, self.kl, base, policy=params, parts=parts)
+        return whole, {}
 
     def _adjusted(self, advantages: jax.Array, score: Score, samples: Rollout) -> jax.Array:
         return advantages if self.adjust is None else self.adjust(advantages, score, samples)
@@ -162,14 +164,18 @@ def with_reference(
     model: Decoder,
     kl: Penalty | None,
     base: Params | None,
+    *,
+    policy: Params,
     parts: int,
 ) -> Experience:
     """The experience with the reference's log-probabilities, where a KL is asked for.
 
+    `policy` are the parameters that run; an adapter's base is there with a KL or without.
+
     Raises:
       ValueError: the reference is missing, or not needed.
     """
-    if (kl is None) != (base is None):
+    if (kl is None) != (base is None) and not (base is not None and is_on_base(policy)):
         raise ValueError("pass the reference as Frozen(base=…) exactly when the objective has a kl")
     if kl is None:
         return experience

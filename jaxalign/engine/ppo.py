@@ -85,8 +85,15 @@ class PPO(Checked):
         if self.whiten:
             advantages = whiten(advantages, mask)
         rows = dataclasses.replace(experience.rows, advantages=advantages, more=(values, returns))
-        whole = Experience(rows, batch.prefix)
-        return with_reference(whole, model, self.kl, base, parts), metrics
+        whole = with_reference(
+            Experience(rows, batch.prefix),
+            model,
+            self.kl,
+            base,
+            policy=params["policy"],
+            parts=parts,
+        )
+        return whole, metrics
 
     def loss(
         self, model: Decoder, params: Params, part: Experience, totals: Totals

@@ -11,7 +11,7 @@ import optax
 
 from jaxalign.data.order import walk
 from jaxalign.engine.gradients import descend
-from jaxalign.engine.state import TrainState
+from jaxalign.engine.state import TrainState, complete
 from jaxalign.host.errors import InputError
 from jaxalign.losses import aggregate, denominator
 from jaxalign.models.packing import Document, PackedBatch, pack, packed_logps, place
@@ -26,7 +26,8 @@ class TuningResult(NamedTuple):
     metrics: Metrics
 
 
-TuningStep = Callable[[TrainState, PackedBatch], tuple[TrainState, TuningResult]]
+TuningStep = Callable[..., tuple[TrainState, TuningResult]]
+"""`(state, batch, base=None)`."""
 
 
 class PackedBatches:
@@ -90,14 +91,18 @@ def make_supervised_step(
     accumulated over `micro_batches`, which divides R.
 
     Returns:
-      `step(state, batch) -> (state, TuningResult)`, jitted, the state donated.
+      `step(state, batch, base) -> (state, TuningResult)`, jitted, the state donated; `base` is what
+      an adapter is trained on, by default None.
     """
 
-    def step(state: TrainState, batch: PackedBatch) -> tuple[TrainState, TuningResult]:
+    def step(
+        state: TrainState, batch: PackedBatch, base: Params | None = None
+    ) -> tuple[TrainState, TuningResult]:
         normalizer = denominator(batch.learned)
 
         def loss(params: Params, part: PackedBatch) -> tuple[jax.Array, Metrics]:
-            logps = packed_logps(model, params, dataclasses.replace(part, prefix=batch.prefix))
+            part = dataclasses.replace(part, prefix=batch.prefix)
+            logps = packed_logps(model, complete(params, base), part)
             value = aggregate(-logps, part.learned, normalizer=normalizer)
             return value, {"loss": value}
 

@@ -8,6 +8,7 @@ import optax
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxalign.models.lora import is_adapter, off_base, on_base
 from jaxalign.records import Params
 
 
@@ -17,7 +18,8 @@ class TrainState:
 
     Attributes:
       step: scalar int32, steps taken, skipped ones included.
-      params: what is trained, float32: the policy's, or `{"policy": …, "critic": …}`.
+      params: what is trained, float32: the policy's, or `{"policy": …, "critic": …}`; of each all
+        parameters, or an adapter (`jaxalign.models.lora`), whose base `Frozen` has.
       opt_state: of the optax transformation.
     """
 
@@ -39,6 +41,28 @@ def policy_of(params: Params) -> Params:
 def has_critic(params: Params) -> bool:
     """Whether a critic is trained too."""
     return isinstance(params, dict) and params.keys() == {"policy", "critic"}
+
+
+def complete(params: Params, base: Params | None) -> Params:
+    """What runs of what is trained: adapters on their base, other parameters as they are.
+
+    Raises:
+      ValueError: there is an adapter and no base.
+    """
+    if base is None and is_adapter(policy_of(params)):
+        raise ValueError("an adapter is trained: pass what it adds to as Frozen(base=…)")
+    if not has_critic(params):
+        return on_base(params, base)
+    critic = params["critic"] | {"trunk": on_base(params["critic"]["trunk"], base)}
+    return {"policy": on_base(params["policy"], base), "critic": critic}
+
+
+def trained(params: Params) -> Params:
+    """What is trained of what runs: the reverse of `complete`."""
+    if not has_critic(params):
+        return off_base(params)
+    critic = params["critic"] | {"trunk": off_base(params["critic"]["trunk"])}
+    return {"policy": off_base(params["policy"]), "critic": critic}
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

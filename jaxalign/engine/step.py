@@ -22,7 +22,7 @@ from jaxalign.engine.experience import Experience, Rows
 from jaxalign.engine.gradients import descend
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.reductions import Totals
-from jaxalign.engine.state import TrainState
+from jaxalign.engine.state import TrainState, complete, policy_of
 from jaxalign.host.fields import Checked, Count
 from jaxalign.host.processes import fetch
 from jaxalign.losses import aggregate
@@ -70,7 +70,8 @@ class Frozen:
 
     Attributes:
       reward: a `jaxalign.rewards.terms.Reward`.
-      base: parameters of the reference, where the objective has a KL, else None.
+      base: the start's parameters, where the objective has a KL to them or an adapter is trained
+        on them, else None.
     """
 
     reward: Any
@@ -110,7 +111,7 @@ class Step:
         """Takes a step."""
         if not host_parts(frozen.reward):
             return self.whole(state, batch, key, frozen)
-        samples = self.rollout(state, batch, key)
+        samples = self.rollout(state, batch, key, frozen.base)
         place = lambda values: to_devices(values, self.mesh, rows=True)  # noqa: E731
         # The host has no use for these tables, which may be large.
         batch_alone = dataclasses.replace(batch, tool=None, endings=None)
@@ -137,8 +138,11 @@ def make_step(
       updates: how often a rollout is learned from, and in which parts.
     """
 
-    def rollout(state: TrainState, batch: Batch, key: jax.Array) -> Rollout:
-        return draw(model, sampling, state.policy, batch, _key(key, state, _SAMPLING))
+    def rollout(
+        state: TrainState, batch: Batch, key: jax.Array, base: Params | None = None
+    ) -> Rollout:
+        policy = policy_of(complete(state.params, base))
+        return draw(model, sampling, policy, batch, _key(key, state, _SAMPLING))
 
     def learn(
         state: TrainState, batch: Batch, samples: Rollout, key: jax.Array, frozen: Frozen
@@ -146,7 +150,7 @@ def make_step(
         scored = frozen.reward(batch, samples)
         experience, measured = objective.experience(
             model,
-            state.params,
+            complete(state.params, frozen.base),
             batch,
             samples,
             scored,
@@ -154,7 +158,12 @@ def make_step(
             parts=updates.minibatches * updates.micro_batches,
         )
         update = functools.partial(
-            update_once, model, optimizer, objective, micro_batches=updates.micro_batches
+            update_once,
+            model,
+            optimizer,
+            objective,
+            base=frozen.base,
+            micro_batches=updates.micro_batches,
         )
         after, metrics = update_repeatedly(
             lambda state, rows: update(state, Experience(rows, experience.prefix)),
@@ -175,7 +184,7 @@ def make_step(
     def whole(
         state: TrainState, batch: Batch, key: jax.Array, frozen: Frozen
     ) -> tuple[TrainState, StepResult]:
-        return learn(state, batch, rollout(state, batch, key), key, frozen)
+        return learn(state, batch, rollout(state, batch, key, frozen.base), key, frozen)
 
     return Step(
         jax.jit(whole, donate_argnums=0),
@@ -216,16 +225,18 @@ def update_once(
     state: TrainState,
     experience: Experience,
     *,
+    base: Params | None = None,
     micro_batches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer update from an experience.
+    """One optimizer update from an experience; `base` is as in `Frozen`.
 
     Its gradient is summed by a scan over `micro_batches`, which divides the number of prompts.
     """
     totals = Totals.of(experience.rows.mask)
 
     def loss(params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:
-        return objective.loss(model, params, Experience(rows, experience.prefix), totals)
+        part = Experience(rows, experience.prefix)
+        return objective.loss(model, complete(params, base), part, totals)
 
     return descend(model, optimizer, state, loss, experience.rows, micro_batches=micro_batches)
 

@@ -124,6 +124,8 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     mesh = model.mesh
     assert mesh is not None
     params = abstract_params(model.config, mesh)
+    if model.lora.rank:  # its base is kept in the compute dtype
+        params = jax.eval_shape(lambda params: compute_params(params, model.dtype), params)
     state = jax.eval_shape(work.start, params)
     frozen = jax.eval_shape(work.frozen, params)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -62,7 +62,8 @@ def plans(
             placed.rl.check_with(placed)
         parameter_shardings(config, on)
         dtype = jnp.bfloat16 if settings.start.dtype == "auto" else jnp.dtype(settings.start.dtype)
-        return placed, Transformer(config, dtype=dtype, remat=settings.start.remat, mesh=on)
+        model = Transformer(config, dtype=dtype, remat=settings.start.remat, mesh=on)
+        return placed, model.clone(lora=settings.learning.lora)
 
     for topology in topologies:
         chip_of(topology)

@@ -22,6 +22,11 @@ from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
 from jaxalign.host.processes import all_of, any_of, are_several, is_first, wait_for_all
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
+from jaxalign.models.completion import compute_params
+from jaxalign.models.files.adapters import load_adapter, save_adapter
+from jaxalign.models.files.weights import weights_digest
+from jaxalign.models.layout import place_adapter
+from jaxalign.models.lora import merge, on_base
 from jaxalign.records import Params
 from jaxalign.reports.evaluation_page import cut_off_notes
 from jaxalign.reports.run_folder import MOMENTS, VALIDATION, run_warnings, validation_rates
@@ -34,7 +39,7 @@ from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.reinforcement import Reinforcement, make_reinforcement
 from jaxalign.runs.run_config import begin_run, other_run
 from jaxalign.runs.settings import LOOP_ONLY, has_checkpoint
-from jaxalign.runs.validation import Result, Validation, rates_line
+from jaxalign.runs.validation import Result, Store, Validation, rates_line
 from jaxalign.text.chat_template import run_date
 
 JUDGES = ("phrases", "refusals")
@@ -56,6 +61,7 @@ class Experiment:
       interruption: heeded during evaluations and training.
       begun: `time.perf_counter()` when the script started.
       work: the reinforcement learning of a recipe with a reward.
+      base: what adapters are trained on, once training begins, in the compute dtype.
 
     Raises:
       InputError: as `make_reinforcement`; on a resume, other settings or prompts than the run's; of
@@ -73,6 +79,7 @@ class Experiment:
     interruption: Interruption
     begun: float
     work: Reinforcement | None = dataclasses.field(default=None, init=False)
+    base: Params | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._stop = find_stops(self.model, self.tokenizer, self.settings.completions.stop).tokens
@@ -96,11 +103,37 @@ class Experiment:
         problem = other_run(folder / "config.json", self._saved, resume=self.settings.resume)
         if any_of(problem is not None):
             raise InputError(problem or f"{folder}: another process of the run refuses it")
+        self._base_digest, self._base_name = "", str(self.settings.start.model)
+        if self.recipe.cold_start is not None:
+            self._base_name = str(folder / str(self.settings.first_stage))
         self._earlier = 0.0  # seconds of the processes before this one
         if self.settings.resume and (folder / METRICS_FILE).exists():
             steps = read_metrics(folder)
             self._earlier = steps[-1]["time"] if steps else 0.0
-        self._validation = Validation(folder, self.settings.loop, self.lm, self._ask_validation)
+        self._validation = Validation(
+            folder, self.settings.loop, self.lm, self._ask_validation, self._store()
+        )
+
+    def _store(self) -> Store:
+        """How the policy, or its adapter, goes to a folder and comes back."""
+        model, lora = self.model, self.model.lora
+
+        def save_policy(folder: Path, params: Params) -> None:
+            save_pretrained(folder, model, params, self.tokenizer, stop=self._stop)
+
+        def load_policy(folder: Path) -> Params:
+            return load_pretrained(folder, mesh=model.mesh)[1]
+
+        def save_adapted(folder: Path, params: Params) -> None:
+            given = (model.config, lora, params)
+            save_adapter(folder, *given, base=self._base_name, base_weights=self._base_digest)
+
+        def load_adapted(folder: Path) -> Params:
+            return place_adapter(model, load_adapter(folder, model.config).params)
+
+        if lora.rank:
+            return Store("adapter", save_adapted, load_adapted)
+        return Store("model", save_policy, load_policy)
 
     def check_shared(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Refuses to go with the run whose config.json has other facts.
@@ -120,8 +153,8 @@ class Experiment:
         self._earlier += seconds
 
     def lm(self, params: Params) -> LanguageModel:
-        """The run's model with these parameters, to be asked."""
-        return LanguageModel(self.model, params, self.tokenizer)
+        """The run's model with these parameters, or this adapter, to be asked."""
+        return LanguageModel(self.model, on_base(params, self.base), self.tokenizer)
 
     def asking(self, **fields: Any) -> Asking:
         """How the run asks, within its lengths; the rest are fields of `Asking`."""
@@ -215,7 +248,13 @@ class Experiment:
         return self._validation.result(last)
 
     def training(self, params: Params) -> Training:
-        """What it trains with, from these parameters on."""
+        """What it trains with, from these parameters on.
+
+        Adapters stand on them in the compute dtype, as does what scores by the start model.
+        """
+        if self.model.lora.rank:
+            self._base_digest = weights_digest(params)
+            params = self.base = compute_params(params, self.model.dtype)
         if self.work is not None:
             return self.work.training(self.model, params)
         assert self.recipe.tune is not None
@@ -265,8 +304,11 @@ class Experiment:
         }
         if rollout_tokens_per_second is not None:
             content["rollout_tokens_per_second"] = rollout_tokens_per_second
+        if self.base is not None:
+            self._store().save(self._folder / "adapter", result.policy)
+        policy = merge(on_base(result.policy, self.base), self.model.lora)
         folder = self._folder / "model"
-        save_pretrained(folder, self.model, result.policy, self.tokenizer, stop=self._stop)
+        save_pretrained(folder, self.model, policy, self.tokenizer, stop=self._stop)
         if is_first():
             content["warnings"] = run_warnings(
                 {MOMENTS[name]: x["warnings"] for name, x in evaluations.items() if x},

@@ -10,9 +10,10 @@ import jax
 from jaxalign.answers.completing import find_stops
 from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.engine.ppo import with_critic
-from jaxalign.engine.state import TrainState, init_state
+from jaxalign.engine.state import TrainState, init_state, trained
 from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
 from jaxalign.models import Transformer
+from jaxalign.models.lora import on_base
 from jaxalign.records import Params
 from jaxalign.runs.added_rewards import load_added_rewards
 from jaxalign.runs.batches import Batches
@@ -21,6 +22,7 @@ from jaxalign.runs.loop import Training
 from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.schedule import make_run_optimizer
 from jaxalign.runs.settings import Settings
+from jaxalign.runs.start_model import start_policy
 from jaxalign.sampling import Endings, Stage, Temperature, stage_key
 
 
@@ -48,6 +50,7 @@ class Reinforcement:
 
         def tokens_per_second(policy: Params) -> float:
             """Of one rollout, compilation left out."""
+            policy = on_base(policy, frozen.base)
             batch, key = self.batches(0), stage_key(0, Stage.SPEED)
             jax.block_until_ready(draw(model, self.sampling, policy, batch, key))
             begun = time.perf_counter()
@@ -109,10 +112,11 @@ def make_reinforcement(
     add = load_added_rewards(rl.add_reward, tokenizer, prompts)
 
     def start(params: Params) -> TrainState:
-        trained = with_critic(model, params) if rl.has_critic else params
-        return init_state(trained, optimizer)
+        policy = start_policy(settings, model, params)
+        runs = with_critic(model, policy) if rl.has_critic else policy
+        return init_state(trained(runs), optimizer)
 
     def frozen(params: Params) -> Frozen:
-        return Frozen(add(reward(params)), params if rl.has_reference else None)
+        return Frozen(add(reward(params)), params if rl.has_reference or model.lora.rank else None)
 
     return Reinforcement(step, sampling, batches, start, frozen)

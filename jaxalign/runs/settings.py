@@ -16,6 +16,7 @@ from jaxalign.engine.step import Updates
 from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight
 from jaxalign.models.files.huggingface import check_replaceable
+from jaxalign.models.lora import Lora
 from jaxalign.reports.evaluation_folder import check_evaluation
 from jaxalign.reports.run_folder import MOMENTS, VALIDATION
 from jaxalign.reports.seeds_page import seed_folders
@@ -124,6 +125,8 @@ class Learning(Checked):
     """Constants of AdamW beside the learning rate."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
+    lora: Lora = Lora()
+    """Low-rank adapters, which are trained in place of all parameters where the rank is not 0."""
 
 
 @dataclasses.dataclass(frozen=True)

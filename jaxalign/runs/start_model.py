@@ -10,10 +10,13 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import all_of, any_of
 from jaxalign.models import Transformer, load_pretrained
+from jaxalign.models.layout import place_adapter
+from jaxalign.models.lora import init_adapter, on_base
 from jaxalign.models.precision import fastest_dtype
 from jaxalign.models.sharding import make_mesh
 from jaxalign.records import Params
 from jaxalign.runs.settings import Settings
+from jaxalign.sampling import Stage, stage_key
 
 
 def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
@@ -40,7 +43,7 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
         if any_of(dtype == jnp.float32) and dtype != jnp.float32:
             dtype, reason = jnp.float32, "float32: another process chose it"
     print(f"compute dtype: {reason}")
-    return load_pretrained(
+    model, params, tokenizer = load_pretrained(
         settings.start.model,
         dtype=jnp.dtype(dtype),
         remat=settings.start.remat,
@@ -48,6 +51,15 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
         chat_template=settings.start.chat_template,
         template_date=settings.start.template_date or theirs.get("template_date"),
     )
+    return model.clone(lora=settings.learning.lora), params, tokenizer
+
+
+def start_policy(settings: Settings, model: Transformer, params: Params) -> Params:
+    """What runs when training starts: the parameters, or a new adapter on them."""
+    if not model.lora.rank:
+        return params
+    key = stage_key(settings.seed, Stage.ADAPTERS)
+    return on_base(place_adapter(model, init_adapter(model.config, model.lora, key)), params)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """What a run trains with that learns from given answers, or from other batches than prompts."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,12 +7,14 @@ import optax
 
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.prompts import Asked
-from jaxalign.engine.sft import PackedBatches, make_supervised_step
-from jaxalign.engine.state import TrainState, init_state
+from jaxalign.engine.sft import PackedBatches, TuningStep, make_supervised_step
+from jaxalign.engine.state import TrainState, init_state, trained
+from jaxalign.records import Params
 from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import Training
 from jaxalign.runs.schedule import make_run_optimizer
 from jaxalign.runs.settings import Packed
+from jaxalign.runs.start_model import start_policy
 
 
 def supervised(
@@ -40,14 +41,19 @@ def supervised(
     )
     optimizer = make_run_optimizer(settings)
     step = make_supervised_step(model, optimizer, micro_batches=rows.micro_batches)
-    return tuning(step, optimizer, batches)
+    return tuning(run, step, optimizer, batches)
 
 
 def tuning(
-    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    run: Experiment,
+    step: TuningStep,
     optimizer: optax.GradientTransformation,
     batch_at: Callable[[int], Any],
 ) -> Training:
     """What a run trains with whose steps draw nothing and need no key."""
-    start = functools.partial(init_state, optimizer=optimizer)
-    return Training(lambda state, batch, key: step(state, batch), start, batch_at)
+    base = run.base
+
+    def start(params: Params) -> TrainState:
+        return init_state(trained(start_policy(run.settings, run.model, params)), optimizer)
+
+    return Training(lambda state, batch, key: step(state, batch, base), start, batch_at)

@@ -12,7 +12,6 @@ from jaxalign.evaluation.measure import RESULTS, summary
 from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import all_of, any_of, is_first
-from jaxalign.models import load_pretrained, save_pretrained
 from jaxalign.records import Params
 from jaxalign.reports.run_folder import VALIDATION, validation_folders
 from jaxalign.runs.collapse import watched
@@ -35,6 +34,20 @@ class Result(NamedTuple):
     stopped: dict[str, Any] | None = None
 
 
+class Store(NamedTuple):
+    """How what is trained goes to a folder: a model, or an adapter.
+
+    Attributes:
+      name: of the result's folder in the run's.
+      save: `(folder, parameters)`.
+      load: `(folder) -> parameters`.
+    """
+
+    name: str
+    save: Callable[[Path, Params], None]
+    load: Callable[[Path], Params]
+
+
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """Watches a run, and says which of its parameters are the result.
@@ -47,12 +60,14 @@ class Validation:
       lm: the run's model with given parameters.
       ask: `(folder, model, label) -> results` of `jaxalign.evaluation.measure.evaluate`, of the
         validation prompts.
+      store: what is trained, to a folder and back.
     """
 
     folder: Path
     loop: Loop
     lm: Callable[[Params], LanguageModel]
     ask: Callable[[Path, LanguageModel, str], dict[str, Any]]
+    store: Store
 
     def check(self) -> None:
         """Refuses to go on without the best parameters so far.
@@ -91,7 +106,7 @@ class Validation:
             best = keep is not None and best_step(history, keep, guard)[0] == step
             stopped = guard is not None and guard.reason(history) is not None
         if any_of(best):
-            save_pretrained(self.folder / BEST, lm.model, params, lm.tokenizer)
+            self.store.save(self.folder / BEST, params)
         return any_of(stopped)
 
     def result(self, last: Params) -> Result:
@@ -108,8 +123,8 @@ class Validation:
         if isinstance(self.loop.keep, Last) and not any_of(reason is not None):
             return Result(last)
         done = all_of((self.folder / "summary.json").exists())  # a run that is finished once more
-        folder = self.folder / ("model" if done else BEST)
-        best = load_pretrained(folder, mesh=self.lm(last).model.mesh)[1]
+        folder = self.folder / (self.store.name if done else BEST)
+        best = self.store.load(folder)
         digest, step, stopped, problem = self.lm(best).digest, None, None, None
         if is_first():
             step, score = best_step(history, keep, guard)

@@ -17,6 +17,7 @@ class Stage(enum.IntEnum):
     ANSWERS = 4
     UTILITY = 6
     SPEED = 7
+    ADAPTERS = 8
 
 
 def stage_key(seed: int, stage: Stage) -> jax.Array:

@@ -19,6 +19,7 @@ def test_the_worked_examples_run(capsys):
         "flax.linen:",
         "flax.nnx:",
         "equinox:",
+        "adapter:",
         "tokens, log",
     ):
         assert line in said

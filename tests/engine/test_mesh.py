@@ -9,7 +9,8 @@ _STEP = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from jaxalign.host.errors import InputError
 from jaxalign.models import ModelConfig, Transformer
-from jaxalign.models.layout import parameter_shardings
+from jaxalign.models.layout import parameter_shardings, place_adapter
+from jaxalign.models.lora import Lora, init_adapter
 from jaxalign.models.sharding import make_mesh
 from jaxalign.sampling import Temperature
 from jaxalign.engine.objective import GRPO
@@ -41,9 +42,9 @@ def even_tokens(batch, samples):
     even = ((samples.tokens % 2 == 0) & samples.mask).sum(axis=1)
     return even / jnp.maximum(samples.mask.sum(axis=1), 1)
 
-def two_steps(model, params):
+def two_steps(model, params, adapter=None):
     step = make_step(model, OPTIMIZER, sampling=SAMPLING, objective=OBJECTIVE, updates=UPDATES)
-    state, losses = init_state(params, OPTIMIZER), []
+    state, losses = init_state(params if adapter is None else adapter, OPTIMIZER), []
     frozen = Frozen(device_reward(even_tokens), base=params)
     for _ in range(2):
         state, result = step(state, BATCH, jax.random.key(2), frozen)
@@ -73,6 +74,25 @@ for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
         parts = sizes[1] * (1 if path[-1].key == "scale" else sizes[2])
         assert share(leaf) == leaf.nbytes // parts, (sizes, path, leaf.sharding)
     print("x".join(map(str, sizes)), "equal")
+
+# An adapter and its moments lie as the matrices that it adds to, but for the rank.
+lora = Lora(rank=2)
+adapter = init_adapter(CONFIG, lora, jax.random.key(1))
+expected, losses, tokens = two_steps(Transformer(CONFIG, jnp.float32, lora=lora), params, adapter)
+for sizes in ((8, 1, 1), (2, 2, 2)):
+    mesh = make_mesh(*sizes)
+    shardings = parameter_shardings(CONFIG, mesh)
+    laid = jax.device_put(params, traverse_util.unflatten_dict(shardings, sep="/"))
+    model = Transformer(CONFIG, jnp.float32, mesh=mesh, lora=lora)
+    state, got, sampled = two_steps(model, laid, place_adapter(model, adapter))
+    np.testing.assert_array_equal(sampled, tokens)
+    np.testing.assert_allclose(got, losses, atol=1e-5)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
+    assert max(float(jnp.abs(jax.device_get(a) - b).max()) for a, b in pairs) <= 1e-5
+    up = state.params["adapter"]["layers"]["mlp"]["up"]
+    assert share(up["a"]) == up["a"].nbytes // sizes[1]
+    assert share(up["b"]) == up["b"].nbytes // sizes[2]
+    print("x".join(map(str, sizes)), "equal with an adapter")
 try:
     make_mesh(2, 2, 1)
 except InputError as error:
@@ -190,6 +210,8 @@ def test_a_step_on_eight_devices_is_the_step_on_one():
         "1x8x1 equal",
         "1x1x8 equal",
         "2x2x2 equal",
+        "8x1x1 equal with an adapter",
+        "2x2x2 equal with an adapter",
         "mesh: data x fsdp x tensor = 2 x 2 x 1 does not make the 8 devices that there are: "
         "give --mesh sizes that do",
     ], messages

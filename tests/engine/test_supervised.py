@@ -20,6 +20,7 @@ from jaxalign.engine.sft import PackedBatches, make_supervised_step
 from jaxalign.engine.state import init_state
 from jaxalign.host.errors import InputError
 from jaxalign.losses import preference_loss
+from jaxalign.models.lora import Lora, init_adapter
 from jaxalign.models.packing import Document, packed_logps
 from jaxalign.models.transformer import Transformer
 
@@ -171,3 +172,25 @@ def test_pairs_that_cannot_be_learned_from(params):
     empty = dataclasses.replace(PAIRS[0], rejected=np.array([], np.int32))
     with pytest.raises(InputError, match="pair 1: prompt, chosen and rejected must not be empty"):
         PairBatches(MODEL, params, [PAIRS[0], empty], batch_size=2, seed=0)
+
+
+# --- adapters ------------------------------------------------------------------------------------
+
+
+def test_adapters_learn_answers_and_preferences(params):
+    """On the base that is passed beside them, which stays."""
+    lora = Lora(rank=4)
+    model = MODEL.clone(lora=lora)
+    optimizer = optax.adam(3e-2)
+    for make, batches in (
+        (make_supervised_step, packed_batches(batch_size=5, steps=20)),
+        (make_preference_step, pair_batches(params, batch_size=3)),
+    ):
+        step = make(model, optimizer)
+        state = init_state(init_adapter(MODEL.config, lora, jax.random.key(0)), optimizer)
+        losses = []
+        for number in range(20):
+            state, result = step(state, batches(number), params)
+            losses.append(float(result.metrics["loss"]))
+        assert losses[-1] < 0.8 * losses[0], make
+        assert state.params.keys() == {"adapter"} and step._cache_size() == 1

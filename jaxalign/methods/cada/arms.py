@@ -173,7 +173,7 @@ class Preference(Checked):
         step = make_preference_step(
             run.model, optimizer, beta=self.beta, micro_batches=self.micro_batches
         )
-        return tuning(step, optimizer, batches)
+        return tuning(run, step, optimizer, batches)
 
 
 @dataclasses.dataclass(frozen=True)
