@@ -31,7 +31,7 @@ from jaxalign.models import load_pretrained
 from jaxalign.models.completion import compute_params
 from jaxalign.models.files.adapters import load_adapter
 from jaxalign.models.files.weights import weights_digest
-from jaxalign.models.lora import on_base
+from jaxalign.models.lora import is_on_base, on_base
 from jaxalign.models.precision import named_dtype
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
@@ -87,9 +87,9 @@ class LanguageModel:
         )
         if adapter is not None:
             found = load_adapter(adapter, model.config)
-            found.check_base(adapter, str(name), weights_digest(params))
+            found.check_base(adapter, name, params)
             model, params = model.clone(lora=found.lora), on_base(found.params, params)
-        return cls(model, params, tokenizer, weights_digest(params)).cast()
+        return cls(model, params, tokenizer, _digest(model, params)).cast()
 
     @property
     def dtype(self) -> str:
@@ -99,7 +99,7 @@ class LanguageModel:
     @property
     def digest(self) -> str:
         """What tells these weights from others."""
-        return self.weights or weights_digest(self.params)
+        return self.weights or _digest(self.model, self.params)
 
     def cast(self) -> "LanguageModel":
         """The same with its parameters in the compute dtype, to be used many times."""
@@ -124,6 +124,12 @@ class LanguageModel:
     @functools.cached_property
     def _endings(self) -> Callable[[tuple[str, ...]], Endings | None]:
         return functools.lru_cache(8)(functools.partial(Endings.build, tokenizer=self.tokenizer))
+
+
+def _digest(model: Transformer, params: Params) -> str:
+    """`weights_digest`, and of an adapter the scale too, which is not among the parameters."""
+    scale = f"-{model.lora.scale:g}" if is_on_base(params) else ""
+    return weights_digest(params) + scale
 
 
 @dataclasses.dataclass(frozen=True)

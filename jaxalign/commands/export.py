@@ -29,13 +29,12 @@ class Export:
         from jaxalign.answers.completing import find_stops
         from jaxalign.models import load_pretrained, save_pretrained
         from jaxalign.models.files.adapters import load_adapter
-        from jaxalign.models.files.weights import weights_digest
         from jaxalign.models.lora import merge, on_base
 
         model, params, tokenizer = load_pretrained(self.model)
         if self.adapter is not None:
             found = load_adapter(self.adapter, model.config)
-            found.check_base(self.adapter, self.model, weights_digest(params))
+            found.check_base(self.adapter, self.model, params)
             params = merge(on_base(found.params, params), found.lora)
         stop = find_stops(model, tokenizer).tokens
         save_pretrained(self.out, model, params, tokenizer, stop=stop)

@@ -175,7 +175,8 @@ def with_reference(
     Raises:
       ValueError: the reference is missing, or not needed.
     """
-    if (kl is None) != (base is None) and not (base is not None and is_on_base(policy)):
+    needed = kl is not None or is_on_base(policy)
+    if needed != (base is not None):
         raise ValueError("pass the reference as Frozen(base=…) exactly when the objective has a kl")
     if kl is None:
         return experience

@@ -29,6 +29,7 @@ from jaxalign.losses import (
 )
 from jaxalign.models.decoder import Decoder, StatesDecoder
 from jaxalign.models.heads import logits
+from jaxalign.models.lora import is_adapter
 from jaxalign.records import Batch, Metrics, Params, Rollout, Score
 
 
@@ -156,8 +157,10 @@ def with_critic(model: Any, params: Params) -> Params:
     The model is a `StatesDecoder`; `params` are not copied.
 
     Raises:
-      ValueError: the decoder gives no states.
+      ValueError: the decoder gives no states, or an adapter comes without its base.
     """
+    if is_adapter(params):
+        raise ValueError("a critic starts from what runs: give on_base(adapter, base)")
     if not isinstance(model, StatesDecoder):
         raise ValueError("a critic reads hidden states: give a StatesDecoder, or take GRPO")
     width = model.output_weight(params).shape[1]

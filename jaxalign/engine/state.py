@@ -50,14 +50,17 @@ def complete(params: Params, base: Params | None) -> Params:
       ValueError: there is an adapter and no base.
     """
     if base is None and is_adapter(policy_of(params)):
-        raise ValueError("an adapter is trained: pass what it adds to as Frozen(base=…)")
+        raise ValueError(
+            "an adapter is trained: pass the parameters that it adds to, as base (of make_step's "
+            "step: Frozen(base=…))"
+        )
     if not has_critic(params):
         return on_base(params, base)
     critic = params["critic"] | {"trunk": on_base(params["critic"]["trunk"], base)}
     return {"policy": on_base(params["policy"], base), "critic": critic}
 
 
-def trained(params: Params) -> Params:
+def _trained(params: Params) -> Params:
     """What is trained of what runs: the reverse of `complete`."""
     if not has_critic(params):
         return off_base(params)
@@ -68,10 +71,11 @@ def trained(params: Params) -> Params:
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; `params` are copied, for a step donates its state.
 
-    They are the policy's, or of `jaxalign.engine.with_critic`. Where they are on a mesh the moments
-    lie as they do, and counters on all devices.
+    They are the policy's, or of `jaxalign.engine.with_critic`; the base of an adapter is left out,
+    and goes to the step beside the state. Where they are on a mesh the moments lie as they do, and
+    counters on all devices.
     """
-    params = jax.tree.map(jnp.copy, params)
+    params = jax.tree.map(jnp.copy, _trained(params))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     # What is traced lies nowhere yet, and a new critic's head on one device.
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]

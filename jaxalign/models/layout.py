@@ -13,7 +13,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.lora import Lora, adapter_axes, adapter_shapes
 from jaxalign.models.network import Network
 from jaxalign.models.parameters import leaf_axes, leaf_shapes
-from jaxalign.models.sharding import DECODING, RULES, spec_of
+from jaxalign.models.sharding import DECODING, RULES, Rules, spec_of
 from jaxalign.records import Params
 
 
@@ -28,11 +28,7 @@ def parameter_shardings(
     Raises:
       InputError: the mesh does not divide a parameter.
     """
-    rules = RULES
-    if decoding:
-        heads = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
-        cut = [axis for axis, count in heads.items() if count % mesh.shape["tensor"]]
-        rules = DECODING | dict.fromkeys(cut, ())
+    rules = _rules(config, mesh, decoding)
     shardings, shapes = {}, leaf_shapes(config)
     for path, axes in leaf_axes(config).items():
         shape = shapes[path]
@@ -46,13 +42,23 @@ def parameter_shardings(
     return shardings
 
 
-def adapter_shardings(config: ModelConfig, lora: Lora, mesh: Mesh) -> dict[str, NamedSharding]:
+def adapter_shardings(
+    config: ModelConfig, lora: Lora, mesh: Mesh, *, decoding: bool = False
+) -> dict[str, NamedSharding]:
     """Path of each A and B to its sharding: split as the matrix it adds to, but for the rank."""
-    shapes = adapter_shapes(config, lora)
+    shapes, rules = adapter_shapes(config, lora), _rules(config, mesh, decoding)
     return {
-        path: NamedSharding(mesh, spec_of(shapes[path], axes, mesh))
+        path: NamedSharding(mesh, spec_of(shapes[path], axes, mesh, rules))
         for path, axes in adapter_axes(config, lora).items()
     }
+
+
+def _rules(config: ModelConfig, mesh: Mesh, decoding: bool) -> Rules:
+    if not decoding:
+        return RULES
+    heads = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+    cut = [axis for axis, count in heads.items() if count % mesh.shape["tensor"]]
+    return DECODING | dict.fromkeys(cut, ())
 
 
 def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
@@ -93,7 +99,7 @@ def tree_shardings(model: Any, tree: Any, *, decoding: bool = False) -> Any:
     if mesh is None:
         return None
     places = parameter_shardings(model.config, mesh, decoding=decoding)
-    places |= adapter_shardings(model.config, model.lora, mesh)
+    places |= adapter_shardings(model.config, model.lora, mesh, decoding=decoding)
     shapes = leaf_shapes(model.config) | adapter_shapes(model.config, model.lora)
     whole = NamedSharding(mesh, PartitionSpec())
 

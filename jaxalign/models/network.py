@@ -45,6 +45,11 @@ def product(
     if not module.has_variable("adapter", name):
         return out
     adapter: dict[str, jax.Array] = module.get_variable("adapter", name)
+    if adapter["a"].shape[0] != lora.rank:
+        raise ValueError(
+            f"an adapter of rank {adapter['a'].shape[0]}, and the model's lora has {lora.rank}: "
+            "run it with model.clone(lora=…), what the adapter was made with"
+        )
     return out + project(project(x, adapter["a"]) * lora.scale, adapter["b"])
 
 

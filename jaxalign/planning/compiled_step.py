@@ -10,7 +10,8 @@ the rest each, the longest of
 
 where sampling reads for each token the weights, the keys and values of the prompts and, on average,
 half of the completions' (an embedding that is not the output projection too is only looked up), and
-the rest reads and writes parameters, gradients and moments once. FLOPs are taken to be divided
+the rest reads and writes parameters, gradients and moments once, and an adapter's base is read
+twice. FLOPs are taken to be divided
 evenly, and completions to use all of `max_new_tokens`. A real step is slower: half the peak is a
 good one. A message counts for sampling where its operation, or a loop around it, is named so;
 weights that are gathered once for it and for the update bear the parameter's name and count for the
@@ -151,7 +152,11 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     arguments_and_outputs = analysis.argument_size_in_bytes + outputs
     parameters, moments = _bytes(state.params), _bytes(state.opt_state)
-    kept = _bytes(frozen, of_model=True)
+    kept = arguments_kept = _bytes(frozen, of_model=True)
+    base = 0
+    if model.lora.rank:  # what scores by the start model has the base's own arrays
+        base = _bytes(frozen.base)
+        kept = max(base, kept - base)
     decoding, read = _decoding_bytes(model)
     own, context = _cache_bytes(model, work, batch)
     in_sampling = f"jit({SAMPLING})"
@@ -164,7 +169,7 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
             "parameters": parameters,
             "optimizer": moments,
             "frozen": kept,
-            "batch": analysis.argument_size_in_bytes - parameters - moments - kept,
+            "batch": analysis.argument_size_in_bytes - parameters - moments - arguments_kept,
             "outputs": outputs,
             "program": analysis.generated_code_size_in_bytes,
             "temporary": _temporary_bytes(analysis, arguments_and_outputs),
@@ -181,7 +186,7 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
         ),
         update=Phase(
             (flops - sampled) / mesh.size,
-            2.0 * (2 * parameters + moments),
+            2.0 * (2 * parameters + moments + base),
             _by_kind(of_update),
         ),
         decoding_loop=tuple(m for m in messages if any(loop in around for around in m.loops)),

@@ -104,8 +104,8 @@ class Experiment:
         if any_of(problem is not None):
             raise InputError(problem or f"{folder}: another process of the run refuses it")
         self._base_digest, self._base_name = "", str(self.settings.start.model)
-        if self.recipe.cold_start is not None:
-            self._base_name = str(folder / str(self.settings.first_stage))
+        if self.recipe.cold_start is not None and self.settings.first_stage is not None:
+            self._base_name = str(folder / self.settings.first_stage)
         self._earlier = 0.0  # seconds of the processes before this one
         if self.settings.resume and (folder / METRICS_FILE).exists():
             steps = read_metrics(folder)
@@ -203,7 +203,9 @@ class Experiment:
         return rates
 
     def _load_start(self) -> LanguageModel:
-        """The start model once more, which training does not keep."""
+        """The start model once more, which training does not keep, but for an adapter's base."""
+        if self.base is not None and self.recipe.cold_start is None:
+            return self.lm(self.base)
         given = {"dtype": self.model.dtype, "mesh": self.model.mesh}
         return self.lm(load_pretrained(self.settings.start.model, **given)[1]).cast()
 
@@ -271,7 +273,8 @@ class Experiment:
             training,
             state,
             self.settings,
-            saved={k: v for k, v in self._saved.items() if k not in LOOP_ONLY},
+            saved={k: v for k, v in self._saved.items() if k not in LOOP_ONLY}
+            | ({"base_weights": self._base_digest} if self._base_digest else {}),
             interruption=self.interruption,
             watch=self._validation.watch,
             resume=all_of(self.settings.resume and has_checkpoint(self._folder)),
@@ -304,9 +307,12 @@ class Experiment:
         }
         if rollout_tokens_per_second is not None:
             content["rollout_tokens_per_second"] = rollout_tokens_per_second
+        policy = result.policy
         if self.base is not None:
-            self._store().save(self._folder / "adapter", result.policy)
-        policy = merge(on_base(result.policy, self.base), self.model.lora)
+            self._validation.store.save(self._folder / "adapter", policy)
+            self.base = None  # which is in the compute dtype, and what is merged float32
+            start = load_pretrained(self._base_name, mesh=self.model.mesh)[1]
+            policy = merge(on_base(policy, start), self.model.lora)
         folder = self._folder / "model"
         save_pretrained(folder, self.model, policy, self.tokenizer, stop=self._stop)
         if is_first():

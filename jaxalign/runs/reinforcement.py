@@ -10,7 +10,7 @@ import jax
 from jaxalign.answers.completing import find_stops
 from jaxalign.data.prompts import KINDS, Prompt
 from jaxalign.engine.ppo import with_critic
-from jaxalign.engine.state import TrainState, init_state, trained
+from jaxalign.engine.state import TrainState, init_state
 from jaxalign.engine.step import Frozen, Sampling, Step, draw, make_step
 from jaxalign.models import Transformer
 from jaxalign.models.lora import on_base
@@ -113,8 +113,7 @@ def make_reinforcement(
 
     def start(params: Params) -> TrainState:
         policy = start_policy(settings, model, params)
-        runs = with_critic(model, policy) if rl.has_critic else policy
-        return init_state(trained(runs), optimizer)
+        return init_state(with_critic(model, policy) if rl.has_critic else policy, optimizer)
 
     def frozen(params: Params) -> Frozen:
         return Frozen(add(reward(params)), params if rl.has_reference or model.lora.rank else None)

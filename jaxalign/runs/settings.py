@@ -15,6 +15,7 @@ from jaxalign.engine.reductions import Informative
 from jaxalign.engine.step import Updates
 from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, Count, Natural, Positive, Rule, Weight
+from jaxalign.models.files.adapters import check_adapter_replaceable
 from jaxalign.models.files.huggingface import check_replaceable
 from jaxalign.models.lora import Lora
 from jaxalign.reports.evaluation_folder import check_evaluation
@@ -293,6 +294,8 @@ class Settings(Checked):
         if seed_folders(self.run):
             raise InputError(f"{self.run} holds runs of --seeds: choose another --run")
         check_replaceable(self.run / "model")
+        if self.learning.lora.rank:
+            check_adapter_replaceable(self.run / "adapter")
         ours = (self.run / "config.json").exists()
         for name in (VALIDATION, BEST):
             if (self.run / name).exists() and not ours:

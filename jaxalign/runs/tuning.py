@@ -8,7 +8,7 @@ import optax
 from jaxalign.data.documents import answer_documents
 from jaxalign.data.prompts import Asked
 from jaxalign.engine.sft import PackedBatches, TuningStep, make_supervised_step
-from jaxalign.engine.state import TrainState, init_state, trained
+from jaxalign.engine.state import TrainState, init_state
 from jaxalign.records import Params
 from jaxalign.runs.experiment import Experiment
 from jaxalign.runs.loop import Training
@@ -54,6 +54,6 @@ def tuning(
     base = run.base
 
     def start(params: Params) -> TrainState:
-        return init_state(trained(start_policy(run.settings, run.model, params)), optimizer)
+        return init_state(start_policy(run.settings, run.model, params), optimizer)
 
     return Training(lambda state, batch, key: step(state, batch, base), start, batch_at)

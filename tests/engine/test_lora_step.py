@@ -23,7 +23,7 @@ from jaxalign.engine.objective import GRPO
 from jaxalign.engine.optimizer import skip_nonfinite
 from jaxalign.engine.penalties import K2
 from jaxalign.engine.ppo import PPO, with_critic
-from jaxalign.engine.state import complete, init_state, trained
+from jaxalign.engine.state import complete, init_state
 from jaxalign.engine.step import Frozen, Updates, draw, make_step
 from jaxalign.models import Transformer
 from jaxalign.models.lora import Lora, init_adapter, merge, on_base
@@ -116,7 +116,7 @@ def test_micro_batches_change_nothing():
 def test_ppo_trains_two_adapters_and_a_head_on_one_base():
     whole = with_critic(MODEL, on_base(adapter(), params()))
     optimizer = skip_nonfinite(ADAM)
-    state = init_state(trained(whole), optimizer)
+    state = init_state(whole, optimizer)
     assert state.params["critic"]["trunk"].keys() == {"adapter"}
     step = step_of(optimizer, PPO())
     for number in range(2):
@@ -128,8 +128,15 @@ def test_ppo_trains_two_adapters_and_a_head_on_one_base():
 
 
 def test_an_adapter_without_its_base_is_refused():
-    with pytest.raises(ValueError, match="an adapter is trained: pass what it adds to"):
+    with pytest.raises(ValueError, match="an adapter is trained: pass the parameters that it adds"):
         step_of(ADAM)(init_state(adapter(), ADAM), batch(), KEY, EVEN)
+    with pytest.raises(ValueError, match="give on_base.adapter, base."):
+        with_critic(MODEL, adapter())
+
+
+def test_a_state_keeps_no_base():
+    ours, whole = (init_state(x, ADAM) for x in (adapter(), on_base(adapter(), params())))
+    jax.tree.map(np.testing.assert_array_equal, ours, whole)
 
 
 def test_what_is_merged_samples_the_same():

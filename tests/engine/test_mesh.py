@@ -79,7 +79,7 @@ for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
 lora = Lora(rank=2)
 adapter = init_adapter(CONFIG, lora, jax.random.key(1))
 expected, losses, tokens = two_steps(Transformer(CONFIG, jnp.float32, lora=lora), params, adapter)
-for sizes in ((8, 1, 1), (2, 2, 2)):
+for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2)):
     mesh = make_mesh(*sizes)
     shardings = parameter_shardings(CONFIG, mesh)
     laid = jax.device_put(params, traverse_util.unflatten_dict(shardings, sep="/"))
@@ -211,6 +211,7 @@ def test_a_step_on_eight_devices_is_the_step_on_one():
         "1x1x8 equal",
         "2x2x2 equal",
         "8x1x1 equal with an adapter",
+        "1x8x1 equal with an adapter",
         "2x2x2 equal with an adapter",
         "mesh: data x fsdp x tensor = 2 x 2 x 1 does not make the 8 devices that there are: "
         "give --mesh sizes that do",

@@ -1,10 +1,11 @@
 """Runs that train adapters, on a tiny random model: what they write, and that they go on alike."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from experiments.alphaalign import main
 from experiments.direct_refusal import main as direct_refusal
@@ -72,6 +73,30 @@ def test_a_run_leaves_an_adapter_and_the_merged_model(whole_run, tiny_model_fold
         )
     np.testing.assert_array_equal(written["embed"]["embedding"], base["embed"]["embedding"])
     assert json.loads((whole_run / "config.json").read_text())["lora"]["rank"] == 2
+
+
+@pytest.mark.slow
+def test_what_is_merged_is_float32_whatever_is_computed_in(
+    arguments, tiny_model_folder, tmp_path, capsys
+):
+    """And is what export makes of the adapter; nor does a run go on on another base."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(tiny_model_folder, base)
+    given = [*arguments, f"--model={base}", "--dtype=bfloat16", f"--run={run}"]
+    assert main([*given, "--steps=2"]) == 0
+    written = load_file(run / "model" / "model.safetensors")
+    assert {x.dtype.name for x in written.values()} == {"float32"}
+    assert json.loads((run / "model" / "config.json").read_text())["torch_dtype"] == "float32"
+    exported = tmp_path / "exported"
+    adapter = f"--adapter={run / 'adapter'}"
+    assert command(["export", f"--model={base}", adapter, f"--out={exported}"]) == 0
+    for name, tensor in load_file(exported / "model.safetensors").items():
+        np.testing.assert_array_equal(tensor, written[name])
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: 1.01 * x for name, x in tensors.items()}, base / "model.safetensors")
+    capsys.readouterr()
+    assert main([*given, "--steps=2", "--resume"]) == 2
+    assert "base_weights was" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -70,22 +70,24 @@ def test_an_adapter_is_replaced_and_nothing_else(folder, tmp_path):
     assert load_adapter(folder, SMALL).base_weights == "9"
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="notes: no adapter .it holds 'mine.txt'.; choose another"):
+    with pytest.raises(InputError, match="notes: holds 'mine.txt', which is not replaced"):
         save_adapter(tmp_path / "notes", SMALL, LORA, learned(), base="tiny", base_weights="9")
 
 
-def test_another_base_is_refused_by_name(folder):
+def test_another_base_is_refused_by_name(tmp_path):
+    base, folder = random_params(SMALL), tmp_path / "a"
+    other = jax.tree.map(lambda x: 1.1 * x, base)
+    digest = weights_digest(base)
+    save_adapter(folder, SMALL, LORA, learned(), base="tiny", base_weights=digest)
     adapter = load_adapter(folder, SMALL)
-    adapter.check_base(folder, "tiny", "0123456789abcdef")
-    with pytest.raises(InputError, match="an adapter of tiny .weights 0123.* and other has other"):
-        adapter.check_base(folder, "other", "fedcba9876543210")
+    adapter.check_base(folder, "tiny", base)
+    with pytest.raises(InputError, match=f"an adapter of tiny .weights {digest}., and other has"):
+        adapter.check_base(folder, "other", other)
+    (folder / "base.json").write_text("{}")
+    with pytest.raises(InputError, match="base.json: weights is None, no fingerprint of a base"):
+        load_adapter(folder, SMALL)
     (folder / "base.json").unlink()  # as PEFT writes it
-    load_adapter(folder, SMALL).check_base(folder, "other", "fedcba9876543210")
-
-
-def test_the_digest_of_a_base_tells_it_from_others():
-    base = random_params(SMALL)
-    assert weights_digest(base) != weights_digest(jax.tree.map(lambda x: 1.1 * x, base))
+    load_adapter(folder, SMALL).check_base(folder, "other", other)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,13 @@ def test_the_digest_of_a_base_tells_it_from_others():
         ({"target_modules": "all-linear"}, "target_modules is 'all-linear': a list of names"),
         ({"target_modules": ["q_proj", "v_proj"]}, "all of attention's, all of the MLP's, or both"),
         ({"target_modules": ["lm_head"]}, "all of attention's"),
-        ({"r": 0}, "r is 0; a rank is a whole number above 0"),
+        ({"target_modules": []}, r"target_modules is \[\]: a list of names"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which is not supported"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication is"),
+        ({"something_new": 3}, "something_new is 3, which is not supported"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'; it is true or false"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"r": 0}, "r is 0; a rank is a whole number from 1 to"),
         ({"r": True}, "r is True"),
         ({"lora_alpha": "many"}, "lora_alpha is 'many'; it is a number above 0"),
         ({"r": 4}, r"shape \[3, 16\] where rank and model ask for \[4, 16\]"),
@@ -127,6 +135,32 @@ def test_tensors_that_are_missing_or_too_many(folder):
     path.unlink()
     with pytest.raises(InputError, match="adapter_model.safetensors: no such file"):
         load_adapter(folder, SMALL)
+    with pytest.raises(InputError, match="no adapter's folder, it has no adapter_config.json"):
+        load_adapter(folder.parent / "typo", SMALL)
+    with pytest.raises(InputError, match=f"adapter_config.json: it is {folder}"):
+        load_adapter(folder.parent, SMALL)  # a run's
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(np.int8), "is stored as I8; supported: F32, BF16, F16"),
+        (lambda x: x * np.float32("nan"), "has numbers that are not finite"),
+    ],
+    ids=["int8", "nan"],
+)
+def test_numbers_that_are_none(folder, change, message):
+    path = folder / "adapter_model.safetensors"
+    save_file({name: change(x) for name, x in load_file(path).items()}, path)
+    with pytest.raises(InputError, match=message):
+        load_adapter(folder, SMALL)
+
+
+def test_half_precision_is_read(folder):
+    path = folder / "adapter_model.safetensors"
+    save_file({name: x.astype(jnp.bfloat16) for name, x in load_file(path).items()}, path)
+    read = load_adapter(folder, SMALL).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0.01), read, learned())
 
 
 @pytest.mark.parametrize("stabilised", [False, True])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 from tiny_model import SMALL, random_params
 
@@ -19,7 +20,7 @@ from jaxalign.models.lora import (
     off_base,
     on_base,
 )
-from jaxalign.models.network import project
+from jaxalign.models.network import product
 from jaxalign.models.transformer import Transformer
 from jaxalign.sampling import Temperature, sample
 
@@ -77,10 +78,15 @@ def largest(left, right) -> float:
 
 def test_what_an_adapter_adds_by_hand():
     """x = [1, 2], W the identity, A = [[3, 4]], B = [[1], [0]], α/r = 2: y = [1 + 2·11, 2]."""
-    x, low = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])
-    scale, high = Lora(rank=1, alpha=2.0).scale, jnp.array([[1.0], [0.0]])
-    y = project(x, jnp.eye(2)) + project(project(x, low) * scale, high)
-    np.testing.assert_array_equal(y, [[23.0, 2.0]])
+
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return product(self, "w", x, (2, 2), Lora(rank=1, alpha=2.0))
+
+    adapter = {"w": {"a": jnp.array([[3.0, 4.0]]), "b": jnp.array([[1.0], [0.0]])}}
+    variables = {"params": {"w": jnp.eye(2)}, "adapter": adapter}
+    np.testing.assert_array_equal(One().apply(variables, jnp.array([[1.0, 2.0]])), [[23.0, 2.0]])
 
 
 @pytest.mark.parametrize(
@@ -218,6 +224,12 @@ def test_an_adapter_and_its_base(base, adapter):
     assert off_base(both) == adapter
     assert on_base(base, None) is base
     assert off_base(base) is base
+
+
+@pytest.mark.parametrize("model", [PLAIN, MODEL.clone(lora=Lora(rank=7))], ids=["none", "other"])
+def test_a_model_of_another_rank_is_refused(model, base, adapter):
+    with pytest.raises(ValueError, match="an adapter of rank 3, and the model's lora has"):
+        logps(on_base(adapter, base), model)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 # Tables that old checkpoints carry and that the decoder computes.
 _COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
-_FLOATS = ("F32", "BF16", "F16")
+FLOATS = ("F32", "BF16", "F16")
+"""Dtypes of tensors in safetensors files that are read."""
 
 _WRITTEN = {
     "config.json",
@@ -103,10 +104,10 @@ def _read_weights(
         stored: dict[str, list[int]] = {}
         for name, file in where.items():
             view = file.get_slice(name)
-            if view.get_dtype() not in _FLOATS:
+            if view.get_dtype() not in FLOATS:
                 raise InputError(
                     f"{folder}: tensor {name!r} is stored as {view.get_dtype()}; supported: "
-                    f"{', '.join(_FLOATS)} (quantised weights come with a later release)"
+                    f"{', '.join(FLOATS)} (quantised weights come with a later release)"
                 )
             stored[name] = view.get_shape()
 
@@ -251,6 +252,32 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside one, which takes its place once the block is done.
+
+    What is there stays until then, and where the block fails.
+
+    Raises:
+      InputError: something cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rename(previous)
+        partial.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error})") from None
+    finally:
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
 def save_pretrained(
     folder: str | Path,
     model: Network,
@@ -292,10 +319,7 @@ def save_pretrained(
     others = sorted({*config.stop_token_ids, *stop} - {eos})
     every = [eos, *others] if others else eos
     ends = {"bos": config.bos_token_id, "eos": every, "pad": config.pad_token_id}
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
-    try:
-        partial.mkdir(parents=True)
+    with replacing(folder) as partial:
         dtype = leaves["embed/embedding"].dtype.name
         write_model_json(partial / "config.json", config_json(config, dtype))
         write_model_json(
@@ -304,16 +328,6 @@ def save_pretrained(
         )
         _save_weights(partial, config, leaves, max_shard_bytes)
         _save_tokenizer(partial, tokenizer)
-        if folder.exists():
-            folder.rename(previous)
-        partial.rename(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error})") from None
-    finally:
-        if previous.exists() and not folder.exists():
-            previous.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
     wait_for_all()
 
 
