@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from documented_commands import ROOT, Command, documented_commands
 from test_documented_commands import SCORERS
@@ -17,6 +18,8 @@ from written_evaluation import write_evaluation
 
 from jaxalign.cli import main
 from jaxalign.data.prompts import Prompt
+from jaxalign.models import Lora, init_adapter, load_pretrained, save_adapter
+from jaxalign.models.files.weights import weights_digest
 
 ONLY_PARSED = {
     r"^(make|pip|source|bash) ": "it installs, or runs all tests",
@@ -51,6 +54,14 @@ SMALL = {
 
 def write_model(path: Path, model: Path) -> None:
     shutil.copytree(model, path)
+
+
+def write_adapter(path: Path, model: Path) -> None:
+    network, base, _ = load_pretrained(model)
+    lora = Lora(rank=2)
+    adapter = init_adapter(network.config, lora, jax.random.key(0))
+    weights = weights_digest(base)
+    save_adapter(path, network.config, lora, adapter, base=str(model), base_weights=weights)
 
 
 def write_run(path: Path, model: Path) -> None:
@@ -100,6 +111,7 @@ INPUTS: dict[str, Callable[[Path, Path], None]] = {
     "runs/demo/before": write_answers,
     "runs/demo/after": write_answers,
     "runs/demo": write_run,
+    "runs/lora/adapter": write_adapter,
 }
 """What commands read and no command before them wrote: path -> what writes it, given a model."""
 

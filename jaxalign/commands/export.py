@@ -14,7 +14,7 @@ class Export:
 
     jaxalign export --model smollm2 --out smollm2-hf
 
-    jaxalign export --model smollm2 --adapter runs/mine/adapter --out merged
+    jaxalign export --model smollm2 --adapter runs/lora/adapter --out merged
     """
 
     model: str
