@@ -163,6 +163,7 @@ def test_half_precision_is_read(folder):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0.01), read, learned())
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_peft_opens_it_and_has_the_same_logits(stabilised, tmp_path, smollm2_tokenizer):
     """And what PEFT writes of it is read again, to the bit."""
