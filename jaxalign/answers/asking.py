@@ -29,9 +29,9 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.processes import fetch
 from jaxalign.models import load_pretrained
 from jaxalign.models.completion import compute_params
-from jaxalign.models.files.adapters import load_adapter
+from jaxalign.models.files.adapters import put_on
 from jaxalign.models.files.weights import weights_digest
-from jaxalign.models.lora import is_on_base, on_base
+from jaxalign.models.lora import is_on_base
 from jaxalign.models.precision import named_dtype
 from jaxalign.models.sharding import to_devices
 from jaxalign.models.transformer import Transformer
@@ -86,9 +86,7 @@ class LanguageModel:
             name, dtype=chosen, chat_template=chat_template, template_date=template_date
         )
         if adapter is not None:
-            found = load_adapter(adapter, model.config)
-            found.check_base(adapter, name, params)
-            model, params = model.clone(lora=found.lora), on_base(found.params, params)
+            model, params = put_on(adapter, model, params, name=name)
         return cls(model, params, tokenizer, _digest(model, params)).cast()
 
     @property

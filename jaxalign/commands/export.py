@@ -28,14 +28,13 @@ class Export:
         """Writes the folder and prints its path."""
         from jaxalign.answers.completing import find_stops
         from jaxalign.models import load_pretrained, save_pretrained
-        from jaxalign.models.files.adapters import load_adapter
-        from jaxalign.models.lora import merge, on_base
+        from jaxalign.models.files.adapters import put_on
+        from jaxalign.models.lora import merge
 
         model, params, tokenizer = load_pretrained(self.model)
         if self.adapter is not None:
-            found = load_adapter(self.adapter, model.config)
-            found.check_base(self.adapter, self.model, params)
-            params = merge(on_base(found.params, params), found.lora)
+            model, params = put_on(self.adapter, model, params, name=self.model)
+            params = merge(params, model.lora)
         stop = find_stops(model, tokenizer).tokens
         save_pretrained(self.out, model, params, tokenizer, stop=stop)
         print(self.out)

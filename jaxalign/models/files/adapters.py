@@ -23,8 +23,9 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.files.hf_config import read_model_json
 from jaxalign.models.files.huggingface import FLOATS, replacing
 from jaxalign.models.files.weights import weights_digest
-from jaxalign.models.lora import TARGETS, Lora, Target, adapter_shapes
+from jaxalign.models.lora import TARGETS, Lora, Target, adapter_shapes, on_base
 from jaxalign.models.parameters import HUGGING_FACE
+from jaxalign.models.transformer import Transformer
 from jaxalign.records import Params
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -152,6 +153,19 @@ class Adapter:
                 f"{folder}: an adapter of {self.base} (weights {self.base_weights}), and {name} "
                 f"has other weights ({weights}): give the model that it was trained on"
             )
+
+
+def put_on(
+    folder: str | Path, model: Transformer, params: Params, *, name: str | Path
+) -> tuple[Transformer, Params]:
+    """A model and its parameters, as loaded by that name, with the adapter in a folder on them.
+
+    Raises:
+      InputError: as `load_adapter`, or the adapter was trained on another base.
+    """
+    found = load_adapter(folder, model.config)
+    found.check_base(folder, name, params)
+    return model.clone(lora=found.lora), on_base(found.params, params)
 
 
 def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
