@@ -24,10 +24,12 @@ from jaxalign.engine.checks import check_decoder, check_objective, check_reward
 from jaxalign.engine.experience import Experience, Rows, experience_of
 from jaxalign.engine.objective import GRPO, Objective, policy_loss
 from jaxalign.engine.optimizer import (
+    Adafactor,
     AdamW,
     Cosine,
     Decay,
     Linear,
+    Optimizer,
     learning_rates,
     skip_nonfinite,
     skipped_updates,
@@ -58,6 +60,7 @@ __all__ = [
     "K2",
     "K3",
     "PPO",
+    "Adafactor",
     "AdamW",
     "Adjust",
     "Advantages",
@@ -80,6 +83,7 @@ __all__ = [
     "LeaveOneOut",
     "Linear",
     "Objective",
+    "Optimizer",
     "Penalty",
     "PerTerm",
     "Prompts",

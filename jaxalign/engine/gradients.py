@@ -36,7 +36,9 @@ def _sum_over_parts(function: Callable[[Part], Sums], batch: Part, parts: int) -
         return function(batch)
     split = _split(batch, parts)
     one = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
+    # Gradients of bfloat16 parameters are, too: a sum of them in bfloat16 would lose small ones.
+    wide = lambda x: jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype  # noqa: E731
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), one)
     add = lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None)  # noqa: E731
     return jax.lax.scan(add, zeros, split)[0]
 

@@ -18,8 +18,9 @@ class TrainState:
 
     Attributes:
       step: scalar int32, steps taken, skipped ones included.
-      params: what is trained, float32: the policy's, or `{"policy": …, "critic": …}`; of each all
-        parameters, or an adapter (`jaxalign.models.lora`), whose base `Frozen` has.
+      params: what is trained: the policy's, or `{"policy": …, "critic": …}`; of each all
+        parameters, or an adapter (`jaxalign.models.lora`), whose base `Frozen` has. Float32, or
+        some bfloat16 (`jaxalign.engine.rounding`).
       opt_state: of the optax transformation.
     """
 

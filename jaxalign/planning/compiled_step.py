@@ -27,17 +27,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
+from jaxalign.engine.state import complete, policy_of
 from jaxalign.models.completion import compute_params
-from jaxalign.models.layout import abstract_params, parameter_shardings, tree_shardings
+from jaxalign.models.layout import abstract_params, tree_shardings
 from jaxalign.models.sharding import batch_sharding, spec_of
 from jaxalign.models.transformer import Transformer
 from jaxalign.planning.chips import Chip
 from jaxalign.planning.collectives import Message, read_messages
 from jaxalign.planning.flops import count_flops
-from jaxalign.records import Batch
+from jaxalign.records import Batch, Params
 from jaxalign.runs.reinforcement import Reinforcement
 
 SAMPLING = "_sample"
@@ -78,7 +78,8 @@ class Plan:
         not written in the state's place), program (its code), and temporary, what XLA sets aside
         for everything else.
       within: bytes of known parts of the temporary memory: decoding_weights and cache while it
-        samples, gradients while it updates. The rest are activations.
+        samples, gradients (float32, as parts of a batch are summed) while it updates. The rest are
+        activations.
       sampling: its work.
       update: the work of everything else.
       decoding_loop: collectives within the loop that adds one token.
@@ -157,7 +158,7 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     if model.lora.rank:  # what scores by the start model has the base's own arrays
         base = _bytes(frozen.base)
         kept = max(base, kept - base)
-    decoding, read = _decoding_bytes(model)
+    decoding, read = _decoding_bytes(model, complete(policy_of(state.params), frozen.base))
     own, context = _cache_bytes(model, work, batch)
     in_sampling = f"jit({SAMPLING})"
     of_sampling = [m for m in messages if any(in_sampling in x for x in (m.operation, *m.loops))]
@@ -177,7 +178,7 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
         within={
             "decoding_weights": decoding,
             "cache": own + context,
-            "gradients": parameters,
+            "gradients": 4 * sum(_sizes(state.params)),
         },
         sampling=Phase(
             sampled / mesh.size,
@@ -194,10 +195,10 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     )
 
 
-def _placed(tree: Any, model: Transformer) -> Any:
+def _placed(tree: Any, model: Transformer, *, decoding: bool = False) -> Any:
     """Shapes with places: what is shaped and named like a parameter lies where it does."""
     place = lambda x, its: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=its)  # noqa: E731
-    return jax.tree.map(place, tree, tree_shardings(model, tree))
+    return jax.tree.map(place, tree, tree_shardings(model, tree, decoding=decoding))
 
 
 def _rows_split(batch: Batch, mesh: Mesh) -> Batch:
@@ -219,23 +220,26 @@ def _bytes(tree: Any, *, of_model: bool = False) -> int:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if not of_model or any(isinstance(entry, jax.tree_util.DictKey) for entry in path)
     ]
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-
-
-def _decoding_bytes(model: Transformer) -> tuple[int, int]:
-    """The weights that one device samples with, and those of them that each token reads in full."""
-    assert model.mesh is not None
-    places = parameter_shardings(model.config, model.mesh, decoding=True)
-    shapes = jax.eval_shape(
-        lambda params: compute_params(params, model.dtype),
-        abstract_params(model.config, model.mesh),
+    return sum(
+        size * leaf.dtype.itemsize for size, leaf in zip(_sizes(leaves), leaves, strict=True)
     )
-    sizes = {
-        path: math.prod(places[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()
-    }
-    looked_up = 0 if model.config.tie_embeddings else sizes["embed/embedding"]
-    return sum(sizes.values()), sum(sizes.values()) - looked_up
+
+
+def _sizes(tree: Any) -> list[int]:
+    """How many numbers of each array one device has."""
+    return [math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)]
+
+
+def _decoding_bytes(model: Transformer, params: Params) -> tuple[int, int]:
+    """The weights that one device samples with, and those of them that each token reads in full.
+
+    `params` are what runs, an adapter with its base for one.
+    """
+    cast = jax.eval_shape(lambda params: compute_params(params, model.dtype), params)
+    placed = _placed(cast, model, decoding=True)
+    base = placed.get("base", placed)
+    looked_up = 0 if model.config.tie_embeddings else _bytes(base["embed"]["embedding"])
+    return _bytes(placed), _bytes(placed) - looked_up
 
 
 def _cache_bytes(model: Transformer, work: Reinforcement, batch: Batch) -> tuple[int, int]:

@@ -31,6 +31,7 @@ CHOICES: dict[Any, tuple[type, ...]] = {
         engine.Constant,
     ),
     engine.Keep: (engine.Finished, engine.Informative),
+    engine.Optimizer: (engine.AdamW, engine.Adafactor),
     Decay: (engine.Linear, engine.Cosine),
 }
 """What may stand in a field of each type."""
@@ -136,8 +137,8 @@ def _has(part: Any, name: str) -> bool:
 
 
 def flag_name(one: type) -> str:
-    """`WholeBatch` is `whole-batch`, `K2` is `k2`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", one.__name__).lower()
+    """`WholeBatch` is `whole-batch`, `K2` is `k2`, `AdamW` is `adamw`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "-", one.__name__).lower()
 
 
 def _choose(settings: Any, name: str, choice: Choice) -> Any:

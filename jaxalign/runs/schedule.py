@@ -3,6 +3,7 @@
 import optax
 
 from jaxalign.engine.optimizer import learning_rates, skip_nonfinite, with_critic_optimizer
+from jaxalign.engine.rounding import stochastic_rounding
 from jaxalign.runs.settings import Settings
 
 
@@ -21,7 +22,9 @@ def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
             decay_steps=updates * settings.learning.decay_steps,
             decay=settings.learning.decay,
         )
-        return settings.learning.optimizer(rates, max_grad_norm=settings.learning.max_grad_norm)
+        learning = settings.learning
+        optimizer = learning.optimizer(rates, max_grad_norm=learning.max_grad_norm)
+        return stochastic_rounding(optimizer) if learning.param_dtype == "bfloat16" else optimizer
 
     optimizer = scheduled(settings.learning.learning_rate)
     if settings.rl is not None and settings.rl.has_critic:

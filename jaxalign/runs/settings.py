@@ -9,7 +9,7 @@ from jaxalign.data import load_all
 from jaxalign.data.prompts import Prompt, of_each_kind
 from jaxalign.engine.baselines import Group, InverseFrequency, LeaveOneOut, PerTerm, Shrinkage
 from jaxalign.engine.objective import GRPO, Objective
-from jaxalign.engine.optimizer import AdamW, Decay, Linear
+from jaxalign.engine.optimizer import AdamW, Decay, Linear, Optimizer
 from jaxalign.engine.ppo import PPO
 from jaxalign.engine.reductions import Informative
 from jaxalign.engine.step import Updates
@@ -41,7 +41,7 @@ class Start(Checked):
     """What a chat template takes for today, as YYYY-MM-DD; by default the day of the run's start,
     also after --resume. config.json has it where the template asks for it."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Compute dtype; auto takes the faster one in a short probe. Parameters are float32."""
+    """Compute dtype; auto takes the faster one in a short probe. Parameters have --param-dtype."""
     remat: Literal["none", "dots", "full"] = "dots"
     """What the backward pass recomputes in each layer, for memory."""
     mesh: tuple[int, int, int] | None = None
@@ -115,19 +115,31 @@ class Learning(Checked):
     """The optimizer and its schedule."""
 
     learning_rate: Positive = 6e-5
-    """Peak learning rate (AdamW)."""
+    """Peak learning rate."""
     warmup_steps: Natural = 3
     """Steps until the full learning rate."""
     decay_steps: Natural = 16
     """Last steps, over which the learning rate falls to zero."""
     decay: Decay = Linear()
     """How it falls."""
-    optimizer: AdamW = AdamW()
-    """Constants of AdamW beside the learning rate."""
+    optimizer: Optimizer = AdamW()
+    """What makes updates of gradients, and its constants beside the learning rate."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
     lora: Lora = Lora()
     """Low-rank adapters, which are trained in place of all parameters where the rank is not 0."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype that trained matrices are kept in. bfloat16 saves memory and rounds changes at random,
+    so that small ones are not lost; adapters are float32."""
+
+    def check_fields(self, above: str) -> None:
+        """Also that there are matrices to keep so."""
+        super().check_fields(above)
+        if self.lora.rank and self.param_dtype != "float32":
+            raise InputError(
+                f"{above}param_dtype={self.param_dtype}: adapters are float32 and their base is in "
+                "the compute dtype; leave it out, or --lora.rank"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

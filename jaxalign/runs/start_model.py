@@ -10,6 +10,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.json_files import read_json
 from jaxalign.host.processes import all_of, any_of
 from jaxalign.models import Transformer, load_pretrained
+from jaxalign.models.completion import compute_params
 from jaxalign.models.layout import place_adapter
 from jaxalign.models.lora import init_adapter, on_base
 from jaxalign.models.precision import fastest_dtype
@@ -55,7 +56,9 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
 
 
 def start_policy(settings: Settings, model: Transformer, params: Params) -> Params:
-    """What runs when training starts: the parameters, or a new adapter on them."""
+    """What runs when training starts: the parameters in their dtype, or a new adapter on them."""
+    if settings.learning.param_dtype != "float32":
+        return compute_params(params, settings.learning.param_dtype, learned=True)
     if not model.lora.rank:
         return params
     key = stage_key(settings.seed, Stage.ADAPTERS)

@@ -9,12 +9,14 @@ _STEP = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from jaxalign.host.errors import InputError
 from jaxalign.models import ModelConfig, Transformer
+from jaxalign.models.completion import compute_params
 from jaxalign.models.layout import parameter_shardings, place_adapter
 from jaxalign.models.lora import Lora, init_adapter
 from jaxalign.models.sharding import make_mesh
 from jaxalign.sampling import Temperature
 from jaxalign.engine.objective import GRPO
-from jaxalign.engine.optimizer import AdamW
+from jaxalign.engine.optimizer import Adafactor, AdamW
+from jaxalign.engine.rounding import stochastic_rounding
 from jaxalign.engine.penalties import K2
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, Updates, make_step
@@ -42,9 +44,9 @@ def even_tokens(batch, samples):
     even = ((samples.tokens % 2 == 0) & samples.mask).sum(axis=1)
     return even / jnp.maximum(samples.mask.sum(axis=1), 1)
 
-def two_steps(model, params, adapter=None):
-    step = make_step(model, OPTIMIZER, sampling=SAMPLING, objective=OBJECTIVE, updates=UPDATES)
-    state, losses = init_state(params if adapter is None else adapter, OPTIMIZER), []
+def two_steps(model, params, adapter=None, optimizer=OPTIMIZER):
+    step = make_step(model, optimizer, sampling=SAMPLING, objective=OBJECTIVE, updates=UPDATES)
+    state, losses = init_state(params if adapter is None else adapter, optimizer), []
     frozen = Frozen(device_reward(even_tokens), base=params)
     for _ in range(2):
         state, result = step(state, BATCH, jax.random.key(2), frozen)
@@ -93,6 +95,25 @@ for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2)):
     assert share(up["a"]) == up["a"].nbytes // sizes[1]
     assert share(up["b"]) == up["b"].nbytes // sizes[2]
     print("x".join(map(str, sizes)), "equal with an adapter")
+
+# Parameters in bfloat16, rounded alike but where sums of another order cross a boundary; means of
+# squares of rows and of columns, which are small, are whole on every device.
+CONFIG = ModelConfig(
+    vocab_size=128, num_layers=2, model_dim=128, num_heads=8, num_kv_heads=2, head_dim=16,
+    mlp_dim=256,
+)
+small = stochastic_rounding(Adafactor()(1e-4, max_grad_norm=1.0))
+params = compute_params(random_params(CONFIG, scale=0.1), jnp.bfloat16, learned=True)
+one, *_ = two_steps(Transformer(CONFIG, jnp.float32), params, optimizer=small)
+mesh = make_mesh(2, 2, 2)
+shardings = parameter_shardings(CONFIG, mesh)
+laid = jax.device_put(params, traverse_util.unflatten_dict(shardings, sep="/"))
+state, *_ = two_steps(Transformer(CONFIG, jnp.float32, mesh=mesh), laid, optimizer=small)
+up, expected = (x.params["layers"]["mlp"]["up"] for x in (state, one))
+assert up.dtype == jnp.bfloat16 and share(up) == up.nbytes // 4
+changed = np.asarray(up) != np.asarray(params["layers"]["mlp"]["up"])
+unequal = np.asarray(up) != np.asarray(expected)
+print("bfloat16:", changed.mean() > 0.05, unequal.mean() < 0.01 * changed.mean())
 try:
     make_mesh(2, 2, 1)
 except InputError as error:
@@ -213,6 +234,7 @@ def test_a_step_on_eight_devices_is_the_step_on_one():
         "8x1x1 equal with an adapter",
         "1x8x1 equal with an adapter",
         "2x2x2 equal with an adapter",
+        "bfloat16: True True",
         "mesh: data x fsdp x tensor = 2 x 2 x 1 does not make the 8 devices that there are: "
         "give --mesh sizes that do",
     ], messages

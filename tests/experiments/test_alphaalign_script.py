@@ -17,6 +17,7 @@ from terminal import written_to_terminal
 from experiments.alphaalign import main
 from jaxalign.engine.optimizer import learning_rates
 from jaxalign.host.lock import locked
+from jaxalign.models import load_pretrained
 from jaxalign.runs.loop import Interruption
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +194,24 @@ def test_ppo_interrupted_and_resumed_ends_with_the_same_bits(arguments, tmp_path
     assert "value_loss" in (halves / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_a_run_in_little_memory_goes_on_with_the_same_bits(arguments, tmp_path, monkeypatch):
+    """What rounds at random goes on from a checkpoint as without a stop."""
+    little = ["--param-dtype=bfloat16", "--optimizer=adafactor", "--steps=4", "--micro-batches=2"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert main([*arguments, *little, f"--run={whole}"]) == 0
+    with monkeypatch.context() as patch:
+        after_each_step = iter([False, True])
+        patch.setattr(Interruption, "noticed", lambda self: next(after_each_step))
+        assert main([*arguments, *little, f"--run={halves}"]) == 0
+    assert main([*arguments, *little, f"--run={halves}", "--resume"]) == 0
+    assert_same_weights(whole, halves)
+    _, params, _ = load_pretrained(whole / "model")
+    up = params["layers"]["mlp"]["up"]
+    np.testing.assert_array_equal(up, up.astype("bfloat16").astype("float32"))
+    assert json.loads((whole / "config.json").read_text())["optimizer"]["is"] == "adafactor"
+
+
 def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
     folder = tmp_path / "terminated"
     process = start([*arguments, "--steps=100000"], folder)
@@ -277,6 +296,15 @@ WHOLE = ["--objective=grpo", "--objective.advantages=whole-batch"]
         (["--temperature=0"], "temperature=0.0 must be a number above 0"),
         (["--learning-rate=nan"], "learning_rate=nan must be a number above 0"),
         (["--max-grad-norm=0"], "max_grad_norm=0.0 must be a number above 0"),
+        (["--optimizer=sgd"], "--optimizer: unknown value 'sgd'; use one of adamw, adafactor"),
+        (
+            ["--optimizer=adafactor", "--optimizer.decay-rate=1"],
+            "optimizer.decay_rate=1.0 must be from 0 to below 1",
+        ),
+        (
+            ["--param-dtype=bfloat16", "--lora.rank=2"],
+            "param_dtype=bfloat16: adapters are float32 and their base is in the compute dtype",
+        ),
         (
             ["--objective.kl=k2", "--objective.kl.coefficient=-1"],
             "objective.kl.coefficient=-1.0 must be a number, 0 or above",

@@ -308,7 +308,8 @@ def test_the_configuration_says_what_was_chosen():
         "value_clip": 0.2,
     }
     assert chosen["decay"] == {"is": "cosine"} and chosen["optimizer"]["b1"] == 0.5
-    assert "is" not in chosen["optimizer"]  # there is nothing else to choose
+    assert chosen["optimizer"]["is"] == "adamw"
+    assert "is" not in chosen["lora"]  # there is nothing else to choose
 
 
 def test_an_arm_brings_its_own_flags_and_keeps_what_it_shares(capsys):
