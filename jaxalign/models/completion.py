@@ -49,7 +49,8 @@ def compute_params(params: Params, dtype: Any, *, learned: bool = False) -> Para
     kept = ("scale", "bias", "embedding") if learned else ("scale",)
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf if path[-1].key.endswith(kept) else leaf.astype(dtype)
+        whole = not jnp.issubdtype(leaf.dtype, jnp.floating)  # a quantised matrix's
+        return leaf if whole or path[-1].key.endswith(kept) else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

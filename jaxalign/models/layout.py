@@ -13,6 +13,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.lora import Lora, adapter_axes, adapter_shapes
 from jaxalign.models.network import Network
 from jaxalign.models.parameters import leaf_axes, leaf_shapes
+from jaxalign.models.quantised import quantised_axes, quantised_shapes
 from jaxalign.models.sharding import DECODING, RULES, Rules, spec_of
 from jaxalign.records import Params
 
@@ -42,15 +43,22 @@ def parameter_shardings(
     return shardings
 
 
-def adapter_shardings(
+def _added_shardings(
     config: ModelConfig, lora: Lora, mesh: Mesh, *, decoding: bool = False
 ) -> dict[str, NamedSharding]:
-    """Path of each A and B to its sharding: split as the matrix it adds to, but for the rank."""
-    shapes, rules = adapter_shapes(config, lora), _rules(config, mesh, decoding)
+    """Path to sharding of what stands beside or in the place of a matrix, split as that is.
+
+    These are an adapter's A and B, whose rank is whole, and the parts of a quantised base.
+    """
+    shapes, rules = _added_shapes(config, lora), _rules(config, mesh, decoding)
     return {
         path: NamedSharding(mesh, spec_of(shapes[path], axes, mesh, rules))
-        for path, axes in adapter_axes(config, lora).items()
+        for path, axes in (adapter_axes(config, lora) | quantised_axes(config)).items()
     }
+
+
+def _added_shapes(config: ModelConfig, lora: Lora) -> dict[str, tuple[int, ...]]:
+    return adapter_shapes(config, lora) | quantised_shapes(config)
 
 
 def _rules(config: ModelConfig, mesh: Mesh, decoding: bool) -> Rules:
@@ -99,8 +107,8 @@ def tree_shardings(model: Any, tree: Any, *, decoding: bool = False) -> Any:
     if mesh is None:
         return None
     places = parameter_shardings(model.config, mesh, decoding=decoding)
-    places |= adapter_shardings(model.config, model.lora, mesh, decoding=decoding)
-    shapes = leaf_shapes(model.config) | adapter_shapes(model.config, model.lora)
+    places |= _added_shardings(model.config, model.lora, mesh, decoding=decoding)
+    shapes = leaf_shapes(model.config) | _added_shapes(model.config, model.lora)
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:

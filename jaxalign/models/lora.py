@@ -26,6 +26,7 @@ from jaxalign.host.errors import InputError
 from jaxalign.host.fields import Checked, Natural, Positive
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.parameters import leaf_axes, leaf_shapes
+from jaxalign.models.quantised import dequantise
 from jaxalign.records import Params
 
 Target = Literal["attention", "mlp"]
@@ -49,6 +50,9 @@ class Lora(Checked):
     """Which matrices of each layer: attention's four, the MLP's three."""
     rank_stabilised: bool = False
     """Scale by α/√r instead, so that a higher rank learns as fast."""
+    base: Literal["compute", "int8"] = "compute"
+    """What the frozen parameters are kept in: the compute dtype, or the matrices of the layers in 8
+    bits with a scale for each row (`jaxalign.models.quantised`)."""
 
     @property
     def scale(self) -> float:
@@ -58,8 +62,10 @@ class Lora(Checked):
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def check_fields(self, above: str) -> None:
-        """Also that there is a target."""
+        """Also that there is a target, and a frozen base where one is to be in 8 bits."""
         super().check_fields(above)
+        if self.base == "int8" and not self.rank:
+            raise InputError(f"{above}base=int8: nothing is frozen without adapters: give a rank")
         if self.rank and not self.targets:
             raise InputError(f"{above}targets is empty: name attention, mlp, or both")
 
@@ -130,7 +136,7 @@ def merge(params: Params, lora: Lora) -> Params:
     """
     if not is_on_base(params):
         return params
-    leaves = traverse_util.flatten_dict(params["base"], sep="/")
+    leaves = traverse_util.flatten_dict(dequantise(params["base"]), sep="/")
     parts = traverse_util.flatten_dict(params["adapter"], sep="/")
     for path in {path.rpartition("/")[0] for path in parts}:
         added = jnp.einsum(

@@ -16,6 +16,7 @@ from jaxalign.models.attention import SAVED, KeyValues, attend
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.fused_attention import AttentionPath, attend_fused
 from jaxalign.models.lora import Lora
+from jaxalign.models.quantised import Weight, is_quantised
 from jaxalign.models.rotary import rotary_frequencies, rotary_tables, rotate
 from jaxalign.models.sharding import constrain
 
@@ -32,8 +33,13 @@ _REMAT_POLICIES = {
 _MATRIX = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
 
 
-def project(x: jax.Array, weight: jax.Array) -> jax.Array:
+def project(x: jax.Array, weight: Weight) -> jax.Array:
     """x·Wᵀ for `x` `[..., in]` and `weight` `[out, in]`, computed in the dtype of `x`."""
+    if isinstance(weight, dict):  # rounded once, after the scale
+        narrow = weight["int8"].astype(x.dtype)
+        axes = (((x.ndim - 1,), (1,)), ((), ()))
+        wide = jax.lax.dot_general(x, narrow, axes, preferred_element_type=jnp.float32)
+        return (wide * weight["scale"]).astype(x.dtype)
     return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
 
 
@@ -41,7 +47,11 @@ def product(
     module: nn.Module, name: str, x: jax.Array, shape: tuple[int, int], lora: Lora
 ) -> jax.Array:
     """x·Wᵀ by the module's matrix of that name, and what an adapter of it adds, if it has one."""
-    out = project(x, module.param(name, _MATRIX, shape))
+    given: Any = module.get_variable("params", name)
+    if is_quantised(given):
+        out = project(x, given)
+    else:
+        out = project(x, module.param(name, _MATRIX, shape))
     if not module.has_variable("adapter", name):
         return out
     adapter: dict[str, jax.Array] = module.get_variable("adapter", name)

@@ -39,6 +39,7 @@ from jaxalign.planning.collectives import Message, read_messages
 from jaxalign.planning.flops import count_flops
 from jaxalign.records import Batch, Params
 from jaxalign.runs.reinforcement import Reinforcement
+from jaxalign.runs.start_model import frozen_base
 
 SAMPLING = "_sample"
 """The jitted function in which a step samples; what runs in it is named so in the program."""
@@ -126,8 +127,8 @@ def plan_step(work: Reinforcement, model: Transformer, batch: Batch) -> Plan:
     mesh = model.mesh
     assert mesh is not None
     params = abstract_params(model.config, mesh)
-    if model.lora.rank:  # its base is kept in the compute dtype
-        params = jax.eval_shape(lambda params: compute_params(params, model.dtype), params)
+    if model.lora.rank:
+        params = jax.eval_shape(lambda params: frozen_base(model, params), params)
     state = jax.eval_shape(work.start, params)
     frozen = jax.eval_shape(work.frozen, params)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -22,7 +22,6 @@ from jaxalign.host.json_files import read_json, write_json
 from jaxalign.host.metrics import METRICS_FILE, read_metrics
 from jaxalign.host.processes import all_of, any_of, are_several, is_first, wait_for_all
 from jaxalign.models import Transformer, load_pretrained, save_pretrained
-from jaxalign.models.completion import compute_params
 from jaxalign.models.files.adapters import load_adapter, save_adapter
 from jaxalign.models.files.weights import weights_digest
 from jaxalign.models.layout import place_adapter
@@ -39,6 +38,7 @@ from jaxalign.runs.recipe import Recipe
 from jaxalign.runs.reinforcement import Reinforcement, make_reinforcement
 from jaxalign.runs.run_config import begin_run, other_run
 from jaxalign.runs.settings import LOOP_ONLY, has_checkpoint
+from jaxalign.runs.start_model import frozen_base
 from jaxalign.runs.validation import Result, Store, Validation, rates_line
 from jaxalign.text.chat_template import run_date
 
@@ -252,11 +252,11 @@ class Experiment:
     def training(self, params: Params) -> Training:
         """What it trains with, from these parameters on.
 
-        Adapters stand on them in the compute dtype, as does what scores by the start model.
+        Adapters stand on what `frozen_base` makes of them, as does what scores by the start model.
         """
         if self.model.lora.rank:
             self._base_digest = weights_digest(params)
-            params = self.base = compute_params(params, self.model.dtype)
+            params = self.base = frozen_base(self.model, params)
         if self.work is not None:
             return self.work.training(self.model, params)
         assert self.recipe.tune is not None
@@ -310,7 +310,7 @@ class Experiment:
         policy = result.policy
         if self.base is not None:
             self._validation.store.save(self._folder / "adapter", policy)
-            self.base = None  # which is in the compute dtype, and what is merged float32
+            self.base = None  # which is rounded; what is merged is float32
             start = load_pretrained(self._base_name, mesh=self.model.mesh)[1]
             policy = merge(on_base(policy, start), self.model.lora)
         folder = self._folder / "model"

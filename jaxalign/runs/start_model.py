@@ -14,6 +14,7 @@ from jaxalign.models.completion import compute_params
 from jaxalign.models.layout import place_adapter
 from jaxalign.models.lora import init_adapter, on_base
 from jaxalign.models.precision import fastest_dtype
+from jaxalign.models.quantised import quantise
 from jaxalign.models.sharding import make_mesh
 from jaxalign.records import Params
 from jaxalign.runs.settings import Settings
@@ -53,6 +54,12 @@ def load_start(settings: Settings) -> tuple[Transformer, Params, Any]:
         template_date=settings.start.template_date or theirs.get("template_date"),
     )
     return model.clone(lora=settings.learning.lora), params, tokenizer
+
+
+def frozen_base(model: Transformer, params: Params) -> Params:
+    """The parameters as adapters stand on them: in the compute dtype, or quantised."""
+    quantised = quantise(params) if model.lora.base == "int8" else params
+    return compute_params(quantised, model.dtype)
 
 
 def start_policy(settings: Settings, model: Transformer, params: Params) -> Params:

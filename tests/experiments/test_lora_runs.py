@@ -125,6 +125,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(arguments, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+def test_a_base_in_8_bits_is_rounded_for_training_alone(arguments, tiny_model_folder, tmp_path):
+    """The adapter learned on it, and what is merged at the end has the weights of the file."""
+    assert main([*arguments, "--lora.base=int8", "--steps=2", f"--run={tmp_path}"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert max(row["logp_gap"] for row in rows) < 1e-5
+    base = load_pretrained(tiny_model_folder)[1]
+    adapter = load_adapter(tmp_path / "adapter", load_pretrained(tiny_model_folder)[0].config)
+    assert adapter.base_weights == weights_digest(base)
+    written = load_pretrained(tmp_path / "model")[1]
+    merged = merge(on_base(adapter.params, base), adapter.lora)
+    np.testing.assert_allclose(
+        written["layers"]["mlp"]["up"], merged["layers"]["mlp"]["up"], atol=1e-7
+    )
+
+
+@pytest.mark.slow
 def test_the_best_adapter_is_kept(arguments, prompts, tmp_path, capsys):
     """Of a random model no step is better than the start, whose adapter adds nothing."""
     watched = ["--evaluate-every=2", "--validation", str(prompts), "--keep=best"]
@@ -193,6 +209,13 @@ def test_a_baseline_trains_an_adapter_too(tiny_model_folder, prompts, tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_a_rank_below_zero_is_one_line(arguments, tmp_path, capsys):
-    assert main([*arguments, "--lora.rank=-1", f"--run={tmp_path / 'run'}"]) == 2
-    assert "lora.rank=-1 is too small: at least 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora.rank=-1"], "lora.rank=-1 is too small: at least 0"),
+        (["--lora.rank=0", "--lora.base=int8"], "lora.base=int8: nothing is frozen without"),
+    ],
+)
+def test_adapters_that_cannot_be_are_one_line(arguments, flags, message, tmp_path, capsys):
+    assert main([*arguments, *flags, f"--run={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
