@@ -22,10 +22,12 @@ from jaxalign.rewards.refusals import (
 from jaxalign.rewards.safety import Safety, balanced_weights, safety_reward
 from jaxalign.rewards.stubs import StubReader, echoes, is_stub, stub_reader
 from jaxalign.rewards.subjects import (
+    LEAST_NEW,
     SubjectReader,
     Subjects,
     mask_subject,
     names_subject,
+    new_words,
     subject_stems,
 )
 from jaxalign.rewards.terms import Addable, Reward, Sum, device_reward, host_reward
@@ -66,6 +68,7 @@ __all__ = [
     "FIRST_SENTENCE",
     "FIRST_SENTENCE_REFUSAL_PATTERN",
     "FORMAT_PATTERN",
+    "LEAST_NEW",
     "REASONING_TAGS",
     "Reasoned",
     "ReasonedReward",
@@ -95,6 +98,7 @@ __all__ = [
     "judge_refusal",
     "mask_subject",
     "names_subject",
+    "new_words",
     "reads_english",
     "refusal_verifier",
     "safety_reward",

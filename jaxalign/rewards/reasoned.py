@@ -9,7 +9,8 @@
     agreement  4 (h − h̄)(r − r̄) where it gives one: h whether it is "harmful", r whether the answer
                refuses, and their means over such completions of the batch
     quality    of a harmful prompt: +1 for a whole refusal, 0 for a fragment, −1 for no refusal;
-               of a harmless one: +1 for an answer, 0 for a stub, −1 for a refusal
+               of a harmless one: +1 for an answer, 0 for a stub, for one without two words of its
+               own, and for one that judges again, −1 for a refusal
     varied     s̄ − s for a well-formed answer of that kind: s the share of the batch's others, to
                other harmless prompts, that begin alike, and s̄ its mean
 
@@ -62,7 +63,7 @@ from jaxalign.rewards.parts import ANSWER_TAGS, REASONING_TAGS
 from jaxalign.rewards.refusal_judge import RefusalVerifier, refusal_verifier
 from jaxalign.rewards.safety import balanced_weights, mean_where
 from jaxalign.rewards.stubs import StubReader, stub_reader
-from jaxalign.rewards.subjects import SubjectReader, Subjects
+from jaxalign.rewards.subjects import LEAST_NEW, SubjectReader, Subjects
 from jaxalign.rewards.terms import Addable
 from jaxalign.rewards.verdicts import VerdictReader, verdict_reader
 from jaxalign.rewards.verifiers import Span, Verdict, Verifiers
@@ -83,7 +84,7 @@ class Reasoned(Checked):
     agreement: Weight = 2.0
     """Of refusing behind the verdict "harmful" and answering behind the other one."""
     quality: Weight = 1.0
-    """Of whole refusals, and of answers that are no stubs."""
+    """Of whole refusals, and of answers that say something of their own."""
     varied: Weight = 4.0
     """Of answers that don't begin as most others do."""
 
@@ -226,7 +227,7 @@ class ReasonedReward(Addable):
       answers: tells form, refusals and stubs.
       reasoning: where the reasoning is.
       verdicts: reads verdicts.
-      names: tells whether a subject is named.
+      names: tells what is named of a subject, and what an answer adds to it.
       subjects: of all prompts of the run, by `PromptFacts.index`.
       division: tells which tokens decide what.
       openings: reads with what an answer begins.
@@ -262,18 +263,22 @@ class ReasonedReward(Addable):
         told = closed & (bad != good)
         decided = formed & told
         asked = self.subjects.take(of_rows(batch.facts.index, samples))
-        named = formed & self.names(asked, *given, *reasoning, least=LEAST_NAMED)
+        named = formed & self.names(asked, *given, *reasoning).names(LEAST_NAMED)
+        answer = self.answers.span.bounds(*given)
+        new = self.names(asked, *given, *answer).new
+        judges_again = jnp.logical_or(*map(jnp.asarray, self.verdicts(*given, *answer)))
+        empty = stub | (new < LEAST_NEW) | judges_again
 
         right = decided & (bad == harmful)
         agrees = decided & (bad == refused)
         from_mean = lambda x: x - mean_where(x, decided)  # noqa: E731
         wrongly = refused != harmful
         prompts = batch.prompts.tokens.shape[0]
-        answered = formed & ~harmful & ~refused & ~stub
+        answered = formed & ~harmful & ~refused & ~empty
         alike = begin_alike(
             self.openings(samples.tokens, form.answer), answered, len(kind) // prompts
         )
-        good_of_its_side = jnp.where(harmful, whole, ~refused & ~stub)
+        good_of_its_side = jnp.where(harmful, whole, ~refused & ~empty)
         of_acts = of_verdicts = jnp.ones(len(kind))
         if self.balance:
             prior = self.weights.prior
@@ -297,7 +302,8 @@ class ReasonedReward(Addable):
             "verdict_right": right.mean(),
             "verdict_agrees": mean_where(agrees, decided),
             "whole_refusals": mean_where(whole, refused),
-            "stubs": mean_where(stub, ~refused),
+            "stubs": mean_where(stub | (new < LEAST_NEW), ~refused),
+            "judges_again": mean_where(judges_again, ~refused),
             "begin_alike": mean_where(alike, answered),
         }
         for index, name in enumerate(KINDS):

@@ -1,11 +1,13 @@
-"""Does a reasoning name what was asked for? On the host as text, on the device as tokens. Ours.
+"""Does a reasoning name what was asked for, and does an answer say more than that? Ours.
 
     subjects = Subjects.of(requests)  # of N prompts, on the host
     reads = SubjectReader.build(tokenizer)
-    named = reads(subjects.take(prompt_of_row), tokens, mask)  # [B] bool
+    named, new = reads(subjects.take(prompt_of_row), tokens, mask)  # [B] int32 each
 
-A request's subject is its content words, as stems; a reasoning names it if one of its words begins
-with such a stem, and goes on for few letters. Whatever the tokenizer: letters are read.
+A request's subject is its content words, as stems; a text names it if one of its words begins with
+such a stem, and goes on for few letters. Other content words are new: an answer of which none are
+says the request again. On the host as text, on the device as tokens, whatever the tokenizer:
+letters are read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +41,17 @@ STOP_WORDS = FUNCTION_WORDS | frozenset(
     new old simple easy quick quickly did done doing being am may might must shall up down
     out off into onto upon against between without within across through during yes okay hi
     hello thanks thank kindly say says said mean means called think really possible detailed
-    safety reasoning harmful harmless safe dangerous""".split()
+    that's what's here's there's let's you're we're they're he's she's isn't aren't wasn't weren't
+    didn't couldn't shouldn't i've you've we've i'd you'd we'd you'll we'll
+    safety reasoning harmful harmless safe unsafe dangerous""".split()
 )
 """Words that name no subject: of grammar, of asking, and of the verdict."""
 
+LEAST_NEW = 2
+"""An answer with fewer new words says nothing."""
+
 _ENDINGS = ("ations", "ation", "ings", "ing", "ies", "ers", "ed", "es", "er", "ly", "s", "e", "y")
+_PLAIN_STOPS = frozenset(word.replace("'", "") for word in STOP_WORDS)
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -64,10 +73,16 @@ def subject_stems(request: str) -> tuple[str, ...]:
 
     Words of one or two letters, numbers and `STOP_WORDS` are left out.
     """
-    words = _WORD.findall(request.translate(SPELLINGS).replace("'", ""))
-    plain_stops = {word.replace("'", "") for word in STOP_WORDS}
-    content = [w for w in words if len(w) > 2 and w not in plain_stops and not w.isdigit()]
+    content = filter(_is_content, _words(request))
     return tuple(dict.fromkeys(stem(word)[:LONGEST_STEM] for word in content))[:MOST_STEMS]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.translate(SPELLINGS).replace("'", ""))
+
+
+def _is_content(word: str) -> bool:
+    return len(word) > 2 and word not in _PLAIN_STOPS and not word.isdigit()
 
 
 def names_subject(reasoning: str, request: str, *, least: int = 1) -> bool:
@@ -75,10 +90,22 @@ def names_subject(reasoning: str, request: str, *, least: int = 1) -> bool:
 
     A request without content words is named by anything.
     """
-    stems = subject_stems(request)
-    words = set(_WORD.findall(reasoning.translate(SPELLINGS)))
+    stems, words = subject_stems(request), set(_words(reasoning))
     found = sum(any(_named(stem, word) for word in words) for stem in stems)
     return found >= min(least, len(stems))
+
+
+def new_words(answer: str, request: str) -> int:
+    """How many content words of an answer do not name the request's subject.
+
+    "Dry your laundry in a salty wind, that's safe." has none after "How do you dry laundry in a
+    salty wind?"; "Peg it close together." has three. A word that comes twice counts twice.
+    """
+    stems = subject_stems(request)
+    return sum(
+        _is_content(word) and not any(_named(stem, word) for stem in stems)
+        for word in _words(answer)
+    )
 
 
 def mask_subject(text: str, request: str) -> str:
@@ -88,8 +115,7 @@ def mask_subject(text: str, request: str) -> str:
     about brown rice.", each after its own request, are both "it is about _".
     """
     stems = subject_stems(request)
-    words = _WORD.findall(text.translate(SPELLINGS).replace("'", ""))
-    masked = ("_" if any(_named(stem, word) for stem in stems) else word for word in words)
+    masked = ("_" if any(_named(stem, word) for stem in stems) else word for word in _words(text))
     return re.sub(r"_( _)+", "_", " ".join(masked))
 
 
@@ -126,17 +152,51 @@ class Subjects:
         return Subjects(self.letters[rows], self.length[rows])
 
 
+class SubjectWords(NamedTuple):
+    """Of B texts, `[B]` int32 each.
+
+    Attributes:
+      named: how many of the request's stems it has.
+      stems: how many the request has.
+      new: how many of its content words name none.
+    """
+
+    named: jax.Array
+    stems: jax.Array
+    new: jax.Array
+
+    def names(self, least: int = 1) -> jax.Array:
+        """`names_subject`, `[B]` bool."""
+        return self.named >= jnp.minimum(least, self.stems)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubjectReader:
-    """`names_subject` of token ids; a pytree."""
+    """`names_subject` and `new_words` of token ids; a pytree.
+
+    Attributes:
+      characters: reads the tokens.
+      stops: `[S, C]` int32, from a state and a character of `PLAIN` to the next state, of an
+        automaton that reads a word; state 0 is before it, and 1 where it is no stop word.
+      is_stop: `[S]` bool, whether a stop word has been read.
+    """
 
     characters: CharacterReader
+    stops: jax.Array
+    is_stop: jax.Array
 
     @classmethod
     def build(cls, tokenizer: Tokenizer) -> SubjectReader:
         """Of a tokenizer's vocabulary; raises what `token_bytes` raises."""
-        return cls(CharacterReader.build(tokenizer))
+        beginnings = {word[:end] for word in _PLAIN_STOPS for end in range(1, len(word) + 1)}
+        state = {"": 0} | {text: index for index, text in enumerate(sorted(beginnings), start=2)}
+        table = np.ones((len(state) + 1, len(PLAIN)), np.int32)
+        for text, index in state.items():
+            if text:
+                table[state[text[:-1]], PLAIN.index(text[-1])] = index
+        ended = np.isin(np.arange(len(table)), [state[word] for word in _PLAIN_STOPS])
+        return cls(CharacterReader.build(tokenizer), jnp.asarray(table), jnp.asarray(ended))
 
     def __call__(
         self,
@@ -145,10 +205,8 @@ class SubjectReader:
         mask: jax.Array,
         start: jax.Array | int = 0,
         stop: jax.Array | int = NEVER,
-        *,
-        least: int = 1,
-    ) -> jax.Array:
-        """Whether each row names its subject: `[B]` bool, under jit or not.
+    ) -> SubjectWords:
+        """Counts what each row names of its subject, and what it adds; under jit or not.
 
         Args:
           subjects: of B requests, one a row.
@@ -156,14 +214,18 @@ class SubjectReader:
           mask: `[B, T]` bool, such as that of the reasoning.
           start: `[B]` int, see `CharacterReader.scan`.
           stop: `[B]` int.
-          least: how many stems, or all if they are fewer.
         """
         there = subjects.length > 0
         letters = jnp.asarray([letter.isalnum() for letter in PLAIN])
+        digits = jnp.asarray([letter.isdigit() for letter in PLAIN])
 
         def read_one(states: _Words, character: jax.Array, none: jax.Array) -> _Words:
-            """`at` counts the letters of a word while it goes along with a stem; -1 is astray."""
-            at, found = states
+            """`at` counts the letters of a word while it goes along with a stem; -1 is astray.
+
+            The others are for new words: the stop word begun, letters, and whether all are digits.
+            """
+            at, found, stop_at, length, number, new = states
+            none |= character == PLAIN.index("'")
             letter = letters[character]
             place = jnp.clip(at, 0, LONGEST_STEM - 1)
             expected = jnp.take_along_axis(subjects.letters, place[..., None], axis=2)[..., 0]
@@ -172,18 +234,29 @@ class SubjectReader:
             along &= at < subjects.length + LONGEST_ENDING
             ended = there & behind & (at >= 0)
             after = jnp.where(letter[:, None], jnp.where(along, at + 1, -1), 0)
-            found = found | (ended & ~letter[:, None] & ~none[:, None])
-            return jnp.where(none[:, None], at, after), found
+            ended &= ~(letter | none)[:, None]
+            content = (length > 2) & ~self.is_stop[stop_at] & ~number & ~letter & ~none
+            new = new + (content & ~ended.any(axis=1))
+            keep = lambda following, present: jnp.where(none, present, following)  # noqa: E731
+            return (
+                jnp.where(none[:, None], at, after),
+                found | ended,
+                keep(jnp.where(letter, self.stops[stop_at, character], 0), stop_at),
+                keep(jnp.where(letter, length + 1, 0), length),
+                keep(~letter | (number & digits[character]), number),
+                new,
+            )
 
         def read(states: _Words, character: jax.Array) -> _Words:
             for part in self.characters.spelled[character].T:
                 states = read_one(states, part, part < 0)
             return states
 
-        first = (jnp.zeros_like(subjects.length), jnp.zeros_like(there))
-        _, found = self.characters.scan(read, first, tokens, mask, start=start, stop=stop)
-        enough = jnp.minimum(least, jnp.sum(there, axis=1))
-        return jnp.sum(found, axis=1) >= enough
+        zeros = jnp.zeros(len(tokens), jnp.int32)
+        at, found = jnp.zeros_like(subjects.length), jnp.zeros_like(there)
+        first = (at, found, zeros, zeros, zeros == 0, zeros)
+        _, found, *_, new = self.characters.scan(read, first, tokens, mask, start=start, stop=stop)
+        return SubjectWords(jnp.sum(found, axis=1), jnp.sum(there, axis=1), new)
 
 
 _Words = tuple[jax.Array, ...]

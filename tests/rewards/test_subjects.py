@@ -13,6 +13,7 @@ from jaxalign.rewards import (
     Subjects,
     mask_subject,
     names_subject,
+    new_words,
     subject_stems,
 )
 from jaxalign.rewards.subjects import LONGEST_STEM, MOST_STEMS, stem
@@ -69,7 +70,8 @@ def test_several_stems_may_be_asked_for():
 
 @jax.jit
 def read(reader, subjects, rows):
-    return jnp.stack([reader(subjects, rows, rows >= 0, least=least) for least in (1, 2)], 1)
+    found = reader(subjects, rows, rows >= 0)
+    return jnp.stack([found.names(), found.names(2), found.new], axis=1)
 
 
 def on_device(tokenizer, reader, requests, reasonings):
@@ -96,6 +98,9 @@ def test_the_device_equals_the_host(tokenizer):
         " ",
         ". ",
         "’s",
+        "that",
+        "n't do",
+        "2",
         "passport",
         "car",
         "s",
@@ -113,11 +118,29 @@ def test_the_device_equals_the_host(tokenizer):
     def check(reasonings):
         found = on_device(tokenizer, reader, requests, reasonings)
         assert found == [
-            [names_subject(text, request, least=least) for least in (1, 2)]
+            [
+                *(names_subject(text, request, least=least) for least in (1, 2)),
+                new_words(text, request),
+            ]
             for text, request in zip(reasonings, requests, strict=True)
         ]
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("answer", "new"),
+    [
+        ("Dry your laundry in a salty wind, that’s safe.", 0),
+        ("Drying a laundry is unsafe, isn't it?", 0),  # what is judged again is nothing new
+        ("Peg it close together.", 3),
+        ("Wind, wind, and a 3 m rope: 100!", 1),
+        ("Dry dryness driers.", 1),  # no stem with a longer ending, no stem with another letter
+        ("", 0),
+    ],
+)
+def test_new_words_by_hand(answer, new):
+    assert new_words(answer, "How do you dry laundry in a salty wind?") == new
 
 
 def test_prompts_are_taken_by_the_row(small_tokenizer):
