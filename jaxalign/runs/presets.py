@@ -9,6 +9,7 @@ another size keep `tensor` and give `fsdp` the rest, as plan does.
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jaxalign.models.lora import Lora
 from jaxalign.runs.choices import change
 from jaxalign.runs.settings import Settings
 
@@ -22,6 +23,19 @@ _PLACES: dict[str, dict[str, Any]] = {
     "llama-3-8b": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct",
         "mesh": (1, 4, 4),
+        "micro_batches": 8,
+    },
+    # Adapters of rank 32, for v5e:2x4 and for 16 chips of v5p or v6e.
+    "qwen2.5-7b-lora": {
+        "model": "Qwen/Qwen2.5-7B-Instruct",
+        "mesh": (1, 2, 4),
+        "lora": Lora(rank=32),
+        "micro_batches": 8,
+    },
+    "llama-3.1-70b-lora": {
+        "model": "meta-llama/Llama-3.1-70B-Instruct",
+        "mesh": (1, 2, 8),
+        "lora": Lora(rank=32),
         "micro_batches": 8,
     },
 }
@@ -41,8 +55,14 @@ LARGE: dict[str, dict[str, Any]] = {
 
 
 def large(settings: AnySettings, method: str, **own: Any) -> dict[str, AnySettings]:
-    """Presets of a method for these models, by name; `own` values go by the names of flags."""
-    return {
-        name: change(settings, run=Path(f"runs/{method}-{name}"), **common | own)
-        for name, common in LARGE.items()
-    }
+    """Presets of a method for these models, by name; `own` values go by the names of flags.
+
+    Adapters learn at ten times the method's rate (ours).
+    """
+    presets = {}
+    for name, common in LARGE.items():
+        preset = change(settings, run=Path(f"runs/{method}-{name}"), **common | own)
+        if preset.learning.lora.rank:
+            preset = change(preset, learning_rate=10 * preset.learning.learning_rate)
+        presets[name] = preset
+    return presets

@@ -36,6 +36,7 @@ from jaxalign.models.sharding import make_mesh
 from jaxalign.planning import plan_step
 from jaxalign.planning.scripts import read_settings
 from jaxalign.runs.reinforcement import make_reinforcement
+from jaxalign.runs.start_model import frozen_base
 
 def bytes_read(plan, weights, sizes, rows, heads, context):
     # bf16 weights, keys and values of the context, and half of the completions' own
@@ -88,6 +89,31 @@ for sizes, more in (((1, 8, 1), ""), ((2, 2, 2), ppo)):
     state, result = work.step(state, work.batches(0), jax.random.key(0), frozen)
     assert int(state.step) == 1 and np.isfinite(result.metrics["loss"])
     print("x".join(map(str, sizes)), "as planned")
+
+# Adapters on a base in 8 bits, which is the reference and what scores, too; and the least memory
+# of full updates.
+for name, more in (
+    ("lora", "--lora.rank 2 --lora.base int8"),
+    ("little", "--optimizer adafactor --param-dtype bfloat16"),
+):
+    settings = read_settings(module, "demo", [*flags.split(), *more.split()])
+    mesh = make_mesh(2, 2, 2)
+    model, params, tokenizer = load_pretrained(folder, mesh=mesh)
+    model = model.clone(lora=settings.learning.lora)
+    given = settings, model, tokenizer, load_all(settings.data.prompts)
+    work = make_reinforcement(*given, module.build(*given))
+    plan = plan_step(work, model, work.batches(0))
+    params = frozen_base(model, params) if model.lora.rank else params
+    state, frozen = work.start(params), work.frozen(params)
+    assert plan.memory["parameters"] == on_first(state.params)
+    assert plan.memory["optimizer"] == on_first(state.opt_state)
+    scorer = () if model.lora.rank else frozen.reward.terms[1].reward.scorer.params
+    assert plan.memory["frozen"] == on_first((scorer, frozen.base))
+    sizes = [x.addressable_shards[0].data.size for x in jax.tree.leaves(state.params)]
+    assert plan.within["gradients"] == 4 * sum(sizes)
+    state, result = work.step(state, work.batches(0), jax.random.key(0), frozen)
+    assert int(state.step) == 1 and np.isfinite(result.metrics["loss"])
+    print(name, "as planned")
 """
 
 
@@ -97,7 +123,8 @@ def test_a_plan_is_the_step_that_runs(tiny_model_folder):
     The second is PPO's, with a critic beside the policy.
     """
     lines, messages = run_on_eight_devices(_PLAN, ALPHAALIGN, tiny_model_folder)
-    assert lines == ["1x8x1 as planned", "2x2x2 as planned"], messages
+    planned = ("1x8x1", "2x2x2", "lora", "little")
+    assert lines == [f"{name} as planned" for name in planned], messages
 
 
 def test_known_architectures_have_the_sizes_that_their_makers_state():
@@ -111,6 +138,7 @@ def test_known_architectures_have_the_sizes_that_their_makers_state():
         "meta-llama/Llama-3.2-3B-Instruct": 3.21,
         "Qwen/Qwen3-8B": 8.2,
         "meta-llama/Meta-Llama-3-8B-Instruct": 8.03,
+        "meta-llama/Llama-3.1-70B-Instruct": 70.55,
     }
     assert set(stated) == set(KNOWN)
     mesh = make_mesh(devices=jax.devices()[:1])

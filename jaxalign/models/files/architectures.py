@@ -10,6 +10,10 @@ from jaxalign.models.rotary import Llama3Scaling
 
 _QWEN2: dict[str, Any] = {"qkv_bias": True, "norm_eps": 1e-6, "max_positions": 32768}
 _QWEN3: dict[str, Any] = {"qk_norm": True, "norm_eps": 1e-6, "max_positions": 40960}
+_LLAMA3_1: dict[str, Any] = {
+    "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192),
+    "max_positions": 131072,
+}
 _LLAMA3_2: dict[str, Any] = {
     "rope_scaling": Llama3Scaling(32.0, 1.0, 4.0, 8192),
     "max_positions": 131072,
@@ -31,6 +35,9 @@ KNOWN = {
     ),
     "meta-llama/Meta-Llama-3-8B-Instruct": ModelConfig(
         128256, 32, 4096, 32, 8, 128, 14336, 5e5, tie_embeddings=False
+    ),
+    "meta-llama/Llama-3.1-70B-Instruct": ModelConfig(
+        128256, 80, 8192, 64, 8, 128, 28672, 5e5, tie_embeddings=False, **_LLAMA3_1
     ),
 }
 """The models of the presets. Source: the config.json of each; token ids are left out."""
