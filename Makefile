@@ -15,8 +15,10 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint environment clean
 
+# With it glibc asks for huge pages: an update takes 5 to 8 % less time (two AMD EPYC cores,
+# 2026-11-30). Other C libraries know no such variable.
 demo: $(VENV)/demo
-	$(RUN) experiments/alphaalign.py demo $(ARGS)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(RUN) experiments/alphaalign.py demo $(ARGS)
 
 test: $(VENV)/test lint
 	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(if $(SLOW),,-m "not slow") $(PYTEST)

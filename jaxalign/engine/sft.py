@@ -1,8 +1,8 @@
 """Supervised fine-tuning: packed batches, and the compiled step that learns from one."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,12 @@ class TuningResult(NamedTuple):
     metrics: Metrics
 
 
-TuningStep = Callable[..., tuple[TrainState, TuningResult]]
-"""`(state, batch, base=None)`."""
+class TuningStep(Protocol):
+    """`(state, batch, base) -> (state, TuningResult)`; `base` is what an adapter is trained on."""
+
+    def __call__(  # noqa: D102
+        self, state: TrainState, batch: Any, base: Params | None = None
+    ) -> tuple[TrainState, TuningResult]: ...
 
 
 class PackedBatches:

@@ -167,17 +167,19 @@ def surprise_of(samples: Rollout, decides: jax.Array, verdict: jax.Array) -> jax
     return jnp.where(has, surprise, 1.0)
 
 
-class Judged(NamedTuple):
-    """What is said of B answers: `[B]` each, bool but for `start`.
+class JudgedAnswers(NamedTuple):
+    """What is said of B answers: `[B]` each, bool but for the first two.
 
     Attributes:
       start: the byte at which the answer begins, 0 where no tag opens it.
+      stop: the byte before which it ends.
       refused: as `judge_refusal` has it.
       whole: it refuses in a whole sentence.
       stub: as `is_stub` has it.
     """
 
     start: jax.Array
+    stop: jax.Array
     refused: jax.Array
     whole: jax.Array
     stub: jax.Array
@@ -203,11 +205,11 @@ class Answers:
     refusals: RefusalVerifier
     stubs: StubReader
 
-    def judge(self, tokens: jax.Array, mask: jax.Array) -> Judged:
+    def judge(self, tokens: jax.Array, mask: jax.Array) -> JudgedAnswers:
         """Of `[B, T]` completions and what is read of them."""
         place = self.span.bounds(tokens, mask)
         refused, whole = map(jnp.asarray, self.refusals(tokens, mask, *place))
-        return Judged(place[0], refused, whole, self.stubs(tokens, mask, *place))
+        return JudgedAnswers(*place, refused, whole, self.stubs(tokens, mask, *place))
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> Verdict:
         """See above."""
@@ -257,16 +259,15 @@ class ReasonedReward(Addable):
         reasoning = self.reasoning.bounds(*given)
         form = self.answers.verifiers(*given)
         formed = form.well_formed
-        start, refused, whole, stub = self.answers.judge(*given)
+        start, stop, refused, whole, stub = self.answers.judge(*given)
         bad, good = map(jnp.asarray, self.verdicts(*given, *reasoning))
         closed = (reasoning[0] > 0) & (reasoning[1] < start)
         told = closed & (bad != good)
         decided = formed & told
         asked = self.subjects.take(of_rows(batch.facts.index, samples))
         named = formed & self.names(asked, *given, *reasoning).names(LEAST_NAMED)
-        answer = self.answers.span.bounds(*given)
-        new = self.names(asked, *given, *answer).new
-        judges_again = jnp.logical_or(*map(jnp.asarray, self.verdicts(*given, *answer)))
+        new = self.names(asked, *given, start, stop).new
+        judges_again = jnp.logical_or(*map(jnp.asarray, self.verdicts(*given, start, stop)))
         empty = stub | (new < LEAST_NEW) | judges_again
 
         right = decided & (bad == harmful)
