@@ -1,6 +1,7 @@
 """Fixtures shared by the whole test suite."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -91,6 +92,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(path) for path in oldest):
             item.add_marker("oldest")
+
+
+MOST_MAPS = 30_000
+"""Memory maps of a process from which on compiled programs are let go. Linux allows 65,530, each
+program takes some, and XLA crashes without a word when there are none left."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Lets compiled programs go between files, where there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -32,9 +32,10 @@ NAMES = ("evaluation", "comparison", "run", "seeds")
 
 
 def completion(text: Text, place: str, long: bool) -> str:
-    """In the format, so that both parts are shown."""
+    """In the format, so that both parts are shown, with words of its own, so that it is no echo."""
     parts = (text(f"{part} of {place}", *[MEGABYTE] * long) for part in ("reasoning", "answer"))
-    return "<safety_reasoning>{}</safety_reasoning>\n<answer>{}</answer>".format(*parts)
+    form = "<safety_reasoning>{}</safety_reasoning>\n<answer>Kettles boil water. {}</answer>"
+    return form.format(*parts)
 
 
 def evaluation(folder: Path, text: Text, *, suite: str = "suite", other: str = "") -> Path:

@@ -183,7 +183,7 @@ def test_says_what_the_run_was(page):
     ):
         assert text in page
     notes = re.findall('class="note">(.*?)<', page)
-    assert len(notes) == 4 and not any(x.startswith("No ") for x in notes), "nothing is missing"
+    assert len(notes) == 5 and not any(x.startswith("No ") for x in notes), "nothing is missing"
     assert (
         "After training: heldout: 2 different reasonings about 15 prompts: the model recites"
         in notes

@@ -13,6 +13,7 @@ KEYS_OF_NO_STAGE = {
     "sampling/stages.py": "makes the stages' keys",
     "engine/checks.py": "draws a tiny network's weights",
     "planning/compiled_step.py": "traces a step",
+    "engine/rounding.py": "rounds parameters, by the number of the update",
 }
 
 
