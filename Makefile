@@ -15,8 +15,8 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint environment clean
 
-# With it glibc asks for huge pages: an update takes 5 to 8 % less time (two AMD EPYC cores,
-# 2026-11-30). Other C libraries know no such variable.
+# With it glibc asks for huge pages, so that an update's large scratch arrays cost fewer page faults.
+# Other C libraries know no such variable.
 demo: $(VENV)/demo
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(RUN) experiments/alphaalign.py demo $(ARGS)
 

@@ -35,12 +35,12 @@ _MATRIX = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, 
 
 def project(x: jax.Array, weight: Weight) -> jax.Array:
     """x·Wᵀ for `x` `[..., in]` and `weight` `[out, in]`, computed in the dtype of `x`."""
+    last = (((x.ndim - 1,), (1,)), ((), ()))
     if isinstance(weight, dict):  # rounded once, after the scale
         narrow = weight["int8"].astype(x.dtype)
-        axes = (((x.ndim - 1,), (1,)), ((), ()))
-        wide = jax.lax.dot_general(x, narrow, axes, preferred_element_type=jnp.float32)
+        wide = jax.lax.dot_general(x, narrow, last, preferred_element_type=jnp.float32)
         return (wide * weight["scale"]).astype(x.dtype)
-    return jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
+    return jax.lax.dot_general(x, weight.astype(x.dtype), last)
 
 
 def product(

@@ -2,7 +2,8 @@
 
     subjects = Subjects.of(requests)  # of N prompts, on the host
     reads = SubjectReader.build(tokenizer)
-    named, new = reads(subjects.take(prompt_of_row), tokens, mask)  # [B] int32 each
+    words = reads(subjects.take(prompt_of_row), tokens, mask)
+    words.names(2), words.new  # [B] bool, [B] int32
 
 A request's subject is its content words, as stems; a text names it if one of its words begins with
 such a stem, and goes on for few letters. Other content words are new: an answer of which none are

@@ -1,4 +1,4 @@
-"""The papers' models in the scripts' presets: hub ids, and meshes for the TPU slice v5e:4x4.
+"""Large models in the scripts' presets: hub ids, and meshes, but of adapters for the slice v5e:4x4.
 
 `jaxalign plan` (2026-11-22) says of AlphaAlign's step, in GiB of each device's 16 and seconds at
 least: qwen2.5-3b 7.8 and 5.3, llama-3.2-3b 8.5 and 6.0, qwen2.5-7b 14.9 and 7.4, llama-3-8b 14.8
@@ -25,7 +25,7 @@ _PLACES: dict[str, dict[str, Any]] = {
         "mesh": (1, 4, 4),
         "micro_batches": 8,
     },
-    # Adapters of rank 32, for v5e:2x4 and for 16 chips of v5p or v6e.
+    # Adapters of rank 32, meant for v5e:2x4 and for 16 chips of v5p or v6e; not planned yet.
     "qwen2.5-7b-lora": {
         "model": "Qwen/Qwen2.5-7B-Instruct",
         "mesh": (1, 2, 4),

@@ -22,11 +22,11 @@ def make_run_optimizer(settings: Settings) -> optax.GradientTransformation:
             decay_steps=updates * settings.learning.decay_steps,
             decay=settings.learning.decay,
         )
-        learning = settings.learning
-        optimizer = learning.optimizer(rates, max_grad_norm=learning.max_grad_norm)
-        return stochastic_rounding(optimizer) if learning.param_dtype == "bfloat16" else optimizer
+        return settings.learning.optimizer(rates, max_grad_norm=settings.learning.max_grad_norm)
 
     optimizer = scheduled(settings.learning.learning_rate)
     if settings.rl is not None and settings.rl.has_critic:
         optimizer = with_critic_optimizer(optimizer, scheduled(settings.rl.critic_learning_rate))
+    if settings.learning.param_dtype == "bfloat16":
+        optimizer = stochastic_rounding(optimizer)
     return skip_nonfinite(optimizer)

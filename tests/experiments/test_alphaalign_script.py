@@ -175,18 +175,24 @@ def test_kill_dash_nine_and_resume_ends_with_the_same_bits(whole_run, arguments,
     assert steps == list(range(6))
 
 
-def test_ppo_interrupted_and_resumed_ends_with_the_same_bits(arguments, tmp_path, monkeypatch):
-    """The critic and its moments are in the checkpoint, and the report shows what it learned."""
-    ppo = [*PPO, "--steps=4", "--epochs=2", "--minibatches=2"]
+def run_whole_and_in_halves(run, tmp_path, monkeypatch) -> Path:
+    """A run, and the same one stopped after two steps and resumed, which must end alike."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert main([*arguments, *ppo, f"--run={whole}"]) == 0
+    assert main([*run, f"--run={whole}"]) == 0
     with monkeypatch.context() as patch:
         after_each_step = iter([False, True])
         patch.setattr(Interruption, "noticed", lambda self: next(after_each_step))
-        assert main([*arguments, *ppo, f"--run={halves}"]) == 0
+        assert main([*run, f"--run={halves}"]) == 0
     assert (halves / "checkpoints" / "2").exists() and not (halves / "model").exists()
-    assert main([*arguments, *ppo, f"--run={halves}", "--resume"]) == 0
+    assert main([*run, f"--run={halves}", "--resume"]) == 0
     assert_same_weights(whole, halves)
+    return halves
+
+
+def test_ppo_interrupted_and_resumed_ends_with_the_same_bits(arguments, tmp_path, monkeypatch):
+    """The critic and its moments are in the checkpoint, and the report shows what it learned."""
+    ppo = [*PPO, "--steps=4", "--epochs=2", "--minibatches=2"]
+    halves = run_whole_and_in_halves([*arguments, *ppo], tmp_path, monkeypatch)
     rows = [json.loads(line) for line in (halves / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == list(range(4))
     assert all(row["value_loss"] > 0 and row["critic_grad_norm"] > 0 for row in rows)
@@ -198,18 +204,11 @@ def test_ppo_interrupted_and_resumed_ends_with_the_same_bits(arguments, tmp_path
 def test_a_run_in_little_memory_goes_on_with_the_same_bits(arguments, tmp_path, monkeypatch):
     """What rounds at random goes on from a checkpoint as without a stop."""
     little = ["--param-dtype=bfloat16", "--optimizer=adafactor", "--steps=4", "--micro-batches=2"]
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert main([*arguments, *little, f"--run={whole}"]) == 0
-    with monkeypatch.context() as patch:
-        after_each_step = iter([False, True])
-        patch.setattr(Interruption, "noticed", lambda self: next(after_each_step))
-        assert main([*arguments, *little, f"--run={halves}"]) == 0
-    assert main([*arguments, *little, f"--run={halves}", "--resume"]) == 0
-    assert_same_weights(whole, halves)
-    _, params, _ = load_pretrained(whole / "model")
+    halves = run_whole_and_in_halves([*arguments, *PPO, *little], tmp_path, monkeypatch)
+    _, params, _ = load_pretrained(halves / "model")
     up = params["layers"]["mlp"]["up"]
     np.testing.assert_array_equal(up, up.astype("bfloat16").astype("float32"))
-    assert json.loads((whole / "config.json").read_text())["optimizer"]["is"] == "adafactor"
+    assert json.loads((halves / "config.json").read_text())["optimizer"]["is"] == "adafactor"
 
 
 def test_sigterm_saves_and_exits_with_zero(whole_run, arguments, tmp_path):
