@@ -30,6 +30,7 @@ from jaxalign.data.prompts import mislabel
 from jaxalign.data.templates import alphaalign_messages, bare_messages
 from jaxalign.engine import GRPO, WholeBatch
 from jaxalign.engine.optimizer import AdamW
+from jaxalign.engine.step import Updates
 from jaxalign.host.fields import Share
 from jaxalign.methods.alphaalign.reward import Rewarded
 from jaxalign.models import Transformer
@@ -71,6 +72,7 @@ _DEMO = change(
     reward=Reasoned(),
     relevance=1.0,
     objective=GRPO(advantages=WholeBatch()),
+    updates=Updates(packed=True),
     harmful=32,
     benign=16,
     lookalike=16,

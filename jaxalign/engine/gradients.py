@@ -31,16 +31,28 @@ def map_parts(function: Callable[[Part], jax.Array], batch: Part, micro_batches:
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def _sum_over_parts(function: Callable[[Part], Sums], batch: Part, parts: int) -> Sums:
+def sum_over_parts(function: Callable[[Part], Sums], batch: Part, parts: int) -> Sums:
+    """The sum of a function's trees over equal parts of a batch (`map_parts`), one at a time."""
     if parts == 1:
         return function(batch)
     split = _split(batch, parts)
-    one = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
-    # Gradients of bfloat16 parameters are, too: a sum of them in bfloat16 would lose small ones.
-    wide = lambda x: jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype  # noqa: E731
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), one)
+    zeros = _zeros_of(function, jax.tree.map(lambda x: x[0], split))
     add = lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None)  # noqa: E731
     return jax.lax.scan(add, zeros, split)[0]
+
+
+def sum_over_trips(function: Callable[[jax.Array], Sums], trips: jax.Array) -> Sums:
+    """The sum of a function's trees over the numbers below `trips`, a scalar int32 array."""
+    zeros = _zeros_of(function, trips)
+    add = lambda index, sums: jax.tree.map(jnp.add, sums, function(index))  # noqa: E731
+    return jax.lax.fori_loop(0, trips, add, zeros)
+
+
+def _zeros_of(function: Callable[[Part], Sums], part: Part) -> Sums:
+    one = jax.eval_shape(function, part)
+    # Gradients of bfloat16 parameters are, too: a sum of them in bfloat16 would lose small ones.
+    wide = lambda x: jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype  # noqa: E731
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), one)
 
 
 def _split(batch: Part, parts: int) -> Part:
@@ -73,7 +85,18 @@ def descend(
       ValueError: `micro_batches` does not divide the first axis of a leaf of the rows.
     """
     gradient = functools.partial(jax.grad(loss, has_aux=True), state.params)
-    gradients, metrics = _sum_over_parts(gradient, rows, micro_batches)
+    gradients, metrics = sum_over_parts(gradient, rows, micro_batches)
+    return apply_gradients(model, optimizer, state, gradients, metrics)
+
+
+def apply_gradients(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Params,
+    metrics: Metrics,
+) -> tuple[TrainState, Metrics]:
+    """The update of `descend`, by gradients of `state.params` that are summed already."""
     gradients = lay_out(model, gradients)
     applied = {"grad_norm": optax.tree.norm(policy_of(gradients))}
     if has_critic(gradients):

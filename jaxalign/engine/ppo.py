@@ -179,4 +179,4 @@ def completion_values(model: Any, critic: Params, part: Experience) -> jax.Array
     Differentiable in `critic`, which is of `with_critic`; the model is a `StatesDecoder`. Values
     where a token does not exist mean nothing.
     """
-    return logits(part.states(model, critic["trunk"]), critic["head"])[..., 0]
+    return part.of_states(model, critic["trunk"], lambda h: logits(h, critic["head"])[..., 0])

@@ -19,9 +19,10 @@ from flax import struct
 
 from jaxalign.engine.epochs import update_repeatedly
 from jaxalign.engine.experience import Experience, Rows
-from jaxalign.engine.gradients import descend
+from jaxalign.engine.gradients import apply_gradients, descend
 from jaxalign.engine.objective import GRPO, Objective
 from jaxalign.engine.reductions import Totals
+from jaxalign.engine.shared_update import shared_gradients
 from jaxalign.engine.state import TrainState, complete, policy_of
 from jaxalign.host.fields import Checked, Count
 from jaxalign.host.processes import fetch
@@ -62,6 +63,8 @@ class Updates(Checked):
     """Updates in each pass, each from its share of the prompts with all their completions."""
     micro_batches: Count = 1
     """Parts of an update's prompts that gradients are accumulated over, for memory."""
+    packed: bool = False
+    """Let completions share rows, so that an update computes little that is padding."""
 
 
 @struct.dataclass
@@ -164,6 +167,7 @@ def make_step(
             objective,
             base=frozen.base,
             micro_batches=updates.micro_batches,
+            packed=updates.packed,
         )
         after, metrics = update_repeatedly(
             lambda state, rows: update(state, Experience(rows, experience.prefix)),
@@ -227,12 +231,25 @@ def update_once(
     *,
     base: Params | None = None,
     micro_batches: int = 1,
+    packed: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer update from an experience; `base` is as in `Frozen`.
 
-    Its gradient is summed by a scan over `micro_batches`, which divides the number of prompts.
+    Its gradient is summed by a scan over `micro_batches`, which divides the number of prompts; or,
+    `packed`, as `shared_gradients` says.
     """
     totals = Totals.of(experience.rows.mask)
+    if packed:
+        gradients, metrics = shared_gradients(
+            model,
+            objective,
+            state.params,
+            experience,
+            totals,
+            base=base,
+            micro_batches=micro_batches,
+        )
+        return apply_gradients(model, optimizer, state, gradients, metrics)
 
     def loss(params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:
         part = Experience(rows, experience.prefix)

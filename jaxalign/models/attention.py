@@ -24,11 +24,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxalign.models.products import SAVED, transposed
+
 # Finite, so that a row which sees nothing gives zeros and zero gradients instead of NaN.
 _MASKED = -1e30
 
-SAVED = "attention"
-"""Name of what the backward pass needs of a forward pass, for remat policies."""
+OPENED = 2**16
+"""Documents above this number are opened by another one: see `attend`."""
 
 
 @struct.dataclass
@@ -60,7 +62,8 @@ def attend(
       keys: `[B, K, T, d]`, rotated; K divides H.
       values: as keys.
       mask: `[B, T]` bool, which of the block's positions exist; or int32, the document that each
-        belongs to, counted from 1, 0 for none: a position sees its own document alone.
+        belongs to, counted from 1, 0 for none: a position sees its own document alone, and in
+        number k·`OPENED` + d also document d, which opens it.
       contexts: blocks of this layer with leading size M dividing B, `[M, K, S, d]`; row b sees
         entry b // (B/M).
 
@@ -120,21 +123,20 @@ def _backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, Blocks, None
     grad_blocks = []
     for i, (keys, values) in enumerate(blocks):
         lead = keys.shape[0]
-        allowed = _allowed(rows, masks, i)
-        weights = _exponentials(_scores(rows, keys, allowed), lse, allowed)
-        outer = _block_of(cotangent, lead)
-        grad_weights = _product("mkrd,mksd->mkrs", outer, values)
-        grad_scores = weights * (grad_weights - _block_of(delta, lead)[..., None])
+        # Keys by rows: both products that sum over rows then have them last on the left.
+        allowed = jnp.swapaxes(_allowed(rows, masks, i), 2, 3)
+        inner, outer = _block_of(rows, lead), _block_of(cotangent, lead)
+        scores = jnp.where(allowed, _product("mksd,mkrd->mksr", keys, inner), _MASKED)
+        shift = _block_of(lse, lead)[:, :, None]
+        weights = jnp.where(allowed, jnp.exp(scores - shift), 0.0)
+        grad_weights = _product("mksd,mkrd->mksr", values, outer)
+        grad_scores = weights * (grad_weights - _block_of(delta, lead)[:, :, None])
         grad_scores = grad_scores.astype(rows.dtype)
-        grad_rows += _rows_of(_product("mkrs,mksd->mkrd", grad_scores, keys), rows.shape)
-        grad_blocks.append(
-            (
-                _product("mkrs,mkrd->mksd", grad_scores, _block_of(rows, lead)).astype(keys.dtype),
-                _product("mkrs,mkrd->mksd", weights.astype(outer.dtype), outer).astype(
-                    values.dtype
-                ),
-            )
-        )
+        of_rows = _product("mkrs,mksd->mkrd", transposed(grad_scores), keys)
+        grad_rows += _rows_of(of_rows, rows.shape)
+        of_keys = _product("mksr,mkrd->mksd", grad_scores, inner)
+        of_values = _product("mksr,mkrd->mksd", weights.astype(outer.dtype), outer)
+        grad_blocks.append((of_keys.astype(keys.dtype), of_values.astype(values.dtype)))
     return grad_rows.astype(rows.dtype), tuple(grad_blocks), None
 
 
@@ -164,9 +166,14 @@ def _allowed(rows: jax.Array, masks: Masks, index: int) -> jax.Array:
         group, length = rows.shape[2], rows.shape[3]
         allowed = allowed & jnp.tile(jnp.tril(jnp.ones((length, length), bool)), (group, 1))
         if mask.dtype != bool:
-            same = mask[:, :, None] == mask[:, None, :]
-            allowed = allowed & jnp.tile(same, (1, group, 1))[:, None]
+            allowed = allowed & jnp.tile(same_document(mask), (1, group, 1))[:, None]
     return allowed
+
+
+def same_document(documents: jax.Array) -> jax.Array:
+    """`[B, T]` int32 to `[B, T, T]` bool: whether one position may see another, order aside."""
+    seer, seen = documents[:, :, None], documents[:, None, :]
+    return (seen == seer) | (seen == seer % OPENED)
 
 
 def _block_of(x: jax.Array, lead: int) -> jax.Array:

@@ -41,6 +41,9 @@ def compute_params(params: Params, dtype: Any, *, learned: bool = False) -> Para
     summed in the entry's dtype, and a sum in bfloat16 stands still at 256 times its terms. A base
     has no gradients.
     """
+    if "prefix" in params:
+        rest = {name: leaves for name, leaves in params.items() if name != "prefix"}
+        return with_prefix(compute_params(rest, dtype, learned=learned), params["prefix"])
     if "base" in params:
         return {
             "base": compute_params(params["base"], dtype),
@@ -57,7 +60,7 @@ def compute_params(params: Params, dtype: Any, *, learned: bool = False) -> Para
 
 def run_block(model: Network, params: Params, *arguments: Any) -> tuple[jax.Array, KeyValues]:
     """`Network.__call__` with its types, of plain parameters or of an adapter on its base."""
-    variables = {"params": params}
+    variables = {"params": {name: x for name, x in params.items() if name != "prefix"}}
     if "base" in params:
         variables = {"params": params["base"], "adapter": params["adapter"]}
     output: Any = model.apply(variables, *arguments)
@@ -75,14 +78,26 @@ def encode_prefix(
     """Runs the tokens `[P0]` that open every row, once, at positions 0..P0−1.
 
     Returns:
-      one block of leading size 1, or of no tokens or None no block.
+      one block of leading size 1, or of no tokens or None no block. Parameters of `with_prefix`
+      bring it along.
     """
     if prefix is None or not prefix.shape[0]:
         return ()
     chex.assert_rank(prefix, 1)
+    if "prefix" in params:
+        keys, values = params["prefix"]
+        return (KeyValues(keys, values, jnp.ones((1, prefix.shape[0]), bool)),)
     row = prefix[None]
     positions = jnp.arange(row.shape[1])[None]
     return (run_block(model, params, row, positions, jnp.ones(row.shape, bool))[1],)
+
+
+def with_prefix(params: Params, keys_values: tuple[jax.Array, jax.Array]) -> Params:
+    """Parameters that bring along what `encode_prefix` would compute by them: keys and values.
+
+    So several passes by the same parameters run a prefix once, and a gradient goes through it once.
+    """
+    return params | {"prefix": keys_values}
 
 
 def prompt_context(

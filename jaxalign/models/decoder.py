@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxalign.models.shared_rows import Layout
 from jaxalign.records import Params
 
 
@@ -108,6 +109,42 @@ class StatesDecoder(Decoder, Protocol):
 
     def output_weight(self, params: Params) -> jax.Array:
         """`[V, D]`; logits are its products with the states."""
+
+
+@runtime_checkable
+class SharingDecoder(StatesDecoder, Protocol):
+    """A `StatesDecoder` whose completions can share rows (`jaxalign.models.shared_rows`)."""
+
+    def prefix_block(self, params: Params, prefix: jax.Array) -> Any:
+        """What all rows need of the prefix `[P0]`, of one token at least; differentiable.
+
+        Parameters of `jaxalign.models.completion.with_prefix` bring it along.
+        """
+
+    def shared_states(
+        self,
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        tokens: jax.Array,
+        layout: Layout,
+        *,
+        prefix: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[S·R, L, D]`: `states` of what lies in a layout's rows, which has it `back`."""
+
+    def shared_logps(
+        self,
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        tokens: jax.Array,
+        layout: Layout,
+        *,
+        prefix: jax.Array | None = None,
+        temperature: float = 1.0,
+    ) -> jax.Array:
+        """`[B, T]`: `logps` of the tokens that a layout's rows hold, 0 of others."""
 
 
 Apply = Callable[[Params, jax.Array, jax.Array], jax.Array]

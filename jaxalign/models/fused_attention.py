@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxalign.models.attention import KeyValues
+from jaxalign.models.attention import KeyValues, same_document
 from jaxalign.models.config import ModelConfig
 
 AttentionPath = Literal["blocks", "cudnn"]
@@ -63,7 +63,7 @@ def attend_fused(
     batch, length = mask.shape
     own = jnp.tril(jnp.ones((length, length), bool)) & (mask != 0)[:, None]
     if mask.dtype != bool:
-        own &= mask[:, :, None] == mask[:, None]
+        own &= same_document(mask)
     blocks = [*((c.keys, c.values) for c in contexts), (keys, values)]
 
     def spread(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxalign.losses import token_entropies
+from jaxalign.models.products import transposed
 from jaxalign.models.sharding import split_of
 from jaxalign.records import Params
 
@@ -235,7 +236,7 @@ def _local_backward(
         probabilities = jnp.exp(logits(hidden, part) * scale - normalizer[:, None])
         grad_z = ((tokens[:, None] == words) - probabilities) * (cotangent * scale)[:, None]
         grad_z = grad_z.astype(hidden.dtype)
-        grad_part = jnp.einsum("rv,rd->vd", grad_z, hidden, preferred_element_type=jnp.float32)
+        grad_part = jnp.matmul(transposed(grad_z), hidden, preferred_element_type=jnp.float32)
         grad_weight = jax.lax.dynamic_update_slice_in_dim(
             grad_weight, grad_part.astype(weight.dtype), start, 0
         )

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from jaxalign.models.attention import SAVED, KeyValues, attend
+from jaxalign.models.attention import KeyValues, attend
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.fused_attention import AttentionPath, attend_fused
 from jaxalign.models.lora import Lora
+from jaxalign.models.products import SAVED, project
 from jaxalign.models.quantised import Weight, is_quantised
 from jaxalign.models.rotary import rotary_frequencies, rotary_tables, rotate
 from jaxalign.models.sharding import constrain
@@ -33,14 +34,14 @@ _REMAT_POLICIES = {
 _MATRIX = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
 
 
-def project(x: jax.Array, weight: Weight) -> jax.Array:
+def times(x: jax.Array, weight: Weight) -> jax.Array:
     """x·Wᵀ for `x` `[..., in]` and `weight` `[out, in]`, computed in the dtype of `x`."""
-    last = (((x.ndim - 1,), (1,)), ((), ()))
     if isinstance(weight, dict):  # rounded once, after the scale
         narrow = weight["int8"].astype(x.dtype)
+        last = (((x.ndim - 1,), (1,)), ((), ()))
         wide = jax.lax.dot_general(x, narrow, last, preferred_element_type=jnp.float32)
         return (wide * weight["scale"]).astype(x.dtype)
-    return jax.lax.dot_general(x, weight.astype(x.dtype), last)
+    return project(x, weight.astype(x.dtype))
 
 
 def product(
@@ -49,9 +50,9 @@ def product(
     """x·Wᵀ by the module's matrix of that name, and what an adapter of it adds, if it has one."""
     given: Any = module.get_variable("params", name)
     if is_quantised(given):
-        out = project(x, given)
+        out = times(x, given)
     else:
-        out = project(x, module.param(name, _MATRIX, shape))
+        out = times(x, module.param(name, _MATRIX, shape))
     if not module.has_variable("adapter", name):
         return out
     adapter: dict[str, jax.Array] = module.get_variable("adapter", name)
@@ -60,7 +61,7 @@ def product(
             f"an adapter of rank {adapter['a'].shape[0]}, and the model's lora has {lora.rank}: "
             "run it with model.clone(lora=…), what the adapter was made with"
         )
-    return out + project(project(x, adapter["a"]) * lora.scale, adapter["b"])
+    return out + times(times(x, adapter["a"]) * lora.scale, adapter["b"])
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from jaxalign.models.attention import KeyValues
 from jaxalign.models.completion import (
     PromptContext,
     compute_params,
+    encode_prefix,
     prompt_context,
     run_block,
 )
@@ -17,6 +18,7 @@ from jaxalign.models.heads import hidden_token_logps, logits, output_weight
 from jaxalign.models.layout import lay_out
 from jaxalign.models.network import Network
 from jaxalign.models.sharding import constrain
+from jaxalign.models.shared_rows import Layout, rows_of
 from jaxalign.records import Params
 
 
@@ -177,4 +179,64 @@ class Transformer(Network):
             temperature=temperature,
             tile=tile,
             mesh=self.mesh,
+        )
+
+    @nn.nowrap
+    def prefix_block(self, params: Params, prefix: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `SharingDecoder.prefix_block`."""
+        params = compute_params(params, self.dtype, learned=True)
+        (block,) = encode_prefix(self, params, prefix)
+        return block.keys, block.values
+
+    @nn.nowrap
+    def shared_states(
+        self,
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        tokens: jax.Array,
+        layout: Layout,
+        *,
+        prefix: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `SharingDecoder.shared_states`."""
+        return self._shared(params, prompts, prompt_mask, tokens, layout, prefix)[0]
+
+    @nn.nowrap
+    def _shared(
+        self,
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        tokens: jax.Array,
+        layout: Layout,
+        prefix: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Hidden states of a layout's rows, and the tokens that they predict."""
+        params = compute_params(params, self.dtype, learned=True)
+        blocks = encode_prefix(self, params, prefix)
+        offset = blocks[0].mask.shape[1] if blocks else 0
+        rows = rows_of(layout, prompts, prompt_mask, tokens, offset=offset)
+        hidden, _ = run_block(self, params, rows.tokens, rows.positions, rows.documents, blocks)
+        return hidden, rows.targets
+
+    @nn.nowrap
+    def shared_logps(
+        self,
+        params: Params,
+        prompts: jax.Array,
+        prompt_mask: jax.Array,
+        tokens: jax.Array,
+        layout: Layout,
+        *,
+        prefix: jax.Array | None = None,
+        temperature: float = 1.0,
+    ) -> jax.Array:
+        """See `SharingDecoder.shared_logps`."""
+        params = compute_params(params, self.dtype, learned=True)
+        hidden, targets = self._shared(params, prompts, prompt_mask, tokens, layout, prefix)
+        return layout.back(
+            hidden_token_logps(
+                hidden, output_weight(params), targets, temperature=temperature, mesh=self.mesh
+            )
         )

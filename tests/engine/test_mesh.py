@@ -81,6 +81,7 @@ for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
 lora = Lora(rank=2)
 adapter = init_adapter(CONFIG, lora, jax.random.key(1))
 expected, losses, tokens = two_steps(Transformer(CONFIG, jnp.float32, lora=lora), params, adapter)
+UPDATES = Updates(packed=True)  # rows of several completions are a device's own, by equal numbers
 for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2)):
     mesh = make_mesh(*sizes)
     shardings = parameter_shardings(CONFIG, mesh)
@@ -102,6 +103,7 @@ CONFIG = ModelConfig(
     vocab_size=128, num_layers=2, model_dim=128, num_heads=8, num_kv_heads=2, head_dim=16,
     mlp_dim=256,
 )
+UPDATES = Updates(micro_batches=2)
 small = stochastic_rounding(Adafactor()(1e-4, max_grad_norm=1.0))
 params = compute_params(random_params(CONFIG, scale=0.1), jnp.bfloat16, learned=True)
 one, *_ = two_steps(Transformer(CONFIG, jnp.float32), params, optimizer=small)

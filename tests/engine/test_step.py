@@ -14,10 +14,11 @@ from jaxalign.engine.gradients import descend
 from jaxalign.engine.objective import GRPO
 from jaxalign.engine.optimizer import skip_nonfinite, skipped_updates
 from jaxalign.engine.penalties import K2
+from jaxalign.engine.ppo import PPO, with_critic
 from jaxalign.engine.reductions import SequenceMean, TokenMean
 from jaxalign.engine.state import init_state
 from jaxalign.engine.step import Frozen, Sampling, Updates, draw, make_step, update_once
-from jaxalign.models import ModelConfig, Transformer
+from jaxalign.models import ModelConfig, Transformer, plain_decoder
 from jaxalign.records import Batch, Prompts
 from jaxalign.rewards import device_reward, host_reward
 from jaxalign.sampling import Temperature
@@ -110,6 +111,55 @@ def test_micro_batches_change_nothing(aggregation):
     assert largest_difference(whole.params, state.params) < 1e-6
     for name in ("loss", "kl", "logp_gap", "clip_low", "clip_high"):
         np.testing.assert_allclose(metrics[name], first[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [GRPO(WholeBatch(), kl=K2(0.1)), GRPO(WholeBatch(), aggregation=SequenceMean()), PPO()],
+    ids=["tokens", "sequences", "ppo"],
+)
+def test_completions_that_share_rows_change_nothing(objective):
+    """Nor does it matter into how many trips the rows are parted; a trip computes few places."""
+    optimizer = optax.sgd(0.1)
+    reference = jax.tree.map(lambda x: 1.1 * x, params()) if objective.kl else None
+    samples = draw(MODEL, SAMPLING, params(), batch(), KEY)
+    scored = EVEN.reward(batch(), samples)
+    begin = with_critic(MODEL, params()) if isinstance(objective, PPO) else params()
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def learned(state, micro_batches, packed):
+        experience, _ = objective.experience(
+            MODEL, state.params, batch(), samples, scored, base=reference, parts=1
+        )
+        more = {"base": reference, "micro_batches": micro_batches, "packed": packed}
+        return update_once(MODEL, optimizer, objective, state, experience, **more)
+
+    whole, first = learned(init_state(begin, optimizer), 1, False)
+    assert largest_difference(whole.params, begin) > 1e-4
+    for micro_batches in (1, 4):
+        state, metrics = learned(init_state(begin, optimizer), micro_batches, True)
+        assert largest_difference(whole.params, state.params) < 1e-6
+        assert 1.0 <= float(metrics.pop("places_per_token")) < 4.0
+        assert metrics.keys() == first.keys()
+        for name in metrics:
+            np.testing.assert_allclose(metrics[name], first[name], atol=1e-5)
+
+
+def test_shared_rows_compile_once_whatever_is_drawn():
+    step = step_of(ADAM, packed=True)
+    state = init_state(params(), ADAM)
+    for seed in range(3):
+        state, _ = step(state, batch(seed), KEY, EVEN)
+    assert step.whole._cache_size() == 1
+
+
+def test_a_decoder_that_cannot_share_rows_is_told_so():
+    model = plain_decoder(lambda params, tokens, mask: params[tokens], max_positions=20)
+    step = make_step(
+        model, ADAM, sampling=SAMPLING, objective=OBJECTIVE, updates=Updates(packed=True)
+    )
+    with pytest.raises(ValueError, match="packed: a PlainDecoder is no SharingDecoder"):
+        step(init_state(jnp.zeros((61, 61)), ADAM), batch(), KEY, EVEN)
 
 
 def test_a_second_batch_of_the_same_bucket_compiles_nothing(adam_step):
