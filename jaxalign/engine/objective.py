@@ -63,7 +63,8 @@ class Objective(Protocol):
         Args:
           model: the policy's network.
           params: what is trained; gradients are with regard to them.
-          part: some prompts and all of their completions.
+          part: some prompts and all of their completions; or, where completions share rows, all of
+            them, of which `part.rows.mask` has the tokens to count.
           totals: over all micro-batches of the update.
 
         Returns:
