@@ -23,13 +23,16 @@ from jaxalign.runs.settings import Settings, parse
 def read_settings(script: ModuleType, preset: str, flags: Sequence[str]) -> Settings:
     """The settings of a preset with the script's flags on top, checked as a run checks them.
 
+    Completions get rows of their own: where they share some, what a step computes depends on what
+    was drawn, and a plan counts completions in full.
+
     Raises:
       InputError: no such preset, or settings that cannot work.
     """
     name = f"{script.__name__.removeprefix('page.')}.py"
     settings: Settings = parse([preset, *flags], script.PRESETS, script=name, doc=script.__doc__)
     settings.check()
-    return settings
+    return settings if settings.rl is None else change(settings, packed=False)
 
 
 def plans(
