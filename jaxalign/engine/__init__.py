@@ -51,7 +51,7 @@ from jaxalign.engine.reductions import (
 from jaxalign.engine.state import TrainState, init_state, policy_of
 from jaxalign.engine.step import Frozen, Sampling, Step, StepResult, Updates, draw, make_step
 from jaxalign.engine.surrogates import Cispo, Clipped, SoftGated, Surrogate
-from jaxalign.models.decoder import Decoder, StatesDecoder, plain_decoder
+from jaxalign.models.decoder import Decoder, SharingDecoder, StatesDecoder, plain_decoder
 from jaxalign.records import Batch, Credit, Prompts, Rollout, Score
 from jaxalign.rewards.terms import Reward, device_reward, host_reward
 
@@ -95,6 +95,7 @@ __all__ = [
     "Score",
     "SequenceMean",
     "SequenceSum",
+    "SharingDecoder",
     "Shrinkage",
     "SoftGated",
     "StatesDecoder",
