@@ -12,7 +12,7 @@ from tiny_model import SMALL, random_params
 from jaxalign.models.completion import compute_params
 from jaxalign.models.layout import parameter_shardings, tree_shardings
 from jaxalign.models.lora import Lora, init_adapter, merge, on_base
-from jaxalign.models.network import project
+from jaxalign.models.network import times
 from jaxalign.models.quantised import dequantise, is_quantised, quantise
 from jaxalign.models.sharding import AXES
 from jaxalign.models.transformer import Transformer
@@ -46,7 +46,7 @@ def test_a_matrix_by_hand():
     np.testing.assert_array_equal(up["int8"], [[[127, -127, 2], [127, 1, -50]]])
     np.testing.assert_allclose(up["scale"], [[2.0, 0.01]], rtol=1e-6)
     layer = {"int8": up["int8"][0], "scale": up["scale"][0]}
-    np.testing.assert_allclose(project(jnp.array([1.0, 0.0, 1.0]), layer), [258.0, 0.77], rtol=1e-6)
+    np.testing.assert_allclose(times(jnp.array([1.0, 0.0, 1.0]), layer), [258.0, 0.77], rtol=1e-6)
 
 
 @given(arrays(np.float32, (1, 3, 4), elements=st.floats(-(2.0**60), 2.0**60, width=32)))
