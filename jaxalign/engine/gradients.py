@@ -31,7 +31,7 @@ def map_parts(function: Callable[[Part], jax.Array], batch: Part, micro_batches:
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def sum_over_parts(function: Callable[[Part], Sums], batch: Part, parts: int) -> Sums:
+def _sum_over_parts(function: Callable[[Part], Sums], batch: Part, parts: int) -> Sums:
     """The sum of a function's trees over equal parts of a batch (`map_parts`), one at a time."""
     if parts == 1:
         return function(batch)
@@ -85,7 +85,7 @@ def descend(
       ValueError: `micro_batches` does not divide the first axis of a leaf of the rows.
     """
     gradient = functools.partial(jax.grad(loss, has_aux=True), state.params)
-    gradients, metrics = sum_over_parts(gradient, rows, micro_batches)
+    gradients, metrics = _sum_over_parts(gradient, rows, micro_batches)
     return apply_gradients(model, optimizer, state, gradients, metrics)
 
 

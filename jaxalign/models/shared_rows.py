@@ -84,13 +84,11 @@ class SharedRows:
       tokens: inputs.
       positions: their positions, the prefix counted.
       documents: as `jaxalign.models.attention.attend` has them.
-      targets: the token that each completion's input predicts; 0 elsewhere.
     """
 
     tokens: jax.Array
     positions: jax.Array
     documents: jax.Array
-    targets: jax.Array
 
 
 def rows_of(
@@ -125,7 +123,6 @@ def rows_of(
             jnp.broadcast_to(number, prompts.shape),
             jnp.broadcast_to(jnp.repeat(number, group, axis=0) + OPENED * sample, tokens.shape),
         ),
-        layout.take(jnp.zeros_like(prompts), tokens),
     )
 
 

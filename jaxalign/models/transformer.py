@@ -200,25 +200,12 @@ class Transformer(Network):
         prefix: jax.Array | None = None,
     ) -> jax.Array:
         """See `SharingDecoder.shared_states`."""
-        return self._shared(params, prompts, prompt_mask, tokens, layout, prefix)[0]
-
-    @nn.nowrap
-    def _shared(
-        self,
-        params: Params,
-        prompts: jax.Array,
-        prompt_mask: jax.Array,
-        tokens: jax.Array,
-        layout: Layout,
-        prefix: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Hidden states of a layout's rows, and the tokens that they predict."""
         params = compute_params(params, self.dtype, learned=True)
         blocks = encode_prefix(self, params, prefix)
         offset = blocks[0].mask.shape[1] if blocks else 0
         rows = rows_of(layout, prompts, prompt_mask, tokens, offset=offset)
         hidden, _ = run_block(self, params, rows.tokens, rows.positions, rows.documents, blocks)
-        return hidden, rows.targets
+        return hidden
 
     @nn.nowrap
     def shared_logps(
@@ -234,7 +221,8 @@ class Transformer(Network):
     ) -> jax.Array:
         """See `SharingDecoder.shared_logps`."""
         params = compute_params(params, self.dtype, learned=True)
-        hidden, targets = self._shared(params, prompts, prompt_mask, tokens, layout, prefix)
+        hidden = self.shared_states(params, prompts, prompt_mask, tokens, layout, prefix=prefix)
+        targets = layout.take(jnp.zeros_like(prompts), tokens)
         return layout.back(
             hidden_token_logps(
                 hidden, output_weight(params), targets, temperature=temperature, mesh=self.mesh

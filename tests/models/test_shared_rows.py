@@ -37,11 +37,12 @@ def test_rows_by_hand():
         "tokens": [10, 11, 1, 2, 3, 11, 5, 6, 20, 21, 22, 8, 0, 0],
         "positions": [3, 4, 5, 6, 7, 4, 5, 6, 3, 4, 5, 6, 0, 0],
         "documents": [1, *4 * [first], *3 * [second], 2, 2, *2 * [2 * OPENED + 2], 0, 0],
-        "targets": [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 8, 9, 0, 0],
     }
     for name, values in shown.items():
         assert getattr(rows, name).tolist() == [values], name
-    back = layout.back(rows.targets.astype(jnp.float32))
+    targets = layout.take(jnp.zeros_like(prompts), tokens)
+    assert targets[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 8, 9, 0, 0]
+    back = layout.back(targets.astype(jnp.float32))
     np.testing.assert_array_equal(back, jnp.where(mask, tokens, 0))
 
 
